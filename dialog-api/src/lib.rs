@@ -1,0 +1,1 @@
+//! Chat HTTP service on PostgreSQL.

@@ -1,0 +1,3 @@
+//! The service program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Kubernetes operator for Citus with a chat back end on top.

@@ -1,3 +1,8 @@
 //! The operator program.
 
-fn main() {}
+use kube::CustomResourceExt;
+
+fn main() -> anyhow::Result<()> {
+    print!("{}", serde_yaml_ng::to_string(&dialog_operator::api::DialogCluster::crd())?);
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! The shard policy: one entry per table. Its default is the tables of dialog-api.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How one table is distributed. Entries are immutable.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.kind == 'Distributed' ? has(self.column) && has(self.group) : \
+    !has(self.column) && !has(self.group)")
+    .message("sharding.tables: a Distributed table needs column and group; a Reference table has neither"))]
+pub struct Table {
+    /// Name of the table in the schema `public`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z_][a-z0-9_]*$"))]
+    pub name: String,
+    /// Cut into shards, or copied whole to every node.
+    pub kind: TableKind,
+    /// The column whose hash decides the shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z_][a-z0-9_]*$"))]
+    pub column: Option<String>,
+    /// Tables of one group are colocated: equal column values live on the same node and move together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub group: Option<String>,
+}
+
+/// The two ways a table can be spread.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum TableKind {
+    /// Cut into shards by the hash of a column.
+    Distributed,
+    /// Copied whole to every node.
+    Reference,
+}
+
+impl Table {
+    fn distributed(name: &str, column: &str, group: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: TableKind::Distributed,
+            column: Some(column.to_owned()),
+            group: Some(group.to_owned()),
+        }
+    }
+
+    /// The tables of dialog-api: a dialog on one shard, a user on one shard.
+    pub(super) fn dialog_api() -> Vec<Self> {
+        let dialog = ["messages", "dialogs", "dialog_state"];
+        let user = ["users", "credentials", "user_dialogs"];
+        dialog
+            .iter()
+            .map(|name| Self::distributed(name, "dialog_id", "dialog"))
+            .chain(user.iter().map(|name| Self::distributed(name, "user_id", "user")))
+            .collect()
+    }
+}

@@ -1,0 +1,213 @@
+//! Every name derived from a cluster's name, in one place.
+//!
+//! A cluster's name has at most 37 characters (a rule of the resource), so that the longest name here, the revision
+//! label of a worker's pods, stays within the 63 that Kubernetes allows a label.
+
+use std::fmt;
+
+/// The port of PostgreSQL on every node.
+pub const POSTGRES_PORT: u16 = 5432;
+/// The port of Patroni's REST API on every instance.
+pub const PATRONI_PORT: u16 = 8008;
+/// The port of dialog-api's Service and pods.
+pub const API_PORT: u16 = 8080;
+
+/// The database that holds the dialog tables, on every node.
+pub const DATABASE: &str = "dialog";
+
+/// Label with the name of the `DialogCluster` that an object belongs to.
+pub const CLUSTER_LABEL: &str = "dialogcluster.io/cluster";
+/// Label with the database group of a pod, Service or claim.
+pub const GROUP_LABEL: &str = "dialogcluster.io/group";
+/// Label in which Patroni keeps an instance's role: `primary` or `replica`.
+pub const ROLE_LABEL: &str = "dialogcluster.io/role";
+/// Label with Patroni's scope: the name of the group's StatefulSet.
+pub const SCOPE_LABEL: &str = "dialogcluster.io/scope";
+
+/// A database group: a primary and its standbys.
+///
+/// The order is the one people read: coordinator first, workers by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    /// The node that holds the catalogs.
+    Coordinator,
+    /// Worker by number, from 0.
+    Worker(u32),
+}
+
+impl Group {
+    /// The group that `text` names, as `Display` writes it; `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "coordinator" {
+            return Some(Self::Coordinator);
+        }
+        let number = text.strip_prefix("worker-")?.parse().ok()?;
+        let group = Self::Worker(number);
+        // `worker-007` is not a name that we gave.
+        (group.to_string() == text).then_some(group)
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Coordinator => f.write_str("coordinator"),
+            Self::Worker(number) => write!(f, "worker-{number}"),
+        }
+    }
+}
+
+/// The names of one cluster's objects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Names {
+    cluster: String,
+    namespace: String,
+}
+
+impl Names {
+    /// The names of the cluster `cluster` in `namespace`.
+    #[must_use]
+    pub fn new(cluster: impl Into<String>, namespace: impl Into<String>) -> Self {
+        Self { cluster: cluster.into(), namespace: namespace.into() }
+    }
+
+    /// The cluster's own name.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The namespace of everything.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The group's StatefulSet, its primary's Service, and its Patroni scope.
+    #[must_use]
+    pub fn group(&self, group: Group) -> String {
+        format!("{}-{group}", self.cluster)
+    }
+
+    /// The Service of the group's standbys.
+    #[must_use]
+    pub fn standbys(&self, group: Group) -> String {
+        format!("{}-{group}-ro", self.cluster)
+    }
+
+    /// The headless Service that gives each instance of the group a name.
+    #[must_use]
+    pub fn instances(&self, group: Group) -> String {
+        format!("{}-{group}-nodes", self.cluster)
+    }
+
+    /// The pod of one instance.
+    #[must_use]
+    pub fn pod(&self, group: Group, ordinal: i32) -> String {
+        format!("{}-{ordinal}", self.group(group))
+    }
+
+    /// The claim of one instance's volume.
+    #[must_use]
+    pub fn claim(&self, group: Group, ordinal: i32) -> String {
+        format!("data-{}", self.pod(group, ordinal))
+    }
+
+    /// The name under which a Service answers inside Kubernetes, without assuming the cluster's domain.
+    #[must_use]
+    pub fn host_of_service(&self, service: &str) -> String {
+        format!("{service}.{}.svc", self.namespace)
+    }
+
+    /// The address of a group's primary. This, never a pod's address, is what `pg_dist_node` holds.
+    #[must_use]
+    pub fn host(&self, group: Group) -> String {
+        self.host_of_service(&self.group(group))
+    }
+
+    /// The address of one instance.
+    #[must_use]
+    pub fn instance_host(&self, group: Group, ordinal: i32) -> String {
+        format!("{}.{}", self.pod(group, ordinal), self.host_of_service(&self.instances(group)))
+    }
+
+    /// The group whose primary has this address, if it is one of this cluster's.
+    #[must_use]
+    pub fn group_of_host(&self, host: &str) -> Option<Group> {
+        let group = Group::parse(host.split('.').next()?.strip_prefix(&self.cluster)?.strip_prefix('-')?)?;
+        (self.host(group) == host).then_some(group)
+    }
+
+    /// The Secret with the cluster's certificate authority.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        format!("{}-ca", self.cluster)
+    }
+
+    /// The Secret with the certificate of a group's instances.
+    #[must_use]
+    pub fn group_certificate(&self, group: Group) -> String {
+        format!("{}-tls", self.group(group))
+    }
+
+    /// The Secret with the certificate that the operator shows to the databases.
+    #[must_use]
+    pub fn operator_certificate(&self) -> String {
+        format!("{}-operator-tls", self.cluster)
+    }
+
+    /// The Secret with the certificate that dialog-api shows to the databases.
+    #[must_use]
+    pub fn api_certificate(&self) -> String {
+        format!("{}-api-tls", self.cluster)
+    }
+
+    /// The Secret with the key that signs the tokens of dialog-api.
+    #[must_use]
+    pub fn api_token(&self) -> String {
+        format!("{}-api-token", self.cluster)
+    }
+
+    /// The ConfigMap, ServiceAccount, Role and RoleBinding of Patroni.
+    #[must_use]
+    pub fn patroni(&self) -> String {
+        format!("{}-patroni", self.cluster)
+    }
+
+    /// The Deployment, Service, Ingress, ServiceAccount and PodDisruptionBudget of dialog-api.
+    #[must_use]
+    pub fn api(&self) -> String {
+        format!("{}-api", self.cluster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_leaves_room_for_a_revision_label() {
+        let names = Names::new("c".repeat(37), "n");
+        let revision = format!("{}-{}", names.group(Group::Worker(99)), "0123456789");
+        assert!(revision.len() <= 63, "{revision} has {} characters", revision.len());
+    }
+
+    #[test]
+    fn a_host_names_its_group_and_only_its_own() {
+        let names = Names::new("chat", "ns");
+        for group in [Group::Coordinator, Group::Worker(0), Group::Worker(12)] {
+            assert_eq!(names.group_of_host(&names.host(group)), Some(group));
+        }
+        for stranger in [
+            "chat-worker-0",
+            "chat-worker-00.ns.svc",
+            "chat-worker-0.other.svc",
+            "10.0.0.1",
+            "chat.ns.svc",
+            "",
+        ] {
+            assert_eq!(names.group_of_host(stranger), None, "{stranger}");
+        }
+    }
+}

@@ -52,7 +52,8 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-fn build(config: &Config) -> Result<App> {
+/// Makes all parts, without connecting to anything.
+pub(crate) fn build(config: &Config) -> Result<App> {
     let LoginConfig {
         token_key_file, token_lifetime, password_queue, password_wait, password_memory, ..
     } = &config.login;

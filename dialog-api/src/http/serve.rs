@@ -3,7 +3,10 @@
 use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -15,6 +18,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::guard::{Guarded, Phase};
 use crate::{config::Limits, metrics::Metrics};
 
 /// Largest head of a request, in bytes.
@@ -35,12 +39,23 @@ pub async fn serve(
 ) -> bool {
     let slots = Arc::new(Semaphore::new(limits.max_connections as usize));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).max_buf_size(HEAD_LIMIT).header_read_timeout(limits.header_timeout);
+    http.timer(TokioTimer::new()).max_buf_size(HEAD_LIMIT).header_read_timeout(limits.idle_timeout);
     let connections = TaskTracker::new();
     let accept = |stream: TcpStream, slot| {
         let _ = stream.set_nodelay(true);
-        let connection =
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        let phase = Phase::default();
+        let guarded = Guarded::new(stream, phase.clone(), limits.header_timeout, limits.body_timeout);
+        let router = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |request| {
+            phase.next();
+            let (response, phase) = (router.call(request), phase.clone());
+            async move {
+                let response = response.await;
+                phase.next();
+                response
+            }
+        });
+        let connection = http.serve_connection(TokioIo::new(guarded), service);
         let (stop, client) = (stop.clone(), metrics.client_connected());
         connections.spawn(async move {
             let _held = (slot, client);

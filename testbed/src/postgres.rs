@@ -1,0 +1,397 @@
+//! PostgreSQL servers, one process and one data directory each, stopped when dropped.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use testbed::{certificates::Authority, postgres::Server};
+//!
+//! let authority = Authority::new()?;
+//! let server = Server::builder("coordinator").citus().tls(&authority).start()?;
+//! let client = server.connect("postgres").await?; // superuser, over the Unix socket
+//! client.batch_execute("CREATE DATABASE dialog").await?;
+//! # Ok(()) }
+//! ```
+
+mod configuration;
+mod installation;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempDir;
+use tokio_postgres::{Client, Config, NoTls};
+
+pub use self::installation::{Installation, citus_available};
+use self::{
+    configuration::{access, append, free_port, identities, node_conninfo, write_tls},
+    installation::Owner,
+};
+use crate::certificates::{Authority, IdentityFiles};
+
+/// Longest wait for a server to accept connections, crash recovery included.
+const START_LIMIT: Duration = Duration::from_mins(1);
+/// Longest wait for a server to end.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// How often `postmaster.pid` is looked at while a server starts; the file is the server's own signal.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How a server is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Sessions are disconnected, then a clean end.
+    Fast,
+    /// As in a crash: the next start recovers from the log.
+    Immediate,
+}
+
+/// What a server is to be like; made by [`Server::builder`].
+#[derive(Clone)]
+#[must_use]
+pub struct Builder<'a> {
+    name: String,
+    parameters: BTreeMap<String, String>,
+    authority: Option<&'a Authority>,
+    citus: bool,
+}
+
+impl<'a> Builder<'a> {
+    /// Sets a parameter of `postgresql.conf`; the value is quoted here. Overrides the defaults of this module.
+    pub fn parameter(mut self, name: &str, value: &str) -> Self {
+        self.parameters.insert(name.into(), value.into());
+        self
+    }
+
+    /// Preloads Citus and sizes the server for moving shards: logical decoding, slots, senders, workers.
+    /// Creating the extension and registering nodes is left to whoever owns the cluster.
+    pub fn citus(mut self) -> Self {
+        self.citus = true;
+        self
+    }
+
+    /// Demands TLS with client certificates on every TCP connection, as a cluster's nodes do; the node gets
+    /// a certificate of this authority for `localhost`.
+    pub fn tls(mut self, authority: &'a Authority) -> Self {
+        self.authority = Some(authority);
+        self
+    }
+
+    /// Makes the data directory and starts the server; returns when it accepts connections. Blocks.
+    ///
+    /// # Errors
+    /// When PostgreSQL is not installed, or does not start; the end of its log is in the message.
+    pub fn start(self) -> Result<Server> {
+        let installation = Installation::find()?;
+        if self.citus && !installation.has_extension("citus") {
+            bail!("the citus extension is not installed: ask testbed::postgres::citus_available() first");
+        }
+        let owner = Owner::of_servers()?;
+        let directory =
+            tempfile::Builder::new().prefix("testbed-").tempdir().context("temporary directory")?;
+        owner.give(directory.path())?;
+
+        let data = directory.path().join("data");
+        let output = owner
+            .command(&installation.binaries.join("initdb"), directory.path())
+            .args(["--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--auth=reject"])
+            .args(["--no-sync", "--no-instructions", "--pgdata"])
+            .arg(&data)
+            .output()
+            .context("run initdb")?;
+        if !output.status.success() {
+            bail!("initdb of {} failed: {}", self.name, String::from_utf8_lossy(&output.stderr));
+        }
+        append(&data.join("postgresql.conf"), "include 'testbed.conf'\n")?;
+
+        let mut parameters: BTreeMap<String, String> = [
+            ("listen_addresses", "localhost"),
+            ("unix_socket_directories", &directory.path().display().to_string()),
+            ("cluster_name", &self.name),
+            ("lc_messages", "C"),
+            ("shared_buffers", "32MB"),
+            ("log_line_prefix", "%m [%p] %q%u@%d/%a "),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let tls = match self.authority {
+            Some(authority) => Some(write_tls(authority, directory.path(), &owner, &mut parameters)?),
+            None => None,
+        };
+        if self.citus {
+            let conninfo = tls.as_ref().map_or_else(|| "sslmode=disable".to_owned(), node_conninfo);
+            parameters.extend(
+                [
+                    ("shared_preload_libraries", "citus"),
+                    ("citus.node_conninfo", &conninfo),
+                    ("citus.local_hostname", "localhost"),
+                    ("wal_level", "logical"),
+                    ("max_replication_slots", "32"),
+                    ("max_wal_senders", "32"),
+                    ("max_logical_replication_workers", "16"),
+                    ("max_worker_processes", "32"),
+                    ("max_prepared_transactions", "200"),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+            );
+        }
+        parameters.extend(self.parameters);
+
+        fs::write(data.join("pg_hba.conf"), access(tls.is_some())).context("write pg_hba.conf")?;
+        fs::write(data.join("pg_ident.conf"), identities()?).context("write pg_ident.conf")?;
+
+        let mut server = Server {
+            name: self.name,
+            binaries: installation.binaries,
+            owner,
+            directory,
+            port: 0,
+            parameters,
+            tls,
+            process: None,
+        };
+        server.start_on_a_free_port()?;
+        Ok(server)
+    }
+}
+
+/// A running, or stopped, PostgreSQL server.
+pub struct Server {
+    name: String,
+    binaries: PathBuf,
+    owner: Owner,
+    directory: TempDir,
+    port: u16,
+    parameters: BTreeMap<String, String>,
+    tls: Option<IdentityFiles>,
+    process: Option<Child>,
+}
+
+impl Server {
+    /// Begins the description of a server; the name appears in messages and in the server's process titles.
+    pub fn builder<'a>(name: &str) -> Builder<'a> {
+        Builder { name: name.into(), parameters: BTreeMap::new(), authority: None, citus: false }
+    }
+
+    /// The name its certificate is for.
+    #[must_use]
+    #[allow(clippy::unused_self, reason = "a server is asked for its host and port together")]
+    pub fn host(&self) -> &'static str {
+        "localhost"
+    }
+
+    /// The TCP port, which stays the same over restarts.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The directory of the Unix socket.
+    #[must_use]
+    pub fn socket_directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The node's certificate, if it speaks TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&IdentityFiles> {
+        self.tls.as_ref()
+    }
+
+    /// The server's own process id while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// Connects as the superuser `postgres` over the Unix socket.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn connect(&self, database: &str) -> Result<Client> {
+        self.connect_as("postgres", database).await
+    }
+
+    /// Connects as the given role over the Unix socket.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn connect_as(&self, role: &str, database: &str) -> Result<Client> {
+        let (client, connection) = Config::new()
+            .host_path(self.directory.path())
+            .port(self.port)
+            .user(role)
+            .dbname(database)
+            .application_name("testbed")
+            .connect(NoTls)
+            .await
+            .with_context(|| format!("connect to {} as {role}, database {database}", self.name))?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Changes a parameter and has the server read its configuration again. Parameters that need a restart
+    /// take effect with [`Server::restart`].
+    ///
+    /// # Errors
+    /// When the file cannot be written or the signal not be sent.
+    pub fn set_parameter(&mut self, name: &str, value: &str) -> Result<()> {
+        self.parameters.insert(name.into(), value.into());
+        self.write_parameters()?;
+        self.signal("HUP")
+    }
+
+    /// Starts a stopped server on its old port. Blocks until it accepts connections.
+    ///
+    /// # Errors
+    /// When it runs already or does not start.
+    pub fn start(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            bail!("{} is running", self.name);
+        }
+        self.write_parameters()?;
+        let data = self.directory.path().join("data");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .with_context(|| format!("open the log of {}", self.name))?;
+        let errors = log.try_clone().context("clone the log's handle")?;
+        let process = self
+            .owner
+            .command(&self.binaries.join("postgres"), self.directory.path())
+            .arg("-D")
+            .arg(&data)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("start {}", self.name))?;
+        self.process = Some(process);
+        self.wait_until_ready(&data.join("postmaster.pid"))
+    }
+
+    /// Stops the server. Blocks until its process has ended.
+    ///
+    /// # Errors
+    /// When it is not running or does not end within 30 s.
+    pub fn stop(&mut self, how: Shutdown) -> Result<()> {
+        self.signal(match how {
+            Shutdown::Fast => "INT",
+            Shutdown::Immediate => "QUIT",
+        })?;
+        let mut process = self.process.take().ok_or_else(|| anyhow!("{} is not running", self.name))?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        while process.try_wait().context("wait for the server")?.is_none() {
+            if Instant::now() > deadline {
+                self.process = Some(process);
+                bail!("{} did not end within {STOP_LIMIT:?}; its log ends:\n{}", self.name, self.log_tail());
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Stops and starts the server. Blocks.
+    ///
+    /// # Errors
+    /// As [`Server::stop`] and [`Server::start`].
+    pub fn restart(&mut self, how: Shutdown) -> Result<()> {
+        self.stop(how)?;
+        self.start()
+    }
+
+    /// The last lines of the server's log, for messages about failures.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(self.log_path()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("server.log")
+    }
+
+    fn write_parameters(&self) -> Result<()> {
+        let mut text = format!("port = {}\n", self.port);
+        for (name, value) in &self.parameters {
+            writeln!(text, "{name} = '{}'", value.replace('\'', "''"))?;
+        }
+        fs::write(self.directory.path().join("data/testbed.conf"), text).context("write testbed.conf")
+    }
+
+    /// A port that was free a moment ago may be taken by the time the server binds it: try another.
+    fn start_on_a_free_port(&mut self) -> Result<()> {
+        let mut attempts = 5;
+        loop {
+            self.port = free_port()?;
+            match self.start() {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    attempts -= 1;
+                    if attempts == 0 || !self.log_tail().contains("Address already in use") {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The server writes its state on the eighth line of `postmaster.pid`; `pg_ctl` reads it there as well.
+    fn wait_until_ready(&mut self, pid_file: &Path) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        let Some(mut process) = self.process.take() else { bail!("{} is not running", self.name) };
+        let pid = process.id().to_string();
+        loop {
+            let state = fs::read_to_string(pid_file).unwrap_or_default();
+            let mut lines = state.lines();
+            if lines.next() == Some(pid.as_str()) && lines.nth(6).is_some_and(|line| line.trim() == "ready") {
+                self.process = Some(process);
+                return Ok(());
+            }
+            if let Some(status) = process.try_wait().context("wait for the server")? {
+                bail!("{} ended with {status} while starting; its log ends:\n{}", self.name, self.log_tail());
+            }
+            if Instant::now() > deadline {
+                self.process = Some(process);
+                bail!("{} not ready within {START_LIMIT:?}; its log ends:\n{}", self.name, self.log_tail());
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        let pid = self.pid().ok_or_else(|| anyhow!("{} is not running", self.name))?;
+        let output = self
+            .owner
+            .command(&self.binaries.join("pg_ctl"), self.directory.path())
+            .args(["kill", signal, &pid.to_string()])
+            .output()
+            .context("run pg_ctl kill")?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            bail!("signal {signal} to {}: {}", self.name, String::from_utf8_lossy(&output.stderr))
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.process.is_some()
+            && self.stop(Shutdown::Immediate).is_err()
+            && let Some(process) = &mut self.process
+        {
+            // Nothing more can be done about a process that does not even take SIGKILL.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}

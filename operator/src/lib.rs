@@ -1,8 +1,7 @@
 //! Kubernetes operator for Citus with a chat back end on top.
 
-// Tests may stop at the first surprise.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
-
 pub mod api;
 pub mod condition;
 pub mod names;
+pub mod pg;
+pub mod shards;

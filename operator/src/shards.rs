@@ -1,0 +1,6 @@
+//! The controller of the database: what the nodes and Citus' catalogs hold becomes what the resource says.
+//!
+//! [`observe`] reads, [`plan`] decides without reading, [`act`] performs one step. Every step is derived again from what
+//! the servers say, so an operator that ends between any two statements is continued by the next.
+
+pub mod topology;

@@ -3,4 +3,12 @@
 //! [`observe`] reads, [`plan`] decides without reading, [`act`] performs one step. Every step is derived again from what
 //! the servers say, so an operator that ends between any two statements is continued by the next.
 
+mod findings;
+pub mod observed;
+pub mod plan;
+pub mod settings;
+pub mod status;
+pub mod step;
 pub mod topology;
+pub mod wanted;
+pub mod world;

@@ -42,6 +42,8 @@ pub enum Node {
 pub struct Facts {
     /// PostgreSQL's version for people, for example `15.20`.
     pub version: String,
+    /// Whether this was read inside the database `dialog`; otherwise nothing is known about what is in it.
+    pub inside: bool,
     /// The role `dialog_operator`.
     pub operator: Option<Role>,
     /// The role `dialog_api`.

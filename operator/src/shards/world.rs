@@ -50,7 +50,8 @@ impl<'a> World<'a> {
             Catalog { members: Vec::new(), placements: Vec::new(), operations: Vec::new() };
         let fresh = || {
             let facts = self.observed.facts(Group::Coordinator)?;
-            facts.citus.installed.is_none().then_some(&EMPTY)
+            let known = facts.inside || facts.database_owner.is_none();
+            (known && facts.citus.installed.is_none()).then_some(&EMPTY)
         };
         self.observed.catalog.as_ref().or_else(fresh)
     }

@@ -29,9 +29,9 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
 fn server(world: &World<'_>, group: Group, facts: &Facts, draft: &mut Draft) {
     match facts.operator {
         Some(role) if role.login && role.superuser => {}
-        None => draft.step(Step::CreateOperatorRole { group }),
-        // What a role that is less than it should be was shown is no ground for more.
-        Some(_) => return draft.step(Step::CreateOperatorRole { group }),
+        None if facts.database_owner.is_none() => draft.step(Step::CreateOperatorRole { group }),
+        // Nothing is known yet of what is inside the database, and a lesser role was not shown everything.
+        _ => return draft.step(Step::CreateOperatorRole { group }),
     }
     if facts.api.is_none() {
         draft.step(Step::CreateApiRole { group });

@@ -115,7 +115,11 @@ mod tests {
     fn the_transition_time_moves_only_with_the_status() {
         let (early, late) = (Timestamp::from_second(1).unwrap(), Timestamp::from_second(2).unwrap());
         let first = Finding::new(READY, false, "Starting", "a").into_condition(&[], Some(1), early);
-        let same = Finding::new(READY, false, "Waiting", "b").into_condition(&[first.clone()], Some(1), late);
+        let same = Finding::new(READY, false, "Waiting", "b").into_condition(
+            std::slice::from_ref(&first),
+            Some(1),
+            late,
+        );
         assert_eq!(same.last_transition_time, Time(early));
         assert_eq!((same.reason.as_str(), same.message.as_str()), ("Waiting", "b"));
         let other = Finding::new(READY, true, "Ready", "c").into_condition(&[same], Some(1), late);

@@ -1,1 +1,22 @@
 //! Chat HTTP service on PostgreSQL.
+//!
+//! It speaks the public OTUS Highload specification, keeps one dialog on one shard, and knows nothing of
+//! Kubernetes: any PostgreSQL will do, with Citus or without. How a request travels:
+//! [`http`] checks what came in, [`users`] and [`dialogs`] decide what it means,
+//! [`database`] runs prepared statements on a few shared connections.
+//! [`startup`] migrates the schema and waits until its tables are distributed, [`server`] puts all together.
+
+pub mod config;
+pub mod database;
+pub mod dialogs;
+pub mod http;
+pub mod metrics;
+pub mod migrations;
+pub mod passwords;
+pub mod readiness;
+pub mod recent;
+pub mod server;
+pub mod startup;
+pub mod telemetry;
+pub mod tokens;
+pub mod users;

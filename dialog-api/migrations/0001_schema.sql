@@ -1,0 +1,75 @@
+-- The tables of the service: ordinary PostgreSQL tables, ready to be distributed by Citus.
+--
+-- Tables of a dialog are keyed by dialog_id, tables of a user by user_id. Every primary and unique key
+-- contains its table's distribution column, and no foreign key leaves a table, so that distributing them
+-- (by whoever owns the cluster) changes nothing here.
+
+-- Group "dialog" ------------------------------------------------------------------------------------
+
+-- message_id is a UUIDv7 made by the service before its first attempt to write: listing newest first
+-- is a backward scan of the primary key, and writing the same message twice is harmless.
+CREATE TABLE messages (
+    dialog_id     uuid        NOT NULL,
+    message_id    uuid        NOT NULL,
+    from_user_id  uuid        NOT NULL,
+    to_user_id    uuid        NOT NULL,
+    text          text        NOT NULL CHECK (char_length(text) <= 4096),
+    client_msg_id uuid,
+    created_at    timestamptz NOT NULL,
+    edited_at     timestamptz,
+    deleted_at    timestamptz,
+    PRIMARY KEY (dialog_id, message_id)
+);
+
+-- A client's own id for a message makes sending idempotent.
+CREATE UNIQUE INDEX messages_client_msg_id
+    ON messages (dialog_id, from_user_id, client_msg_id)
+    WHERE client_msg_id IS NOT NULL;
+
+-- The pair behind each dialog_id: proof that two pairs do not share one.
+CREATE TABLE dialogs (
+    dialog_id  uuid        NOT NULL,
+    user_lo    uuid        NOT NULL,
+    user_hi    uuid        NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (dialog_id),
+    CHECK (user_lo <= user_hi)
+);
+
+-- How far each of the two has read.
+CREATE TABLE dialog_state (
+    dialog_id    uuid NOT NULL,
+    user_id      uuid NOT NULL,
+    last_read_id uuid NOT NULL,
+    PRIMARY KEY (dialog_id, user_id)
+);
+
+-- Group "user" --------------------------------------------------------------------------------------
+
+CREATE TABLE users (
+    user_id     uuid        NOT NULL,
+    first_name  text        NOT NULL,
+    second_name text        NOT NULL,
+    birthdate   date,
+    biography   text,
+    city        text,
+    created_at  timestamptz NOT NULL,
+    PRIMARY KEY (user_id)
+);
+
+CREATE TABLE credentials (
+    user_id       uuid        NOT NULL,
+    password_hash text        NOT NULL,
+    updated_at    timestamptz NOT NULL,
+    PRIMARY KEY (user_id)
+);
+
+-- A user's dialogs with the last message of each.
+CREATE TABLE user_dialogs (
+    user_id         uuid NOT NULL,
+    dialog_id       uuid NOT NULL,
+    peer_id         uuid NOT NULL,
+    last_message_id uuid NOT NULL,
+    preview         text NOT NULL,
+    PRIMARY KEY (user_id, dialog_id)
+);

@@ -1,0 +1,234 @@
+//! Configuration: flags and environment variables, with defaults and units, as `--help` shows them.
+
+use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// Lines for people.
+    Text,
+}
+
+/// Whether the tables have to be distributed by Citus before requests are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Distribution {
+    /// Wait for distributed tables if the citus extension is installed in the database.
+    Auto,
+    /// Wait for the citus extension and for distributed tables.
+    Required,
+    /// Do not look.
+    Off,
+}
+
+/// Chat HTTP service on PostgreSQL, aware of Citus' shards.
+///
+/// Every flag can be given as the environment variable named beside it. Durations are written with their
+/// unit: 500ms, 5s, 24h.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "dialog-api", version, max_term_width = 110)]
+pub struct Config {
+    /// Address and port for HTTP; /health, /ready and /metrics are served there as well
+    #[arg(long, env = "DIALOG_API_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub database: DatabaseConfig,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub login: LoginConfig,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub limits: Limits,
+
+    /// Log format
+    #[arg(long, env = "DIALOG_API_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+
+    /// What is logged, in the syntax of `RUST_LOG`; `debug` logs every request
+    #[arg(long, env = "DIALOG_API_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+// How the database is reached. (No doc comment: clap would show it as the program's description.)
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Database")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct DatabaseConfig {
+    /// Host name of PostgreSQL or of the Citus coordinator, or the directory of its Unix socket
+    #[arg(long = "database-host", env = "DIALOG_API_DATABASE_HOST")]
+    pub host: String,
+
+    /// Port of PostgreSQL
+    #[arg(long = "database-port", env = "DIALOG_API_DATABASE_PORT", default_value_t = 5432)]
+    pub port: u16,
+
+    /// Database with the service's tables
+    #[arg(long = "database-name", env = "DIALOG_API_DATABASE_NAME", default_value = "dialog")]
+    pub name: String,
+
+    /// Role to connect as; it owns the database
+    #[arg(long = "database-user", env = "DIALOG_API_DATABASE_USER", default_value = "dialog_api")]
+    pub user: String,
+
+    /// Number of connections; each is shared by many requests at a time
+    #[arg(long = "database-connections", env = "DIALOG_API_DATABASE_CONNECTIONS", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub connections: u16,
+
+    /// Longest time for one statement, retries included; then the answer is 503
+    #[arg(long = "database-timeout", env = "DIALOG_API_DATABASE_TIMEOUT", default_value = "5s",
+          value_parser = duration)]
+    pub timeout: Duration,
+
+    /// Certificate of the authority that signed the server's (PEM). With it the connection is encrypted and
+    /// the server's certificate and name are verified
+    #[arg(long = "tls-ca", env = "DIALOG_API_TLS_CA", requires_all = ["tls_cert", "tls_key"])]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Client certificate (PEM)
+    #[arg(long = "tls-cert", env = "DIALOG_API_TLS_CERT", requires_all = ["tls_ca", "tls_key"])]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of the client certificate (PEM)
+    #[arg(long = "tls-key", env = "DIALOG_API_TLS_KEY", requires_all = ["tls_ca", "tls_cert"])]
+    pub tls_key: Option<PathBuf>,
+
+    /// Whether to wait until the operator has distributed the tables
+    #[arg(long, env = "DIALOG_API_DISTRIBUTION", value_enum, default_value_t = Distribution::Auto)]
+    pub distribution: Distribution,
+}
+
+// Passwords and tokens.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Logins")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct LoginConfig {
+    /// File with the key that signs tokens: at least 32 random bytes, base64; the same for all replicas
+    #[arg(long, env = "DIALOG_API_TOKEN_KEY_FILE")]
+    pub token_key_file: PathBuf,
+
+    /// How long a token is valid
+    #[arg(long, env = "DIALOG_API_TOKEN_LIFETIME", default_value = "24h", value_parser = duration)]
+    pub token_lifetime: Duration,
+
+    /// Passwords checked at a time [default: half of the processors]
+    #[arg(long, env = "DIALOG_API_PASSWORD_CONCURRENCY",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub password_concurrency: Option<u16>,
+
+    /// Passwords that may wait to be checked; one more is answered 503
+    #[arg(long, env = "DIALOG_API_PASSWORD_QUEUE", default_value_t = 32)]
+    pub password_queue: u16,
+
+    /// Longest time a password waits to be checked; then the answer is 503
+    #[arg(long, env = "DIALOG_API_PASSWORD_WAIT", default_value = "5s", value_parser = duration)]
+    pub password_wait: Duration,
+
+    /// Memory for hashing one password, in KiB
+    #[arg(long, env = "DIALOG_API_PASSWORD_MEMORY", default_value_t = 19_456,
+          value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    pub password_memory: u32,
+}
+
+// Bounds on what clients can take.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct Limits {
+    /// Largest request body, in bytes
+    #[arg(long, env = "DIALOG_API_BODY_LIMIT", default_value_t = 65_536)]
+    pub body_limit: usize,
+
+    /// Open connections; more wait to be accepted
+    #[arg(long, env = "DIALOG_API_MAX_CONNECTIONS", default_value_t = 8_192,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+
+    /// Longest time for the head of a request, from its first byte
+    #[arg(long, env = "DIALOG_API_HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub header_timeout: Duration,
+
+    /// Longest time for the body of a request
+    #[arg(long, env = "DIALOG_API_BODY_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub body_timeout: Duration,
+
+    /// Longest time for a whole request; then the answer is 503
+    #[arg(long, env = "DIALOG_API_REQUEST_TIMEOUT", default_value = "20s", value_parser = duration)]
+    pub request_timeout: Duration,
+
+    /// How long a connection may be idle; longer than the proxy in front keeps its own (90 s is common)
+    #[arg(long, env = "DIALOG_API_IDLE_TIMEOUT", default_value = "100s", value_parser = duration)]
+    pub idle_timeout: Duration,
+
+    /// After SIGTERM: how long to go on accepting, /ready saying 503, until load balancers have noticed
+    #[arg(long, env = "DIALOG_API_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
+    pub drain_delay: Duration,
+
+    /// After that: longest time for accepted requests to finish
+    #[arg(long, env = "DIALOG_API_SHUTDOWN_TIMEOUT", default_value = "20s", value_parser = duration)]
+    pub shutdown_timeout: Duration,
+}
+
+impl LoginConfig {
+    /// Passwords hashed at a time: as configured, else half of the processors, so that messages always have
+    /// the other half.
+    #[must_use]
+    pub fn concurrency(&self) -> usize {
+        self.password_concurrency
+            .map_or_else(|| (thread::available_parallelism().map_or(1, usize::from) / 2).max(1), usize::from)
+    }
+}
+
+/// Reads a duration with its unit; zero is allowed, negative is not.
+fn duration(text: &str) -> Result<Duration, String> {
+    let signed: jiff::SignedDuration =
+        text.parse().map_err(|error| format!("{error}; write it with its unit, such as 500ms, 5s or 24h"))?;
+    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMUM: [&str; 5] = ["dialog-api", "--database-host", "db", "--token-key-file", "/key"];
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = Config::try_parse_from(MINIMUM).unwrap();
+        assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!((config.database.port, config.database.name.as_str()), (5432, "dialog"));
+        assert_eq!(config.database.distribution, Distribution::Auto);
+        assert_eq!(config.limits.drain_delay, Duration::from_secs(5));
+        assert!(config.login.concurrency() >= 1);
+    }
+
+    #[test]
+    fn durations_need_a_unit_and_a_direction() {
+        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert!(duration("5").is_err());
+        assert!(duration("-5s").is_err());
+        assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn certificates_come_all_three_or_not_at_all() {
+        let with = |more: &[&'static str]| Config::try_parse_from(MINIMUM.iter().chain(more));
+        assert!(with(&["--tls-ca", "a"]).is_err());
+        assert!(with(&["--tls-ca", "a", "--tls-cert", "b"]).is_err());
+        assert!(with(&["--tls-ca", "a", "--tls-cert", "b", "--tls-key", "c"]).is_ok());
+    }
+
+    #[test]
+    fn the_help_is_consistent() {
+        use clap::CommandFactory as _;
+        Config::command().debug_assert();
+    }
+}

@@ -1,0 +1,193 @@
+//! The one place that knows how a connection to the database is made.
+
+use std::{fs, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio_postgres::{
+    Client, NoTls,
+    config::{SslMode, TargetSessionAttrs},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::DatabaseConfig;
+
+/// Longest time to establish a connection: name, TCP, TLS and start of the session.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait of a statement for a lock.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// Longest time for one statement of a migration.
+const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
+/// How long a peer may stay silent before the kernel asks, how often it asks again, and how often in vain.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
+
+/// What drives a connection's traffic; it ends with the connection.
+pub type Traffic = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+
+/// What a connection is for; decides its time limits and what it is called in `pg_stat_activity`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Statements of requests, each bounded by this time.
+    Requests(Duration),
+    /// Migrations and looking at catalogs: DDL may take its time, but does not wait long for locks.
+    Schema,
+}
+
+/// Makes connections. Certificates are read anew each time, so replacing the files needs no restart.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    config: tokio_postgres::Config,
+    tls: Option<TlsFiles>,
+    target: String,
+}
+
+#[derive(Clone, Debug)]
+struct TlsFiles {
+    authority: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Connector {
+    /// Takes what was configured; reads the certificates once to find mistakes early.
+    ///
+    /// # Errors
+    /// When only some of the TLS files are named, or one cannot be read or is not what it should be.
+    pub fn new(config: &DatabaseConfig) -> Result<Self> {
+        let tls = match (&config.tls_ca, &config.tls_cert, &config.tls_key) {
+            (None, None, None) => None,
+            (Some(authority), Some(certificate), Some(key)) => {
+                let (authority, certificate, key) = (authority.clone(), certificate.clone(), key.clone());
+                Some(TlsFiles { authority, certificate, key })
+            }
+            _ => bail!("--tls-ca, --tls-cert and --tls-key go together: give all three or none"),
+        };
+        if let Some(files) = &tls {
+            files.load()?;
+        }
+        let mut connection = tokio_postgres::Config::new();
+        connection
+            .host(&config.host)
+            .port(config.port)
+            .dbname(&config.name)
+            .user(&config.user)
+            // A standby, or a primary that was demoted a moment ago, is no use: try the next address.
+            .target_session_attrs(TargetSessionAttrs::ReadWrite)
+            .ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable })
+            .connect_timeout(CONNECT_LIMIT)
+            .keepalives_idle(KEEPALIVE.0)
+            .keepalives_interval(KEEPALIVE.1)
+            .keepalives_retries(KEEPALIVE.2)
+            .tcp_user_timeout(KEEPALIVE.0);
+        let target = format!("{}@{}:{}/{}", config.user, config.host, config.port, config.name);
+        Ok(Self { config: connection, tls, target })
+    }
+
+    /// Role, host, port and database, for messages.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Connects. The returned traffic must be polled (spawned) for the client to work.
+    ///
+    /// # Errors
+    /// When the certificates cannot be read, or no session comes about within 5 s.
+    pub async fn connect(&self, purpose: Purpose) -> Result<(Client, Traffic)> {
+        let mut config = self.config.clone();
+        config.application_name(purpose.application_name()).options(purpose.session_settings());
+        let session = async {
+            Ok(if let Some(files) = &self.tls {
+                let (client, traffic) = config.connect(MakeRustlsConnect::new(files.load()?)).await?;
+                (client, Box::pin(traffic) as Traffic)
+            } else {
+                let (client, traffic) = config.connect(NoTls).await?;
+                (client, Box::pin(traffic) as Traffic)
+            })
+        };
+        // connect_timeout bounds each address; this bounds the whole.
+        tokio::time::timeout(CONNECT_LIMIT, session)
+            .await
+            .unwrap_or_else(|_| bail!("no session within {CONNECT_LIMIT:?}"))
+            .with_context(|| format!("connect to {}", self.target))
+    }
+}
+
+impl Purpose {
+    fn application_name(self) -> &'static str {
+        match self {
+            Self::Requests(_) => "dialog-api",
+            Self::Schema => "dialog-api schema",
+        }
+    }
+
+    /// Settings that decide what statements mean and how long they may take are pinned, whatever the role,
+    /// the database or the server have been told.
+    fn session_settings(self) -> String {
+        let statement_timeout = match self {
+            Self::Requests(limit) => limit.as_millis(),
+            Self::Schema => MIGRATION_LIMIT.as_millis(),
+        };
+        [
+            ("search_path", "public"),
+            ("TimeZone", "UTC"),
+            ("DateStyle", "ISO"),
+            ("default_transaction_isolation", "read\\ committed"),
+            ("default_transaction_read_only", "off"),
+            ("client_min_messages", "warning"),
+            ("idle_in_transaction_session_timeout", "60000"),
+            ("lock_timeout", &LOCK_LIMIT.as_millis().to_string()),
+            ("statement_timeout", &statement_timeout.to_string()),
+        ]
+        .map(|(name, value)| format!("-c {name}={value}"))
+        .join(" ")
+    }
+}
+
+impl TlsFiles {
+    /// TLS as libpq's `verify-full`: the server's certificate is checked against our authority and the name
+    /// we connect to, and we show our own certificate.
+    fn load(&self) -> Result<ClientConfig> {
+        let read = |path: &PathBuf| fs::read(path).with_context(|| format!("read {}", path.display()));
+        let certificates = |path: &PathBuf| -> Result<Vec<CertificateDer<'static>>> {
+            let found = CertificateDer::pem_slice_iter(&read(path)?)
+                .collect::<Result<Vec<_>, _>>()
+                .with_context(|| format!("{} is not PEM", path.display()))?;
+            if found.is_empty() {
+                bail!("{} holds no certificate", path.display());
+            }
+            Ok(found)
+        };
+        let mut authorities = RootCertStore::empty();
+        for certificate in certificates(&self.authority)? {
+            authorities
+                .add(certificate)
+                .with_context(|| format!("{} holds no usable authority", self.authority.display()))?;
+        }
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
+            .with_context(|| format!("{} holds no private key", self.key.display()))?;
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .context("TLS versions")?
+            .with_root_certificates(authorities)
+            .with_client_auth_cert(certificates(&self.certificate)?, key)
+            .with_context(|| {
+                format!("{} and {} do not belong together", self.certificate.display(), self.key.display())
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_pinned_and_spaces_escaped() {
+        let settings = Purpose::Requests(Duration::from_millis(2500)).session_settings();
+        assert!(settings.contains("-c search_path=public "));
+        assert!(settings.contains("-c default_transaction_isolation=read\\ committed "));
+        assert!(settings.ends_with("-c statement_timeout=2500"));
+        assert!(Purpose::Schema.session_settings().ends_with("-c statement_timeout=600000"));
+    }
+}

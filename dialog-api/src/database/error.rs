@@ -1,0 +1,106 @@
+//! What an error of the database means for the statement that met it.
+
+/// Why a statement has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The database could not be reached, or did not decide, in time. The text is the last failure.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// The database understood the statement and refused it.
+    #[error("the database refused the statement: {}", describe(.0))]
+    Refused(#[source] tokio_postgres::Error),
+}
+
+impl DatabaseError {
+    /// Whether values that a client sent are the reason: a value out of range, a violated check.
+    #[must_use]
+    pub fn is_bad_value(&self) -> bool {
+        match self {
+            Self::Refused(error) => {
+                error.code().is_some_and(|state| state.code().starts_with("22") || state.code() == "23514")
+            }
+            Self::Unavailable(_) => false,
+        }
+    }
+}
+
+/// The server's own words, which the error type keeps to itself.
+fn describe(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |server| format!("{} (SQLSTATE {})", server.message(), server.code().code()),
+    )
+}
+
+/// What to do about a failed statement. All statements are harmless when run twice, so "did it happen?"
+/// need not be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Try again, on this connection or another.
+    TryAgain,
+    /// Try again, but never on this connection.
+    TryElsewhere,
+    /// Trying again would end the same.
+    Refused,
+}
+
+/// Judges an error of a statement.
+#[must_use]
+pub fn verdict(error: &tokio_postgres::Error) -> Verdict {
+    match error.as_db_error() {
+        Some(server) => verdict_of_state(server.code().code(), server.message()),
+        // The connection broke, or its peer no longer speaks the protocol. (A parameter that cannot be
+        // converted is a mistake in this program, found by any test of the statement.)
+        None if error.is_closed() || is_io(error) => Verdict::TryElsewhere,
+        None => Verdict::Refused,
+    }
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.downcast_ref::<std::io::Error>().is_some())
+}
+
+/// Judges by SQLSTATE. The message matters for one state that PostgreSQL uses for two things.
+fn verdict_of_state(state: &str, message: &str) -> Verdict {
+    match state {
+        // The server is ending, starting, or read-only since it was demoted; the prepared statement is gone,
+        // or its plan is from before a migration.
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25006" | "26000" => Verdict::TryElsewhere,
+        "0A000" if message.contains("cached plan") => Verdict::TryElsewhere,
+        // Serialization failure, deadlock, lock or statement timeout.
+        "40001" | "40P01" | "55P03" | "57014" => Verdict::TryAgain,
+        // A connection between the nodes of a Citus cluster; disk, memory or connections exhausted.
+        _ if state.starts_with("08") || state.starts_with("53") => Verdict::TryAgain,
+        _ => Verdict::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_tried_again() {
+        for state in ["08000", "08006", "40001", "40P01", "53300", "53100", "55P03", "57014"] {
+            assert_eq!(verdict_of_state(state, ""), Verdict::TryAgain, "{state}");
+        }
+    }
+
+    #[test]
+    fn a_session_that_cannot_recover_is_left() {
+        for state in ["57P01", "57P02", "57P03", "25006", "26000"] {
+            assert_eq!(verdict_of_state(state, ""), Verdict::TryElsewhere, "{state}");
+        }
+        assert_eq!(
+            verdict_of_state("0A000", "cached plan must not change result type"),
+            Verdict::TryElsewhere
+        );
+    }
+
+    #[test]
+    fn what_would_end_the_same_is_refused() {
+        for state in ["23505", "23514", "22021", "42P01", "42501", "0A000", "XX000"] {
+            assert_eq!(verdict_of_state(state, "not supported"), Verdict::Refused, "{state}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What goes wrong, as clients see it: a status, a JSON body, and `Retry-After` where trying again helps.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::{
+    database::error::DatabaseError, dialogs::DialogError, passwords::PasswordError, users::UserError,
+};
+
+/// What went wrong; the number is the `code` of the body and never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(super) enum Problem {
+    /// A bug: a panic or something that cannot be.
+    Internal = 1000,
+    /// The database is not available.
+    DatabaseUnavailable = 1001,
+    /// The schema is not ready yet.
+    Starting = 1002,
+    /// Too many logins or registrations at the moment.
+    Overloaded = 1003,
+    /// The request took too long.
+    TimedOut = 1004,
+    /// The request is not understood or not allowed.
+    BadRequest = 2000,
+    /// The token is missing or not valid.
+    Unauthorized = 2001,
+    /// The password is wrong.
+    WrongPassword = 2002,
+    /// There is no such user.
+    UnknownUser = 2003,
+    /// There is no such path.
+    UnknownPath = 2004,
+    /// The path does not know this method.
+    UnknownMethod = 2005,
+}
+
+/// An error on its way to the client. The body is written where the request's id is known (`observe`).
+#[derive(Clone, Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    problem: Problem,
+    message: String,
+    /// For the log, not for the client.
+    detail: Option<String>,
+    retry_after: Option<u32>,
+}
+
+/// The JSON body of every error, as the specification has it for 5xx.
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    message: &'a str,
+    request_id: &'a str,
+    code: u16,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, problem: Problem, message: impl Into<String>) -> Self {
+        Self { status, problem, message: message.into(), detail: None, retry_after: None }
+    }
+
+    /// 400: what the client sent is not understood or not allowed; the message says why.
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Problem::BadRequest, message)
+    }
+
+    /// 401: no token, or none that is valid.
+    pub(super) fn unauthorized(message: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, Problem::Unauthorized, message)
+    }
+
+    /// 404 or 405, outside of the specification.
+    pub(super) fn no_route(status: StatusCode, problem: Problem, message: &str) -> Self {
+        Self::new(status, problem, message)
+    }
+
+    /// 503: trying again after this many seconds makes sense.
+    pub(super) fn unavailable(problem: Problem, message: &str, retry_after: u32) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, problem, message)
+        }
+    }
+
+    /// 500: a bug. The detail is logged and not shown.
+    pub(super) fn internal(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Problem::Internal, "internal error").with_detail(detail)
+    }
+
+    fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// What is logged beside the request's id.
+    pub(super) fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
+
+    /// The response with its body.
+    pub(super) fn respond(&self, request_id: &str) -> Response {
+        let body = Body { message: &self.message, request_id, code: self.problem as u16 };
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// Hands the error on to `observe`, which knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<DatabaseError> for ApiError {
+    fn from(error: DatabaseError) -> Self {
+        if error.is_bad_value() {
+            return Self::bad_request("the database does not accept a value of this request")
+                .with_detail(error.to_string());
+        }
+        match error {
+            DatabaseError::Unavailable(detail) => {
+                Self::unavailable(Problem::DatabaseUnavailable, "the database is not available", 1)
+                    .with_detail(detail)
+            }
+            DatabaseError::Refused(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<PasswordError> for ApiError {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Overloaded => {
+                Self::unavailable(Problem::Overloaded, "too many logins at the moment", 2)
+            }
+            PasswordError::Failed(detail) => Self::internal(detail),
+        }
+    }
+}
+
+impl From<UserError> for ApiError {
+    fn from(error: UserError) -> Self {
+        match error {
+            UserError::Unknown => Self::new(StatusCode::NOT_FOUND, Problem::UnknownUser, error.to_string()),
+            // The specification knows no 401 here.
+            UserError::WrongPassword => {
+                Self::new(StatusCode::BAD_REQUEST, Problem::WrongPassword, error.to_string())
+            }
+            UserError::Password(error) => error.into(),
+            UserError::Database(error) => error.into(),
+            UserError::Token(error) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<DialogError> for ApiError {
+    fn from(error: DialogError) -> Self {
+        match error {
+            DialogError::BadText(message) => Self::bad_request(message),
+            // The specification knows no 404 for dialogs.
+            DialogError::UnknownPeer => {
+                Self::new(StatusCode::BAD_REQUEST, Problem::UnknownUser, error.to_string())
+            }
+            DialogError::Collision(_) => Self::internal(error.to_string()),
+            DialogError::Database(error) => error.into(),
+        }
+    }
+}

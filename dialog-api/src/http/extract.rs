@@ -1,0 +1,130 @@
+//! What handlers take from a request. Whatever is wrong with it is a 400 or 401 with a sentence, never one of
+//! the framework's own answers, which the specification does not know.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use http::{HeaderMap, header, request::Parts};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{ApiError, App};
+
+/// The user whose token came with the request.
+pub(super) struct Caller(pub(super) Uuid);
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let token = bearer(&parts.headers)
+            .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
+        let user = app
+            .tokens
+            .verify(token, Timestamp::now())
+            .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
+        Ok(Self(user))
+    }
+}
+
+/// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The user named in the path.
+pub(super) struct Peer(pub(super) Uuid);
+
+impl FromRequestParts<Arc<App>> for Peer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, app)
+            .await
+            .map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+        user_id("user_id", &text).map(Self)
+    }
+}
+
+/// Reads a user's id.
+pub(super) fn user_id(field: &str, text: &str) -> Result<Uuid, ApiError> {
+    Uuid::try_parse(text).map_err(|_| ApiError::bad_request(format!("{field} is not the id of a user")))
+}
+
+/// A JSON body.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::bad_request("the body must be JSON, with Content-Type: application/json"));
+        }
+        let body = Limited::new(request.into_body(), app.body_limit);
+        let bytes = timeout(app.body_timeout, body.collect())
+            .await
+            .map_err(|_| ApiError::bad_request("the body did not arrive in time"))?
+            .map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    ApiError::bad_request(format!("the body is larger than {} bytes", app.body_limit))
+                } else {
+                    ApiError::bad_request("the body did not arrive as announced")
+                }
+            })?
+            .to_bytes();
+        serde_json::from_slice(&bytes)
+            .map(Self)
+            .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
+    }
+}
+
+/// Whether the content type is JSON in a wider sense: `application/json`, `application/json-patch+json`, which
+/// some generated clients send, and any other `application/*+json`. No content type at all passes as well.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
+    let Ok(value) = value.to_str() else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence.strip_prefix("application/").is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn with(name: header::HeaderName, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn json_has_many_names() {
+        for value in [
+            "application/json",
+            "application/json; charset=utf-8",
+            "Application/JSON",
+            "application/json-patch+json",
+            "application/problem+json;x=y",
+        ] {
+            assert!(is_json(&with(header::CONTENT_TYPE, value)), "{value}");
+        }
+        assert!(is_json(&HeaderMap::new()));
+        for value in ["text/plain", "application/x-www-form-urlencoded", "text/json", "json", ""] {
+            assert!(!is_json(&with(header::CONTENT_TYPE, value)), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_found_behind_its_scheme() {
+        assert_eq!(bearer(&with(header::AUTHORIZATION, "Bearer abc")), Some("abc"));
+        assert_eq!(bearer(&with(header::AUTHORIZATION, "bearer  abc ")), Some("abc"));
+        assert_eq!(bearer(&with(header::AUTHORIZATION, "Basic abc")), None);
+        assert_eq!(bearer(&with(header::AUTHORIZATION, "abc")), None);
+        assert_eq!(bearer(&HeaderMap::new()), None);
+    }
+}

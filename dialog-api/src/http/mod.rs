@@ -1,0 +1,131 @@
+//! HTTP: routes, what surrounds every request ([`observe`]), and the server itself ([`serve`]).
+
+mod dialogs;
+mod error;
+mod extract;
+mod guard;
+mod observe;
+mod operations;
+pub mod serve;
+mod users;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router, middleware,
+    routing::{get, post},
+};
+
+use self::error::{ApiError, Problem};
+use crate::{
+    database::Database, dialogs::Dialogs, metrics::Metrics, readiness::Readiness, tokens::Tokens,
+    users::Users,
+};
+
+/// What handlers work with.
+pub struct App {
+    /// The database, for `/ready`.
+    pub database: Arc<Database>,
+    /// Registration and login.
+    pub users: Arc<Users>,
+    /// Sending and listing.
+    pub dialogs: Dialogs,
+    /// Who is asking.
+    pub tokens: Arc<Tokens>,
+    /// The stage of the process.
+    pub readiness: Arc<Readiness>,
+    /// Counters and histograms.
+    pub metrics: Arc<Metrics>,
+    /// Largest body, in bytes.
+    pub body_limit: usize,
+    /// Longest time for a body.
+    pub body_timeout: Duration,
+    /// Longest time for a request.
+    pub request_timeout: Duration,
+}
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    let api = Router::new()
+        .route("/user/register", post(users::register))
+        .route("/login", post(users::login))
+        .route("/dialog/{user_id}/send", post(dialogs::send))
+        .route("/dialog/{user_id}/list", get(dialogs::list))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
+    Router::new()
+        .merge(api)
+        .route("/health", get(operations::health))
+        .route("/ready", get(operations::ready))
+        .route("/metrics", get(operations::metrics))
+        .fallback(operations::no_such_path)
+        .method_not_allowed_fallback(operations::no_such_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use clap::Parser as _;
+    use http::Request;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::{config::Config, server};
+
+    /// The whole application, with nothing behind it.
+    fn app() -> Arc<App> {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key");
+        std::fs::write(&key, [7; 32]).unwrap();
+        let key = key.to_str().unwrap();
+        let flags = ["dialog-api", "--database-host", "localhost", "--token-key-file", key];
+        Arc::new(server::build(&Config::parse_from(flags)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_with_a_body_and_is_counted() {
+        let app = app();
+        let router = Router::new()
+            .route("/panic", get(async || -> &'static str { panic!("on purpose") }))
+            .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe));
+        for _ in 0..2 {
+            let request = Request::get("/panic").header("x-request-id", "seven").body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 500);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(
+                body,
+                serde_json::json!({"message": "internal error", "request_id": "seven", "code": 1000})
+            );
+        }
+        assert_eq!(app.metrics.panics.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn until_the_schema_is_ready_the_api_says_so_and_the_process_is_healthy() {
+        let router = router(app());
+        for (path, status) in
+            [("/health", 200), ("/ready", 503), ("/metrics", 200), ("/dialog/x/list", 503), ("/", 404)]
+        {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status, "{path}");
+            assert_eq!(response.headers().contains_key("retry-after"), path.starts_with("/dialog"), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_method_is_told_which_ones_there_are() {
+        let router = router(app());
+        let request = Request::get("/login").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["allow"]),
+            (405, &"POST".parse().unwrap())
+        );
+        assert_eq!(response.headers()["content-type"], "application/json");
+    }
+}

@@ -1,0 +1,162 @@
+//! What surrounds every request: its id, its time limit, its place in metrics and log, the body of its errors,
+//! and that a panic in it stays in it.
+
+use std::{any::Any, borrow::Cow, panic::AssertUnwindSafe, sync::Arc};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use futures::FutureExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::{ApiError, App, Problem};
+use crate::{metrics::RequestLabels, readiness::Stage};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id that is taken over from a client, in bytes.
+const REQUEST_ID_LIMIT: usize = 128;
+
+/// Turns requests away until the schema is ready.
+pub(super) async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match app.readiness.stage() {
+        Stage::Starting(_) => {
+            ApiError::unavailable(Problem::Starting, "the service is starting", 1).into_response()
+        }
+        Stage::Serving | Stage::Draining => next.run(request).await,
+    }
+}
+
+/// Surrounds every request.
+pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let request_id = request_id(request.headers());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or(Cow::Borrowed("unmatched"), |path| Cow::Owned(path.as_str().to_owned()));
+    let method = method_label(request.method());
+
+    let handled = AssertUnwindSafe(timeout(app.request_timeout, next.run(request))).catch_unwind().await;
+    let mut response = match handled {
+        Ok(Ok(response)) => response,
+        Ok(Err(_elapsed)) => {
+            ApiError::unavailable(Problem::TimedOut, "the request took too long", 1).into_response()
+        }
+        Err(panic) => {
+            app.metrics.panics.inc();
+            ApiError::internal(format!("panic: {}", panic_message(panic.as_ref()))).into_response()
+        }
+    };
+
+    let error = response.extensions_mut().remove::<ApiError>();
+    if let Some(error) = &error {
+        // Headers that a handler set, such as Allow, stay.
+        let headers = std::mem::take(response.headers_mut());
+        response = error.respond(&request_id);
+        for (name, value) in headers.iter().filter(|(name, _)| **name != header::CONTENT_LENGTH) {
+            response.headers_mut().entry(name).or_insert(value.clone());
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    if app.readiness.is_draining() {
+        // Clients that keep connections open have to learn that this one ends, before it does.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+
+    let status = response.status();
+    let elapsed = started.elapsed();
+    log(&request_id, &route, method, status, elapsed, error.as_ref().and_then(ApiError::detail));
+    let labels = RequestLabels { route: route.into_owned(), method, status: class(status) };
+    app.metrics.request(&labels, elapsed);
+    response
+}
+
+fn log(
+    request_id: &str,
+    route: &str,
+    method: &str,
+    status: StatusCode,
+    elapsed: std::time::Duration,
+    detail: Option<&str>,
+) {
+    let (status, milliseconds) = (status.as_u16(), elapsed.as_secs_f64() * 1000.0);
+    if status == 503 {
+        tracing::warn!(request_id, route, method, status, milliseconds, detail, "request");
+    } else if status >= 500 {
+        tracing::error!(request_id, route, method, status, milliseconds, detail, "request");
+    } else {
+        tracing::debug!(request_id, route, method, status, milliseconds, detail, "request");
+    }
+}
+
+/// The client's own id for the request if it can be used in logs and headers as it is, otherwise a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| {
+            (1..=REQUEST_ID_LIMIT).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        })
+        .map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned)
+}
+
+/// Anybody can invent methods; metrics have a place for the known ones.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "OTHER",
+    }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_request_ids_are_taken_over() {
+        let with = |value: &str| {
+            request_id(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_str(value).unwrap())]))
+        };
+        assert_eq!(with("abc-123"), "abc-123");
+        for value in ["", "two words", &"x".repeat(129)] {
+            assert!(Uuid::try_parse(&with(value)).is_ok(), "{value:?}");
+        }
+        assert!(Uuid::try_parse(&request_id(&HeaderMap::new())).is_ok());
+    }
+
+    #[test]
+    fn invented_methods_share_a_label() {
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "OTHER");
+        assert_eq!(class(StatusCode::IM_A_TEAPOT), "4xx");
+    }
+}

@@ -1,0 +1,100 @@
+//! The HTTP server: accepts connections, bounds what each may take, and ends without losing a request.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::guard::{Guarded, Phase};
+use crate::{config::Limits, metrics::Metrics};
+
+/// Largest head of a request, in bytes.
+const HEAD_LIMIT: usize = 16 * 1024;
+/// Pause after a failed accept: the usual reason is that the process has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `stop`, then lets accepted requests finish.
+///
+/// Connections that wait in the kernel's queue at that moment are accepted as well; only then the port closes.
+/// Returns whether everything finished within the configured time.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: &Limits,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> bool {
+    let slots = Arc::new(Semaphore::new(limits.max_connections as usize));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).max_buf_size(HEAD_LIMIT).header_read_timeout(limits.idle_timeout);
+    let connections = TaskTracker::new();
+    let accept = |stream: TcpStream, slot| {
+        let _ = stream.set_nodelay(true);
+        let phase = Phase::default();
+        let guarded = Guarded::new(stream, phase.clone(), limits.header_timeout, limits.body_timeout);
+        let router = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |request| {
+            phase.next();
+            let (response, phase) = (router.call(request), phase.clone());
+            async move {
+                let response = response.await;
+                phase.next();
+                response
+            }
+        });
+        let connection = http.serve_connection(TokioIo::new(guarded), service);
+        let (stop, client) = (stop.clone(), metrics.client_connected());
+        connections.spawn(async move {
+            let _held = (slot, client);
+            let mut connection = std::pin::pin!(connection);
+            let outcome = tokio::select! {
+                outcome = connection.as_mut() => outcome,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "connection of a client ended");
+            }
+        });
+    };
+
+    while let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&slots).acquire_owned()).await {
+        match stop.run_until_cancelled(listener.accept()).await {
+            Some(Ok((stream, _))) => accept(stream, slot),
+            Some(Err(error)) => pause_after(&error).await,
+            None => break,
+        }
+    }
+    while let (Ok(slot), Some(Ok((stream, _)))) =
+        (Arc::clone(&slots).try_acquire_owned(), futures::FutureExt::now_or_never(listener.accept()))
+    {
+        accept(stream, slot);
+    }
+    drop(listener);
+    connections.close();
+    timeout(limits.shutdown_timeout, connections.wait()).await.is_ok()
+}
+
+/// A client that was gone before it was accepted is nobody's fault; everything else needs a moment.
+async fn pause_after(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+    if !matches!(error.kind(), ConnectionAborted | ConnectionReset) {
+        tracing::warn!(%error, "a connection could not be accepted");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}

@@ -1,0 +1,210 @@
+//! What `/metrics` tells. Labels are bounded: route templates, methods, classes of status, names of statements.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::database::statements::Sql;
+
+/// Labels of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route's template, never the path itself.
+    pub route: String,
+    /// The method; `OTHER` for those that HTTP does not define.
+    pub method: &'static str,
+    /// Class of the status: `2xx`, `4xx`, `5xx`.
+    pub status: &'static str,
+}
+
+/// Labels of a statement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatementLabels {
+    /// The statement's name.
+    pub statement: &'static str,
+}
+
+/// Labels of a finished statement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// The statement's name.
+    pub statement: &'static str,
+    /// `ok` or `error`.
+    pub outcome: &'static str,
+}
+
+impl From<Sql> for StatementLabels {
+    fn from(sql: Sql) -> Self {
+        Self { statement: sql.name() }
+    }
+}
+
+type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: HistogramFamily<RequestLabels>,
+    statements: HistogramFamily<OutcomeLabels>,
+    /// Attempts of statements that had to be repeated.
+    pub statement_retries: Family<StatementLabels, Counter>,
+    /// Attempts to connect to the database that failed.
+    pub connection_failures: Counter,
+    /// Panics that were caught in handlers; each is a bug.
+    pub panics: Counter,
+    /// Logins and registrations that were turned away because too many were waiting.
+    pub passwords_turned_away: Counter,
+    live_connections: Gauge,
+    http_connections: Gauge,
+    ready: Gauge,
+}
+
+/// 0.25 ms to about 8 s, doubling.
+fn latency_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
+}
+
+impl Metrics {
+    /// Registers all metrics; `connections` is the configured number of connections to the database.
+    #[must_use]
+    pub fn new(connections: u16) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("dialog_api");
+        let requests = HistogramFamily::new_with_constructor(latency_histogram as fn() -> Histogram);
+        let statements = HistogramFamily::new_with_constructor(latency_histogram as fn() -> Histogram);
+        let statement_retries = Family::default();
+        let (connection_failures, panics) = (Counter::default(), Counter::default());
+        let passwords_turned_away = Counter::default();
+        let (live_connections, configured_connections): (Gauge, Gauge) = Default::default();
+        let (http_connections, ready) = (Gauge::default(), Gauge::default());
+        configured_connections.set(i64::from(connections));
+
+        registry.register(
+            "http_request_duration_seconds",
+            "Time from a request's head to its response",
+            requests.clone(),
+        );
+        registry.register(
+            "database_statement_duration_seconds",
+            "Time for a statement, retries included",
+            statements.clone(),
+        );
+        registry.register(
+            "database_statement_retries",
+            "Attempts of statements that had to be repeated",
+            statement_retries.clone(),
+        );
+        registry.register(
+            "database_connection_failures",
+            "Failed attempts to connect to the database",
+            connection_failures.clone(),
+        );
+        registry.register(
+            "database_connections_live",
+            "Connections to the database that work",
+            live_connections.clone(),
+        );
+        registry.register(
+            "database_connections_configured",
+            "Connections to the database that should work",
+            configured_connections,
+        );
+        registry.register("http_connections", "Open connections of clients", http_connections.clone());
+        registry.register(
+            "passwords_turned_away",
+            "Logins and registrations refused because too many were waiting",
+            passwords_turned_away.clone(),
+        );
+        registry.register("panics", "Panics caught in handlers", panics.clone());
+        registry.register("ready", "1 when /ready answers 200", ready.clone());
+
+        Arc::new(Self {
+            registry,
+            requests,
+            statements,
+            statement_retries,
+            connection_failures,
+            panics,
+            passwords_turned_away,
+            live_connections,
+            http_connections,
+            ready,
+        })
+    }
+
+    /// Counts a finished request.
+    pub fn request(&self, labels: &RequestLabels, duration: Duration) {
+        self.requests.get_or_create(labels).observe(duration.as_secs_f64());
+    }
+
+    /// Counts a finished statement.
+    pub fn statement(&self, sql: Sql, ok: bool, duration: Duration) {
+        let outcome = if ok { "ok" } else { "error" };
+        self.statements
+            .get_or_create(&OutcomeLabels { statement: sql.name(), outcome })
+            .observe(duration.as_secs_f64());
+    }
+
+    /// A client connected; it is counted until the returned value is dropped.
+    #[must_use]
+    pub fn client_connected(self: &Arc<Self>) -> ConnectedClient {
+        self.http_connections.inc();
+        ConnectedClient(Arc::clone(self))
+    }
+
+    /// All metrics in the `OpenMetrics` text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text, which takes a broken program.
+    pub fn render(&self, live_connections: usize, ready: bool) -> Result<String, std::fmt::Error> {
+        self.live_connections.set(i64::try_from(live_connections).unwrap_or(i64::MAX));
+        self.ready.set(i64::from(ready));
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Stands for a connected client in the metrics.
+pub struct ConnectedClient(Arc<Metrics>);
+
+impl Drop for ConnectedClient {
+    fn drop(&mut self) {
+        self.0.http_connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_rendered() {
+        let metrics = Metrics::new(8);
+        let labels = RequestLabels { route: "/dialog/{user_id}/send".into(), method: "POST", status: "2xx" };
+        metrics.request(&labels, Duration::from_millis(3));
+        metrics.statement(Sql::InsertMessage, true, Duration::from_millis(1));
+        let client = metrics.client_connected();
+        let text = metrics.render(7, true).unwrap();
+        for line in [
+            r#"dialog_api_http_request_duration_seconds_count{route="/dialog/{user_id}/send",method="POST",status="2xx"} 1"#,
+            r#"dialog_api_database_statement_duration_seconds_count{statement="insert_message",outcome="ok"} 1"#,
+            "dialog_api_database_connections_live 7",
+            "dialog_api_database_connections_configured 8",
+            "dialog_api_http_connections 1",
+            "dialog_api_ready 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        drop(client);
+        assert!(metrics.render(7, true).unwrap().contains("dialog_api_http_connections 0"));
+    }
+}

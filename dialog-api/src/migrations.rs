@@ -1,0 +1,213 @@
+//! Versioned migrations of the schema, embedded in the program.
+//!
+//! Every replica runs them at its start. One at a time does, under the topology lock, which whoever moves or
+//! distributes shards holds as well, so that DDL and moves never meet. A replica that finds nothing to do does
+//! not ask for the lock and starts even while shards move. An applied migration never changes: its checksum is
+//! recorded and compared.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+use tokio_postgres::Client;
+
+/// The topology lock: the two keys of `pg_advisory_lock`, the first of which is "dial" in ASCII.
+pub const TOPOLOGY_LOCK: (i32, i32) = (1_684_631_916, 1);
+
+/// The tables that requests use and that Citus distributes, if it is there.
+pub const TABLES: [&str; 6] = ["messages", "dialogs", "dialog_state", "users", "credentials", "user_dialogs"];
+
+/// How often the topology lock is asked for. It is asked for again and again rather than waited for inside the
+/// server, because a waiting statement holds a snapshot that a moving shard would have to wait for.
+const LOCK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// One step of the schema.
+#[derive(Debug)]
+struct Migration {
+    version: i64,
+    name: &'static str,
+    sql: &'static str,
+}
+
+/// All steps, in order. Appended to, never changed.
+const MIGRATIONS: [Migration; 1] =
+    [Migration { version: 1, name: "schema", sql: include_str!("../migrations/0001_schema.sql") }];
+
+/// Why the schema is not up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// An applied migration differs from the one in this program. Trying again does not help.
+    #[error(
+        "migration {version} ({name}) was applied with checksum {applied}, but this program has {known}: \
+         an applied migration must never change. Run the program that applied it, or add a new migration"
+    )]
+    Changed {
+        /// Version of the migration.
+        version: i64,
+        /// Name of the migration in this program.
+        name: &'static str,
+        /// Checksum in `schema_migrations`, hexadecimal.
+        applied: String,
+        /// Checksum in this program, hexadecimal.
+        known: String,
+    },
+    /// The database failed; trying again may help.
+    #[error(transparent)]
+    Database(#[from] anyhow::Error),
+}
+
+impl Migration {
+    /// SHA-256 of the text, hexadecimal.
+    fn checksum(&self) -> String {
+        use std::fmt::Write as _;
+        Sha256::digest(self.sql).iter().fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+/// What `schema_migrations` says: versions with their checksums.
+type Applied = Vec<(i64, String)>;
+
+/// The migrations that are still to be applied. Versions that this program does not know are left alone:
+/// they are from a newer program, which a rolling update or its way back can leave behind.
+fn pending<'a>(known: &'a [Migration], applied: &Applied) -> Result<Vec<&'a Migration>, MigrationError> {
+    let mut pending = Vec::new();
+    for migration in known {
+        match applied.iter().find(|(version, _)| *version == migration.version) {
+            None => pending.push(migration),
+            Some((_, checksum)) if *checksum == migration.checksum() => {}
+            Some((_, checksum)) => {
+                return Err(MigrationError::Changed {
+                    version: migration.version,
+                    name: migration.name,
+                    applied: checksum.clone(),
+                    known: migration.checksum(),
+                });
+            }
+        }
+    }
+    Ok(pending)
+}
+
+/// Brings the schema up to date. The connection should be used for nothing else afterwards: closing it gives
+/// the lock back in every case. `waiting` is told when somebody else holds the topology lock.
+///
+/// # Errors
+/// [`MigrationError::Changed`] when an applied migration differs, otherwise what the database said.
+pub async fn run(client: &mut Client, mut waiting: impl FnMut()) -> Result<(), MigrationError> {
+    if pending(&MIGRATIONS, &read_applied(client).await?)?.is_empty() {
+        return Ok(());
+    }
+    while !try_lock(client).await? {
+        waiting();
+        tokio::time::sleep(LOCK_INTERVAL).await;
+    }
+    // Another replica may have been here while we waited.
+    let outcome = apply_pending(client).await;
+    let (first, second) = TOPOLOGY_LOCK;
+    let released = client.execute("SELECT pg_advisory_unlock($1, $2)", &[&first, &second]).await;
+    outcome?;
+    released.context("release the topology lock")?;
+    Ok(())
+}
+
+async fn apply_pending(client: &mut Client) -> Result<(), MigrationError> {
+    client
+        .batch_execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations (
+                 version    bigint      PRIMARY KEY,
+                 name       text        NOT NULL,
+                 checksum   text        NOT NULL,
+                 applied_at timestamptz NOT NULL DEFAULT now())",
+        )
+        .await
+        .context("create schema_migrations")?;
+    for migration in pending(&MIGRATIONS, &read_applied(client).await?)? {
+        apply(client, migration).await?;
+        tracing::info!(version = migration.version, name = migration.name, "migration applied");
+    }
+    Ok(())
+}
+
+async fn apply(client: &mut Client, migration: &Migration) -> anyhow::Result<()> {
+    let step = || format!("migration {} ({})", migration.version, migration.name);
+    let transaction = client.transaction().await.with_context(step)?;
+    transaction.batch_execute(migration.sql).await.with_context(step)?;
+    transaction
+        .execute(
+            "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+            &[&migration.version, &migration.name, &migration.checksum()],
+        )
+        .await
+        .with_context(step)?;
+    transaction.commit().await.with_context(step)
+}
+
+async fn read_applied(client: &Client) -> anyhow::Result<Applied> {
+    let exists = client
+        .query_one("SELECT to_regclass('public.schema_migrations') IS NOT NULL", &[])
+        .await
+        .context("look for schema_migrations")?
+        .get::<_, bool>(0);
+    if !exists {
+        return Ok(Vec::new());
+    }
+    let rows = client
+        .query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[])
+        .await
+        .context("read schema_migrations")?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+async fn try_lock(client: &Client) -> anyhow::Result<bool> {
+    let (first, second) = TOPOLOGY_LOCK;
+    let row = client
+        .query_one("SELECT pg_try_advisory_lock($1, $2)", &[&first, &second])
+        .await
+        .context("ask for the topology lock")?;
+    Ok(row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: [Migration; 2] = [
+        Migration { version: 1, name: "one", sql: "SELECT 1" },
+        Migration { version: 2, name: "two", sql: "SELECT 2" },
+    ];
+
+    #[test]
+    fn what_is_missing_is_applied_in_order() {
+        let versions = |applied| {
+            pending(&KNOWN, &applied).unwrap().iter().map(|migration| migration.version).collect::<Vec<_>>()
+        };
+        assert_eq!(versions(vec![]), [1, 2]);
+        assert_eq!(versions(vec![(1, KNOWN[0].checksum())]), [2]);
+        assert_eq!(versions(vec![(1, KNOWN[0].checksum()), (2, KNOWN[1].checksum())]), [0_i64; 0]);
+    }
+
+    #[test]
+    fn a_newer_schema_is_left_alone() {
+        let applied = vec![(1, KNOWN[0].checksum()), (2, KNOWN[1].checksum()), (3, "newer".into())];
+        assert!(pending(&KNOWN, &applied).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_changed_migration_is_refused() {
+        let error = pending(&KNOWN, &vec![(1, "other".into())]).unwrap_err();
+        assert!(matches!(error, MigrationError::Changed { version: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn versions_rise_and_every_table_is_made() {
+        assert!(MIGRATIONS.is_sorted_by(|one, other| one.version < other.version));
+        for table in TABLES {
+            let statement = format!("CREATE TABLE {table} (");
+            assert!(MIGRATIONS.iter().any(|migration| migration.sql.contains(&statement)), "{table}");
+        }
+    }
+}

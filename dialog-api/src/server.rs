@@ -1,0 +1,116 @@
+//! Puts the parts together and runs them from start to end.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, LoginConfig},
+    database::{Database, connect::Connector},
+    dialogs::Dialogs,
+    http::{App, router, serve},
+    metrics::Metrics,
+    passwords::Passwords,
+    readiness::Readiness,
+    startup,
+    tokens::Tokens,
+    users::Users,
+};
+
+/// Runs the service until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the configuration cannot be used, the port cannot be bound, an applied migration differs from this
+/// program's, or accepted requests did not finish in time at the end.
+pub async fn run(config: Config) -> Result<()> {
+    let app = Arc::new(build(&config)?);
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let address = listener.local_addr().context("the address listened on")?;
+    tracing::info!(%address, database = app.database.connector().target(), "listening");
+
+    let (stop_accepting, stop_database) = (CancellationToken::new(), CancellationToken::new());
+    let serving =
+        serve::serve(listener, router(Arc::clone(&app)), &config.limits, &app.metrics, &stop_accepting);
+    let life = async {
+        let lived = live(&app, &config, &stop_database).await;
+        stop_accepting.cancel();
+        lived
+    };
+    let (finished, lived) = futures::future::join(serving, life).await;
+    stop_database.cancel();
+    lived?;
+    if !finished {
+        anyhow::bail!("accepted requests did not finish within {:?}", config.limits.shutdown_timeout);
+    }
+    tracing::info!("every accepted request has been answered");
+    Ok(())
+}
+
+/// Makes all parts, without connecting to anything.
+pub(crate) fn build(config: &Config) -> Result<App> {
+    let LoginConfig {
+        token_key_file, token_lifetime, password_queue, password_wait, password_memory, ..
+    } = &config.login;
+    let metrics = Metrics::new(config.database.connections);
+    let database = Arc::new(Database::new(
+        Connector::new(&config.database)?,
+        config.database.connections,
+        config.database.timeout,
+        Arc::clone(&metrics),
+    ));
+    let passwords = Passwords::new(
+        config.login.concurrency(),
+        usize::from(*password_queue),
+        *password_wait,
+        *password_memory,
+    )?;
+    let tokens = Arc::new(Tokens::from_file(token_key_file, *token_lifetime)?);
+    let users = Arc::new(Users::new(Arc::clone(&database), passwords, Arc::clone(&tokens)));
+    Ok(App {
+        dialogs: Dialogs::new(Arc::clone(&database), Arc::clone(&users)),
+        database,
+        users,
+        tokens,
+        readiness: Arc::new(Readiness::default()),
+        metrics,
+        body_limit: config.limits.body_limit,
+        body_timeout: config.limits.body_timeout,
+        request_timeout: config.limits.request_timeout,
+    })
+}
+
+/// The life of the process up to the moment when it no longer accepts connections.
+async fn live(app: &App, config: &Config, stop_database: &CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let told_to_end = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    let mut told_to_end = std::pin::pin!(told_to_end);
+
+    let connector = app.database.connector();
+    let prepare = startup::prepare(connector, config.database.distribution, &app.readiness);
+    let reason = tokio::select! {
+        prepared = prepare => {
+            prepared.context("the schema of the database is not this program's")?;
+            app.database.open(stop_database);
+            app.readiness.serving();
+            tracing::info!("the schema is ready, requests are served");
+            told_to_end.await
+        }
+        reason = &mut told_to_end => reason,
+    };
+    tracing::info!(reason, delay = ?config.limits.drain_delay, "ending: not ready any more, still serving");
+    app.readiness.draining();
+    tokio::time::sleep(config.limits.drain_delay).await;
+    Ok(())
+}

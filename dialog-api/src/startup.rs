@@ -1,0 +1,110 @@
+//! What has to be true before requests are served: the schema is up to date and, with Citus, distributed.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use tokio_postgres::Client;
+
+use crate::{
+    config::Distribution,
+    database::connect::{Connector, Purpose},
+    migrations::{self, MigrationError, TABLES},
+    readiness::Readiness,
+};
+
+/// First pause after a failed attempt; doubled each time.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause after a failed attempt.
+const PAUSE_LIMIT: Duration = Duration::from_secs(2);
+/// How often the catalogs are looked at while the operator distributes the tables.
+const DISTRIBUTION_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest time for one attempt to migrate, waiting for the topology lock not included.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Prepares the schema, trying again until it is done.
+///
+/// # Errors
+/// Only what no second attempt could mend: an applied migration that differs from this program's.
+pub async fn prepare(
+    connector: &Connector,
+    distribution: Distribution,
+    readiness: &Readiness,
+) -> Result<(), MigrationError> {
+    let mut pause = PAUSE;
+    loop {
+        match attempt(connector, distribution, readiness).await {
+            Ok(()) => return Ok(()),
+            Err(error @ MigrationError::Changed { .. }) => return Err(error),
+            Err(MigrationError::Database(error)) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "the database is not ready yet");
+                readiness.waiting_for(error);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_LIMIT);
+            }
+        }
+    }
+}
+
+async fn attempt(
+    connector: &Connector,
+    distribution: Distribution,
+    readiness: &Readiness,
+) -> Result<(), MigrationError> {
+    let (mut client, traffic) = connector.connect(Purpose::Schema).await?;
+    let work = async {
+        migrations::run(&mut client, || readiness.waiting_for("the topology lock, held by another session"))
+            .await?;
+        wait_for_distribution(&client, distribution, readiness).await.map_err(MigrationError::from)
+    };
+    tokio::select! {
+        done = work => done,
+        end = traffic => Err(MigrationError::Database(match end {
+            Ok(()) => anyhow!("the connection ended"),
+            Err(error) => anyhow!(error).context("the connection was lost"),
+        })),
+    }
+}
+
+async fn wait_for_distribution(
+    client: &Client,
+    distribution: Distribution,
+    readiness: &Readiness,
+) -> anyhow::Result<()> {
+    if distribution == Distribution::Off {
+        return Ok(());
+    }
+    loop {
+        let missing = tokio::time::timeout(LOOK_LIMIT, missing(client, distribution))
+            .await
+            .context("look whether the tables are distributed")??;
+        let Some(missing) = missing else { return Ok(()) };
+        readiness.waiting_for(missing);
+        tokio::time::sleep(DISTRIBUTION_INTERVAL).await;
+    }
+}
+
+/// What is missing before the tables count as distributed; `None` when nothing is.
+async fn missing(client: &Client, distribution: Distribution) -> anyhow::Result<Option<String>> {
+    let citus = client
+        .query_opt("SELECT 1 FROM pg_extension WHERE extname = 'citus'", &[])
+        .await
+        .context("look for the citus extension")?
+        .is_some();
+    if !citus {
+        return Ok((distribution == Distribution::Required)
+            .then(|| "the citus extension in this database (--distribution required)".into()));
+    }
+    let tables = TABLES.as_slice();
+    let rows = client
+        .query(
+            "SELECT name FROM unnest($1::text[]) AS name WHERE NOT EXISTS (
+                 SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass('public.' || name))
+             ORDER BY name",
+            &[&tables],
+        )
+        .await
+        .context("read pg_dist_partition")?;
+    let local: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    Ok((!local.is_empty()).then(|| format!("these tables to be distributed: {}", local.join(", "))))
+}

@@ -1,0 +1,273 @@
+//! Users: registration, login, and whether somebody exists.
+
+use std::sync::Arc;
+
+use jiff::{Timestamp, civil::Date};
+use uuid::Uuid;
+
+use crate::{
+    database::{Database, error::DatabaseError, statements::Sql},
+    passwords::{PasswordError, Passwords},
+    recent::RecentSet,
+    tokens::Tokens,
+};
+
+/// Users known to exist that are remembered, at least; 16 bytes each and some for the set.
+const REMEMBERED_USERS: usize = 50_000;
+/// Longest name or city, in characters.
+const NAME_LIMIT: usize = 200;
+/// Longest biography, in characters.
+const BIOGRAPHY_LIMIT: usize = 4_096;
+/// Longest password, in characters; hashing reads all of it.
+const PASSWORD_LIMIT: usize = 1_024;
+/// Nobody alive was born before.
+const EARLIEST_BIRTH_YEAR: i16 = 1_900;
+
+/// Somebody who wants to register, as checked by [`NewUser::check`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewUser {
+    /// First name, not empty.
+    pub first_name: String,
+    /// Second name, not empty.
+    pub second_name: String,
+    /// Date of birth.
+    pub birthdate: Option<Date>,
+    /// Free text.
+    pub biography: Option<String>,
+    /// City.
+    pub city: Option<String>,
+}
+
+impl NewUser {
+    /// Checks what a client sent.
+    ///
+    /// # Errors
+    /// A sentence that names the field and says what is allowed.
+    pub fn check(&self, password: &str, today: Date) -> Result<(), String> {
+        check_text("first_name", &self.first_name, 1, NAME_LIMIT)?;
+        check_text("second_name", &self.second_name, 1, NAME_LIMIT)?;
+        check_text("password", password, 1, PASSWORD_LIMIT)?;
+        if let Some(city) = &self.city {
+            check_text("city", city, 0, NAME_LIMIT)?;
+        }
+        if let Some(biography) = &self.biography {
+            check_text("biography", biography, 0, BIOGRAPHY_LIMIT)?;
+        }
+        match self.birthdate {
+            Some(date) if date > today => Err("birthdate lies in the future".into()),
+            Some(date) if date.year() < EARLIEST_BIRTH_YEAR => {
+                Err(format!("birthdate lies before the year {EARLIEST_BIRTH_YEAR}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a date written as `YYYY-MM-DD`, and in no other way.
+///
+/// # Errors
+/// When it is not such a date.
+pub fn parse_date(text: &str) -> Result<Date, String> {
+    let form = text.len() == 10
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(at, byte)| if at == 4 || at == 7 { byte == b'-' } else { byte.is_ascii_digit() });
+    form.then(|| text.parse().ok())
+        .flatten()
+        .ok_or_else(|| "birthdate is not a date of the form YYYY-MM-DD".to_owned())
+}
+
+/// Checks the length of a text in characters, and that the database can hold it.
+///
+/// # Errors
+/// A sentence that names the field and says what is allowed.
+pub fn check_text(field: &str, text: &str, least: usize, most: usize) -> Result<(), String> {
+    if text.contains('\0') {
+        return Err(format!("{field} contains the character NUL"));
+    }
+    let length = text.chars().count();
+    if length < least {
+        return Err(format!("{field} is empty"));
+    }
+    if length > most {
+        return Err(format!("{field} has {length} characters, at most {most} are allowed"));
+    }
+    Ok(())
+}
+
+/// Why somebody was not registered or logged in.
+#[derive(Debug, thiserror::Error)]
+pub enum UserError {
+    /// There is no such user.
+    #[error("there is no such user")]
+    Unknown,
+    /// The password is not the user's.
+    #[error("the password is wrong")]
+    WrongPassword,
+    /// The password could not be hashed or checked.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The token could not be signed.
+    #[error("sign the token: {0}")]
+    Token(#[from] jsonwebtoken::errors::Error),
+}
+
+/// Registers users, logs them in, and knows who exists.
+pub struct Users {
+    database: Arc<Database>,
+    passwords: Passwords,
+    tokens: Arc<Tokens>,
+    known: RecentSet<Uuid>,
+}
+
+impl Users {
+    /// Users in this database.
+    #[must_use]
+    pub fn new(database: Arc<Database>, passwords: Passwords, tokens: Arc<Tokens>) -> Self {
+        Self { database, passwords, tokens, known: RecentSet::new(REMEMBERED_USERS) }
+    }
+
+    /// Registers a user whose data were checked, and returns the new id.
+    ///
+    /// Two statements, no transaction: the credentials come first, so that a user who can be found can log in.
+    /// If the service dies in between, credentials are left over for an id that nobody was told.
+    ///
+    /// # Errors
+    /// When there is too much to do, or the database failed.
+    pub async fn register(&self, user: &NewUser, password: String) -> Result<Uuid, UserError> {
+        let hash = self.passwords.hash(password).await?;
+        let (id, now) = (Uuid::now_v7(), Timestamp::now());
+        self.database.query(Sql::InsertCredentials, &[&id, &hash, &now]).await?;
+        self.database
+            .query(
+                Sql::InsertUser,
+                &[
+                    &id,
+                    &user.first_name,
+                    &user.second_name,
+                    &user.birthdate,
+                    &user.biography,
+                    &user.city,
+                    &now,
+                ],
+            )
+            .await?;
+        self.known.insert(id);
+        Ok(id)
+    }
+
+    /// A token for the user, if the password is right. Somebody unknown is found out no sooner than a wrong
+    /// password.
+    ///
+    /// # Errors
+    /// [`UserError::Unknown`], [`UserError::WrongPassword`], or when there is too much to do or the database
+    /// failed.
+    pub async fn login(&self, id: Uuid, password: String) -> Result<String, UserError> {
+        let rows = self.database.query(Sql::SelectCredentials, &[&id]).await?;
+        let hash: Option<String> = rows.first().map(|row| row.get(0));
+        let known = hash.is_some();
+        match (self.passwords.verify(password, hash).await?, known) {
+            (true, _) => Ok(self.tokens.issue(id, Timestamp::now())?),
+            (false, true) => Err(UserError::WrongPassword),
+            (false, false) => Err(UserError::Unknown),
+        }
+    }
+
+    /// Whether the user exists. Asks the database once for each user it has not seen for a while.
+    ///
+    /// # Errors
+    /// When the database failed.
+    pub async fn exists(&self, id: Uuid) -> Result<bool, DatabaseError> {
+        if self.known.contains(&id) {
+            return Ok(true);
+        }
+        let exists = !self.database.query(Sql::SelectUserExists, &[&id]).await?.is_empty();
+        if exists {
+            self.known.insert(id);
+        }
+        Ok(exists)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::civil::date;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn somebody() -> NewUser {
+        NewUser {
+            first_name: "Ада".into(),
+            second_name: "Lovelace".into(),
+            birthdate: Some(date(1915, 12, 10)),
+            biography: None,
+            city: None,
+        }
+    }
+
+    #[test]
+    fn each_field_has_its_limits() {
+        let today = date(2026, 1, 2);
+        let check = |change: &dyn Fn(&mut NewUser)| {
+            let mut user = somebody();
+            change(&mut user);
+            user.check("secret", today)
+        };
+        assert_eq!(check(&|_| ()), Ok(()));
+        assert_eq!(check(&|user| user.first_name = "я".repeat(200)), Ok(()));
+        assert_eq!(check(&|user| user.birthdate = Some(today)), Ok(()));
+        for (name, change) in [
+            ("first_name", &(|user: &mut NewUser| user.first_name.clear()) as &dyn Fn(&mut NewUser)),
+            ("first_name", &|user| user.first_name = "я".repeat(201)),
+            ("second_name", &|user| user.second_name = "a\0b".into()),
+            ("city", &|user| user.city = Some("a".repeat(201))),
+            ("biography", &|user| user.biography = Some("a".repeat(4097))),
+            ("birthdate", &|user| user.birthdate = Some(date(2026, 1, 3))),
+            ("birthdate", &|user| user.birthdate = Some(date(1899, 12, 31))),
+        ] {
+            let error = check(change).unwrap_err();
+            assert!(error.starts_with(name), "{name}: {error}");
+        }
+        assert!(somebody().check("", today).unwrap_err().starts_with("password"));
+        assert!(somebody().check(&"p".repeat(1025), today).unwrap_err().starts_with("password"));
+    }
+
+    #[test]
+    fn dates_are_written_in_one_way() {
+        assert_eq!(parse_date("2017-02-01"), Ok(date(2017, 2, 1)));
+        for text in [
+            "",
+            "2017-02-30",
+            "20170201",
+            "2017-2-1",
+            "2017-02-01T00:00:00Z",
+            "01.02.2017",
+            "-009999-01-01",
+            "0000-00-00",
+            "2017-02-0１",
+            "99999-01-01",
+            "+2017-01-1",
+        ] {
+            assert!(parse_date(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_date_or_an_error(text in ".*") {
+            if let Ok(date) = parse_date(&text) {
+                prop_assert_eq!(date.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn length_is_counted_in_characters(text in "[^\0]{0,40}", most in 0_usize..40) {
+            prop_assert_eq!(check_text("text", &text, 0, most).is_ok(), text.chars().count() <= most);
+        }
+    }
+}

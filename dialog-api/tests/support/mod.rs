@@ -1,0 +1,29 @@
+//! What the tests with real servers share: the service as a process of its own, and a client.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+pub(crate) mod client;
+pub(crate) mod service;
+
+use anyhow::Result;
+use testbed::postgres::Server;
+
+pub(crate) use self::{
+    client::{Client, Response, User},
+    service::Service,
+};
+
+/// Makes the role and the empty database, as the operator would.
+pub(crate) async fn create_database(server: &Server) -> Result<()> {
+    let postgres = server.connect("postgres").await?;
+    postgres.batch_execute("CREATE ROLE dialog_api LOGIN").await?;
+    postgres.batch_execute("CREATE DATABASE dialog OWNER dialog_api").await?;
+    Ok(())
+}
+
+/// A server with the empty database.
+pub(crate) async fn database() -> Result<Server> {
+    let server = Server::builder("api").start()?;
+    create_database(&server).await?;
+    Ok(server)
+}

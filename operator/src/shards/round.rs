@@ -1,5 +1,7 @@
 //! One round of the controller: observe, plan, act, one step at a time and each from a fresh look.
 
+use std::sync::Arc;
+
 use super::act::{self, perform};
 use super::lock::{self, Holder};
 use super::observe::{Sizes, observe};
@@ -10,7 +12,10 @@ use super::step::Step;
 use super::wanted::Wanted;
 use crate::condition::{Finding, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
-use crate::pg;
+use crate::pg::{self, Session};
+
+/// How often the lock is taken in one round: again only where the session that held it broke.
+const ATTEMPTS: u32 = 3;
 
 /// What became of a round.
 #[derive(Debug)]
@@ -64,18 +69,21 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
     let plan = plan(wanted, sessions.topology(), &observed);
     let mut round =
         Round { observed, plan, performed: Vec::new(), failed: Vec::new(), held: None, long: None };
-    let mut locked = false;
+    let mut lock: Option<Arc<Session>> = None;
+    let mut attempts = 0;
     while round.performed.len() < most
+        && attempts < ATTEMPTS
         && let Some(step) = next(&round)
     {
-        if !locked && !step.precedes_lock() {
+        if !step.precedes_lock() && !still_holds(lock.as_ref(), sessions).await {
+            attempts += 1;
             match acquire(sessions).await {
-                Ok(None) => {
-                    locked = true;
+                Ok(Ok(session)) => {
+                    lock = Some(session);
                     // What was seen without the lock may have been changed by whoever held it.
                     look_again(&mut round, wanted, sessions, sizes).await;
                 }
-                Ok(Some(holder)) => {
+                Ok(Err(holder)) => {
                     round.held = Some((step, holder));
                     break;
                 }
@@ -96,8 +104,8 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
         }
         look_again(&mut round, wanted, sessions, sizes).await;
     }
-    if locked && give_back(sessions).await.is_err() {
-        sessions.close(Group::Coordinator, Door::Dialog).await;
+    if let Some(session) = lock {
+        give_back(&session, sessions).await;
     }
     round
 }
@@ -109,14 +117,15 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
 /// # Errors
 /// When the database refuses.
 pub async fn carry_out(wanted: &Wanted, sessions: &Sessions, step: &Step) -> Result<Option<Holder>, act::Error> {
-    if let Some(holder) = acquire(sessions).await? {
-        return Ok(Some(holder));
-    }
+    let session = match acquire(sessions).await? {
+        Ok(session) => session,
+        Err(holder) => return Ok(Some(holder)),
+    };
     let observed = observe(sessions, wanted, Sizes::Skip).await;
     if plan(wanted, sessions.topology(), &observed).steps.contains(step) {
         perform(step, sessions).await?;
     }
-    give_back(sessions).await?;
+    give_back(&session, sessions).await;
     Ok(None)
 }
 
@@ -139,10 +148,24 @@ async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions, siz
     round.plan = plan(wanted, sessions.topology(), &round.observed);
 }
 
-async fn acquire(sessions: &Sessions) -> Result<Option<Holder>, pg::Error> {
-    lock::try_acquire(&*sessions.session(Group::Coordinator, Door::Dialog).await?).await
+/// Takes the topology lock in the coordinator's session, or says who has it.
+async fn acquire(sessions: &Sessions) -> Result<Result<Arc<Session>, Holder>, pg::Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let holder = lock::try_acquire(&session).await?;
+    Ok(holder.map_or(Ok(session), Err))
 }
 
-async fn give_back(sessions: &Sessions) -> Result<(), pg::Error> {
-    lock::release(&*sessions.session(Group::Coordinator, Door::Dialog).await?).await
+/// Whether the session that holds the lock is the one that steps are performed in: a session that broke was replaced,
+/// and the lock went with it.
+async fn still_holds(lock: Option<&Arc<Session>>, sessions: &Sessions) -> bool {
+    let (Some(lock), Ok(session)) = (lock, sessions.session(Group::Coordinator, Door::Dialog).await) else {
+        return false;
+    };
+    Arc::ptr_eq(lock, &session)
+}
+
+async fn give_back(session: &Arc<Session>, sessions: &Sessions) {
+    if lock::release(session).await.is_err() {
+        sessions.close(Group::Coordinator, Door::Dialog).await;
+    }
 }

@@ -1,5 +1,18 @@
 //! Kubernetes operator for Citus with a chat back end on top.
 
 pub mod api;
+pub mod cli;
+pub mod cluster;
 pub mod condition;
+pub mod context;
+pub mod error;
+pub mod health;
+pub mod lease;
+pub mod metrics;
 pub mod names;
+pub mod pg;
+pub mod reconcile;
+pub mod run;
+pub mod shards;
+pub mod status;
+pub mod telemetry;

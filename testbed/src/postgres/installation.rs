@@ -28,6 +28,12 @@ impl Installation {
         Ok(Self { binaries: pg_config("--bindir")?, share: pg_config("--sharedir")? })
     }
 
+    /// The named program of the installation.
+    #[must_use]
+    pub fn binary(&self, name: &str) -> PathBuf {
+        self.binaries.join(name)
+    }
+
     /// Whether the named extension's control file is installed.
     #[must_use]
     pub fn has_extension(&self, name: &str) -> bool {

@@ -1,0 +1,162 @@
+//! What can go wrong in a reconciliation. Waiting is not an error; see [`Outcome`](crate::reconcile::Outcome).
+
+use std::time::Duration;
+
+/// A failed reconciliation. It is logged, counted by [`Class`], published as an Event, and tried again later.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Kubernetes API server refused or did not answer.
+    #[error("cannot {action} {object}: {}", explain(.source))]
+    Kubernetes {
+        /// A verb phrase, for example `apply`.
+        action: &'static str,
+        /// Kind and name, for example `StatefulSet chat-worker-0`.
+        object: String,
+        /// What the client says.
+        source: Box<kube::Error>,
+    },
+    /// The object is not what its schema says; only possible if it was written past the schema.
+    #[error("cannot read the DialogCluster: {reason}; correct it with `kubectl edit`")]
+    Malformed {
+        /// What the parser says.
+        reason: String,
+    },
+    /// A database refused a statement. That one cannot be reached at all is a condition, not an error.
+    #[error("{host}: cannot {action}: {}", explain_database(.source))]
+    Database {
+        /// The address of the node.
+        host: String,
+        /// A verb phrase, for example `create the extension citus`.
+        action: &'static str,
+        /// What the server says.
+        source: Box<tokio_postgres::Error>,
+    },
+    /// Patroni refused or did not answer.
+    #[error("Patroni of {instance}: cannot {action}: {reason}")]
+    Patroni {
+        /// The pod.
+        instance: String,
+        /// A verb phrase, for example `read the configuration`.
+        action: &'static str,
+        /// What it says.
+        reason: String,
+    },
+    /// A key or certificate could not be made.
+    #[error("cannot make {object}: {reason}")]
+    Certificate {
+        /// What was to be made.
+        object: String,
+        /// What the library says.
+        reason: String,
+    },
+    /// A reconciliation took longer than its controller allows.
+    #[error("no result after {} s; it starts over", .0.as_secs())]
+    Deadline(Duration),
+}
+
+/// The classes of [`Error`], few enough for a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The API server.
+    Kubernetes,
+    /// The object itself.
+    Malformed,
+    /// PostgreSQL or Citus.
+    Database,
+    /// Patroni.
+    Patroni,
+    /// Keys and certificates.
+    Certificate,
+    /// The reconciliation took too long.
+    Deadline,
+}
+
+impl Class {
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Malformed => "malformed",
+            Self::Database => "database",
+            Self::Patroni => "patroni",
+            Self::Certificate => "certificate",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+impl Error {
+    /// For `map_err`: the API server failed while we tried to `action` the `object`.
+    pub fn kubernetes(action: &'static str, object: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let object = object.into();
+        move |source| Self::Kubernetes { action, object, source: Box::new(source) }
+    }
+
+    /// For `map_err`: the node at `host` failed while we tried to `action`.
+    pub fn database(
+        host: impl Into<String>,
+        action: &'static str,
+    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let host = host.into();
+        move |source| Self::Database { host, action, source: Box::new(source) }
+    }
+
+    /// Which class this is of.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Kubernetes { .. } => Class::Kubernetes,
+            Self::Malformed { .. } => Class::Malformed,
+            Self::Database { .. } => Class::Database,
+            Self::Patroni { .. } => Class::Patroni,
+            Self::Certificate { .. } => Class::Certificate,
+            Self::Deadline(_) => Class::Deadline,
+        }
+    }
+
+    /// The reason to put in an Event or a condition.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Kubernetes { .. } => "KubernetesError",
+            Self::Malformed { .. } => "Malformed",
+            Self::Database { .. } => "DatabaseError",
+            Self::Patroni { .. } => "PatroniError",
+            Self::Certificate { .. } => "CertificateError",
+            Self::Deadline(_) => "DeadlineExceeded",
+        }
+    }
+}
+
+/// The API server's own sentence where there is one; otherwise the whole chain of causes.
+fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => chain(other),
+    }
+}
+
+/// The server's own sentence, with the SQLSTATE to look up; otherwise the whole chain of causes.
+fn explain_database(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(server) => format!("{} (SQLSTATE {})", server.message(), server.code().code()),
+        None => chain(error),
+    }
+}
+
+/// An error and its causes, each once.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,321 @@
+//! How the operator connects to a database: the one home for it.
+//!
+//! Every connection is TLS 1.3 or 1.2 with both sides verified: the server by its name and the cluster's authority, the
+//! operator by its certificate. Names are resolved in `pg_catalog` alone, so that no object of a user can step in, and
+//! every wait has an end, except where the caller asks for none.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::task::JoinHandle;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Config, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+mod error;
+
+pub use error::{Cause, Error, IdentityError};
+
+/// The name under which the operator's sessions are seen in `pg_stat_activity`; longer ones begin with it.
+pub const APPLICATION: &str = "dialog-operator";
+
+/// How long a connection may take, name resolution and TLS included.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How much longer than the server a caller waits for the server's own time limit to strike.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// The name that the server's certificate must hold.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// The endpoint of `host` and `port`.
+    #[must_use]
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Which database to enter, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Login {
+    /// Where the server listens.
+    pub endpoint: Endpoint,
+    /// The database.
+    pub database: String,
+    /// The role; the server's ident map must allow it to the operator's certificate.
+    pub role: String,
+}
+
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, database {} as {}", self.endpoint, self.database, self.role)
+    }
+}
+
+/// How long one session may take over one statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The name in `pg_stat_activity`.
+    pub application: String,
+    /// Longest statement; `None` for one that takes as long as the data is large.
+    pub statement: Option<Duration>,
+    /// Longest wait for one lock.
+    pub lock: Duration,
+}
+
+impl Limits {
+    /// For reads and for changes of metadata.
+    #[must_use]
+    pub fn short() -> Self {
+        Self {
+            application: APPLICATION.to_owned(),
+            statement: Some(Duration::from_secs(30)),
+            lock: Duration::from_secs(10),
+        }
+    }
+
+    /// For one statement that moves data, and is to be recognised by `purpose` should the operator end before it does.
+    #[must_use]
+    pub fn long(purpose: &str) -> Self {
+        Self { application: format!("{APPLICATION}: {purpose}"), statement: None, lock: Duration::from_mins(1) }
+    }
+
+    /// As command-line options of the session's server process.
+    fn options(&self) -> String {
+        let statement = self.statement.map_or(0, |limit| limit.as_millis());
+        // A statement with a limit ends with its client; one without is to survive the operator.
+        let check = self.statement.map_or(0, |_| 5_000);
+        format!(
+            "-c search_path=pg_catalog -c statement_timeout={statement} -c lock_timeout={} \
+             -c idle_in_transaction_session_timeout=60000 -c client_connection_check_interval={check}",
+            self.lock.as_millis()
+        )
+    }
+}
+
+/// What the operator shows to servers, and whom it believes.
+#[derive(Clone)]
+pub struct Identity {
+    connector: MakeRustlsConnect,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+impl Identity {
+    /// The identity held by three PEM files: the authority's certificate, the operator's, and its key.
+    ///
+    /// # Errors
+    /// When a part is missing, is not PEM, or does not fit the others.
+    pub fn from_pem(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
+        let mut roots = rustls::RootCertStore::empty();
+        for root in certificates("ca.crt", authority)? {
+            roots.add(root).map_err(|error| IdentityError::new("ca.crt", error))?;
+        }
+        let chain = certificates("tls.crt", certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| IdentityError::new("tls.key", error))?;
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| IdentityError::new("tls.crt", error))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| IdentityError::new("tls.key", error))?;
+        Ok(Self { connector: MakeRustlsConnect::new(config) })
+    }
+}
+
+fn certificates(part: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| IdentityError::new(part, error))?;
+    if found.is_empty() {
+        return Err(IdentityError::new(part, "it holds no certificate"));
+    }
+    Ok(found)
+}
+
+/// One session of one database. Its connection ends with it.
+pub struct Session {
+    login: Login,
+    limit: Option<Duration>,
+    client: Client,
+    connection: JoinHandle<()>,
+    /// Set when an answer never came: the connection cannot be ended in order.
+    lost: AtomicBool,
+}
+
+/// A parameter of a statement, with its type: statements are sent once, without being prepared first.
+pub type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Opens a session.
+///
+/// # Errors
+/// When the server cannot be reached, either side does not accept the other's certificate, or the server refuses.
+pub async fn connect(identity: &Identity, login: &Login, limits: &Limits) -> Result<Session, Error> {
+    let mut config = Config::new();
+    config
+        .host(&login.endpoint.host)
+        .port(login.endpoint.port)
+        .dbname(&login.database)
+        .user(&login.role)
+        .application_name(&limits.application)
+        .options(limits.options())
+        .ssl_mode(tokio_postgres::config::SslMode::Require)
+        .connect_timeout(CONNECT_LIMIT)
+        .keepalives_idle(Duration::from_secs(15))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(3)
+        .tcp_user_timeout(Duration::from_secs(30));
+    let opening = tokio::time::timeout(CONNECT_LIMIT, config.connect(identity.connector.clone()));
+    let (client, connection) = opening
+        .await
+        .map_err(|_| Error::new(login, Cause::Silent(CONNECT_LIMIT)))?
+        .map_err(|error| Error::new(login, Cause::Postgres(error)))?;
+    let name = login.clone();
+    let connection = tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(session = %name, %error, "connection ended");
+        }
+    });
+    Ok(Session {
+        login: login.clone(),
+        limit: limits.statement.map(|limit| limit + GRACE),
+        client,
+        connection,
+        lost: AtomicBool::new(false),
+    })
+}
+
+impl Session {
+    /// Where this session is, and as whom.
+    #[must_use]
+    pub fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// Whether the session can take no more statements.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) || self.client.is_closed()
+    }
+
+    /// Runs one statement and returns its rows.
+    ///
+    /// # Errors
+    /// When the server refuses it, or does not answer in time.
+    pub async fn query(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Error> {
+        self.bounded(self.client.query_typed(statement, parameters)).await
+    }
+
+    /// Runs one statement that returns exactly one row.
+    ///
+    /// # Errors
+    /// As [`Session::query`], and when it returns another number of rows.
+    pub async fn query_one(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Row, Error> {
+        self.bounded(self.client.query_typed_one(statement, parameters)).await
+    }
+
+    /// Runs statements without parameters, each in a transaction of its own unless the text says otherwise.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub async fn run(&self, statements: &str) -> Result<(), Error> {
+        self.bounded(self.client.batch_execute(statements)).await
+    }
+
+    async fn bounded<T>(
+        &self,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
+        let done = match self.limit {
+            Some(limit) => tokio::time::timeout(limit, work).await.map_err(|_| {
+                self.lost.store(true, Ordering::Relaxed);
+                Error::new(&self.login, Cause::Silent(limit))
+            })?,
+            None => work.await,
+        };
+        done.map_err(|error| Error::new(&self.login, Cause::Postgres(error)))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Without this the task would go on waiting for an answer that may never come.
+        if self.lost.load(Ordering::Relaxed) {
+            self.connection.abort();
+        }
+    }
+}
+
+/// `name` as an identifier in a statement.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `text` as a string in a statement.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_cannot_end_the_quotes() {
+        assert_eq!(identifier(r#"a"b"#), r#""a""b""#);
+        assert_eq!(literal("a'b"), "'a''b'");
+        assert_eq!(literal(r"a\'b"), r" E'a\\''b'");
+    }
+
+    #[test]
+    fn a_long_session_has_no_time_limit_and_says_what_it_is_for() {
+        let long = Limits::long("distribute messages");
+        assert_eq!(long.application, "dialog-operator: distribute messages");
+        assert!(long.options().contains("-c statement_timeout=0 "));
+        assert!(Limits::short().options().contains("-c statement_timeout=30000 "));
+    }
+
+    #[test]
+    fn an_identity_names_the_part_that_is_wrong() {
+        let authority = testbed::certificates::Authority::new().unwrap();
+        let (root, mine) = (authority.certificate(), authority.client("dialog-operator").unwrap());
+        let wrong = |root: &str, certificate: &str, key: &str| {
+            Identity::from_pem(root.as_bytes(), certificate.as_bytes(), key.as_bytes()).map(drop)
+        };
+        let other = authority.client("dialog-operator").unwrap();
+        assert!(wrong(&root, &mine.certificate, &mine.key).is_ok());
+        for (result, part) in [
+            (wrong("", &mine.certificate, &mine.key), "ca.crt"),
+            (wrong(&root, "nothing", &mine.key), "tls.crt"),
+            (wrong(&root, &mine.certificate, ""), "tls.key"),
+            (wrong(&root, &mine.certificate, &other.key), "tls.key"),
+        ] {
+            let message = result.unwrap_err().to_string();
+            assert!(message.starts_with(part), "{message}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What went wrong with a database, where, and what to do about it.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+use super::Login;
+
+/// A part of the operator's identity that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{part}: {reason}; the operator's Secret holds ca.crt, tls.crt and tls.key, all PEM and of one kind")]
+pub struct IdentityError {
+    part: &'static str,
+    reason: String,
+}
+
+impl IdentityError {
+    pub(super) fn new(part: &'static str, reason: impl fmt::Display) -> Self {
+        Self { part, reason: reason.to_string() }
+    }
+}
+
+/// A failure of one session; it says where it was, as whom, and what to do.
+#[derive(Debug)]
+pub struct Error {
+    login: Box<Login>,
+    cause: Cause,
+}
+
+/// Why a session or a statement failed.
+#[derive(Debug)]
+pub enum Cause {
+    /// The server did not answer for this long.
+    Silent(Duration),
+    /// The server, TLS or the network said no.
+    Postgres(tokio_postgres::Error),
+}
+
+impl Error {
+    pub(super) fn new(login: &Login, cause: Cause) -> Self {
+        Self { login: Box::new(login.clone()), cause }
+    }
+
+    /// Where it happened.
+    #[must_use]
+    pub fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// The server's SQLSTATE; `None` when the failure was not the server's answer.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match &self.cause {
+            Cause::Silent(_) => None,
+            Cause::Postgres(error) => error.code(),
+        }
+    }
+
+    /// Whether the server let nobody in under this role: it does not exist, may not log in, or is not in the ident map.
+    #[must_use]
+    pub fn is_role_refused(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+    }
+
+    /// Whether the server has no database of this name.
+    #[must_use]
+    pub fn is_database_missing(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::INVALID_CATALOG_NAME)
+    }
+
+    /// Whether the thing to be made was there already.
+    #[must_use]
+    pub fn is_duplicate(&self) -> bool {
+        matches!(
+            self.sqlstate(),
+            Some(code) if *code == SqlState::DUPLICATE_OBJECT || *code == SqlState::DUPLICATE_DATABASE
+                // Two sessions that make the same thing at once meet in a catalog's index.
+                || *code == SqlState::UNIQUE_VIOLATION
+        )
+    }
+
+    fn remedy(&self) -> &'static str {
+        let Cause::Postgres(error) = &self.cause else {
+            return "check that the pod is running and that no network policy drops the connection";
+        };
+        let Some(code) = error.code() else {
+            return if tls_failed(error) {
+                "one side does not accept the other's certificate: compare the Secrets' ca.crt, and the names in the \
+                 server's certificate"
+            } else {
+                "check that the group's primary is running and its Service has an endpoint"
+            };
+        };
+        match code {
+            &SqlState::INVALID_AUTHORIZATION_SPECIFICATION | &SqlState::INVALID_PASSWORD => {
+                "check that the role exists, may log in, and is in the server's ident map for this certificate"
+            }
+            &SqlState::INVALID_CATALOG_NAME => "the operator creates the database; wait, or look for its last error",
+            &SqlState::QUERY_CANCELED => {
+                "the statement ran into its time limit: look for a lock or a long transaction in pg_stat_activity"
+            }
+            &SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED => {
+                "another session holds the lock: see pg_locks; it is tried again"
+            }
+            &SqlState::TOO_MANY_CONNECTIONS => "all connections are taken: raise max_connections",
+            &SqlState::CANNOT_CONNECT_NOW => "the server is starting or stopping; it is tried again",
+            &SqlState::INSUFFICIENT_PRIVILEGE => "the role lacks a privilege: dialog_operator must be a superuser",
+            &SqlState::READ_ONLY_SQL_TRANSACTION => "this is not the primary: wait for the failover to end",
+            &SqlState::DISK_FULL => "the volume is full: free some space or enlarge it",
+            _ => "see the server's log for the statement",
+        }
+    }
+}
+
+/// Whether it was the handshake: rustls' own error is at the bottom of the chain.
+fn tls_failed(error: &tokio_postgres::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || wrapped.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.login)?;
+        match &self.cause {
+            Cause::Silent(limit) => write!(f, "no answer within {} s", limit.as_secs())?,
+            Cause::Postgres(error) => match error.as_db_error() {
+                Some(server) => {
+                    f.write_str(server.message())?;
+                    for more in [server.detail(), server.hint()].into_iter().flatten() {
+                        write!(f, " ({more})")?;
+                    }
+                    write!(f, " (SQLSTATE {})", server.code().code())?;
+                }
+                None => {
+                    write!(f, "{error}")?;
+                    let mut cause = error.source();
+                    while let Some(error) = cause {
+                        write!(f, ": {error}")?;
+                        cause = error.source();
+                    }
+                }
+            },
+        }
+        write!(f, "; {}", self.remedy())
+    }
+}
+
+impl StdError for Error {}

@@ -1,0 +1,119 @@
+//! When one cluster may be looked at again. Pure but for the instants that it is given.
+
+use std::time::{Duration, Instant};
+
+use crate::metrics::Ended;
+
+/// How long a cluster that needs nothing is left alone if nothing wakes us: watches can miss a change.
+pub const RESYNC: Duration = Duration::from_secs(30);
+
+/// On average, one cluster is looked at no more often than this.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Reconciliations that may follow each other at once, after a time of quiet.
+const BURST: u32 = 6;
+/// The first delay after a failure.
+const FIRST: Duration = Duration::from_secs(1);
+/// No delay after a failure is longer.
+const LONGEST: Duration = Duration::from_mins(2);
+
+/// The pace of one cluster: a few reconciliations at once while things change, one in [`INTERVAL`] on average, and
+/// growing delays after failures.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// The instant up to which the allowance is used up.
+    spent: Option<Instant>,
+    failures: u32,
+    /// No earlier than this, whatever wakes us: set by failures.
+    not_before: Option<Instant>,
+}
+
+impl Pace {
+    /// Starts a reconciliation at `now`; or says how long it has to be put off.
+    pub fn begin(&mut self, now: Instant) -> Option<Duration> {
+        if let Some(not_before) = self.not_before.filter(|instant| *instant > now) {
+            return Some(not_before - now);
+        }
+        let window = INTERVAL * (BURST - 1);
+        let quiet = now.checked_sub(window).unwrap_or(now);
+        let spent = self.spent.map_or(quiet, |spent| spent.max(quiet));
+        if spent > now {
+            return Some(spent - now);
+        }
+        self.spent = Some(spent + INTERVAL);
+        None
+    }
+
+    /// Ends a reconciliation, and says when the next one is due if nothing wakes us.
+    pub fn end(&mut self, ended: Ended, again: Duration) -> Duration {
+        match ended {
+            Ended::Failed => {}
+            Ended::Done | Ended::Waiting => {
+                self.failures = 0;
+                self.not_before = None;
+            }
+        }
+        match ended {
+            Ended::Waiting => again.max(INTERVAL),
+            Ended::Done | Ended::Failed => again,
+        }
+    }
+
+    /// Counts a failure: how many in a row, and when to try again. `jitter` is from 0 to 1.
+    pub fn failed(&mut self, jitter: f64) -> (u32, Duration) {
+        self.failures = self.failures.saturating_add(1);
+        let delay = backoff(self.failures, jitter);
+        self.not_before = Instant::now().checked_add(delay);
+        (self.failures, delay)
+    }
+}
+
+/// Doubles with every failure up to [`LONGEST`], and spreads over the upper half so that many do not come together.
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let full = (FIRST * 2_u32.pow(doublings)).min(LONGEST);
+    full / 2 + (full / 2).mul_f64(jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_a_limit() {
+        assert_eq!(backoff(1, 1.0), FIRST);
+        assert_eq!(backoff(3, 1.0), FIRST * 4);
+        assert_eq!(backoff(u32::MAX, 1.0), LONGEST);
+        assert_eq!(backoff(u32::MAX, 0.0), LONGEST / 2);
+    }
+
+    #[test]
+    fn a_flood_of_wakes_becomes_one_reconciliation_in_an_interval() {
+        let mut pace = Pace::default();
+        let start = Instant::now() + Duration::from_hours(1);
+        let begun = (0..6000_u32)
+            .filter(|tick| pace.begin(start + Duration::from_millis(100) * *tick).is_none())
+            .count();
+        // Ten minutes: 120 intervals, and the burst at the start.
+        assert!((120..=126).contains(&begun), "{begun}");
+    }
+
+    #[test]
+    fn after_quiet_a_burst_is_allowed() {
+        let mut pace = Pace::default();
+        let start = Instant::now() + Duration::from_hours(1);
+        let burst = (0..20).filter(|_| pace.begin(start).is_none()).count();
+        assert_eq!(burst, 6);
+        assert_eq!(pace.begin(start), Some(INTERVAL));
+    }
+
+    #[test]
+    fn waiting_is_never_shorter_than_the_interval_and_success_forgets_failures() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.end(Ended::Waiting, Duration::ZERO), INTERVAL);
+        pace.failed(0.5);
+        assert_eq!(pace.failed(1.0).0, 2);
+        assert!(pace.begin(Instant::now()).is_some());
+        pace.end(Ended::Done, RESYNC);
+        assert_eq!(pace.failed(1.0).0, 1);
+    }
+}

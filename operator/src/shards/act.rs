@@ -1,0 +1,169 @@
+//! Performs one step. Each can be repeated, by this operator or the next, whatever became of the first attempt.
+
+use std::sync::Arc;
+
+use tokio_postgres::types::Type;
+
+use super::sessions::{Door, Sessions};
+use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
+use crate::names::{DATABASE, Group};
+use crate::pg::{self, Parameter, Session, identifier};
+
+/// Why a step was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database refused or did not answer.
+    #[error(transparent)]
+    Database(#[from] pg::Error),
+    /// The world is no longer as it was planned for.
+    #[error("{0}")]
+    Moved(String),
+}
+
+/// Performs `step`. The caller holds the topology lock in the coordinator's session of `sessions`, if there is a database
+/// to hold it in; a step that takes long needs sessions made for it.
+///
+/// # Errors
+/// When the database refuses, or is no longer as it was when the step was planned.
+pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
+    match step {
+        Step::CreateOperatorRole { group } => {
+            role(sessions, *group, Door::Bootstrap, OPERATOR_ROLE, "LOGIN SUPERUSER").await?;
+        }
+        Step::CreateApiRole { group } => {
+            let login = if *group == Group::Coordinator { "NOLOGIN" } else { "LOGIN" };
+            role(sessions, *group, Door::Server, API_ROLE, login).await?;
+        }
+        Step::AllowLogin { group } => {
+            sessions.session(*group, Door::Server).await?.run(&format!("ALTER ROLE {API_ROLE} LOGIN")).await?;
+        }
+        Step::CreateDatabase { group } => create_database(sessions, *group).await?,
+        Step::SetDatabaseOwner { group } => {
+            let statement = format!("ALTER DATABASE {DATABASE} OWNER TO {API_ROLE}");
+            sessions.session(*group, Door::Server).await?.run(&statement).await?;
+        }
+        Step::CreateExtension { group } => {
+            let session = sessions.session(*group, Door::Dialog).await?;
+            session.run("CREATE EXTENSION IF NOT EXISTS citus").await?;
+        }
+        Step::ResetSetting { group, name } => {
+            let session = sessions.session(*group, Door::Server).await?;
+            // ALTER SYSTEM wants a transaction to itself.
+            session.run(&format!("ALTER SYSTEM RESET {name}")).await?;
+            session.query("SELECT pg_reload_conf()", &[]).await?;
+        }
+        Step::SetCoordinatorHost => {
+            node(sessions, Group::Coordinator, "SELECT citus_set_coordinator_host($1, $2)").await?;
+        }
+        Step::AddNode { group } => node(sessions, *group, "SELECT citus_add_node($1, $2)").await?,
+        Step::ActivateNode { group } => node(sessions, *group, "SELECT citus_activate_node($1, $2)").await?,
+        Step::SetShouldHaveShards { group, value } => {
+            let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
+            node(sessions, *group, &statement).await?;
+        }
+        Step::CreateReferenceTable { table } => {
+            let statement = "SELECT create_reference_table($1::text::regclass)";
+            let table = qualified(table);
+            catalogs(sessions).await?.query(statement, &[(&table, Type::TEXT)]).await?;
+        }
+        Step::ReplicateReferenceTables => {
+            catalogs(sessions).await?.query("SELECT replicate_reference_tables('auto')", &[]).await?;
+        }
+        Step::DistributeTable(distribution) => {
+            let session = catalogs(sessions).await?;
+            let done = distribute_empty(&session, distribution).await;
+            if done.is_err() && session.run("ROLLBACK").await.is_err() {
+                sessions.close(Group::Coordinator, Door::Dialog).await;
+            }
+            done?;
+        }
+        Step::DistributeConcurrently(distribution) => {
+            distribute(&*catalogs(sessions).await?, "create_distributed_table_concurrently", distribution).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The session in which Citus' catalogs are changed.
+async fn catalogs(sessions: &Sessions) -> Result<Arc<Session>, pg::Error> {
+    sessions.session(Group::Coordinator, Door::Dialog).await
+}
+
+/// Makes a role, or gives it back its attributes.
+async fn role(
+    sessions: &Sessions,
+    group: Group,
+    door: Door,
+    name: &str,
+    attributes: &str,
+) -> Result<(), pg::Error> {
+    let session = sessions.session(group, door).await?;
+    match session.run(&format!("CREATE ROLE {name} {attributes}")).await {
+        Err(error) if error.is_duplicate() => {
+            session.run(&format!("ALTER ROLE {name} {attributes}")).await
+        }
+        done => done,
+    }
+}
+
+async fn create_database(sessions: &Sessions, group: Group) -> Result<(), pg::Error> {
+    let session = sessions.session(group, Door::Server).await?;
+    // template0, because nobody knows what was done to template1.
+    let statement = format!("CREATE DATABASE {DATABASE} OWNER {API_ROLE} TEMPLATE template0 ENCODING 'UTF8'");
+    match session.run(&statement).await {
+        Err(error) if error.is_duplicate() => Ok(()),
+        done => done,
+    }
+}
+
+/// Calls one of Citus' functions that take a node's address.
+async fn node(sessions: &Sessions, group: Group, statement: &str) -> Result<(), Error> {
+    let Some(endpoint) = sessions.topology().endpoint(group) else {
+        return Err(Error::Moved(format!("{group} has no address")));
+    };
+    let port = i32::from(endpoint.port);
+    let parameters: [Parameter<'_>; 2] = [(&endpoint.host, Type::TEXT), (&port, Type::INT4)];
+    catalogs(sessions).await?.query(statement, &parameters).await?;
+    Ok(())
+}
+
+/// Distributes a table in one transaction that has made sure of its being empty.
+async fn distribute_empty(session: &Session, distribution: &Distribution) -> Result<(), Error> {
+    let table = qualified(&distribution.table);
+    session.run(&format!("BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")).await?;
+    if session.query_one(&format!("SELECT EXISTS (SELECT FROM {table})"), &[]).await?.get(0) {
+        let message = format!("{} has got rows since it was found empty", distribution.table);
+        return Err(Error::Moved(message));
+    }
+    distribute(session, "create_distributed_table", distribution).await?;
+    session.run("COMMIT").await?;
+    Ok(())
+}
+
+async fn distribute(session: &Session, function: &str, distribution: &Distribution) -> Result<(), pg::Error> {
+    let (beside, shard_count) = match &distribution.beside {
+        Beside::Nothing { shard_count } => ("none".to_owned(), Some(*shard_count)),
+        Beside::Table(table) => (qualified(table), None),
+    };
+    let table = qualified(&distribution.table);
+    session.run("SET citus.shard_replication_factor = 1").await?;
+    session
+        .query(
+            &format!(
+                "SELECT {function}($1::text::regclass, $2, colocate_with => $3, shard_count => $4)"
+            ),
+            &[
+                (&table, Type::TEXT),
+                (&distribution.column, Type::TEXT),
+                (&beside, Type::TEXT),
+                (&shard_count, Type::INT4),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// A table of the policy, as the session finds it whatever its search path.
+fn qualified(table: &str) -> String {
+    format!("public.{}", identifier(table))
+}

@@ -1,0 +1,324 @@
+//! What is so, as conditions: each with a reason for programs and a sentence that says what to do.
+
+use std::collections::BTreeMap;
+
+use super::observed::Catalog;
+use super::plan::{Draft, Report};
+use super::settings;
+use super::step::Step;
+use super::world::{Support, World};
+use crate::condition::{
+    BALANCED, CITUS_AVAILABLE, Finding, Holds, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
+    WAL_LEVEL_LOGICAL,
+};
+use crate::names::Group;
+
+const NO_CITUS: &str = "the cluster has no Citus: see the condition CitusAvailable";
+
+/// The conditions of this controller, in a fixed order.
+pub(super) fn of(world: &World<'_>, tables: &Report, draft: &Draft) -> Vec<Finding> {
+    vec![
+        citus_available(world, draft),
+        metadata_synced(world, draft),
+        wal_level_logical(world),
+        schema_distributed(world, tables, draft),
+        balanced(world),
+        scale_in_blocked(world),
+    ]
+}
+
+fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
+    let finding =
+        |holds: Holds, reason, message: String| Finding::new(CITUS_AVAILABLE, holds, reason, message);
+    let alone = match world.wanted.workers {
+        0 => "the tables stay plain and the coordinator serves them".to_owned(),
+        count => format!("the tables stay plain, and the coordinator serves them without the {count} workers asked for"),
+    };
+    match world.support() {
+        Support::Unknown => {
+            let why = world.server(Group::Coordinator).err().unwrap_or_default();
+            return finding(Holds::Unknown, "NotObserved", why);
+        }
+        Support::NotInImage => {
+            let message = format!("the image has no Citus extension: {alone}; for shards set spec.image to one that has it");
+            return finding(Holds::False, "NotInImage", message);
+        }
+        Support::NotPreloaded => {
+            let message = format!(
+                "the image has the Citus extension, and the server did not load it: {alone}; for shards put citus first \
+                 in shared_preload_libraries of the image's configuration"
+            );
+            return finding(Holds::False, "NotPreloaded", message);
+        }
+        Support::Citus => {}
+    }
+    let away: Vec<String> =
+        world.groups().into_iter().filter_map(|group| world.server(group).err()).collect();
+    if !away.is_empty() {
+        return finding(Holds::Unknown, "NotObserved", away.join("; "));
+    }
+    let facts = || world.groups().into_iter().filter_map(|group| Some((group, world.observed.facts(group)?)));
+    let without: Vec<String> = facts()
+        .filter(|(_, facts)| facts.citus.available.is_none() || !facts.citus.preloaded)
+        .map(|(group, _)| group.to_string())
+        .collect();
+    if !without.is_empty() {
+        let message = format!("{} run an image without Citus: wait for the update to reach them", without.join(", "));
+        return finding(Holds::False, "NotInImage", message);
+    }
+    let versions: BTreeMap<&str, Vec<String>> =
+        facts().fold(BTreeMap::new(), |mut versions, (group, facts)| {
+            if let Some(version) = &facts.citus.installed {
+                versions.entry(version.as_str()).or_default().push(group.to_string());
+            }
+            versions
+        });
+    if versions.len() > 1 {
+        let each: Vec<String> =
+            versions.iter().map(|(version, groups)| format!("{version} on {}", groups.join(", "))).collect();
+        let message = format!(
+            "the extension has different versions: {}; run ALTER EXTENSION citus UPDATE on the workers, then on the \
+             coordinator",
+            each.join("; ")
+        );
+        return finding(Holds::False, "VersionsDiffer", message);
+    }
+    let preparing: Vec<String> = draft
+        .steps
+        .iter()
+        .filter(|step| step.condition() == CITUS_AVAILABLE && !matches!(step, Step::AllowLogin { .. }))
+        .map(ToString::to_string)
+        .collect();
+    if facts().any(|(_, facts)| facts.citus.installed.is_none()) {
+        return finding(Holds::False, "Preparing", format!("still to do: {}", preparing.join("; ")));
+    }
+    let differing = settings_that_differ(world);
+    if !differing.is_empty() {
+        let message = format!(
+            "every node has Citus, and some settings are not as declared: {}; moving shards may fail: compare with \
+             Patroni's dynamic configuration, and look for a pending restart",
+            differing.join("; ")
+        );
+        return finding(Holds::True, "SettingsDiffer", message);
+    }
+    let release = world
+        .observed
+        .facts(Group::Coordinator)
+        .and_then(|facts| facts.citus.release.as_deref().or(facts.citus.installed.as_deref()));
+    finding(Holds::True, "Installed", format!("every node has Citus {}", release.unwrap_or_default()))
+}
+
+fn settings_that_differ(world: &World<'_>) -> Vec<String> {
+    let mut differing = Vec::new();
+    for group in world.groups() {
+        let Some(facts) = world.observed.facts(group) else { continue };
+        for (name, _) in settings::REQUIRED {
+            // wal_level has a condition of its own.
+            if name != settings::WAL_LEVEL && !settings::is_met(&facts.settings, name) {
+                let value = facts.settings.get(name).map_or("", String::as_str);
+                // The value of this one names files, and is long.
+                let value = if name == "citus.node_conninfo" { "without sslmode=verify-full" } else { value };
+                differing.push(format!("{name} is {value} on {group}"));
+            }
+        }
+    }
+    differing
+}
+
+fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
+    let finding =
+        |holds: Holds, reason, message: String| Finding::new(METADATA_SYNCED, holds, reason, message);
+    let catalog = match (world.support(), &world.observed.catalog) {
+        (Support::NotInImage | Support::NotPreloaded, _) => {
+            return finding(Holds::Unknown, "CitusUnavailable", NO_CITUS.to_owned());
+        }
+        (Support::Unknown, _) => {
+            let why = world.server(Group::Coordinator).err().unwrap_or_default();
+            return finding(Holds::Unknown, "NotObserved", why);
+        }
+        (Support::Citus, None) => {
+            let message = "the coordinator's catalogs are not there yet".to_owned();
+            return finding(Holds::False, "Preparing", message);
+        }
+        (Support::Citus, Some(catalog)) => catalog,
+    };
+    let away: Vec<String> =
+        world.groups().into_iter().filter_map(|group| world.server(group).err()).collect();
+    if !away.is_empty() {
+        return finding(Holds::False, "NodeUnreachable", away.join("; "));
+    }
+    let missing: Vec<String> = world
+        .groups()
+        .into_iter()
+        .filter(|group| world.member(*group).is_none())
+        .map(|group| group.to_string())
+        .collect();
+    if !missing.is_empty() {
+        let why = if draft.waits.is_empty() { String::new() } else { format!(": {}", draft.waits.join("; ")) };
+        return finding(Holds::False, "NotRegistered", format!("not registered yet: {}{why}", missing.join(", ")));
+    }
+    let hosts = |wrong: &dyn Fn(&&super::observed::Member) -> bool| -> Vec<String> {
+        catalog.members.iter().filter(wrong).map(|member| member.endpoint.to_string()).collect()
+    };
+    let strangers = hosts(&|member| world.topology.group(&member.endpoint).is_none());
+    if !strangers.is_empty() {
+        let message = format!(
+            "pg_dist_node holds addresses that are no Service of this cluster: {}; if they hold no shard, remove them \
+             with SELECT citus_remove_node(host, port)",
+            strangers.join(", ")
+        );
+        return finding(Holds::False, "UnknownNode", message);
+    }
+    let inactive = hosts(&|member| !member.active);
+    if !inactive.is_empty() {
+        return finding(Holds::False, "NotActive", format!("not active: {}", inactive.join(", ")));
+    }
+    let behind = hosts(&|member| !member.synced);
+    if !behind.is_empty() {
+        let message = format!("Citus is bringing the catalogs up to date of {}", behind.join(", "));
+        return finding(Holds::False, "OutOfSync", message);
+    }
+    finding(Holds::True, "Synced", format!("{} nodes are registered and in sync", catalog.members.len()))
+}
+
+fn wal_level_logical(world: &World<'_>) -> Finding {
+    let finding =
+        |holds: Holds, reason, message: String| Finding::new(WAL_LEVEL_LOGICAL, holds, reason, message);
+    let mut wrong = Vec::new();
+    let mut unknown = Vec::new();
+    for group in world.groups() {
+        // Without Citus the workers are of no use, and nobody looks at them.
+        if group != Group::Coordinator && world.support() != Support::Citus {
+            continue;
+        }
+        match world.server(group) {
+            Err(why) => unknown.push(why),
+            Ok(facts) => match facts.settings.get(settings::WAL_LEVEL).map(String::as_str) {
+                Some("logical") => {}
+                Some(level) => wrong.push(format!("{level} on {group}")),
+                None => unknown.push(format!("{group} does not say")),
+            },
+        }
+    }
+    if !wrong.is_empty() {
+        let message = format!(
+            "wal_level is {}: shards cannot be moved while they are written to; set it to logical in Patroni's dynamic \
+             configuration and restart these servers",
+            wrong.join(", ")
+        );
+        return finding(Holds::False, "NotLogical", message);
+    }
+    if !unknown.is_empty() {
+        return finding(Holds::Unknown, "NotObserved", unknown.join("; "));
+    }
+    finding(Holds::True, "Logical", "wal_level is logical on every node".to_owned())
+}
+
+fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Finding {
+    let finding =
+        |holds: Holds, reason, message: String| Finding::new(SCHEMA_DISTRIBUTED, holds, reason, message);
+    match world.support() {
+        Support::NotInImage | Support::NotPreloaded => {
+            return finding(Holds::Unknown, "CitusUnavailable", NO_CITUS.to_owned());
+        }
+        Support::Unknown => {
+            let why = world.server(Group::Coordinator).err().unwrap_or_default();
+            return finding(Holds::Unknown, "NotObserved", why);
+        }
+        Support::Citus => {}
+    }
+    if let [first, ..] = tables.problems.as_slice() {
+        let each: Vec<&str> = tables.problems.iter().map(|problem| problem.message.as_str()).collect();
+        return finding(Holds::False, first.reason, each.join("; "));
+    }
+    let running = world.observed.catalog.iter().flat_map(|catalog| &catalog.operations).next();
+    if let Some(operation) = running {
+        let message = format!("{} (pid {} on the coordinator)", operation.application, operation.pid);
+        return finding(Holds::False, "Distributing", message);
+    }
+    if !tables.pending.is_empty() {
+        let pending = tables.pending.join(", ");
+        return if draft.waits.is_empty() {
+            finding(Holds::False, "Distributing", format!("still to spread: {pending}"))
+        } else {
+            let message = format!("{pending} wait until the nodes are complete: {}", draft.waits.join("; "));
+            finding(Holds::False, "NodesIncomplete", message)
+        };
+    }
+    if !tables.missing.is_empty() {
+        let message = format!("waiting for the migrations to create {}", tables.missing.join(", "));
+        return finding(Holds::False, "TablesMissing", message);
+    }
+    let count = world.wanted.tables.len();
+    finding(Holds::True, "Distributed", format!("all {count} tables of the policy are spread as it says"))
+}
+
+fn balanced(world: &World<'_>) -> Finding {
+    let finding = |holds: Holds, reason, message: String| Finding::new(BALANCED, holds, reason, message);
+    let catalog = match (world.support(), &world.observed.catalog) {
+        (Support::NotInImage | Support::NotPreloaded, _) => {
+            return finding(Holds::Unknown, "CitusUnavailable", NO_CITUS.to_owned());
+        }
+        (_, None) => {
+            let message = "the coordinator's catalogs could not be read".to_owned();
+            return finding(Holds::Unknown, "NotObserved", message);
+        }
+        (_, Some(catalog)) => catalog,
+    };
+    if catalog.placements.is_empty() {
+        return finding(Holds::Unknown, "NoShards", "there are no shards yet".to_owned());
+    }
+    let misplaced: Vec<String> = catalog
+        .placements
+        .iter()
+        .filter_map(|at| {
+            let member = catalog.members.iter().find(|member| member.group_id == at.group_id)?;
+            (!member.should_have_shards).then(|| format!("{} shards on {}", at.shards, member.endpoint))
+        })
+        .collect();
+    if !misplaced.is_empty() {
+        let message = format!("{} belong elsewhere; until they are moved this node serves them", misplaced.join(", "));
+        return finding(Holds::False, "Misplaced", message);
+    }
+    let uneven = uneven(catalog);
+    if !uneven.is_empty() {
+        let message =
+            format!("shards are spread unevenly ({}); SELECT citus_rebalance_start() moves them", uneven.join("; "));
+        return finding(Holds::False, "Uneven", message);
+    }
+    finding(Holds::True, "Even", "the nodes' shards differ by at most one in every group of tables".to_owned())
+}
+
+/// Colocation groups whose hash ranges differ by more than one between nodes that should hold some.
+fn uneven(catalog: &Catalog) -> Vec<String> {
+    let holders = || catalog.members.iter().filter(|member| member.active && member.should_have_shards);
+    let mut groups: BTreeMap<i32, BTreeMap<i32, i64>> = BTreeMap::new();
+    for at in &catalog.placements {
+        *groups.entry(at.colocation_id).or_default().entry(at.group_id).or_default() += at.ranges;
+    }
+    let mut uneven = Vec::new();
+    for (colocation_id, nodes) in groups {
+        let counts = || holders().map(|member| nodes.get(&member.group_id).copied().unwrap_or(0));
+        if let (Some(least), Some(most)) = (counts().min(), counts().max())
+            && most - least > 1
+        {
+            uneven.push(format!("colocation group {colocation_id}: between {least} and {most} per node"));
+        }
+    }
+    uneven
+}
+
+fn scale_in_blocked(world: &World<'_>) -> Finding {
+    let surplus: Vec<String> = world.surplus().iter().map(ToString::to_string).collect();
+    if surplus.is_empty() {
+        return Finding::new(SCALE_IN_BLOCKED, false, "NothingToRemove", "no more workers than asked for");
+    }
+    let message = format!(
+        "spec.workers.count is {}, and {} are part of the cluster: this version keeps them, with their shards; set the \
+         count to {} to agree",
+        world.wanted.workers,
+        surplus.join(", "),
+        world.workers().count()
+    );
+    Finding::new(SCALE_IN_BLOCKED, true, "NotSupported", message)
+}

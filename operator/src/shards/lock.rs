@@ -1,0 +1,61 @@
+//! The topology lock: one change of nodes, tables or shards at a time per cluster, even with two operators alive.
+//!
+//! It is an advisory lock of a session on the coordinator, so it ends with the session that holds it and no sooner.
+//! dialog-api holds it while it migrates.
+
+use std::fmt;
+
+use tokio_postgres::types::Type;
+
+use crate::pg::{self, Session};
+
+/// The two keys of the lock: `dial` in ASCII, and its number.
+const KEYS: (i32, i32) = (1_684_631_916, 1);
+
+/// Who holds the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The session's name.
+    pub application: String,
+    /// The server process on the coordinator.
+    pub pid: i32,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the topology lock is held by {} (pid {} on the coordinator)", self.application, self.pid)
+    }
+}
+
+/// Takes the lock for `session`, or says who has it.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn try_acquire(session: &Session) -> Result<Option<Holder>, pg::Error> {
+    let keys: [pg::Parameter<'_>; 2] = [(&KEYS.0, Type::INT4), (&KEYS.1, Type::INT4)];
+    if session.query_one("SELECT pg_try_advisory_lock($1, $2)", &keys).await?.get(0) {
+        return Ok(None);
+    }
+    let rows = session
+        .query(
+            "SELECT pid, application_name FROM pg_stat_activity JOIN pg_locks USING (pid)
+             WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::int4::oid
+               AND objid = $2::int4::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            &keys,
+        )
+        .await?;
+    // It may have been given back between the two statements; then nobody can be named, and trying again is right.
+    Ok(Some(rows.first().map_or_else(
+        || Holder { application: "a session that has just ended".to_owned(), pid: 0 },
+        |row| Holder { pid: row.get(0), application: row.get(1) },
+    )))
+}
+
+/// Gives the lock back.
+///
+/// # Errors
+/// When the server cannot be asked; the lock then ends with the session.
+pub async fn release(session: &Session) -> Result<(), pg::Error> {
+    let keys: [pg::Parameter<'_>; 2] = [(&KEYS.0, Type::INT4), (&KEYS.1, Type::INT4)];
+    session.query("SELECT pg_advisory_unlock($1, $2)", &keys).await.map(drop)
+}

@@ -1,0 +1,168 @@
+//! Reads what the servers say. Nothing here changes anything.
+//!
+//! A round over a steady cluster is one session and four statements per node, and about ten on the coordinator.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+use futures::stream;
+
+use super::observed::{Citus, Facts, Node, Observed, Role};
+use super::sessions::{Door, Sessions};
+use super::settings;
+use super::step::{API_ROLE, OPERATOR_ROLE};
+use super::wanted::Wanted;
+use super::world::members;
+use crate::names::{DATABASE, Group};
+use crate::pg::{self, Session};
+use tokio_postgres::types::Type;
+
+mod catalog;
+
+/// Servers that are asked at the same time.
+const AT_ONCE: usize = 16;
+
+/// Whether to ask for what costs the servers more than a look at a catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sizes {
+    /// Measure the shards' files.
+    Measure,
+    /// Leave them alone.
+    Skip,
+}
+
+/// Asks the coordinator, then every group that is wanted or registered. A server that does not answer is part of the
+/// answer.
+pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Observed {
+    let mut observed = Observed::default();
+    let first = match coordinator(sessions, wanted, sizes, &mut observed).await {
+        Ok(node) => node,
+        Err(error) => {
+            sessions.close(Group::Coordinator, Door::Dialog).await;
+            Node::Down(error.to_string())
+        }
+    };
+    let groups = members(wanted, sessions.topology(), observed.catalog.as_ref());
+    let others = groups.into_iter().filter(|group| *group != Group::Coordinator);
+    observed.nodes = stream::iter(others)
+        .map(|group| async move { (group, worker(sessions, group, sizes).await) })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    observed.nodes.insert(Group::Coordinator, first);
+    observed
+}
+
+async fn worker(sessions: &Sessions, group: Group, sizes: Sizes) -> Node {
+    match node(sessions, group, sizes).await {
+        Ok((node, _)) => node,
+        Err(error) => Node::Down(error.to_string()),
+    }
+}
+
+async fn coordinator(
+    sessions: &Sessions,
+    wanted: &Wanted,
+    sizes: Sizes,
+    observed: &mut Observed,
+) -> Result<Node, pg::Error> {
+    let (mut node, session) = node(sessions, Group::Coordinator, sizes).await?;
+    if let (Node::Up(facts), Some(session)) = (&mut node, session) {
+        let citus = facts.citus.preloaded && facts.citus.installed.is_some();
+        session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        observed.tables = catalog::tables(&session, &wanted.tables, citus).await?;
+        if citus {
+            facts.citus.release = Some(catalog::release(&session).await?);
+            observed.catalog = Some(catalog::read(&session).await?);
+        }
+        session.run("COMMIT").await?;
+    }
+    Ok(node)
+}
+
+/// What one server says, and the session inside the database if there is one.
+async fn node(
+    sessions: &Sessions,
+    group: Group,
+    sizes: Sizes,
+) -> Result<(Node, Option<std::sync::Arc<Session>>), pg::Error> {
+    let (session, door) = sessions.closest(group).await?;
+    let (mut facts, in_recovery) = facts(&session).await?;
+    if in_recovery {
+        // A Service may lead to a server that has just become a standby.
+        sessions.close(group, door).await;
+        let message = format!("{} is a standby now: wait for the failover to end", session.login().endpoint);
+        return Ok((Node::Down(message), None));
+    }
+    let whole = facts.operator.is_some_and(|role| role.login && role.superuser);
+    if whole || door == Door::Bootstrap {
+        facts.settings = current_settings(&session).await?;
+        facts.overrides = overrides(&session).await?;
+    }
+    facts.inside = door == Door::Dialog;
+    if door == Door::Bootstrap && whole {
+        // The role is as it should be and is refused all the same: the refusal says why.
+        return sessions.session(group, Door::Dialog).await.map(|_| (Node::Up(Box::new(facts)), None));
+    }
+    if !(facts.inside && whole) {
+        return Ok((Node::Up(Box::new(facts)), None));
+    }
+    if sizes == Sizes::Measure && facts.citus.preloaded && facts.citus.installed.is_some() {
+        // Sizes are for the eye: a server that cannot tell them in time is not a server that is down.
+        facts.bytes = catalog::bytes(&session).await.ok();
+    }
+    Ok((Node::Up(Box::new(facts)), Some(session)))
+}
+
+async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
+    let row = session
+        .query_one(
+            "SELECT current_setting('server_version'), pg_is_in_recovery(),
+                    me.rolcanlogin, me.rolsuper, api.rolcanlogin, api.rolsuper,
+                    (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $3),
+                    (SELECT default_version::text FROM pg_available_extensions WHERE name = 'citus'),
+                    (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
+                    (SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries')
+             FROM (VALUES (1)) AS one
+             LEFT JOIN pg_roles AS me ON me.rolname = $1
+             LEFT JOIN pg_roles AS api ON api.rolname = $2",
+            &[(&OPERATOR_ROLE, Type::TEXT), (&API_ROLE, Type::TEXT), (&DATABASE, Type::TEXT)],
+        )
+        .await?;
+    let role = |login: usize, superuser: usize| {
+        Some(Role { login: row.get::<_, Option<bool>>(login)?, superuser: row.get::<_, Option<bool>>(superuser)? })
+    };
+    let libraries: Option<String> = row.get(9);
+    let preloaded =
+        libraries.is_some_and(|list| list.split(',').any(|library| library.trim().trim_matches('"') == "citus"));
+    let version: String = row.get(0);
+    let facts = Facts {
+        version: version.split_whitespace().next().unwrap_or_default().to_owned(),
+        operator: role(2, 3),
+        api: role(4, 5),
+        database_owner: row.get(6),
+        citus: Citus { available: row.get(7), installed: row.get(8), preloaded, release: None },
+        ..Facts::default()
+    };
+    Ok((facts, row.get(1)))
+}
+
+async fn current_settings(session: &Session) -> Result<BTreeMap<String, String>, pg::Error> {
+    let names: Vec<&str> = settings::REQUIRED.iter().map(|(name, _)| *name).collect();
+    let rows = session
+        .query("SELECT name, setting FROM pg_settings WHERE name = ANY ($1)", &[(&names, Type::TEXT_ARRAY)])
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+async fn overrides(session: &Session) -> Result<Vec<String>, pg::Error> {
+    let names = settings::owned();
+    let rows = session
+        .query(
+            "SELECT DISTINCT name FROM pg_file_settings
+             WHERE sourcefile LIKE '%/postgresql.auto.conf' AND name = ANY ($1) ORDER BY name",
+            &[(&names, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

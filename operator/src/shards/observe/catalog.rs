@@ -1,0 +1,185 @@
+//! Reads the catalogs of the database `dialog`: the policy's tables, and what Citus made of them.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use crate::api::Table as Policy;
+use crate::pg::{self, APPLICATION, Endpoint, Session, identifier, literal};
+use crate::shards::observed::{Catalog, Member, Operation, Placements, Spread, Table};
+
+/// Citus' release, for example `13.2.2`.
+pub(super) async fn release(session: &Session) -> Result<String, pg::Error> {
+    let text: String = session.query_one("SELECT citus_version()", &[]).await?.get(0);
+    // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
+    Ok(text.split_whitespace().nth(1).unwrap_or(&text).to_owned())
+}
+
+/// Citus' own catalogs.
+pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
+    let members = session
+        .query(
+            "SELECT nodename::text, nodeport, groupid, isactive, hasmetadata AND metadatasynced, shouldhaveshards
+             FROM pg_dist_node WHERE noderole::text = 'primary' ORDER BY groupid",
+            &[],
+        )
+        .await?;
+    let placements = session
+        .query(
+            "SELECT t.colocationid, p.groupid, count(*), count(DISTINCT s.shardminvalue)
+             FROM pg_dist_placement AS p JOIN pg_dist_shard AS s USING (shardid)
+             JOIN pg_dist_partition AS t USING (logicalrelid)
+             WHERE t.partmethod = 'h' GROUP BY 1, 2 ORDER BY 1, 2",
+            &[],
+        )
+        .await?;
+    let operations = session
+        .query(
+            "SELECT pid, application_name FROM pg_stat_activity
+             WHERE datname = current_database() AND starts_with(application_name, $1) AND state <> 'idle'
+               AND pid <> pg_backend_pid()
+             ORDER BY pid",
+            &[(&format!("{APPLICATION}: "), Type::TEXT)],
+        )
+        .await?;
+    Ok(Catalog {
+        members: members
+            .iter()
+            .map(|row| Member {
+                endpoint: Endpoint::new(row.get::<_, String>(0), port(row.get(1))),
+                group_id: row.get(2),
+                active: row.get(3),
+                synced: row.get(4),
+                should_have_shards: row.get(5),
+            })
+            .collect(),
+        placements: placements
+            .iter()
+            .map(|row| Placements {
+                colocation_id: row.get(0),
+                group_id: row.get(1),
+                shards: row.get(2),
+                ranges: row.get(3),
+            })
+            .collect(),
+        operations: operations
+            .iter()
+            .map(|row| Operation { pid: row.get(0), application: row.get(1) })
+            .collect(),
+    })
+}
+
+/// A number that is no port names no server of ours.
+fn port(number: i32) -> u16 {
+    u16::try_from(number).unwrap_or(0)
+}
+
+/// Bytes of the shards that are placed on this server, measured here, without asking the others.
+pub(super) async fn bytes(session: &Session) -> Result<i64, pg::Error> {
+    // shard_name() leaves the schema `public` out, and this session would not look there.
+    let row = session
+        .query_one(
+            "SELECT coalesce(sum(pg_total_relation_size(to_regclass(
+                        CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
+                        || shard_name(logicalrelid, shardid)))), 0)::int8
+             FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
+             JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group)",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// The tables of the policy that exist.
+pub(super) async fn tables(
+    session: &Session,
+    policy: &[Policy],
+    citus: bool,
+) -> Result<BTreeMap<String, Table>, pg::Error> {
+    let names: Vec<&str> = policy.iter().map(|table| table.name.as_str()).collect();
+    let columns: Vec<Option<&str>> = policy.iter().map(|table| table.column.as_deref()).collect();
+    let rows = session
+        .query(
+            "SELECT wanted.name, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition,
+                    (SELECT format_type(atttypid, NULL) FROM pg_attribute
+                     WHERE attrelid = pg_class.oid AND attname = wanted.column AND attnum > 0 AND NOT attisdropped),
+                    CASE relreplident
+                        WHEN 'f' THEN true
+                        WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
+                        WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
+                        ELSE false END
+             FROM unnest($1, $2) AS wanted (name, \"column\")
+             JOIN pg_class ON relname = wanted.name AND relnamespace = 'public'::regnamespace",
+            &[(&names, Type::TEXT_ARRAY), (&columns, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    let mut tables: BTreeMap<String, Table> = rows
+        .iter()
+        .map(|row| {
+            let table = Table {
+                ordinary: row.get(1),
+                column_type: row.get(2),
+                replica_identity: row.get(3),
+                spread: Spread::PlainEmpty,
+            };
+            (row.get(0), table)
+        })
+        .collect();
+    if citus {
+        for (name, spread) in spreads(session, &names).await? {
+            if let Some(table) = tables.get_mut(&name) {
+                table.spread = spread;
+            }
+        }
+    }
+    for name in with_rows(session, &tables).await? {
+        if let Some(table) = tables.get_mut(&name) {
+            table.spread = Spread::PlainWithRows;
+        }
+    }
+    Ok(tables)
+}
+
+/// How Citus spreads the tables that it knows.
+async fn spreads(session: &Session, names: &[&str]) -> Result<Vec<(String, Spread)>, pg::Error> {
+    let rows = session
+        .query(
+            "SELECT relname::text, partmethod::text, repmodel::text, colocationid,
+                    column_to_column_name(logicalrelid, partkey),
+                    CASE partmethod WHEN 'n' THEN ARRAY (
+                        SELECT groupid FROM pg_dist_shard AS s JOIN pg_dist_placement USING (shardid)
+                        WHERE s.logicalrelid = t.logicalrelid ORDER BY groupid) END
+             FROM pg_dist_partition AS t JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE relname = ANY ($1) AND relnamespace = 'public'::regnamespace",
+            &[(&names, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    let spread = |row: &tokio_postgres::Row| {
+        let colocation_id: i32 = row.get(3);
+        match (row.get(1), row.get(2), row.get::<_, Option<String>>(4)) {
+            ("h", _, Some(column)) => Spread::Hash { column, colocation_id },
+            ("n", "t", _) => Spread::Reference { group_ids: row.get::<_, Option<_>>(5).unwrap_or_default() },
+            // Citus took a local table in, because a foreign key leads to it: it can be distributed as if plain.
+            ("n", "s", _) if colocation_id == 0 => Spread::PlainEmpty,
+            _ => Spread::Other,
+        }
+    };
+    Ok(rows.iter().map(|row| (row.get(0), spread(row))).collect())
+}
+
+/// Which of the plain tables hold rows.
+async fn with_rows(session: &Session, tables: &BTreeMap<String, Table>) -> Result<Vec<String>, pg::Error> {
+    let questions: Vec<String> = tables
+        .iter()
+        .filter(|(_, table)| table.ordinary && table.spread == Spread::PlainEmpty)
+        .map(|(name, _)| {
+            format!("SELECT {} WHERE EXISTS (SELECT FROM public.{})", literal(name), identifier(name))
+        })
+        .collect();
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session.query(&questions.join(" UNION ALL "), &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

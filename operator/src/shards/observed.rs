@@ -1,0 +1,182 @@
+//! What the servers said: one value, read at one time, from which everything is decided.
+
+use std::collections::BTreeMap;
+
+use super::topology::Topology;
+use crate::names::Group;
+use crate::pg::Endpoint;
+
+/// The cluster as its servers describe it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Every group that is wanted or registered.
+    pub nodes: BTreeMap<Group, Node>,
+    /// Citus' catalogs on the coordinator; `None` while they cannot be read, for whatever reason.
+    pub catalog: Option<Catalog>,
+    /// The tables of the policy that exist in the coordinator's database, by name.
+    pub tables: BTreeMap<String, Table>,
+}
+
+impl Observed {
+    /// What is known about `group`'s server, if it answered.
+    #[must_use]
+    pub fn facts(&self, group: Group) -> Option<&Facts> {
+        match self.nodes.get(&group)? {
+            Node::Up(facts) => Some(facts),
+            Node::Down(_) => None,
+        }
+    }
+}
+
+/// One group's primary.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Node {
+    /// It did not answer, or not as a primary; the sentence says why.
+    Down(String),
+    /// It answered.
+    Up(Box<Facts>),
+}
+
+/// What one server says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// PostgreSQL's version for people, for example `15.20`.
+    pub version: String,
+    /// Whether this was read inside the database `dialog`; otherwise nothing is known about what is in it.
+    pub inside: bool,
+    /// The role `dialog_operator`.
+    pub operator: Option<Role>,
+    /// The role `dialog_api`.
+    pub api: Option<Role>,
+    /// The owner of the database `dialog`; `None` while there is no such database.
+    pub database_owner: Option<String>,
+    /// Citus on this server.
+    pub citus: Citus,
+    /// The settings that the operator asks for, as they are in force; absent where the server does not know one.
+    pub settings: BTreeMap<String, String>,
+    /// Settings of the operator's that somebody changed by `ALTER SYSTEM`.
+    pub overrides: Vec<String>,
+    /// Bytes of the shards placed here; `None` while there are no catalogs to tell, or nobody asked.
+    pub bytes: Option<i64>,
+}
+
+/// A role's attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// It may log in.
+    pub login: bool,
+    /// It may do anything.
+    pub superuser: bool,
+}
+
+/// How far Citus is on one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Citus {
+    /// The version of the extension's files in the image.
+    pub available: Option<String>,
+    /// Whether the server loaded the library at its start.
+    pub preloaded: bool,
+    /// The version of the extension in the database `dialog`.
+    pub installed: Option<String>,
+    /// The release for people, for example `13.2.2`; known once the extension is installed.
+    pub release: Option<String>,
+}
+
+/// What Citus' catalogs on the coordinator say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// `pg_dist_node`.
+    pub members: Vec<Member>,
+    /// `pg_dist_placement` of distributed tables, counted.
+    pub placements: Vec<Placements>,
+    /// Operations that move data and are running, started by this operator or one before it.
+    pub operations: Vec<Operation>,
+}
+
+impl Catalog {
+    /// The row of `group`, if it is registered under its address.
+    #[must_use]
+    pub fn member(&self, group: Group, topology: &Topology) -> Option<&Member> {
+        let endpoint = topology.endpoint(group)?;
+        self.members.iter().find(|member| member.endpoint == *endpoint)
+    }
+
+    /// The groups that are registered under their addresses.
+    pub fn groups(&self, topology: &Topology) -> impl Iterator<Item = Group> {
+        self.members.iter().filter_map(|member| topology.group(&member.endpoint))
+    }
+}
+
+/// One row of `pg_dist_node`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `nodename` and `nodeport`.
+    pub endpoint: Endpoint,
+    /// Citus' number of the group; 0 is the coordinator.
+    pub group_id: i32,
+    /// Citus uses it.
+    pub active: bool,
+    /// It has a copy of the catalogs, and the copy is in sync.
+    pub synced: bool,
+    /// New shards may be placed here.
+    pub should_have_shards: bool,
+}
+
+/// Shards of one colocation group on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placements {
+    /// `pg_dist_colocation.colocationid`.
+    pub colocation_id: i32,
+    /// Citus' number of the node's group.
+    pub group_id: i32,
+    /// Shards of all tables of the colocation group.
+    pub shards: i64,
+    /// Hash ranges: what moves together is counted once.
+    pub ranges: i64,
+}
+
+/// A session of the operator that moves data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The server process.
+    pub pid: i32,
+    /// Its name in `pg_stat_activity`.
+    pub application: String,
+}
+
+/// A table of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// It is an ordinary table; Citus distributes nothing else here.
+    pub ordinary: bool,
+    /// The type of the column that the policy names; `None` if the table has no such column.
+    pub column_type: Option<String>,
+    /// It has a primary key, or another replica identity that logical replication can use.
+    pub replica_identity: bool,
+    /// How Citus spreads it.
+    pub spread: Spread,
+}
+
+/// How Citus spreads a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// Not at all; and whether it holds rows.
+    #[default]
+    PlainEmpty,
+    /// Not at all, and it holds rows.
+    PlainWithRows,
+    /// By the hash of a column.
+    Hash {
+        /// The column.
+        column: String,
+        /// The colocation group.
+        colocation_id: i32,
+    },
+    /// Whole, to every node.
+    Reference {
+        /// The nodes that have a copy, by Citus' group numbers.
+        group_ids: Vec<i32>,
+    },
+    /// In a way that the policy has no word for.
+    Other,
+}

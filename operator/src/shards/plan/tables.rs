@@ -1,0 +1,268 @@
+//! Which tables are still to be spread, how, and which cannot be.
+
+use std::collections::BTreeMap;
+
+use super::Draft;
+use crate::api::{Table as Policy, TableKind};
+use crate::names::Group;
+use crate::shards::observed::{Spread, Table};
+use crate::shards::settings;
+use crate::shards::step::{Beside, Distribution, Step};
+use crate::shards::world::World;
+
+/// How far the policy is carried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Tables that do not exist.
+    pub missing: Vec<String>,
+    /// Tables that are not spread yet, and will be.
+    pub pending: Vec<String>,
+    /// Tables that cannot be spread as the policy says.
+    pub problems: Vec<Problem>,
+}
+
+/// Why a table is not spread as the policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// For programs.
+    pub reason: &'static str,
+    /// For people: which table, why, and what to do.
+    pub message: String,
+}
+
+/// What the tables of a colocation group lie beside.
+#[derive(Clone, Debug)]
+struct Anchor<'a> {
+    table: &'a str,
+    column_type: &'a str,
+    /// The colocation group, once it exists.
+    colocation_id: Option<i32>,
+}
+
+/// Plans what is to be done about the tables.
+pub(super) fn plan(world: &World<'_>, draft: &mut Draft) -> Report {
+    let (report, steps) = decide(world);
+    draft.steps.extend(steps);
+    report
+}
+
+/// How far the policy is carried out, when nothing can be done about it now.
+pub(super) fn inspect(world: &World<'_>) -> Report {
+    decide(world).0
+}
+
+fn decide(world: &World<'_>) -> (Report, Vec<Step>) {
+    let mut report = Report::default();
+    let mut steps = Vec::new();
+    let mut anchors = existing_anchors(world);
+    let mut copies_missing = false;
+    for policy in in_order(&world.wanted.tables) {
+        let Some(table) = world.observed.tables.get(&policy.name) else {
+            report.missing.push(policy.name.clone());
+            continue;
+        };
+        let decision = match policy.kind {
+            TableKind::Reference => reference(world, policy, table, &mut copies_missing),
+            TableKind::Distributed => distributed(world, policy, table, &mut anchors),
+        };
+        match decision {
+            Ok(None) => {}
+            Ok(Some(step)) => {
+                report.pending.push(policy.name.clone());
+                steps.push(step);
+            }
+            Err(problem) => report.problems.push(problem),
+        }
+    }
+    if copies_missing {
+        steps.push(Step::ReplicateReferenceTables);
+    }
+    (report, steps)
+}
+
+/// Reference tables first: a distributed table may have foreign keys to them.
+fn in_order(tables: &[Policy]) -> impl Iterator<Item = &Policy> {
+    let of = |kind| tables.iter().filter(move |table| table.kind == kind);
+    of(TableKind::Reference).chain(of(TableKind::Distributed))
+}
+
+/// The colocation groups that exist already, by the policy's names for them.
+fn existing_anchors<'a>(world: &World<'a>) -> BTreeMap<&'a str, Anchor<'a>> {
+    let mut anchors = BTreeMap::new();
+    for policy in &world.wanted.tables {
+        let Some(Table {
+            spread: Spread::Hash { column, colocation_id }, column_type: Some(column_type), ..
+        }) = world.observed.tables.get(&policy.name)
+        else {
+            continue;
+        };
+        if let Some(group) = &policy.group
+            && policy.column.as_ref() == Some(column)
+        {
+            anchors.entry(group.as_str()).or_insert(Anchor {
+                table: &policy.name,
+                column_type,
+                colocation_id: Some(*colocation_id),
+            });
+        }
+    }
+    anchors
+}
+
+fn reference(
+    world: &World<'_>,
+    policy: &Policy,
+    table: &Table,
+    copies_missing: &mut bool,
+) -> Result<Option<Step>, Problem> {
+    ordinary(policy, table)?;
+    match &table.spread {
+        Spread::Reference { group_ids } => {
+            let members = world.catalog().into_iter().flat_map(|catalog| &catalog.members);
+            *copies_missing |=
+                members.filter(|member| member.active).any(|member| !group_ids.contains(&member.group_id));
+            Ok(None)
+        }
+        // There is no other way to make one than the one that holds writers up while it copies.
+        Spread::PlainEmpty | Spread::PlainWithRows => {
+            Ok(Some(Step::CreateReferenceTable { table: policy.name.clone() }))
+        }
+        Spread::Hash { .. } | Spread::Other => Err(otherwise(policy, table)),
+    }
+}
+
+fn distributed<'a>(
+    world: &World<'a>,
+    policy: &'a Policy,
+    table: &'a Table,
+    anchors: &mut BTreeMap<&'a str, Anchor<'a>>,
+) -> Result<Option<Step>, Problem> {
+    ordinary(policy, table)?;
+    let (Some(column), Some(group)) = (policy.column.as_deref(), policy.group.as_deref()) else {
+        // The schema refuses such an entry.
+        return Err(problem("PolicyIncomplete", policy, "the policy names no column and group for it"));
+    };
+    let Some(column_type) = table.column_type.as_deref() else {
+        let message = format!("it has no column {column}; add it by a migration");
+        return Err(problem("ColumnMissing", policy, message));
+    };
+    let anchor = anchors.get(group).cloned();
+    match &table.spread {
+        Spread::Hash { column: actual, .. } if actual != column => Err(otherwise(policy, table)),
+        Spread::Hash { colocation_id, .. } => match &anchor {
+            Some(Anchor { table: other, colocation_id: Some(expected), .. }) if expected != colocation_id => {
+                let message = format!(
+                    "it is not colocated with {other}; run SELECT update_distributed_table_colocation('public.{}', \
+                     colocate_with => 'public.{other}') while nothing else changes the topology",
+                    policy.name
+                );
+                Err(problem("NotColocated", policy, message))
+            }
+            _ => Ok(None),
+        },
+        Spread::PlainEmpty | Spread::PlainWithRows => {
+            if let Some(anchor) = &anchor
+                && anchor.column_type != column_type
+            {
+                let message = format!(
+                    "its column {column} has the type {column_type}, and {} in the same group is cut by {}: equal \
+                     values would lie apart; give both one type by a migration",
+                    anchor.table, anchor.column_type
+                );
+                return Err(problem("TypesDiffer", policy, message));
+            }
+            let with_rows = table.spread == Spread::PlainWithRows;
+            if with_rows {
+                adoptable(world, policy, table, anchor.as_ref())?;
+            }
+            let beside = match &anchor {
+                Some(anchor) => Beside::Table(anchor.table.to_owned()),
+                None => Beside::Nothing { shard_count: world.wanted.shard_count },
+            };
+            anchors.entry(group).or_insert(Anchor {
+                table: &policy.name,
+                column_type,
+                colocation_id: None,
+            });
+            let distribution = Distribution { table: policy.name.clone(), column: column.to_owned(), beside };
+            Ok(Some(if with_rows {
+                Step::DistributeConcurrently(distribution)
+            } else {
+                Step::DistributeTable(distribution)
+            }))
+        }
+        Spread::Reference { .. } | Spread::Other => Err(otherwise(policy, table)),
+    }
+}
+
+/// Whether a table that holds rows can be cut while it is written to.
+fn adoptable(
+    world: &World<'_>,
+    policy: &Policy,
+    table: &Table,
+    anchor: Option<&Anchor<'_>>,
+) -> Result<(), Problem> {
+    let on_coordinator = match anchor.and_then(|anchor| anchor.colocation_id) {
+        None => world.holds_shards(Group::Coordinator),
+        Some(id) => world
+            .catalog()
+            .is_some_and(|catalog| catalog.placements.iter().any(|at| at.colocation_id == id && at.group_id == 0)),
+    };
+    if on_coordinator {
+        let remedy = if anchor.is_none() {
+            "set spec.workers.count to 1 or more, so that they land on workers"
+        } else {
+            "move the group's shards to workers, or empty the table"
+        };
+        let message = format!(
+            "it holds rows, and shards of it would land on the coordinator, which holds the table: Citus' copy would \
+             hang as soon as a row is updated; {remedy}"
+        );
+        return Err(problem("RowsOnCoordinator", policy, message));
+    }
+    if !table.replica_identity {
+        let message = "it holds rows and has no primary key, so that changes made during the copy would be lost; add a \
+                       primary key or a REPLICA IDENTITY by a migration";
+        return Err(problem("NoReplicaIdentity", policy, message));
+    }
+    let unmet = world.observed.facts(Group::Coordinator).and_then(|facts| {
+        [settings::WAL_LEVEL, settings::OUTPUT_PLUGINS]
+            .into_iter()
+            .find(|name| !settings::is_met(&facts.settings, name))
+    });
+    match unmet {
+        Some(name) => {
+            let message = format!(
+                "it holds rows, and the coordinator's {name} does not allow to copy them while they change; it is \
+                 declared in Patroni's dynamic configuration"
+            );
+            Err(problem("SettingsDiffer", policy, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn ordinary(policy: &Policy, table: &Table) -> Result<(), Problem> {
+    if table.ordinary {
+        return Ok(());
+    }
+    Err(problem("NotATable", policy, "it is not an ordinary table, and nothing else can be spread"))
+}
+
+fn otherwise(policy: &Policy, table: &Table) -> Problem {
+    let actual = match &table.spread {
+        Spread::Hash { column, .. } => format!("it is distributed by {column}"),
+        Spread::Reference { .. } => "it is a reference table".to_owned(),
+        _ => "Citus holds it in another way".to_owned(),
+    };
+    let message = format!(
+        "{actual}, and the policy says otherwise; run SELECT undistribute_table('public.{}') in a quiet hour, and the \
+         operator spreads it anew",
+        policy.name
+    );
+    problem("SpreadOtherwise", policy, message)
+}
+
+fn problem(reason: &'static str, policy: &Policy, message: impl AsRef<str>) -> Problem {
+    Problem { reason, message: format!("{}: {}", policy.name, message.as_ref()) }
+}

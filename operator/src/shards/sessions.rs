@@ -1,0 +1,107 @@
+//! The sessions of one round: opened when first needed, shared, and closed with it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::step::OPERATOR_ROLE;
+use super::topology::Topology;
+use crate::names::{DATABASE, Group};
+use crate::pg::{self, Identity, Limits, Login, Session};
+
+/// The role and the database that every server has from its start.
+const BOOTSTRAP: &str = "postgres";
+
+/// Where on a server, and as whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The operator in the database `dialog`.
+    Dialog,
+    /// The operator in the server's own database, for what belongs to the server. Citus is not at work there.
+    Server,
+    /// The superuser from the server's start, for making the operator's role.
+    Bootstrap,
+}
+
+/// The sessions of one round.
+pub struct Sessions {
+    topology: Topology,
+    identity: Identity,
+    /// What the coordinator's session is for, if for one statement that takes long.
+    purpose: Option<String>,
+    open: Mutex<BTreeMap<Login, Arc<Session>>>,
+}
+
+impl Sessions {
+    /// None yet.
+    #[must_use]
+    pub fn new(topology: Topology, identity: Identity) -> Self {
+        Self { topology, identity, purpose: None, open: Mutex::default() }
+    }
+
+    /// Sessions for one statement that takes long: the coordinator's has no time limit, outlives the operator, and is
+    /// recognised by `purpose`. The topology lock that it holds lives as long as the statement.
+    #[must_use]
+    pub fn long(topology: Topology, identity: Identity, purpose: impl Into<String>) -> Self {
+        Self { purpose: Some(purpose.into()), ..Self::new(topology, identity) }
+    }
+
+    /// Where the groups listen.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The session behind `door` of `group`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn session(&self, group: Group, door: Door) -> Result<Arc<Session>, pg::Error> {
+        let login = self.login(group, door);
+        if let Some(session) = self.open.lock().await.get(&login)
+            && !session.is_over()
+        {
+            return Ok(Arc::clone(session));
+        }
+        // Servers are asked side by side: the list is not held while one answers.
+        let limits = match &self.purpose {
+            Some(purpose) if (group, door) == (Group::Coordinator, Door::Dialog) => Limits::long(purpose),
+            _ => Limits::short(),
+        };
+        let session = Arc::new(pg::connect(&self.identity, &login, &limits).await?);
+        self.open.lock().await.insert(login, Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// The session closest to the database `dialog` that `group` lets the operator have.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn closest(&self, group: Group) -> Result<(Arc<Session>, Door), pg::Error> {
+        let door = match self.session(group, Door::Dialog).await {
+            Ok(session) => return Ok((session, Door::Dialog)),
+            Err(error) if error.is_role_refused() => Door::Bootstrap,
+            Err(error) if error.is_database_missing() => Door::Server,
+            Err(error) => return Err(error),
+        };
+        Ok((self.session(group, door).await?, door))
+    }
+
+    /// Closes a session: what it held, locks included, is given back by the server.
+    pub async fn close(&self, group: Group, door: Door) {
+        self.open.lock().await.remove(&self.login(group, door));
+    }
+
+    fn login(&self, group: Group, door: Door) -> Login {
+        let (role, database) = match door {
+            Door::Dialog => (OPERATOR_ROLE, DATABASE),
+            Door::Server => (OPERATOR_ROLE, BOOTSTRAP),
+            Door::Bootstrap => (BOOTSTRAP, BOOTSTRAP),
+        };
+        // A group beyond the most workers has no address; the name in its place says so when it is looked up.
+        let endpoint = self.topology.endpoint(group).cloned();
+        let endpoint = endpoint.unwrap_or_else(|| pg::Endpoint::new(format!("{group}.invalid"), 0));
+        Login { endpoint, database: database.to_owned(), role: role.to_owned() }
+    }
+}

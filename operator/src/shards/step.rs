@@ -1,0 +1,211 @@
+//! What the controller can do to the database: one change each, and safe to repeat.
+
+use std::fmt;
+
+use crate::condition::{self, SCHEMA_DISTRIBUTED};
+use crate::names::Group;
+
+/// The operator's everyday role.
+pub const OPERATOR_ROLE: &str = "dialog_operator";
+/// The role of dialog-api, which owns the database and the tables.
+pub const API_ROLE: &str = "dialog_api";
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// Create `dialog_operator`, or give it back what it needs.
+    CreateOperatorRole {
+        /// Whose server.
+        group: Group,
+    },
+    /// Create `dialog_api`. On the coordinator it may not log in yet, so that dialog-api cannot meet a database that is
+    /// about to get Citus.
+    CreateApiRole {
+        /// Whose server.
+        group: Group,
+    },
+    /// Create the database `dialog`, owned by `dialog_api`.
+    CreateDatabase {
+        /// Whose server.
+        group: Group,
+    },
+    /// Make `dialog_api` the owner of the database again.
+    SetDatabaseOwner {
+        /// Whose server.
+        group: Group,
+    },
+    /// Create the extension citus in the database `dialog`.
+    CreateExtension {
+        /// Whose server.
+        group: Group,
+    },
+    /// Take back an `ALTER SYSTEM` of a setting that is declared elsewhere.
+    ResetSetting {
+        /// Whose server.
+        group: Group,
+        /// The setting.
+        name: String,
+    },
+    /// Let `dialog_api` log in.
+    AllowLogin {
+        /// Whose server.
+        group: Group,
+    },
+    /// Register the coordinator under its address.
+    SetCoordinatorHost,
+    /// Register a worker under its address.
+    AddNode {
+        /// The worker.
+        group: Group,
+    },
+    /// Activate a registered node that Citus does not use.
+    ActivateNode {
+        /// The node.
+        group: Group,
+    },
+    /// Say whether new shards may be placed on a node.
+    SetShouldHaveShards {
+        /// The node.
+        group: Group,
+        /// Whether they may.
+        value: bool,
+    },
+    /// Copy a table whole to every node.
+    CreateReferenceTable {
+        /// The table.
+        table: String,
+    },
+    /// Copy the reference tables to the nodes that lack them.
+    ReplicateReferenceTables,
+    /// Cut an empty table into shards.
+    DistributeTable(Distribution),
+    /// Cut a table that holds rows into shards while it is written to. Takes as long as the table is large.
+    DistributeConcurrently(Distribution),
+}
+
+/// How a table is cut.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Distribution {
+    /// The table.
+    pub table: String,
+    /// The column whose hash decides the shard.
+    pub column: String,
+    /// Which tables it lies beside.
+    pub beside: Beside,
+}
+
+/// Which tables a table's shards lie beside.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Beside {
+    /// None yet: it begins a colocation group with this many shards.
+    Nothing {
+        /// Shards of the new group.
+        shard_count: i32,
+    },
+    /// Those of this table's colocation group.
+    Table(String),
+}
+
+impl Step {
+    /// The kind, for metrics and Events.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::CreateOperatorRole { .. } => "CreateOperatorRole",
+            Self::CreateApiRole { .. } => "CreateApiRole",
+            Self::CreateDatabase { .. } => "CreateDatabase",
+            Self::SetDatabaseOwner { .. } => "SetDatabaseOwner",
+            Self::CreateExtension { .. } => "CreateExtension",
+            Self::ResetSetting { .. } => "ResetSetting",
+            Self::AllowLogin { .. } => "AllowLogin",
+            Self::SetCoordinatorHost => "SetCoordinatorHost",
+            Self::AddNode { .. } => "AddNode",
+            Self::ActivateNode { .. } => "ActivateNode",
+            Self::SetShouldHaveShards { .. } => "SetShouldHaveShards",
+            Self::CreateReferenceTable { .. } => "CreateReferenceTable",
+            Self::ReplicateReferenceTables => "ReplicateReferenceTables",
+            Self::DistributeTable(_) => "DistributeTable",
+            Self::DistributeConcurrently(_) => "DistributeConcurrently",
+        }
+    }
+
+    /// Whether it takes as long as the data is large.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        matches!(self, Self::DistributeConcurrently(_))
+    }
+
+    /// Whether it comes before the coordinator has a database to hold the topology lock in.
+    #[must_use]
+    pub fn precedes_lock(&self) -> bool {
+        matches!(
+            self,
+            Self::CreateOperatorRole { group: Group::Coordinator }
+                | Self::CreateApiRole { group: Group::Coordinator }
+                | Self::CreateDatabase { group: Group::Coordinator }
+        )
+    }
+
+    /// The condition that is false because of it when it fails.
+    #[must_use]
+    pub fn condition(&self) -> &'static str {
+        match self {
+            Self::CreateOperatorRole { .. }
+            | Self::CreateApiRole { .. }
+            | Self::CreateDatabase { .. }
+            | Self::SetDatabaseOwner { .. }
+            | Self::CreateExtension { .. }
+            | Self::ResetSetting { .. }
+            | Self::AllowLogin { .. } => condition::CITUS_AVAILABLE,
+            Self::SetCoordinatorHost
+            | Self::AddNode { .. }
+            | Self::ActivateNode { .. }
+            | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
+            Self::CreateReferenceTable { .. }
+            | Self::ReplicateReferenceTables
+            | Self::DistributeTable(_)
+            | Self::DistributeConcurrently(_) => SCHEMA_DISTRIBUTED,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateOperatorRole { group } => write!(f, "create the role {OPERATOR_ROLE} on {group}"),
+            Self::CreateApiRole { group } => write!(f, "create the role {API_ROLE} on {group}"),
+            Self::CreateDatabase { group } => write!(f, "create the database on {group}"),
+            Self::SetDatabaseOwner { group } => {
+                write!(f, "make {API_ROLE} the owner of the database on {group}")
+            }
+            Self::CreateExtension { group } => write!(f, "create the extension citus on {group}"),
+            Self::ResetSetting { group, name } => {
+                write!(f, "take back the ALTER SYSTEM of {name} on {group}")
+            }
+            Self::AllowLogin { group } => write!(f, "let {API_ROLE} log in on {group}"),
+            Self::SetCoordinatorHost => f.write_str("register the coordinator's address"),
+            Self::AddNode { group } => write!(f, "register {group}"),
+            Self::ActivateNode { group } => write!(f, "activate {group}"),
+            Self::SetShouldHaveShards { group, value: true } => {
+                write!(f, "let new shards be placed on {group}")
+            }
+            Self::SetShouldHaveShards { group, value: false } => write!(f, "keep new shards off {group}"),
+            Self::CreateReferenceTable { table } => write!(f, "copy the table {table} to every node"),
+            Self::ReplicateReferenceTables => f.write_str("copy the reference tables to every node"),
+            Self::DistributeTable(distribution) => write!(f, "distribute {distribution}"),
+            Self::DistributeConcurrently(distribution) => {
+                write!(f, "distribute {distribution}, while it is written to")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.table, self.column)?;
+        match &self.beside {
+            Beside::Nothing { shard_count } => write!(f, " into {shard_count} shards"),
+            Beside::Table(table) => write!(f, " beside {table}"),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What the resource asks of the database, and nothing of the rest.
+
+use crate::api::{DialogClusterSpec, Table};
+
+/// The part of a `DialogCluster` that this controller acts on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// Worker groups.
+    pub workers: u32,
+    /// Shards of each colocation group.
+    pub shard_count: i32,
+    /// The shard policy.
+    pub tables: Vec<Table>,
+}
+
+impl From<&DialogClusterSpec> for Wanted {
+    fn from(spec: &DialogClusterSpec) -> Self {
+        Self {
+            // The schema keeps the count within 0 and 99.
+            workers: u32::try_from(spec.workers.count).unwrap_or(0),
+            shard_count: spec.sharding.shard_count,
+            tables: spec.sharding.tables.clone(),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is wanted and what is there, side by side: the questions that more than one part of the plan asks.
+
+use std::collections::BTreeSet;
+
+use super::observed::{Catalog, Facts, Member, Node, Observed};
+use super::topology::Topology;
+use super::wanted::Wanted;
+use crate::names::Group;
+
+/// Everything a decision is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// What the resource asks for.
+    pub wanted: &'a Wanted,
+    /// Where the groups listen.
+    pub topology: &'a Topology,
+    /// What the servers said.
+    pub observed: &'a Observed,
+}
+
+/// Whether this cluster can have shards at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// The coordinator has Citus, or can have it at once.
+    Citus,
+    /// The coordinator's image has no Citus.
+    NotInImage,
+    /// The image has Citus, and the server did not load it at its start.
+    NotPreloaded,
+    /// The coordinator does not answer.
+    Unknown,
+}
+
+impl<'a> World<'a> {
+    /// Whether this cluster can have shards at all.
+    #[must_use]
+    pub fn support(&self) -> Support {
+        match self.observed.facts(Group::Coordinator).map(|facts| &facts.citus) {
+            None => Support::Unknown,
+            Some(citus) if citus.available.is_none() => Support::NotInImage,
+            Some(citus) if !citus.preloaded => Support::NotPreloaded,
+            Some(_) => Support::Citus,
+        }
+    }
+
+    /// Citus' catalogs; empty ones where the extension is still to be created; `None` when they could not be read.
+    #[must_use]
+    pub fn catalog(&self) -> Option<&'a Catalog> {
+        static EMPTY: Catalog =
+            Catalog { members: Vec::new(), placements: Vec::new(), operations: Vec::new() };
+        let fresh = || {
+            let facts = self.observed.facts(Group::Coordinator)?;
+            let known = facts.inside || facts.database_owner.is_none();
+            (known && facts.citus.installed.is_none()).then_some(&EMPTY)
+        };
+        self.observed.catalog.as_ref().or_else(fresh)
+    }
+
+    /// The groups that are wanted or registered, coordinator first.
+    #[must_use]
+    pub fn groups(&self) -> BTreeSet<Group> {
+        members(self.wanted, self.topology, self.observed.catalog.as_ref())
+    }
+
+    /// The workers among [`World::groups`].
+    pub fn workers(&self) -> impl Iterator<Item = Group> {
+        self.groups().into_iter().filter(|group| *group != Group::Coordinator)
+    }
+
+    /// Registered workers beyond the count that is wanted.
+    #[must_use]
+    pub fn surplus(&self) -> Vec<Group> {
+        let beyond = |group: &Group| matches!(group, Group::Worker(number) if *number >= self.wanted.workers);
+        self.workers().filter(beyond).collect()
+    }
+
+    /// The row of `group` in `pg_dist_node`.
+    #[must_use]
+    pub fn member(&self, group: Group) -> Option<&'a Member> {
+        self.catalog()?.member(group, self.topology)
+    }
+
+    /// What `group`'s server said, or why it said nothing.
+    ///
+    /// # Errors
+    /// The sentence that says why nothing is known.
+    pub fn server(&self, group: Group) -> Result<&'a Facts, String> {
+        match self.observed.nodes.get(&group) {
+            Some(Node::Up(facts)) => Ok(facts),
+            Some(Node::Down(reason)) => Err(format!("{group} does not answer: {reason}")),
+            None => Err(format!("{group} was not asked")),
+        }
+    }
+
+    /// Whether new shards belong on `group`: on workers, and on the coordinator as long as there are none.
+    #[must_use]
+    pub fn holds_shards(&self, group: Group) -> bool {
+        group != Group::Coordinator || self.workers().next().is_none()
+    }
+}
+
+/// The groups that are wanted or registered, coordinator first.
+#[must_use]
+pub fn members(wanted: &Wanted, topology: &Topology, catalog: Option<&Catalog>) -> BTreeSet<Group> {
+    let registered = catalog.into_iter().flat_map(|catalog| catalog.groups(topology));
+    (0..wanted.workers).map(Group::Worker).chain([Group::Coordinator]).chain(registered).collect()
+}

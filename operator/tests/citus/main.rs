@@ -1,0 +1,18 @@
+//! The controller of the database against real servers: a coordinator and workers on loopback that speak to each other
+//! and to the operator with client certificates, as in a cluster.
+//!
+//! Needs PostgreSQL with the citus extension on this machine; otherwise every test says that it was skipped, and why.
+
+mod fresh;
+mod world;
+
+/// Ends a test on a machine where it cannot run, by name.
+macro_rules! needs_citus {
+    () => {
+        if let Err(reason) = testbed::postgres::citus_available() {
+            println!("SKIPPED citus: {reason}");
+            return Ok(());
+        }
+    };
+}
+pub(crate) use needs_citus;

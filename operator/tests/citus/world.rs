@@ -1,0 +1,209 @@
+//! Real servers, and the controller's engine over them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use dialog_operator::api::DialogClusterSpec;
+use dialog_operator::condition::Finding;
+use dialog_operator::names::{DATABASE, Group};
+use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
+use dialog_operator::shards::observe::Sizes;
+use dialog_operator::shards::round::{Round, carry_out, round};
+use dialog_operator::shards::sessions::Sessions;
+use dialog_operator::shards::step::Step;
+use dialog_operator::shards::topology::Topology;
+use dialog_operator::shards::wanted::Wanted;
+use serde_json::json;
+use testbed::certificates::Authority;
+use testbed::postgres::{Builder, Installation, Server};
+use tokio_postgres::Row;
+
+/// Longest time that a cluster may take to come to rest.
+const REST_LIMIT: Duration = Duration::from_secs(90);
+
+/// Servers of one cluster, and the authority that they trust.
+pub struct World {
+    pub authority: Authority,
+    servers: BTreeMap<Group, Server>,
+}
+
+impl World {
+    /// A coordinator and `workers` workers, empty.
+    pub fn start(workers: u32) -> Result<Self> {
+        let mut world = Self { authority: Authority::new()?, servers: BTreeMap::new() };
+        world.add(Group::Coordinator)?;
+        for number in 0..workers {
+            world.add(Group::Worker(number))?;
+        }
+        Ok(world)
+    }
+
+    /// No servers yet.
+    pub fn empty() -> Result<Self> {
+        Ok(Self { authority: Authority::new()?, servers: BTreeMap::new() })
+    }
+
+    /// Starts `group`'s server as in a cluster.
+    pub fn add(&mut self, group: Group) -> Result<()> {
+        self.add_with(group, |builder| builder)
+    }
+
+    /// Starts `group`'s server with something changed.
+    pub fn add_with(&mut self, group: Group, change: impl FnOnce(Builder<'_>) -> Builder<'_>) -> Result<()> {
+        let name = group.to_string();
+        let mut builder = Server::builder(&name).citus().tls(&self.authority).parameter("fsync", "off");
+        // As Patroni does: only where the server knows it.
+        if knows_output_plugins()? {
+            builder = builder.parameter("output_plugin_libraries", "pgoutput, test_decoding, citus");
+        }
+        let server = change(builder).start()?;
+        self.servers.insert(group, server);
+        Ok(())
+    }
+
+    /// Starts `group`'s server as from an image without Citus.
+    pub fn add_plain(&mut self, group: Group) -> Result<()> {
+        let server = Server::builder(&group.to_string())
+            .tls(&self.authority)
+            .parameter("wal_level", "logical")
+            .parameter("fsync", "off")
+            .start()?;
+        self.servers.insert(group, server);
+        Ok(())
+    }
+
+    /// The server of `group`.
+    pub fn server(&mut self, group: Group) -> &mut Server {
+        self.servers.get_mut(&group).unwrap()
+    }
+
+    /// Where the servers listen; groups without one lead nowhere.
+    pub fn topology(&self) -> Topology {
+        let nowhere = (0..8).map(|number| (Group::Worker(number), Endpoint::new("localhost", 1)));
+        let servers =
+            self.servers.iter().map(|(group, server)| (*group, Endpoint::new(server.host(), server.port())));
+        nowhere.chain(servers).collect()
+    }
+
+    /// A program's certificate of the cluster's authority.
+    pub fn identity(&self, name: &str) -> Result<Identity> {
+        let files = self.authority.client(name)?;
+        let authority = self.authority.certificate();
+        Ok(Identity::from_pem(authority.as_bytes(), files.certificate.as_bytes(), files.key.as_bytes())?)
+    }
+
+    /// The operator's sessions, none open.
+    pub fn sessions(&self) -> Result<Sessions> {
+        Ok(Sessions::new(self.topology(), self.identity("dialog-operator")?))
+    }
+
+    /// One round of an operator that has just started.
+    pub async fn round(&self, wanted: &Wanted) -> Result<Round> {
+        self.round_of(wanted, usize::MAX).await
+    }
+
+    /// One round that ends after `most` steps, as if the operator had been killed.
+    pub async fn round_of(&self, wanted: &Wanted, most: usize) -> Result<Round> {
+        Ok(round(wanted, &self.sessions()?, Sizes::Measure, most).await)
+    }
+
+    /// Runs rounds until nothing is left to do or to wait for; the steps that were done.
+    pub async fn settle(&self, wanted: &Wanted) -> Result<Vec<Step>> {
+        self.settle_by(wanted, usize::MAX).await
+    }
+
+    /// As [`World::settle`], by operators that each end after `most` steps.
+    pub async fn settle_by(&self, wanted: &Wanted, most: usize) -> Result<Vec<Step>> {
+        let started = Instant::now();
+        let mut performed = Vec::new();
+        loop {
+            let round = self.round_of(wanted, most).await?;
+            ensure!(round.failed.is_empty(), "failed: {:?}", round.failed);
+            let done = round.performed.len();
+            performed.extend(round.performed.iter().cloned());
+            if let Some(step) = &round.long {
+                self.carry_out(wanted, step).await?;
+                performed.push(step.clone());
+            } else if round.is_settled() {
+                return Ok(performed);
+            } else if done == 0 {
+                // Nothing could be done: something else has to happen first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            if started.elapsed() > REST_LIMIT {
+                bail!("not at rest after {REST_LIMIT:?}: {:?}, {:?}", round.plan.steps, round.plan.waits);
+            }
+        }
+    }
+
+    /// Performs a step that takes long.
+    pub async fn carry_out(&self, wanted: &Wanted, step: &Step) -> Result<()> {
+        let identity = self.identity("dialog-operator")?;
+        let sessions = Sessions::long(self.topology(), identity, step.to_string());
+        let holder = carry_out(wanted, &sessions, step).await?;
+        ensure!(holder.is_none(), "{holder:?}");
+        Ok(())
+    }
+
+    /// A session of dialog-api on `group`'s server, with the certificate and the role that it has in a cluster.
+    pub async fn api(&self, group: Group) -> Result<Session> {
+        let login = Login {
+            endpoint: self.topology().endpoint(group).context("no such group")?.clone(),
+            database: DATABASE.to_owned(),
+            role: "dialog_api".to_owned(),
+        };
+        let session = pg::connect(&self.identity("dialog-api")?, &login, &Limits::short()).await?;
+        session.run("SET search_path = public").await?;
+        Ok(session)
+    }
+
+    /// Runs dialog-api's own migrations, as dialog-api.
+    pub async fn migrate(&self) -> Result<()> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dialog-api/migrations");
+        let mut files: Vec<_> =
+            fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        files.sort();
+        ensure!(!files.is_empty(), "no migrations in {}", directory.display());
+        let session = self.api(Group::Coordinator).await?;
+        for file in files {
+            session.run(&fs::read_to_string(&file)?).await.with_context(|| format!("{}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Rows of a statement that the superuser runs on `group`'s server.
+    pub async fn ask(&self, group: Group, statement: &str) -> Result<Vec<Row>> {
+        let client = self.servers[&group].connect(DATABASE).await?;
+        Ok(client.query(statement, &[]).await?)
+    }
+
+    /// One number.
+    pub async fn number(&self, group: Group, statement: &str) -> Result<i64> {
+        Ok(self.ask(group, statement).await?[0].get(0))
+    }
+}
+
+/// What a resource asks for that says nothing but its number of workers: dialog-api's tables, 48 shards.
+pub fn wanted(workers: u32) -> Wanted {
+    let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
+    Wanted::from(&spec)
+}
+
+/// The condition of type `kind`, as status, reason and message.
+pub fn condition(round: &Round, kind: &str) -> (&'static str, &'static str, String) {
+    let Finding { holds, reason, message, .. } =
+        round.findings().into_iter().find(|finding| finding.kind == kind).unwrap();
+    (holds.as_str(), reason, message)
+}
+
+/// Whether this machine's server has the setting for output plugins.
+fn knows_output_plugins() -> Result<bool> {
+    let output = std::process::Command::new(Installation::find()?.binary("postgres"))
+        .arg("--describe-config")
+        .output()
+        .context("run postgres --describe-config")?;
+    Ok(String::from_utf8_lossy(&output.stdout).contains("output_plugin_libraries"))
+}

@@ -15,8 +15,9 @@ const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
 
 /// Writes `crds/` and the API reference; with `check`, fails if they are not what would be written.
 pub(crate) fn run(check: bool) -> Result<()> {
-    let printed = command::output(&mut cargo(&["run", "--quiet", "--package", "dialog-operator", "--", "crd"]))
-        .context("cannot ask the operator for its definitions")?;
+    let printed =
+        command::output(&mut cargo(&["run", "--quiet", "--package", "dialog-operator", "--", "crd"]))
+            .context("cannot ask the operator for its definitions")?;
     let mut definition: Value = serde_yaml_ng::from_str(&printed).context("the operator printed no YAML")?;
     keep(&mut definition).context("the definition has no metadata")?;
     let name = definition["metadata"]["name"].as_str().context("the definition has no name")?.to_owned();
@@ -30,7 +31,10 @@ pub(crate) fn run(check: bool) -> Result<()> {
     .collect::<Vec<(PathBuf, String)>>();
     if check && !outdated.is_empty() {
         let names: Vec<_> = outdated.iter().map(|(path, _)| path.display().to_string()).collect();
-        bail!("not what the operator's types say: {}; run `cargo xtask crds` and commit the result", names.join(", "));
+        bail!(
+            "not what the operator's types say: {}; run `cargo xtask crds` and commit the result",
+            names.join(", ")
+        );
     }
     for (path, text) in outdated {
         if let Some(folder) = path.parent() {
@@ -62,7 +66,8 @@ mod tests {
 
     #[test]
     fn the_annotation_joins_what_is_there() {
-        let mut definition: Value = serde_yaml_ng::from_str("metadata: {name: x, annotations: {a: b}}").unwrap();
+        let mut definition: Value =
+            serde_yaml_ng::from_str("metadata: {name: x, annotations: {a: b}}").unwrap();
         keep(&mut definition).unwrap();
         let annotations = &definition["metadata"]["annotations"];
         assert_eq!((annotations["a"].as_str(), annotations[KEEP.0].as_str()), (Some("b"), Some("keep")));

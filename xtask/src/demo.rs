@@ -8,6 +8,7 @@ use crate::cache::Cache;
 use crate::cluster::{Cluster, INGRESS};
 use crate::command::{self, Log};
 use crate::progress::Progress;
+use crate::tools::Tool;
 use crate::{release, repository, table};
 
 mod conversation;
@@ -37,7 +38,7 @@ struct Summary {
 /// Brings everything up and uses it. Repeating it keeps what is there and adds two users and a message.
 pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<()> {
     let cluster = Cluster::up(cache, progress)?;
-    let images = release::install(&cluster, progress)?;
+    let images = release::install(cache, &cluster, progress)?;
     let example = if images.has_citus {
         "examples/two-workers.yaml"
     } else {
@@ -49,7 +50,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<()> {
     };
     progress.step(&format!("kubectl apply {example}"), |log| {
         release::namespace(&cluster, NAMESPACE, log)?;
-        let mut kubectl = cluster.kubectl();
+        let mut kubectl = cluster.client(Tool::Kubectl);
         kubectl.args(["apply", "--namespace", NAMESPACE, "--filename"]).arg(repository().join(example));
         command::run(&mut kubectl, log)
     })?;
@@ -82,7 +83,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<()> {
 
 /// The version that the API server reports.
 fn kubernetes(cluster: &Cluster) -> Result<String> {
-    let version = command::output(cluster.kubectl().args(["version", "--output", "json"]))?;
+    let version = command::output(cluster.client(Tool::Kubectl).args(["version", "--output", "json"]))?;
     let version: Value = serde_json::from_str(&version).context("kubectl printed no JSON")?;
     version["serverVersion"]["gitVersion"]
         .as_str()
@@ -104,7 +105,7 @@ fn explain(cluster: &Cluster, error: &anyhow::Error, log: &Log) -> anyhow::Error
     ];
     for question in questions {
         // Whatever cannot be found out must not hide the failure itself.
-        let _ = command::run(cluster.kubectl().args(ours).args(question), log);
+        let _ = command::run(cluster.client(Tool::Kubectl).args(ours).args(question), log);
     }
     anyhow::anyhow!(
         "{error:#}\n\n    {}\n\nthe pods, events and logs: {}",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::cache::Key;
+use crate::cache::{Cache, Key};
 use crate::command::{self, Log};
 use crate::crds::cargo;
 use crate::engine::Engine;
@@ -39,19 +39,19 @@ impl Images {
 }
 
 /// Builds what `engine` does not hold yet, each image tagged with a hash of what is in it.
-pub(crate) fn ensure(engine: &Engine, progress: &Progress) -> Result<Images> {
+pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<Images> {
     let postgres = Postgres::here(engine)?;
     let tag = postgres.key()?;
     let postgres_name = format!("{LOCAL}/postgres:{}", tag.as_str());
     if !engine.has_image(&postgres_name) {
         let base = match engine {
             Engine::Machine => None,
-            Engine::Own(_) => Some(base_image::debian(engine, progress)?),
+            Engine::Own(_) => Some(base_image::debian(cache, engine, progress)?),
         };
         progress
             .step("Image postgres", |log| postgres.build(engine, base.as_deref(), &postgres_name, log))?;
     }
-    let base = base_image::cc(engine, progress)?;
+    let base = base_image::cc(cache, engine, progress)?;
     let binaries = compile(progress)?;
     let program = |package: &str| -> Result<String> {
         let binary = binaries.join(package);

@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 
+use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::command;
 use crate::images::{self, Images};
 use crate::progress::Progress;
 use crate::repository;
+use crate::tools::Tool;
 
 /// The Helm release and its Deployment.
 pub(crate) const NAME: &str = "dialog-operator";
@@ -14,8 +16,8 @@ pub(crate) const NAME: &str = "dialog-operator";
 pub(crate) const NAMESPACE: &str = "dialog-system";
 
 /// Builds the images, brings them into the cluster and installs or upgrades the chart.
-pub(crate) fn install(cluster: &Cluster, progress: &Progress) -> Result<Images> {
-    let images = images::ensure(cluster.engine(), progress)?;
+pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> Result<Images> {
+    let images = images::ensure(cache, cluster.engine(), progress)?;
     progress.step("Images into the cluster", |log| cluster.load_images(&images.names(), log))?;
     progress.step("Helm chart", |log| {
         namespace(cluster, NAMESPACE, log)?;
@@ -24,7 +26,7 @@ pub(crate) fn install(cluster: &Cluster, progress: &Progress) -> Result<Images> 
             format!("images.dialogApi={}", images.dialog_api),
             format!("images.postgres={}", images.postgres),
         ];
-        let mut helm = cluster.helm();
+        let mut helm = cluster.client(Tool::Helm);
         helm.args(["upgrade", "--install", NAME]).arg(repository().join("charts/dialog-operator")).args([
             "--namespace",
             NAMESPACE,
@@ -37,7 +39,7 @@ pub(crate) fn install(cluster: &Cluster, progress: &Progress) -> Result<Images> 
         }
         if let Err(error) = command::run(&mut helm, log) {
             // Helm says that it waited in vain; what it waited for says why.
-            let mut pods = cluster.kubectl();
+            let mut pods = cluster.client(Tool::Kubectl);
             pods.args(["--namespace", NAMESPACE, "describe", "pods"]);
             log.note(&command::output(&mut pods).unwrap_or_else(|failed| format!("{failed:#}")))?;
             return Err(error);
@@ -54,7 +56,7 @@ pub(crate) fn namespace(cluster: &Cluster, name: &str, log: &command::Log) -> Re
         "kind": "Namespace",
         "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
     });
-    let mut kubectl = cluster.kubectl();
+    let mut kubectl = cluster.client(Tool::Kubectl);
     kubectl.args([
         "apply",
         "--server-side",

@@ -100,7 +100,7 @@ fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report)
         Tier::Cluster => {
             let was_up = Cluster::find(cache)?.is_some();
             let cluster = Cluster::up(cache, progress)?;
-            let images = release::install(&cluster, progress)?;
+            let images = release::install(cache, &cluster, progress)?;
             let environment = [
                 ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
                 ("DIALOG_INGRESS", INGRESS.to_owned()),

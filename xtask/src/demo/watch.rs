@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::command::Log;
+use crate::tools::Tool;
 
 /// How long a cluster may take until it is ready.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -29,7 +30,7 @@ pub(super) fn until_ready(
 ) -> Result<Value> {
     let wanted = if has_citus { WITH_CITUS } else { WITHOUT_CITUS };
     let started = Instant::now();
-    let mut kubectl = cluster.kubectl();
+    let mut kubectl = cluster.client(Tool::Kubectl);
     kubectl.args(["get", "dialogcluster", name, "--namespace", namespace, "--watch", "--output", "json"]);
     let watch = Watch::start(&mut kubectl, log)?;
     let mut seen = Conditions::default();

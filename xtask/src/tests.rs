@@ -53,7 +53,7 @@ impl Tier {
         match self {
             Self::Unit => &[],
             Self::Postgres => &[("testbed", "postgres"), ("dialog-api", "postgres")],
-            Self::Citus => &[("dialog-operator", "citus")],
+            Self::Citus => &[("dialog-operator", "citus"), ("dialog-api", "citus")],
             Self::Apiserver => &[("dialog-operator", "apiserver")],
             Self::Cluster => &[("dialog-operator", "cluster")],
         }

@@ -24,7 +24,7 @@ const NODE: &str = "dialog-control-plane";
 const PUBLISHED_NODE: &str =
     "kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed";
 /// Where `kind-config.yaml` publishes the ingress on this machine.
-const INGRESS: &str = "127.0.0.1:8080";
+pub(crate) const INGRESS: &str = "127.0.0.1:8080";
 /// What has to be up before the cluster is, as namespace and Deployment.
 const DEPLOYMENTS: &[(&str, &str)] =
     &[("kube-system", "coredns"), ("local-path-storage", "local-path-provisioner"), ("traefik", "traefik")];
@@ -132,6 +132,11 @@ impl Cluster {
     /// The engine its node runs on, which is the one to build images with.
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The file by which other programs reach it.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.files.kubeconfig()
     }
 
     /// A program that speaks to this cluster: kubectl or helm.

@@ -63,6 +63,21 @@ pub(crate) fn run(command: &mut Command, log: &Log) -> Result<()> {
     check(command, status, log)
 }
 
+/// Runs `command` with `input` on its standard input, otherwise as [`run`].
+pub(crate) fn run_with_input(command: &mut Command, input: &[u8], log: &Log) -> Result<()> {
+    log.note(&format!("$ {}", line(command)))?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(log.append()?)
+        .stderr(log.append()?)
+        .spawn()
+        .with_context(|| missing(command))?;
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input));
+    let status = child.wait().with_context(|| missing(command))?;
+    check(command, status, log)?;
+    written.with_context(|| format!("cannot write the input of `{}`", line(command)))
+}
+
 /// Runs `producer | consumer` and fails unless both exit with 0.
 pub(crate) fn pipe(producer: &mut Command, mut consumer: Command, log: &Log) -> Result<()> {
     let last = line(&consumer);
@@ -172,6 +187,13 @@ mod tests {
         ends("echo hello", "grep hello").unwrap();
         assert!(ends("echo hello; exit 4", "cat").unwrap_err().to_string().contains("exited with 4"));
         assert!(ends("yes", "exit 5").unwrap_err().to_string().contains("exited with 5"));
+    }
+
+    #[test]
+    fn input_reaches_the_program() {
+        let (_folder, log) = log();
+        run_with_input(&mut Command::new("cat"), b"a line", &log).unwrap();
+        assert_eq!(log.tail(1), ["a line"]);
     }
 
     #[test]

@@ -10,17 +10,28 @@ use clap::{Parser, Subcommand};
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::progress::Progress;
+use crate::tests::Tier;
 use crate::tools::{Tool, Tools};
 
+mod apiserver;
 mod base_image;
 mod cache;
+mod chart;
 mod cluster;
 mod command;
+mod crds;
 mod debian;
+mod demo;
+mod docs;
 mod engine;
+mod images;
 mod node_image;
+mod postgres;
 mod progress;
+mod release;
 mod runtime;
+mod table;
+mod tests;
 mod tools;
 
 /// The project's commands.
@@ -36,6 +47,39 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Commands {
+    /// From nothing to a message: a local Kubernetes, the operator, an example, and a message through
+    /// the ingress.
+    Demo,
+    /// Runs the tests, tier by tier, with whatever each tier needs.
+    Test {
+        /// Only this tier; can be given several times.
+        #[arg(long = "tier", value_enum)]
+        tiers: Vec<Tier>,
+    },
+    /// Writes what is generated from the operator's types: crds/ and docs/api-reference.md.
+    Crds {
+        /// Write nothing; fail if a file is not up to date.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Checks the Helm chart and the examples against a real API server.
+    Chart {
+        /// Write the golden renders instead of comparing with them.
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Builds the images for a registry, on published base images.
+    Images {
+        /// What stands before the images' names, for example registry.example.com/dialog.
+        #[arg(long)]
+        repository: String,
+        /// Their tag; the version of this workspace if absent.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
+        /// Push them, too.
+        #[arg(long)]
+        push: bool,
+    },
     /// The local Kubernetes cluster.
     #[command(subcommand)]
     Cluster(ClusterCommands),
@@ -86,6 +130,27 @@ fn main() -> ExitCode {
 
 fn run(command: Commands) -> Result<()> {
     match command {
+        Commands::Demo => {
+            let cache = Cache::open()?;
+            demo::run(&cache, &Progress::start(&cache)?)
+        }
+        Commands::Test { tiers } => {
+            let cache = Cache::open()?;
+            tests::run(&cache, &Progress::start(&cache)?, &tiers)
+        }
+        Commands::Crds { check } => crds::run(check),
+        Commands::Chart { bless } => {
+            let cache = Cache::open()?;
+            with_progress(&cache, |progress| chart::run(&cache, progress, bless))
+        }
+        Commands::Images { repository, tag, push } => {
+            let cache = Cache::open()?;
+            let publish = |progress: &Progress| images::publish(&repository, &tag, push, progress);
+            for name in with_progress(&cache, publish)? {
+                println!("{name}");
+            }
+            Ok(())
+        }
         Commands::Runtime { arguments } => runtime::run(&arguments),
         Commands::Tools { names } => {
             let cache = Cache::open()?;

@@ -149,7 +149,7 @@ fn replicas(objects: &Objects) -> Vec<i32> {
 
 fn may_bootstrap(objects: &Objects, group: Group) -> bool {
     let configuration = objects.config_maps[0].data.as_ref().unwrap();
-    configuration[&config_maps::key(group)].contains("bootstrap:")
+    configuration[&config_maps::key(group)].contains("\"bootstrap\":")
 }
 
 #[test]

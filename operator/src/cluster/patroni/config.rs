@@ -34,18 +34,18 @@ pub fn file(target: &Target, group: Group) -> String {
     if target.groups.get(&group).is_some_and(|group| group.bootstrap) {
         file.insert("bootstrap".to_owned(), bootstrap(target, group));
     }
-    yaml(&Value::Object(file))
+    text(&Value::Object(file))
 }
 
 /// The part of the file that takes a restart to change.
 #[must_use]
 pub fn local(target: &Target, group: Group) -> String {
-    yaml(&Value::Object(local_part(target, group)))
+    text(&Value::Object(local_part(target, group)))
 }
 
-fn yaml(value: &Value) -> String {
-    // Maps with string keys always can be written.
-    serde_yaml_ng::to_string(value).unwrap_or_default()
+/// JSON, which is YAML too: Patroni reads YAML 1.1, where a bare `on` is no string any more.
+fn text(value: &Value) -> String {
+    format!("{value:#}\n")
 }
 
 fn local_part(target: &Target, group: Group) -> Map<String, Value> {

@@ -97,7 +97,9 @@ impl Error {
             &SqlState::INVALID_AUTHORIZATION_SPECIFICATION | &SqlState::INVALID_PASSWORD => {
                 "check that the role exists, may log in, and is in the server's ident map for this certificate"
             }
-            &SqlState::INVALID_CATALOG_NAME => "the operator creates the database; wait, or look for its last error",
+            &SqlState::INVALID_CATALOG_NAME => {
+                "the operator creates the database; wait, or look for its last error"
+            }
             &SqlState::QUERY_CANCELED => {
                 "the statement ran into its time limit: look for a lock or a long transaction in pg_stat_activity"
             }
@@ -106,7 +108,9 @@ impl Error {
             }
             &SqlState::TOO_MANY_CONNECTIONS => "all connections are taken: raise max_connections",
             &SqlState::CANNOT_CONNECT_NOW => "the server is starting or stopping; it is tried again",
-            &SqlState::INSUFFICIENT_PRIVILEGE => "the role lacks a privilege: dialog_operator must be a superuser",
+            &SqlState::INSUFFICIENT_PRIVILEGE => {
+                "the role lacks a privilege: dialog_operator must be a superuser"
+            }
             &SqlState::READ_ONLY_SQL_TRANSACTION => "this is not the primary: wait for the failover to end",
             &SqlState::DISK_FULL => "the volume is full: free some space or enlarge it",
             _ => "see the server's log for the statement",
@@ -119,7 +123,9 @@ fn tls_failed(error: &tokio_postgres::Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || wrapped.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if error.is::<rustls::Error>()
+            || wrapped.is_some_and(<dyn StdError + Send + Sync>::is::<rustls::Error>)
+        {
             return true;
         }
         cause = error.source();
@@ -132,23 +138,17 @@ impl fmt::Display for Error {
         write!(f, "{}: ", self.login)?;
         match &self.cause {
             Cause::Silent(limit) => write!(f, "no answer within {} s", limit.as_secs())?,
-            Cause::Postgres(error) => match error.as_db_error() {
-                Some(server) => {
+            Cause::Postgres(error) => {
+                if let Some(server) = error.as_db_error() {
                     f.write_str(server.message())?;
                     for more in [server.detail(), server.hint()].into_iter().flatten() {
                         write!(f, " ({more})")?;
                     }
                     write!(f, " (SQLSTATE {})", server.code().code())?;
+                } else {
+                    f.write_str(&crate::error::chain(error))?;
                 }
-                None => {
-                    write!(f, "{error}")?;
-                    let mut cause = error.source();
-                    while let Some(error) = cause {
-                        write!(f, ": {error}")?;
-                        cause = error.source();
-                    }
-                }
-            },
+            }
         }
         write!(f, "; {}", self.remedy())
     }

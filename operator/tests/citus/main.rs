@@ -4,6 +4,7 @@
 //! Needs PostgreSQL with the citus extension on this machine; otherwise every test says that it was skipped, and why.
 
 mod fresh;
+mod journey;
 mod world;
 
 /// Ends a test on a machine where it cannot run, by name.

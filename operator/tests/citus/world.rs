@@ -19,7 +19,7 @@ use dialog_operator::shards::wanted::Wanted;
 use serde_json::json;
 use testbed::certificates::Authority;
 use testbed::postgres::{Builder, Installation, Server};
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
 const REST_LIMIT: Duration = Duration::from_secs(90);
@@ -176,8 +176,12 @@ impl World {
 
     /// Rows of a statement that the superuser runs on `group`'s server.
     pub async fn ask(&self, group: Group, statement: &str) -> Result<Vec<Row>> {
-        let client = self.servers[&group].connect(DATABASE).await?;
-        Ok(client.query(statement, &[]).await?)
+        Ok(self.ask_client(group).await?.query(statement, &[]).await?)
+    }
+
+    /// The superuser in the database `dialog` of `group`'s server.
+    pub async fn ask_client(&self, group: Group) -> Result<Client> {
+        self.servers[&group].connect(DATABASE).await
     }
 
     /// One number.

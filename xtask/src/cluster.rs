@@ -139,6 +139,11 @@ impl Cluster {
         self.files.kubeconfig()
     }
 
+    /// Where a program is that speaks to this cluster.
+    pub(crate) fn tool(&self, tool: Tool) -> PathBuf {
+        self.tools.path(tool)
+    }
+
     /// A program that speaks to this cluster: kubectl or helm.
     pub(crate) fn client(&self, tool: Tool) -> Command {
         let mut command = self.tools.command(tool);

@@ -94,7 +94,11 @@ impl Limits {
     /// For one statement that moves data, and is to be recognised by `purpose` should the operator end before it does.
     #[must_use]
     pub fn long(purpose: &str) -> Self {
-        Self { application: format!("{APPLICATION}: {purpose}"), statement: None, lock: Duration::from_mins(1) }
+        Self {
+            application: format!("{APPLICATION}: {purpose}"),
+            statement: None,
+            lock: Duration::from_mins(1),
+        }
     }
 
     /// As command-line options of the session's server process.
@@ -277,7 +281,11 @@ pub fn identifier(name: &str) -> String {
 #[must_use]
 pub fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+    if quoted.contains('\\') {
+        format!(" E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
+    }
 }
 
 #[cfg(test)]

@@ -97,7 +97,9 @@ impl Error {
             &SqlState::INVALID_AUTHORIZATION_SPECIFICATION | &SqlState::INVALID_PASSWORD => {
                 "check that the role exists, may log in, and is in the server's ident map for this certificate"
             }
-            &SqlState::INVALID_CATALOG_NAME => "the operator creates the database; wait, or look for its last error",
+            &SqlState::INVALID_CATALOG_NAME => {
+                "the operator creates the database; wait, or look for its last error"
+            }
             &SqlState::QUERY_CANCELED => {
                 "the statement ran into its time limit: look for a lock or a long transaction in pg_stat_activity"
             }
@@ -106,7 +108,9 @@ impl Error {
             }
             &SqlState::TOO_MANY_CONNECTIONS => "all connections are taken: raise max_connections",
             &SqlState::CANNOT_CONNECT_NOW => "the server is starting or stopping; it is tried again",
-            &SqlState::INSUFFICIENT_PRIVILEGE => "the role lacks a privilege: dialog_operator must be a superuser",
+            &SqlState::INSUFFICIENT_PRIVILEGE => {
+                "the role lacks a privilege: dialog_operator must be a superuser"
+            }
             &SqlState::READ_ONLY_SQL_TRANSACTION => "this is not the primary: wait for the failover to end",
             &SqlState::DISK_FULL => "the volume is full: free some space or enlarge it",
             _ => "see the server's log for the statement",

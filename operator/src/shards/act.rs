@@ -35,7 +35,11 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             role(sessions, *group, Door::Server, API_ROLE, login).await?;
         }
         Step::AllowLogin { group } => {
-            sessions.session(*group, Door::Server).await?.run(&format!("ALTER ROLE {API_ROLE} LOGIN")).await?;
+            sessions
+                .session(*group, Door::Server)
+                .await?
+                .run(&format!("ALTER ROLE {API_ROLE} LOGIN"))
+                .await?;
         }
         Step::CreateDatabase { group } => create_database(sessions, *group).await?,
         Step::SetDatabaseOwner { group } => {
@@ -78,7 +82,8 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             done?;
         }
         Step::DistributeConcurrently(distribution) => {
-            distribute(&*catalogs(sessions).await?, "create_distributed_table_concurrently", distribution).await?;
+            distribute(&*catalogs(sessions).await?, "create_distributed_table_concurrently", distribution)
+                .await?;
         }
     }
     Ok(())
@@ -99,9 +104,7 @@ async fn role(
 ) -> Result<(), pg::Error> {
     let session = sessions.session(group, door).await?;
     match session.run(&format!("CREATE ROLE {name} {attributes}")).await {
-        Err(error) if error.is_duplicate() => {
-            session.run(&format!("ALTER ROLE {name} {attributes}")).await
-        }
+        Err(error) if error.is_duplicate() => session.run(&format!("ALTER ROLE {name} {attributes}")).await,
         done => done,
     }
 }
@@ -149,9 +152,7 @@ async fn distribute(session: &Session, function: &str, distribution: &Distributi
     session.run("SET citus.shard_replication_factor = 1").await?;
     session
         .query(
-            &format!(
-                "SELECT {function}($1::text::regclass, $2, colocate_with => $3, shard_count => $4)"
-            ),
+            &format!("SELECT {function}($1::text::regclass, $2, colocate_with => $3, shard_count => $4)"),
             &[
                 (&table, Type::TEXT),
                 (&distribution.column, Type::TEXT),

@@ -32,7 +32,9 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
         |holds: Holds, reason, message: String| Finding::new(CITUS_AVAILABLE, holds, reason, message);
     let alone = match world.wanted.workers {
         0 => "the tables stay plain and the coordinator serves them".to_owned(),
-        count => format!("the tables stay plain, and the coordinator serves them without the {count} workers asked for"),
+        count => format!(
+            "the tables stay plain, and the coordinator serves them without the {count} workers asked for"
+        ),
     };
     match world.support() {
         Support::Unknown => {
@@ -40,7 +42,9 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
             return finding(Holds::Unknown, "NotObserved", why);
         }
         Support::NotInImage => {
-            let message = format!("the image has no Citus extension: {alone}; for shards set spec.image to one that has it");
+            let message = format!(
+                "the image has no Citus extension: {alone}; for shards set spec.image to one that has it"
+            );
             return finding(Holds::False, "NotInImage", message);
         }
         Support::NotPreloaded => {
@@ -63,7 +67,8 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
         .map(|(group, _)| group.to_string())
         .collect();
     if !without.is_empty() {
-        let message = format!("{} run an image without Citus: wait for the update to reach them", without.join(", "));
+        let message =
+            format!("{} run an image without Citus: wait for the update to reach them", without.join(", "));
         return finding(Holds::False, "NotInImage", message);
     }
     let versions: BTreeMap<&str, Vec<String>> =
@@ -154,8 +159,13 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
         .map(|group| group.to_string())
         .collect();
     if !missing.is_empty() {
-        let why = if draft.waits.is_empty() { String::new() } else { format!(": {}", draft.waits.join("; ")) };
-        return finding(Holds::False, "NotRegistered", format!("not registered yet: {}{why}", missing.join(", ")));
+        let why =
+            if draft.waits.is_empty() { String::new() } else { format!(": {}", draft.waits.join("; ")) };
+        return finding(
+            Holds::False,
+            "NotRegistered",
+            format!("not registered yet: {}{why}", missing.join(", ")),
+        );
     }
     let hosts = |wrong: &dyn Fn(&&super::observed::Member) -> bool| -> Vec<String> {
         catalog.members.iter().filter(wrong).map(|member| member.endpoint.to_string()).collect()
@@ -277,16 +287,23 @@ fn balanced(world: &World<'_>) -> Finding {
         })
         .collect();
     if !misplaced.is_empty() {
-        let message = format!("{} belong elsewhere; until they are moved this node serves them", misplaced.join(", "));
+        let message =
+            format!("{} belong elsewhere; until they are moved this node serves them", misplaced.join(", "));
         return finding(Holds::False, "Misplaced", message);
     }
     let uneven = uneven(catalog);
     if !uneven.is_empty() {
-        let message =
-            format!("shards are spread unevenly ({}); SELECT citus_rebalance_start() moves them", uneven.join("; "));
+        let message = format!(
+            "shards are spread unevenly ({}); SELECT citus_rebalance_start() moves them",
+            uneven.join("; ")
+        );
         return finding(Holds::False, "Uneven", message);
     }
-    finding(Holds::True, "Even", "the nodes' shards differ by at most one in every group of tables".to_owned())
+    finding(
+        Holds::True,
+        "Even",
+        "the nodes' shards differ by at most one in every group of tables".to_owned(),
+    )
 }
 
 /// Colocation groups whose hash ranges differ by more than one between nodes that should hold some.

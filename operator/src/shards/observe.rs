@@ -130,11 +130,14 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
         )
         .await?;
     let role = |login: usize, superuser: usize| {
-        Some(Role { login: row.get::<_, Option<bool>>(login)?, superuser: row.get::<_, Option<bool>>(superuser)? })
+        Some(Role {
+            login: row.get::<_, Option<bool>>(login)?,
+            superuser: row.get::<_, Option<bool>>(superuser)?,
+        })
     };
     let libraries: Option<String> = row.get(9);
-    let preloaded =
-        libraries.is_some_and(|list| list.split(',').any(|library| library.trim().trim_matches('"') == "citus"));
+    let preloaded = libraries
+        .is_some_and(|list| list.split(',').any(|library| library.trim().trim_matches('"') == "citus"));
     let version: String = row.get(0);
     let facts = Facts {
         version: version.split_whitespace().next().unwrap_or_default().to_owned(),

@@ -116,7 +116,11 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
 ///
 /// # Errors
 /// When the database refuses.
-pub async fn carry_out(wanted: &Wanted, sessions: &Sessions, step: &Step) -> Result<Option<Holder>, act::Error> {
+pub async fn carry_out(
+    wanted: &Wanted,
+    sessions: &Sessions,
+    step: &Step,
+) -> Result<Option<Holder>, act::Error> {
     let session = match acquire(sessions).await? {
         Ok(session) => session,
         Err(holder) => return Ok(Some(holder)),

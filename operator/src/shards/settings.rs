@@ -79,7 +79,10 @@ pub fn owned() -> Vec<&'static str> {
 #[must_use]
 pub fn is_met(settings: &BTreeMap<String, String>, name: &str) -> bool {
     let Some(value) = settings.get(name) else { return true };
-    REQUIRED.iter().filter(|(required, _)| *required == name).all(|(_, requirement)| requirement.is_met(value))
+    REQUIRED
+        .iter()
+        .filter(|(required, _)| *required == name)
+        .all(|(_, requirement)| requirement.is_met(value))
 }
 
 #[cfg(test)]

@@ -62,7 +62,9 @@ fn obstacles(world: &World<'_>, catalog: &Catalog) -> Vec<String> {
 
 /// Whether `group` has, or is about to have, all that a node of the cluster needs; if not, it was said why.
 fn usable(world: &World<'_>, group: Group) -> bool {
-    let (Ok(facts), Ok(first)) = (world.server(group), world.server(Group::Coordinator)) else { return false };
+    let (Ok(facts), Ok(first)) = (world.server(group), world.server(Group::Coordinator)) else {
+        return false;
+    };
     let (mine, its) = (&facts.citus, &first.citus);
     let loaded = mine.available.is_some() && mine.preloaded;
     let same = mine.installed.is_none() || its.installed.is_none() || mine.installed == its.installed;

@@ -57,7 +57,9 @@ fn extension(world: &World<'_>, group: Group, facts: &Facts, draft: &mut Draft) 
     let citus = &facts.citus;
     let first = world.observed.facts(Group::Coordinator).map(|facts| &facts.citus);
     if citus.available.is_none() || !citus.preloaded {
-        draft.wait(format!("{group}'s server has no Citus, and the coordinator's has: wait for its image to change"));
+        draft.wait(format!(
+            "{group}'s server has no Citus, and the coordinator's has: wait for its image to change"
+        ));
         return false;
     }
     if let Some(installed) = &citus.installed {

@@ -91,7 +91,9 @@ fn existing_anchors<'a>(world: &World<'a>) -> BTreeMap<&'a str, Anchor<'a>> {
     let mut anchors = BTreeMap::new();
     for policy in &world.wanted.tables {
         let Some(Table {
-            spread: Spread::Hash { column, colocation_id }, column_type: Some(column_type), ..
+            spread: Spread::Hash { column, colocation_id },
+            column_type: Some(column_type),
+            ..
         }) = world.observed.tables.get(&policy.name)
         else {
             continue;
@@ -179,11 +181,7 @@ fn distributed<'a>(
                 Some(anchor) => Beside::Table(anchor.table.to_owned()),
                 None => Beside::Nothing { shard_count: world.wanted.shard_count },
             };
-            anchors.entry(group).or_insert(Anchor {
-                table: &policy.name,
-                column_type,
-                colocation_id: None,
-            });
+            anchors.entry(group).or_insert(Anchor { table: &policy.name, column_type, colocation_id: None });
             let distribution = Distribution { table: policy.name.clone(), column: column.to_owned(), beside };
             Ok(Some(if with_rows {
                 Step::DistributeConcurrently(distribution)
@@ -204,9 +202,9 @@ fn adoptable(
 ) -> Result<(), Problem> {
     let on_coordinator = match anchor.and_then(|anchor| anchor.colocation_id) {
         None => world.holds_shards(Group::Coordinator),
-        Some(id) => world
-            .catalog()
-            .is_some_and(|catalog| catalog.placements.iter().any(|at| at.colocation_id == id && at.group_id == 0)),
+        Some(id) => world.catalog().is_some_and(|catalog| {
+            catalog.placements.iter().any(|at| at.colocation_id == id && at.group_id == 0)
+        }),
     };
     if on_coordinator {
         let remedy = if anchor.is_none() {

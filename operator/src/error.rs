@@ -21,15 +21,21 @@ pub enum Error {
         /// What the parser says.
         reason: String,
     },
-    /// A database refused a statement. That one cannot be reached at all is a condition, not an error.
-    #[error("{host}: cannot {action}: {}", explain_database(.source))]
+    /// A change of the database was refused. That a node cannot be reached at all is a condition, not an error.
+    #[error("cannot {step}: {source}")]
     Database {
-        /// The address of the node.
-        host: String,
-        /// A verb phrase, for example `create the extension citus`.
-        action: &'static str,
-        /// What the server says.
-        source: Box<tokio_postgres::Error>,
+        /// What was to be done, for example `create the extension citus on worker-0`.
+        step: String,
+        /// Where it failed, what the server says, and what to do.
+        source: Box<crate::shards::act::Error>,
+    },
+    /// The Secret with the operator's certificate holds no usable one.
+    #[error("Secret {secret}: {source}")]
+    Identity {
+        /// The Secret.
+        secret: String,
+        /// What is wrong with it.
+        source: crate::pg::IdentityError,
     },
     /// Patroni refused or did not answer.
     #[error("Patroni of {instance}: cannot {action}: {reason}")]
@@ -93,15 +99,6 @@ impl Error {
         move |source| Self::Kubernetes { action, object, source: Box::new(source) }
     }
 
-    /// For `map_err`: the node at `host` failed while we tried to `action`.
-    pub fn database(
-        host: impl Into<String>,
-        action: &'static str,
-    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        let host = host.into();
-        move |source| Self::Database { host, action, source: Box::new(source) }
-    }
-
     /// Which class this is of.
     #[must_use]
     pub fn class(&self) -> Class {
@@ -110,7 +107,7 @@ impl Error {
             Self::Malformed { .. } => Class::Malformed,
             Self::Database { .. } => Class::Database,
             Self::Patroni { .. } => Class::Patroni,
-            Self::Certificate { .. } => Class::Certificate,
+            Self::Certificate { .. } | Self::Identity { .. } => Class::Certificate,
             Self::Deadline(_) => Class::Deadline,
         }
     }
@@ -123,7 +120,7 @@ impl Error {
             Self::Malformed { .. } => "Malformed",
             Self::Database { .. } => "DatabaseError",
             Self::Patroni { .. } => "PatroniError",
-            Self::Certificate { .. } => "CertificateError",
+            Self::Certificate { .. } | Self::Identity { .. } => "CertificateError",
             Self::Deadline(_) => "DeadlineExceeded",
         }
     }
@@ -134,14 +131,6 @@ fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => chain(other),
-    }
-}
-
-/// The server's own sentence, with the SQLSTATE to look up; otherwise the whole chain of causes.
-fn explain_database(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(server) => format!("{} (SQLSTATE {})", server.message(), server.code().code()),
-        None => chain(error),
     }
 }
 

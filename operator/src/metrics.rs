@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::error::Class;
+use crate::shards;
 
 /// How a reconciliation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +51,8 @@ pub struct Metrics {
     duration: Family<ByController, Histogram>,
     status_writes: Family<ByController, Counter>,
     leader: Gauge,
+    /// Of the databases.
+    pub shards: shards::metrics::Metrics,
 }
 
 impl Default for Metrics {
@@ -84,8 +87,17 @@ impl Metrics {
         registry.register("status_writes", "Changes of a DialogCluster's status", status_writes.clone());
         let leader = Gauge::default();
         registry.register("leader", "1 while this process holds the lease", leader.clone());
+        let shards = shards::metrics::Metrics::register(&mut registry);
         registry.register_collector(Box::new(Process));
-        Self { registry: Arc::new(registry), reconciliations, errors, duration, status_writes, leader }
+        Self {
+            registry: Arc::new(registry),
+            reconciliations,
+            errors,
+            duration,
+            status_writes,
+            leader,
+            shards,
+        }
     }
 
     /// Counts one reconciliation.

@@ -62,6 +62,11 @@ pub trait Reconciler: Send + Sync + 'static {
         let _ = (key, error);
         std::future::ready(())
     }
+
+    /// Forgets a cluster that is there no more.
+    fn gone(&self, key: &ObjectRef<DialogCluster>) {
+        let _ = key;
+    }
 }
 
 /// The metadata of a cluster: all that is kept in memory.
@@ -112,7 +117,7 @@ pub async fn run<R: Reconciler>(
     }));
 
     let paces: Arc<Paces> = Arc::default();
-    let steps = Arc::new(Step { reconciler, context, paces: paces.clone() });
+    let steps = Arc::new(Step { reconciler: reconciler.clone(), context, paces: paces.clone() });
     info!(controller = R::NAME, "started");
     applier(
         |object, step: Arc<Step<R>>| Box::pin(step.run(object)),
@@ -127,7 +132,9 @@ pub async fn run<R: Reconciler>(
             Ok(_) => {}
             // Deleted meanwhile: there is nothing to pace any more.
             Err(ControllerError::ObjectNotFound(key)) => {
-                lock(&paces).remove(&key.into_kind_unchecked::<Watched>(()));
+                let key = key.into_kind_unchecked::<Watched>(());
+                lock(&paces).remove(&key);
+                reconciler.gone(&key.into_kind_unchecked(()));
             }
             Err(ControllerError::QueueError(error)) => {
                 warn!(controller = R::NAME, %error, "a watch was interrupted; it starts again");
@@ -216,7 +223,10 @@ impl<R: Reconciler> Step<R> {
             .await
             .map_err(Error::kubernetes("read", format!("DialogCluster {key}")))?;
         match found {
-            None => Ok(Outcome::Done),
+            None => {
+                self.reconciler.gone(&key.clone().into_kind_unchecked(()));
+                Ok(Outcome::Done)
+            }
             Some(DeserializeGuard(Err(invalid))) => Err(Error::Malformed { reason: invalid.error }),
             Some(DeserializeGuard(Ok(cluster))) => self.reconciler.reconcile(Arc::new(cluster)).await,
         }

@@ -17,7 +17,7 @@ use crate::context::{Context, Settings};
 use crate::health::{self, Health};
 use crate::lease::Candidate;
 use crate::metrics::Metrics;
-use crate::{reconcile, telemetry};
+use crate::{reconcile, shards, telemetry};
 
 /// Time limit of one call to the API server.
 const CALL: Duration = Duration::from_secs(15);
@@ -103,6 +103,9 @@ fn start(tasks: &TaskTracker, context: &Context, stop: &CancellationToken) {
     let cluster = Arc::new(cluster::Controller::new(context.clone()));
     let related = cluster::Controller::related(context);
     tasks.spawn(reconcile::run(cluster, context.clone(), related, stop.clone()));
+    let shards = Arc::new(shards::Controller::new(context.clone()));
+    let related = shards::Controller::related(context);
+    tasks.spawn(reconcile::run(shards, context.clone(), related, stop.clone()));
 }
 
 /// Returns when the controllers have ended after `stop`, or have had time enough to.

@@ -4,8 +4,10 @@
 //! the servers say, so an operator that ends between any two statements is continued by the next.
 
 pub mod act;
+mod controller;
 mod findings;
 pub mod lock;
+pub mod metrics;
 pub mod observe;
 pub mod observed;
 pub mod plan;
@@ -17,3 +19,5 @@ pub mod step;
 pub mod topology;
 pub mod wanted;
 pub mod world;
+
+pub use controller::Controller;

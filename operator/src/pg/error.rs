@@ -123,7 +123,9 @@ fn tls_failed(error: &tokio_postgres::Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || wrapped.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if error.is::<rustls::Error>()
+            || wrapped.is_some_and(<dyn StdError + Send + Sync>::is::<rustls::Error>)
+        {
             return true;
         }
         cause = error.source();
@@ -136,23 +138,17 @@ impl fmt::Display for Error {
         write!(f, "{}: ", self.login)?;
         match &self.cause {
             Cause::Silent(limit) => write!(f, "no answer within {} s", limit.as_secs())?,
-            Cause::Postgres(error) => match error.as_db_error() {
-                Some(server) => {
+            Cause::Postgres(error) => {
+                if let Some(server) = error.as_db_error() {
                     f.write_str(server.message())?;
                     for more in [server.detail(), server.hint()].into_iter().flatten() {
                         write!(f, " ({more})")?;
                     }
                     write!(f, " (SQLSTATE {})", server.code().code())?;
+                } else {
+                    f.write_str(&crate::error::chain(error))?;
                 }
-                None => {
-                    write!(f, "{error}")?;
-                    let mut cause = error.source();
-                    while let Some(error) = cause {
-                        write!(f, ": {error}")?;
-                        cause = error.source();
-                    }
-                }
-            },
+            }
         }
         write!(f, "; {}", self.remedy())
     }

@@ -3,6 +3,7 @@
 //! A round over a steady cluster is one session and four statements per node, and about ten on the coordinator.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream;
@@ -85,9 +86,8 @@ async fn node(
     sessions: &Sessions,
     group: Group,
     sizes: Sizes,
-) -> Result<(Node, Option<std::sync::Arc<Session>>), pg::Error> {
-    let (session, door) = sessions.closest(group).await?;
-    let (mut facts, in_recovery) = facts(&session).await?;
+) -> Result<(Node, Option<Arc<Session>>), pg::Error> {
+    let Entered { session, door, mut facts, in_recovery, refusal } = enter(sessions, group).await?;
     if in_recovery {
         // A Service may lead to a server that has just become a standby.
         sessions.close(group, door).await;
@@ -95,15 +95,15 @@ async fn node(
         return Ok((Node::Down(message), None));
     }
     let whole = facts.operator.is_some_and(|role| role.login && role.superuser);
+    if let (Door::Bootstrap, true, Some(refusal)) = (door, whole, refusal) {
+        // The role is as it should be, and is refused all the same.
+        return Err(refusal);
+    }
     if whole || door == Door::Bootstrap {
         facts.settings = current_settings(&session).await?;
         facts.overrides = overrides(&session).await?;
     }
     facts.inside = door == Door::Dialog;
-    if door == Door::Bootstrap && whole {
-        // The role is as it should be and is refused all the same: the refusal says why.
-        return sessions.session(group, Door::Dialog).await.map(|_| (Node::Up(Box::new(facts)), None));
-    }
     if !(facts.inside && whole) {
         return Ok((Node::Up(Box::new(facts)), None));
     }
@@ -112,6 +112,36 @@ async fn node(
         facts.bytes = catalog::bytes(&session).await.ok();
     }
     Ok((Node::Up(Box::new(facts)), Some(session)))
+}
+
+/// The door by which a server let the operator in, and what it said there.
+struct Entered {
+    session: Arc<Session>,
+    door: Door,
+    facts: Facts,
+    in_recovery: bool,
+    /// Why it was not the door to the database `dialog`.
+    refusal: Option<pg::Error>,
+}
+
+/// Enters as close to the database `dialog` as the server allows.
+async fn enter(sessions: &Sessions, group: Group) -> Result<Entered, pg::Error> {
+    let refusal = match ask(sessions, group, Door::Dialog).await {
+        Ok(entered) => return Ok(entered),
+        // No answer at all: another door leads to the same silence.
+        Err(error) if error.sqlstate().is_none() => return Err(error),
+        Err(error) => error,
+    };
+    // The role may be missing, or not allowed in; and Citus refuses everything in its database, harmless reads
+    // included, once its owner is no superuser any more.
+    let door = if refusal.is_database_missing() { Door::Server } else { Door::Bootstrap };
+    Ok(Entered { refusal: Some(refusal), ..ask(sessions, group, door).await? })
+}
+
+async fn ask(sessions: &Sessions, group: Group, door: Door) -> Result<Entered, pg::Error> {
+    let session = sessions.session(group, door).await?;
+    let (facts, in_recovery) = facts(&session).await?;
+    Ok(Entered { session, door, facts, in_recovery, refusal: None })
 }
 
 async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {

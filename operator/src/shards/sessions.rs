@@ -74,20 +74,6 @@ impl Sessions {
         Ok(session)
     }
 
-    /// The session closest to the database `dialog` that `group` lets the operator have.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub async fn closest(&self, group: Group) -> Result<(Arc<Session>, Door), pg::Error> {
-        let door = match self.session(group, Door::Dialog).await {
-            Ok(session) => return Ok((session, Door::Dialog)),
-            Err(error) if error.is_role_refused() => Door::Bootstrap,
-            Err(error) if error.is_database_missing() => Door::Server,
-            Err(error) => return Err(error),
-        };
-        Ok((self.session(group, door).await?, door))
-    }
-
     /// Closes a session: what it held, locks included, is given back by the server.
     pub async fn close(&self, group: Group, door: Door) {
         self.open.lock().await.remove(&self.login(group, door));

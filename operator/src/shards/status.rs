@@ -4,50 +4,79 @@ use super::observed::Observed;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use super::world::{World, members};
-use crate::api::{NodeState, NodeStatus};
+use crate::api::{DialogClusterStatus, NodeState, NodeStatus};
+use crate::condition::{
+    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED, SHARDS_MANAGER,
+    WAL_LEVEL_LOGICAL,
+};
 use crate::names::Group;
+use crate::status::Part;
 
-/// Facts for the status, beside the conditions.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summary {
-    /// PostgreSQL's version on the coordinator.
-    pub postgres_version: Option<String>,
-    /// Citus' version on the coordinator.
-    pub citus_version: Option<String>,
-    /// Shards of all distributed tables.
-    pub shards: Option<i64>,
-    /// The nodes, coordinator first.
-    pub nodes: Vec<NodeStatus>,
-}
+/// What of the status is written here.
+pub const PART: Part = Part {
+    manager: SHARDS_MANAGER,
+    fields: &["postgresVersion", "citusVersion", "shards", "nodes"],
+    conditions: &[
+        CITUS_AVAILABLE,
+        METADATA_SYNCED,
+        WAL_LEVEL_LOGICAL,
+        SCHEMA_DISTRIBUTED,
+        BALANCED,
+        SCALE_IN_BLOCKED,
+    ],
+};
 
-/// Summarises what was observed.
+/// The facts for the status, conditions aside. What could not be asked this time is as it was `before`.
 #[must_use]
-pub fn summary(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Summary {
+pub fn status(
+    wanted: &Wanted,
+    topology: &Topology,
+    observed: &Observed,
+    before: Option<&DialogClusterStatus>,
+) -> DialogClusterStatus {
     let world = World { wanted, topology, observed };
     let first = observed.facts(Group::Coordinator);
+    let before_nodes = before.map_or(&[][..], |status| &status.nodes);
     let node = |group: Group| -> Option<NodeStatus> {
         let member = world.member(group);
         let facts = observed.facts(group);
+        let last = before_nodes.iter().find(|node| node.group == group.to_string());
         let state = match (facts, member) {
             (None, _) => NodeState::Unreachable,
             (Some(_), None) => NodeState::Standalone,
             (Some(_), Some(member)) if member.active && member.synced => NodeState::Active,
             (Some(_), Some(_)) => NodeState::Syncing,
         };
-        let shards = observed.catalog.iter().flat_map(|catalog| &catalog.placements);
-        let here = |group_id: i32| shards.filter(|at| at.group_id == group_id).map(|at| at.shards).sum();
+        let placements = observed.catalog.as_ref().map(|catalog| &catalog.placements);
+        let shards = match (placements, member) {
+            (None, _) => last.map_or(0, |node| node.shards),
+            (Some(_), None) => 0,
+            (Some(placements), Some(member)) => {
+                placements.iter().filter(|at| at.group_id == member.group_id).map(|at| at.shards).sum()
+            }
+        };
+        let bytes = facts.and_then(|facts| facts.bytes).or(last.map(|node| node.bytes)).unwrap_or(0);
         Some(NodeStatus {
             group: group.to_string(),
             host: topology.endpoint(group)?.host.clone(),
             state,
-            shards: member.map_or(0, |member| here(member.group_id)),
-            bytes: facts.and_then(|facts| facts.bytes).unwrap_or(0),
+            shards,
+            bytes,
         })
     };
-    Summary {
-        postgres_version: first.map(|facts| facts.version.clone()),
-        citus_version: first.and_then(|facts| facts.citus.release.clone()),
-        shards: observed.catalog.as_ref().map(|catalog| catalog.placements.iter().map(|at| at.shards).sum()),
+    let asked = first.is_some();
+    let total = observed.catalog.as_ref().map(|catalog| catalog.placements.iter().map(|at| at.shards).sum());
+    DialogClusterStatus {
+        postgres_version: match first {
+            Some(facts) => Some(facts.version.clone()),
+            None => before.and_then(|status| status.postgres_version.clone()),
+        },
+        citus_version: match first {
+            Some(facts) => facts.citus.release.clone(),
+            None => before.and_then(|status| status.citus_version.clone()),
+        },
+        shards: if asked { total } else { before.and_then(|status| status.shards) },
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
+        ..DialogClusterStatus::default()
     }
 }

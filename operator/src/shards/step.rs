@@ -106,8 +106,27 @@ pub enum Beside {
     Table(String),
 }
 
+/// Every kind of step.
+pub const KINDS: [&str; 15] = [
+    "CreateOperatorRole",
+    "CreateApiRole",
+    "CreateDatabase",
+    "SetDatabaseOwner",
+    "CreateExtension",
+    "ResetSetting",
+    "AllowLogin",
+    "SetCoordinatorHost",
+    "AddNode",
+    "ActivateNode",
+    "SetShouldHaveShards",
+    "CreateReferenceTable",
+    "ReplicateReferenceTables",
+    "DistributeTable",
+    "DistributeConcurrently",
+];
+
 impl Step {
-    /// The kind, for metrics and Events.
+    /// The kind, for metrics and Events: one of [`KINDS`].
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {

@@ -1,17 +1,19 @@
 //! From empty servers to a cluster at rest.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use dialog_operator::api::NodeState;
 use dialog_operator::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
-use dialog_operator::names::Group;
+use dialog_operator::names::{DATABASE, Group};
+use dialog_operator::pg::{self, Limits, Login};
+use dialog_operator::shards::status::status;
+use tokio_postgres::types::Type;
 
 use crate::needs_citus;
-use crate::world::{World, condition, wanted};
-
-const PLACEMENTS: &str = "SELECT t.logicalrelid::text, p.groupid, count(*)
-    FROM pg_dist_partition t JOIN pg_dist_shard USING (logicalrelid) JOIN pg_dist_placement p USING (shardid)
-    GROUP BY 1, 2 ORDER BY 1, 2";
+use crate::world::{World, condition, placements, wanted};
 
 #[tokio::test]
 async fn empty_servers_become_a_cluster_and_stay_one() -> Result<()> {
@@ -26,27 +28,139 @@ async fn empty_servers_become_a_cluster_and_stay_one() -> Result<()> {
     let steps = world.settle(&wanted).await?;
     assert_eq!(steps.len(), wanted.tables.len(), "one step per table: {steps:?}");
 
-    let placements: Vec<(String, i32, i64)> = world
-        .ask(Group::Coordinator, PLACEMENTS)
-        .await?
-        .iter()
-        .map(|row| (row.get(0), row.get(1), row.get(2)))
-        .collect();
+    let placements = placements(&world).await?;
     assert_eq!(placements.len(), 12, "{placements:?}");
     assert!(placements.iter().all(|(_, group_id, shards)| *group_id > 0 && *shards == 24), "{placements:?}");
 
     let round = world.round(&wanted).await?;
-    assert_eq!((round.performed, round.plan.steps), (vec![], vec![]), "a cluster at rest is left alone");
-    for (kind, status) in [
-        (CITUS_AVAILABLE, "True"),
-        (METADATA_SYNCED, "True"),
-        (WAL_LEVEL_LOGICAL, "True"),
-        (SCHEMA_DISTRIBUTED, "True"),
-        (BALANCED, "True"),
-        (SCALE_IN_BLOCKED, "False"),
+    assert_eq!((&round.performed, &round.plan.steps), (&vec![], &vec![]), "a cluster at rest is left alone");
+    for (kind, status, reason) in [
+        (CITUS_AVAILABLE, "True", "Installed"),
+        (METADATA_SYNCED, "True", "Synced"),
+        (WAL_LEVEL_LOGICAL, "True", "Logical"),
+        (SCHEMA_DISTRIBUTED, "True", "Distributed"),
+        (BALANCED, "True", "Even"),
+        (SCALE_IN_BLOCKED, "False", "NothingToRemove"),
     ] {
-        let finding = round.plan.findings.iter().find(|finding| finding.kind == kind).unwrap();
-        assert_eq!(finding.holds.as_str(), status, "{finding:?}");
+        let found = condition(&round, kind);
+        assert_eq!((found.0, found.1), (status, reason), "{kind}: {}", found.2);
     }
+
+    let status = status(&wanted, &world.topology(), &round.observed, None);
+    assert_eq!(status.shards, Some(6 * 48));
+    let shown: Vec<(&str, NodeState, i64, bool)> = status
+        .nodes
+        .iter()
+        .map(|node| (node.group.as_str(), node.state, node.shards, node.bytes > 0))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("coordinator", NodeState::Active, 0, false),
+            ("worker-0", NodeState::Active, 144, true),
+            ("worker-1", NodeState::Active, 144, true),
+        ]
+    );
+    let release: String =
+        world.ask(Group::Coordinator, "SELECT split_part(citus_version(), ' ', 2)").await?[0].get(0);
+    assert_eq!(status.citus_version, Some(release));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_default_policy_is_dialog_apis_tables() -> Result<()> {
+    needs_citus!();
+    let world = World::start(0)?;
+    world.round(&wanted(0)).await?;
+    world.migrate().await?;
+    let made: BTreeSet<String> = world
+        .ask(
+            Group::Coordinator,
+            "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_migrations'",
+        )
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(made, wanted(0).tables.into_iter().map(|table| table.name).collect());
+    Ok(())
+}
+
+#[tokio::test]
+async fn dialog_api_reaches_every_node_over_verified_tls() -> Result<()> {
+    needs_citus!();
+    let world = World::start(2)?;
+    let wanted = wanted(2);
+    world.round(&wanted).await?;
+    world.migrate().await?;
+    world.settle(&wanted).await?;
+
+    // Between nodes a query runs as the application's role with the node's certificate.
+    for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
+        let api = world.api(group).await?;
+        api.run(
+            "INSERT INTO users (user_id, first_name, second_name, created_at)
+             SELECT gen_random_uuid(), 'a', 'b', now() FROM generate_series(1, 100)",
+        )
+        .await?;
+    }
+    let api = world.api(Group::Worker(1)).await?;
+    assert_eq!(api.query_one("SELECT count(*) FROM users", &[]).await?.get::<_, i64>(0), 300);
+
+    let list = "EXPLAIN SELECT message_id, text FROM messages
+                WHERE dialog_id = '0199aaaa-0000-7000-8000-000000000001' ORDER BY message_id DESC LIMIT 50";
+    let api = world.api(Group::Coordinator).await?;
+    let explained: Vec<String> = api.query(list, &[]).await?.iter().map(|row| row.get(0)).collect();
+    assert!(explained.iter().any(|line| line.contains("Task Count: 1")), "{explained:#?}");
+
+    let links = world
+        .ask(
+            Group::Coordinator,
+            "SELECT success, result FROM run_command_on_all_nodes(
+                 'SELECT version || '' '' || client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()')",
+        )
+        .await?;
+    assert_eq!(links.len(), 3);
+    for link in links {
+        let (success, result): (bool, String) = (link.get(0), link.get(1));
+        assert!(success && result == "TLSv1.3 /CN=dialog-node", "{result}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_certificate_is_good_for_its_own_roles_only() -> Result<()> {
+    needs_citus!();
+    let world = World::start(0)?;
+    world.round(&wanted(0)).await?;
+    let endpoint = world.topology().endpoint(Group::Coordinator).unwrap().clone();
+    let login = |role: &str| Login {
+        endpoint: endpoint.clone(),
+        database: DATABASE.to_owned(),
+        role: role.to_owned(),
+    };
+    let api = world.identity("dialog-api")?;
+    for role in ["dialog_operator", "postgres"] {
+        let refused = pg::connect(&api, &login(role), &Limits::short()).await.err().unwrap();
+        assert!(refused.is_role_refused(), "{refused}");
+        let message = refused.to_string();
+        assert!(message.contains(&format!("database dialog as {role}")), "{message}");
+        assert!(message.contains("SQLSTATE 28000") && message.contains("ident map"), "{message}");
+    }
+    let stranger = World::empty()?.identity("dialog-operator")?;
+    let refused = pg::connect(&stranger, &login("dialog_operator"), &Limits::short()).await.err().unwrap();
+    assert!(refused.to_string().contains("does not accept the other's certificate"), "{refused}");
+
+    let operator = world.identity("dialog-operator")?;
+    let session = pg::connect(&operator, &login("dialog_operator"), &Limits::short()).await?;
+    let row = session
+        .query_one(
+            "SELECT current_setting('search_path'), current_setting('application_name'),
+                    current_setting('statement_timeout'), $1::text",
+            &[(&"a parameter", Type::TEXT)],
+        )
+        .await?;
+    let found: [&str; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
+    ensure!(found == ["pg_catalog", "dialog-operator", "30s", "a parameter"], "{found:?}");
     Ok(())
 }

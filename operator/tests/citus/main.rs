@@ -3,7 +3,11 @@
 //!
 //! Needs PostgreSQL with the citus extension on this machine; otherwise every test says that it was skipped, and why.
 
+mod adopt;
+mod faults;
 mod fresh;
+mod growth;
+mod journey;
 mod world;
 
 /// Ends a test on a machine where it cannot run, by name.

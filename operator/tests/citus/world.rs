@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use dialog_operator::api::DialogClusterSpec;
+use dialog_operator::api::{DialogClusterSpec, Table, TableKind};
 use dialog_operator::condition::Finding;
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
@@ -19,7 +19,7 @@ use dialog_operator::shards::wanted::Wanted;
 use serde_json::json;
 use testbed::certificates::Authority;
 use testbed::postgres::{Builder, Installation, Server};
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
 const REST_LIMIT: Duration = Duration::from_secs(90);
@@ -176,8 +176,12 @@ impl World {
 
     /// Rows of a statement that the superuser runs on `group`'s server.
     pub async fn ask(&self, group: Group, statement: &str) -> Result<Vec<Row>> {
-        let client = self.servers[&group].connect(DATABASE).await?;
-        Ok(client.query(statement, &[]).await?)
+        Ok(self.ask_client(group).await?.query(statement, &[]).await?)
+    }
+
+    /// The superuser in the database `dialog` of `group`'s server.
+    pub async fn ask_client(&self, group: Group) -> Result<Client> {
+        self.servers[&group].connect(DATABASE).await
     }
 
     /// One number.
@@ -190,6 +194,33 @@ impl World {
 pub fn wanted(workers: u32) -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
     Wanted::from(&spec)
+}
+
+/// A table that is copied whole to every node.
+pub fn reference(name: &str) -> Table {
+    Table { name: name.to_owned(), kind: TableKind::Reference, column: None, group: None }
+}
+
+/// A table that is cut by `column`, beside the others of `group`.
+pub fn distributed(name: &str, column: &str, group: &str) -> Table {
+    Table {
+        name: name.to_owned(),
+        kind: TableKind::Distributed,
+        column: Some(column.to_owned()),
+        group: Some(group.to_owned()),
+    }
+}
+
+/// Shards of each distributed table on each node, by Citus' group numbers.
+pub async fn placements(world: &World) -> Result<Vec<(String, i32, i64)>> {
+    let rows = world
+        .ask(
+            Group::Coordinator,
+            "SELECT logicalrelid::text, p.groupid, count(*) FROM pg_dist_partition JOIN pg_dist_shard USING (logicalrelid)
+             JOIN pg_dist_placement AS p USING (shardid) WHERE partmethod = 'h' GROUP BY 1, 2 ORDER BY 1, 2",
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
 /// The condition of type `kind`, as status, reason and message.

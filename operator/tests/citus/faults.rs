@@ -1,0 +1,203 @@
+//! Servers that are away, not as they should be, or in somebody else's hands.
+
+use anyhow::Result;
+use dialog_operator::api::NodeState;
+use dialog_operator::condition::{
+    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
+};
+use dialog_operator::names::Group;
+use dialog_operator::shards::status::status;
+use dialog_operator::shards::step::Step;
+use testbed::postgres::Shutdown;
+
+use crate::needs_citus;
+use crate::world::{World, condition, wanted};
+
+#[tokio::test]
+async fn a_worker_that_is_away_is_named_and_the_rest_is_left_alone() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(2)?;
+    let wanted = wanted(2);
+    world.round(&wanted).await?;
+    world.migrate().await?;
+    world.settle(&wanted).await?;
+
+    world.server(Group::Worker(1)).stop(Shutdown::Immediate)?;
+    let round = world.round(&wanted).await?;
+    assert!(round.performed.is_empty() && round.failed.is_empty(), "{round:?}");
+    assert!(
+        round.plan.waits.iter().any(|wait| wait.starts_with("worker-1 does not answer")),
+        "{:?}",
+        round.plan
+    );
+    for (kind, expected) in [
+        (CITUS_AVAILABLE, ("Unknown", "NotObserved")),
+        (METADATA_SYNCED, ("False", "NodeUnreachable")),
+        (WAL_LEVEL_LOGICAL, ("Unknown", "NotObserved")),
+        (SCHEMA_DISTRIBUTED, ("True", "Distributed")),
+        (BALANCED, ("True", "Even")),
+    ] {
+        let found = condition(&round, kind);
+        assert_eq!((found.0, found.1), expected, "{kind}: {}", found.2);
+    }
+    let shown = status(&wanted, &world.topology(), &round.observed, None);
+    let states: Vec<NodeState> = shown.nodes.iter().map(|node| node.state).collect();
+    assert_eq!(states, [NodeState::Active, NodeState::Active, NodeState::Unreachable]);
+    assert_eq!(shown.nodes[2].shards, 144, "its shards are still its own");
+
+    world.server(Group::Worker(1)).start()?;
+    assert_eq!(world.settle(&wanted).await?, vec![]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_away_stops_every_change() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    let wanted = wanted(1);
+    world.server(Group::Coordinator).stop(Shutdown::Immediate)?;
+    let round = world.round(&wanted).await?;
+    assert!(round.performed.is_empty() && round.plan.steps.is_empty(), "{round:?}");
+    for finding in round.findings().iter().filter(|finding| finding.kind != "ScaleInBlocked") {
+        assert_eq!(finding.holds.as_str(), "Unknown", "{finding:?}");
+    }
+    world.server(Group::Coordinator).start()?;
+    let round = world.round(&wanted).await?;
+    assert!(round.failed.is_empty() && round.is_settled(), "{round:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
+    needs_citus!();
+    let world = World::start(1)?;
+    let wanted = wanted(1);
+    world.round_of(&wanted, 3).await?;
+
+    // dialog-api migrates.
+    let other = world.ask_client(Group::Coordinator).await?;
+    let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    other
+        .batch_execute("SET application_name = 'dialog-api'; SELECT pg_advisory_lock(1684631916, 1)")
+        .await?;
+    let round = world.round(&wanted).await?;
+    assert!(round.performed.is_empty(), "{:?}", round.performed);
+    let (step, holder) = round.held.as_ref().unwrap();
+    assert_eq!(*step, Step::CreateExtension { group: Group::Coordinator });
+    assert_eq!((holder.application.as_str(), holder.pid), ("dialog-api", pid));
+    let (status, reason, message) = condition(&round, CITUS_AVAILABLE);
+    assert_eq!((status, reason), ("False", "TopologyLocked"));
+    assert!(message.contains(&format!("held by dialog-api (pid {pid}")), "{message}");
+
+    other.batch_execute("SELECT pg_advisory_unlock(1684631916, 1)").await?;
+    let round = world.round(&wanted).await?;
+    assert!(round.held.is_none() && round.is_settled(), "{round:?}");
+    // And the operator has given it back.
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1684631916";
+    assert_eq!(world.number(Group::Coordinator, locks).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_decode_its_log_is_named() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    world.add_with(Group::Worker(1), |builder| builder.parameter("wal_level", "replica"))?;
+    let wanted = wanted(2);
+    world.round(&wanted).await?;
+    world.migrate().await?;
+    world.settle(&wanted).await?;
+    let round = world.round(&wanted).await?;
+    let (status, reason, message) = condition(&round, WAL_LEVEL_LOGICAL);
+    assert_eq!((status, reason), ("False", "NotLogical"));
+    assert!(message.contains("replica on worker-1") && !message.contains("worker-0"), "{message}");
+    assert_eq!(condition(&round, SCHEMA_DISTRIBUTED).0, "True", "cutting empty tables needs no decoding");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_did_not_load_citus_serves_alone() -> Result<()> {
+    needs_citus!();
+    let mut world = World::empty()?;
+    world.add_plain(Group::Coordinator)?;
+    world.add_plain(Group::Worker(0))?;
+    let wanted = wanted(1);
+    let steps = world.settle(&wanted).await?;
+    assert!(!steps.iter().any(|step| matches!(step, Step::CreateExtension { .. })), "{steps:?}");
+    world.migrate().await?;
+    let api = world.api(Group::Coordinator).await?;
+    api.run("INSERT INTO users (user_id, first_name, second_name, created_at) VALUES (gen_random_uuid(), 'a', 'b', now())")
+        .await?;
+    let round = world.round(&wanted).await?;
+    assert!(round.performed.is_empty() && round.is_settled(), "{round:?}");
+    let (status, reason, message) = condition(&round, CITUS_AVAILABLE);
+    assert_eq!((status, reason), ("False", "NotPreloaded"));
+    assert!(message.contains("without the 1 workers asked for"), "{message}");
+    assert_eq!(condition(&round, SCHEMA_DISTRIBUTED).1, "CitusUnavailable");
+    assert_eq!(condition(&round, WAL_LEVEL_LOGICAL).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_changed_by_hand_is_changed_back() -> Result<()> {
+    needs_citus!();
+    let world = World::start(2)?;
+    let wanted = wanted(2);
+    world.round(&wanted).await?;
+    world.migrate().await?;
+    world.settle(&wanted).await?;
+
+    let flip = "SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', NOT shouldhaveshards)
+                FROM pg_dist_node";
+    world.ask(Group::Coordinator, flip).await?;
+    world.ask(Group::Worker(0), "ALTER ROLE dialog_api NOLOGIN").await?;
+    world.ask(Group::Worker(1), "ALTER ROLE dialog_operator NOSUPERUSER").await?;
+    let steps = world.settle(&wanted).await?;
+    for step in [
+        Step::SetShouldHaveShards { group: Group::Coordinator, value: false },
+        Step::SetShouldHaveShards { group: Group::Worker(0), value: true },
+        Step::SetShouldHaveShards { group: Group::Worker(1), value: true },
+        Step::AllowLogin { group: Group::Worker(0) },
+        Step::CreateOperatorRole { group: Group::Worker(1) },
+    ] {
+        assert!(steps.contains(&step), "{step} is not among {steps:?}");
+    }
+    assert_eq!(condition(&world.round(&wanted).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operation_that_outlived_its_operator_is_waited_for() -> Result<()> {
+    needs_citus!();
+    let world = World::start(2)?;
+    let wanted = wanted(2);
+    world.round(&wanted).await?;
+    // A session as the operator leaves it behind, in the middle of its statement, with the lock.
+    let left = world.ask_client(Group::Coordinator).await?;
+    let pid: i32 = left.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    left.batch_execute(
+        "SET application_name = 'dialog-operator: distribute messages'; SELECT pg_advisory_lock(1684631916, 1)",
+    )
+    .await?;
+    let blocker = world.ask_client(Group::Coordinator).await?;
+    blocker.batch_execute("SELECT pg_advisory_lock(42)").await?;
+    let running = tokio::spawn(async move { left.batch_execute("SELECT pg_advisory_lock(42)").await });
+    world.migrate().await?;
+
+    let round = loop {
+        let round = world.round(&wanted).await?;
+        if round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.operations.is_empty()) {
+            break round;
+        }
+    };
+    assert!(round.performed.is_empty() && round.plan.steps.is_empty(), "{round:?}");
+    let (status, reason, message) = condition(&round, SCHEMA_DISTRIBUTED);
+    assert_eq!((status, reason), ("False", "Distributing"));
+    assert!(message.contains("distribute messages") && message.contains(&pid.to_string()), "{message}");
+
+    blocker.batch_execute("SELECT pg_advisory_unlock(42)").await?;
+    running.await??;
+    let steps = world.settle(&wanted).await?;
+    assert_eq!(steps.len(), wanted.tables.len(), "{steps:?}");
+    Ok(())
+}

@@ -310,20 +310,16 @@ async fn trouble_with_a_pod_becomes_a_reason_and_goes_with_its_cause() -> Result
 #[tokio::test]
 async fn one_malformed_object_does_not_stop_the_others() -> Result<()> {
     needs_apiserver!();
-    // It loosens the definition for a while, which nobody else should see.
+    // A definition that lets in what the program cannot read, as that of another version may; nobody else should see it.
     let bed = Bed::alone("malformed").await?;
     let definitions: Api<CustomResourceDefinition> = Api::all(bed.client.clone());
     let (name, how) = (DialogCluster::crd_name(), PatchParams::apply("testbed").force());
-    let strict = DialogCluster::crd();
-    let mut lax = serde_json::to_value(&strict)?;
+    let mut lax = serde_json::to_value(DialogCluster::crd())?;
     lax["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] =
         json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     definitions.patch(name, &how, &Patch::Apply(&lax)).await?;
-    eventually("a malformed object", async || {
-        Ok(bed.apply("broken", &json!({ "workers": "many" })).await.ok())
-    })
-    .await?;
-    definitions.patch(name, &how, &Patch::Apply(&strict)).await?;
+    eventually("a malformed object", async || Ok(bed.apply("broken", &json!({ "image": 5 })).await.ok()))
+        .await?;
 
     let controller = Running::start(&bed);
     eventually("a good object", async || Ok(bed.apply("chat", &json!({})).await.ok())).await?;
@@ -335,6 +331,6 @@ async fn one_malformed_object_does_not_stop_the_others() -> Result<()> {
         Ok(conditions.into_iter().find(|condition| condition["reason"] == "Malformed"))
     })
     .await?;
-    ensure!(untyped.get("broken").await?.data["spec"]["workers"] == json!("many"));
+    ensure!(untyped.get("broken").await?.data["spec"]["image"] == json!(5));
     controller.stop().await
 }

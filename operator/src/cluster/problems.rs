@@ -14,6 +14,8 @@ use crate::names::Group;
 
 /// An instance that is younger than this is taken to be starting.
 const YOUNG: Duration = Duration::from_mins(2);
+/// Finding a node and making a volume may take this long before it counts as trouble.
+const SCHEDULING: Duration = Duration::from_secs(15);
 
 /// Something that keeps a cluster from being ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub fn problems(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (&group, wanted) in &target.groups {
-        claims(target, observed, group, &mut problems);
+        claims(target, observed, group, now, &mut problems);
         instances(target, observed, group, *wanted, now, &mut problems);
     }
     if problems.is_empty() {
@@ -64,7 +66,7 @@ pub fn problems(
     problems
 }
 
-fn claims(target: &Target, observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
+fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, problems: &mut Vec<Problem>) {
     let classes = &observed.storage_classes;
     let field = match group {
         Group::Coordinator => "spec.coordinator.storage.className",
@@ -79,7 +81,10 @@ fn claims(target: &Target, observed: &Observed, group: Group, problems: &mut Vec
             .groups
             .get(&group)
             .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod))
-            .is_some_and(|instance| matches!(instance.trouble, Some(Trouble::Unschedulable(_))));
+            .is_some_and(|instance| {
+                matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
+                    && !is_young(instance, SCHEDULING, now)
+            });
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
@@ -149,15 +154,14 @@ fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option
     if instance.is_ready {
         return None;
     }
-    if let Some(problem) = trouble(instance, "spec.image") {
+    if let Some(problem) = trouble(instance, "spec.image", now) {
         return Some(problem);
     }
     let state = match instance.patroni.state.as_str() {
         "" => "Patroni has not reported yet".to_owned(),
         state => format!("Patroni reports: {state}"),
     };
-    let young = instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < YOUNG);
-    Some(if young || !group.is_initialized() {
+    Some(if is_young(instance, YOUNG, now) || !group.is_initialized() {
         Problem::passing("Starting", format!("pod {pod} is starting; {state}"))
     } else {
         let message =
@@ -166,9 +170,16 @@ fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option
     })
 }
 
-fn trouble(instance: &Instance, image: &str) -> Option<Problem> {
+fn is_young(instance: &Instance, limit: Duration, now: Timestamp) -> bool {
+    instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < limit)
+}
+
+fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     Some(match instance.trouble.as_ref()? {
+        Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
+            Problem::passing("Starting", format!("pod {pod} is being given a node and a volume"))
+        }
         Trouble::Unschedulable(why) => Problem::lasting(
             "Unschedulable",
             format!("no node takes pod {pod}: {why}; add nodes or change resources or placement"),
@@ -216,17 +227,14 @@ fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<
     };
     let short = api.available < target.spec.api.replicas;
     for pod in observed.api_pods.iter().filter(|pod| !pod.is_terminating && !pod.is_ready) {
-        problems.extend(trouble(pod, "spec.api.image"));
+        problems.extend(trouble(pod, "spec.api.image", now));
     }
     if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
         let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");
         problems.push(Problem::lasting("PodsNotCreated", message));
     }
     if problems.is_empty() && short {
-        let old = observed.api_pods.iter().find(|pod| {
-            let age = pod.created.map(|created| now.duration_since(created).unsigned_abs());
-            !pod.is_ready && age.is_some_and(|age| age > YOUNG)
-        });
+        let old = observed.api_pods.iter().find(|pod| !pod.is_ready && !is_young(pod, YOUNG, now));
         problems.push(match old {
             Some(pod) => Problem::lasting(
                 "ApiUnavailable",

@@ -91,6 +91,8 @@ fn local_part(target: &Target, group: Group) -> Map<String, Value> {
             "data_dir": DATA,
             "custom_conf": IMAGE_CONFIGURATION,
             "pgpass": "/tmp/pgpass",
+            // A standby is copied at once, rather than after the next checkpoint, minutes later.
+            "basebackup": { "checkpoint": "fast" },
             "use_unix_socket": true,
             "use_unix_socket_repl": true,
             "authentication": {

@@ -151,6 +151,15 @@ impl Cluster {
         command
     }
 
+    /// Which of `names`, as tags that always mean the same content, the node does not have yet.
+    pub(crate) fn missing_images<'a>(&self, names: &[&'a str]) -> Result<Vec<&'a str>> {
+        let list = ["exec", NODE, "ctr", "--namespace", "k8s.io", "images", "list", "--quiet"];
+        let there = command::output(self.engine.docker().args(list))?;
+        let is_missing =
+            |name: &&str| !there.lines().any(|line| line.strip_prefix("docker.io/") == Some(*name));
+        Ok(names.iter().copied().filter(is_missing).collect())
+    }
+
     /// Brings images of the engine into the node.
     pub(crate) fn load_images<T: AsRef<str>>(&self, names: &[T], log: &Log) -> Result<()> {
         command::run(

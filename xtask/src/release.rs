@@ -18,7 +18,10 @@ pub(crate) const NAMESPACE: &str = "dialog-system";
 /// Builds the images, brings them into the cluster and installs or upgrades the chart.
 pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> Result<Images> {
     let images = images::ensure(cache, cluster.engine(), progress)?;
-    progress.step("Images into the cluster", |log| cluster.load_images(&images.names(), log))?;
+    let missing = cluster.missing_images(&images.names())?;
+    if !missing.is_empty() {
+        progress.step("Images into the cluster", |log| cluster.load_images(&missing, log))?;
+    }
     progress.step("Helm chart", |log| {
         namespace(cluster, NAMESPACE, log)?;
         let set = [

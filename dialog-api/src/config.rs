@@ -48,11 +48,12 @@ pub struct Config {
     pub limits: Limits,
 
     /// Log format
-    #[arg(long, env = "DIALOG_API_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    #[arg(long, env = "DIALOG_API_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json,
+          help_heading = "Log")]
     pub log_format: LogFormat,
 
     /// What is logged, in the syntax of `RUST_LOG`; `debug` logs every request
-    #[arg(long, env = "DIALOG_API_LOG_LEVEL", default_value = "info")]
+    #[arg(long, env = "DIALOG_API_LOG_LEVEL", default_value = "info", help_heading = "Log")]
     pub log_level: String,
 }
 

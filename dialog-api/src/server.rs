@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,8 @@ use crate::{
 /// When the configuration cannot be used, the port cannot be bound, an applied migration differs from this
 /// program's, or accepted requests did not finish in time at the end.
 pub async fn run(config: Config) -> Result<()> {
+    // First of all: from now on a signal ends the process in order.
+    let signals = Signals::new()?;
     let app = Arc::new(build(&config)?);
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
@@ -38,7 +40,7 @@ pub async fn run(config: Config) -> Result<()> {
     let serving =
         serve::serve(listener, router(Arc::clone(&app)), &config.limits, &app.metrics, &stop_accepting);
     let life = async {
-        let lived = live(&app, &config, &stop_database).await;
+        let lived = live(&app, &config, signals, &stop_database).await;
         stop_accepting.cancel();
         lived
     };
@@ -50,6 +52,29 @@ pub async fn run(config: Config) -> Result<()> {
     }
     tracing::info!("every accepted request has been answered");
     Ok(())
+}
+
+/// The signals that tell the process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("wait for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("wait for SIGINT")?,
+        })
+    }
+
+    /// Waits for one of them and returns its name.
+    async fn received(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// Makes all parts, without connecting to anything.
@@ -86,17 +111,13 @@ pub(crate) fn build(config: &Config) -> Result<App> {
 }
 
 /// The life of the process up to the moment when it no longer accepts connections.
-async fn live(app: &App, config: &Config, stop_database: &CancellationToken) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let told_to_end = async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
-    let mut told_to_end = std::pin::pin!(told_to_end);
-
+async fn live(
+    app: &App,
+    config: &Config,
+    mut signals: Signals,
+    stop_database: &CancellationToken,
+) -> Result<()> {
+    let mut told_to_end = std::pin::pin!(signals.received());
     let connector = app.database.connector();
     let prepare = startup::prepare(connector, config.database.distribution, &app.readiness);
     let reason = tokio::select! {

@@ -1,16 +1,47 @@
-//! The controller of Kubernetes objects.
+//! The controller of Kubernetes objects: observe → validate → build → apply → one step of an update → status.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Predicate, predicates};
 
-use crate::api::DialogCluster;
+use crate::api::{DialogCluster, Phase};
 use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
-use crate::reconcile::{Outcome, Reconciler};
+use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Names};
+use crate::reconcile::{Outcome, Reconciler, owners};
+use crate::status;
+
+pub mod act;
+pub mod apply;
+pub mod build;
+pub mod certificates;
+pub mod instance;
+pub mod malformed;
+pub mod observe;
+pub mod patroni;
+pub mod problems;
+pub mod report;
+pub mod rollout;
+pub mod target;
+
+use certificates::Certificates;
+use observe::{Observed, observe};
+use rollout::Step;
+use target::Target;
+
+/// While something happens by itself.
+const SOON: Duration = Duration::from_secs(5);
+/// While somebody has to do something.
+const LATER: Duration = Duration::from_secs(10);
 
 /// The controller.
 pub struct Controller {
@@ -26,18 +57,94 @@ impl Controller {
 
     /// The clusters of which an object has changed.
     #[must_use]
-    pub fn related(_: &Context) -> Vec<BoxStream<'static, ObjectRef<DialogCluster>>> {
-        vec![]
+    pub fn related(context: &Context) -> Vec<BoxStream<'static, ObjectRef<DialogCluster>>> {
+        // Patroni keeps its state in ConfigMaps and annotations that change every few seconds: these are left out.
+        let own = format!("{CLUSTER_LABEL},!{GROUP_LABEL}");
+        let labelled = predicates::labels
+            .combine(|pod: &PartialObjectMeta<Pod>| pod.metadata.deletion_timestamp.as_ref().map(|_| 1));
+        vec![
+            owners::<StatefulSet>(context, CLUSTER_LABEL, predicates::resource_version),
+            owners::<Deployment>(context, CLUSTER_LABEL, predicates::resource_version),
+            owners::<Service>(context, CLUSTER_LABEL, predicates::resource_version),
+            owners::<Secret>(context, CLUSTER_LABEL, predicates::resource_version),
+            owners::<ConfigMap>(context, &own, predicates::resource_version),
+            owners::<Pod>(context, CLUSTER_LABEL, labelled),
+        ]
+    }
+
+    async fn report(&self, cluster: &DialogCluster, report: report::Report) -> Result<(), Error> {
+        let (status, findings) = report;
+        status::write(&self.context, cluster, report::PART, &status, findings).await.map(drop)
+    }
+
+    /// Brings the objects, and one instance, nearer to what they should be; returns what the next step is.
+    async fn change(
+        &self,
+        target: &Target,
+        observed: &Observed,
+        certificates: &Certificates,
+        now: Timestamp,
+    ) -> Result<Step, Error> {
+        apply::apply(&self.context.client, target, build::build(target, certificates)).await?;
+        let step = act::next(target, observed, now);
+        act::act(&self.context, target, observed, certificates, &step, now).await?;
+        Ok(step)
     }
 }
 
 impl Reconciler for Controller {
     const NAME: &'static str = "cluster";
     const MANAGER: &'static str = CLUSTER_MANAGER;
-    const DEADLINE: Duration = Duration::from_mins(1);
+    const DEADLINE: Duration = Duration::from_mins(2);
 
-    async fn reconcile(&self, _: Arc<DialogCluster>) -> Result<Outcome, Error> {
-        let _ = &self.context;
-        Ok(Outcome::Done)
+    async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
+        let cluster = cluster.as_ref();
+        if cluster.metadata.deletion_timestamp.is_some() {
+            let message = "the cluster is being deleted; its objects go with it";
+            self.report(cluster, report::refusal(cluster, Phase::Deleting, "Deleting", message)).await?;
+            return Ok(Outcome::Done);
+        }
+        let names = Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default());
+        let observed = observe(&self.context.client, &names).await?;
+        let now = Timestamp::now();
+        let target = match Target::new(cluster, &self.context.settings, &observed) {
+            Ok(target) => target,
+            Err(refusal) => {
+                let report = report::refusal(cluster, Phase::Creating, refusal.reason, &refusal.message);
+                self.report(cluster, report).await?;
+                return Ok(Outcome::Wait(LATER, refusal.message));
+            }
+        };
+        let groups = target.groups.keys().copied().collect();
+        let certificates = Certificates::ensure(&observed.secrets, &names, &groups, now)?;
+        let changed = if cluster.spec.paused {
+            Ok(act::next(&target, &observed, now))
+        } else {
+            self.change(&target, &observed, &certificates, now).await
+        };
+        let mut problems = problems::problems(cluster, &target, &observed, now);
+        let (step, failure) = match changed {
+            Ok(step) => (step, None),
+            Err(error) => (Step::Wait("what failed to be tried again".to_owned()), Some(error)),
+        };
+        if let Some(error) = &failure {
+            problems.insert(0, problems::Problem::failed(error));
+        }
+        let report = report::report(cluster, &target, &observed, &certificates, &problems, &step, now);
+        self.report(cluster, report).await?;
+        match (failure, problems.first(), step) {
+            (Some(error), ..) => Err(error),
+            (None, None, Step::Nothing) => Ok(Outcome::Done),
+            (None, None, step) => Ok(Outcome::Wait(SOON, step.describe().unwrap_or_default())),
+            (None, Some(problem), _) => {
+                Ok(Outcome::Wait(if problem.passes { SOON } else { LATER }, problem.message.clone()))
+            }
+        }
+    }
+
+    async fn failed(&self, key: &ObjectRef<DialogCluster>, error: &Error) {
+        if let Error::Malformed { .. } = error {
+            malformed::report(&self.context, key, error).await;
+        }
     }
 }

@@ -175,6 +175,12 @@ impl Names {
         format!("{}-patroni", self.cluster)
     }
 
+    /// One of the ConfigMaps in which Patroni keeps a group's state: `config`, `leader`, `failover` or `sync`.
+    #[must_use]
+    pub fn patroni_state(&self, group: Group, what: &str) -> String {
+        format!("{}-{what}", self.group(group))
+    }
+
     /// The Deployment, Service, Ingress, ServiceAccount and PodDisruptionBudget of dialog-api.
     #[must_use]
     pub fn api(&self) -> String {

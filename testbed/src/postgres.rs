@@ -28,7 +28,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
-pub use self::installation::{Installation, citus_available};
+pub use self::installation::{Installation, citus_available, citus_or_skip};
 use self::{
     configuration::{access, append, free_port, identities, node_conninfo, write_tls},
     installation::Owner,

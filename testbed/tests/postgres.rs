@@ -3,7 +3,7 @@
 use anyhow::Result;
 use testbed::{
     certificates::Authority,
-    postgres::{Server, Shutdown, citus_available},
+    postgres::{Server, Shutdown, citus_or_skip},
 };
 
 #[tokio::test]
@@ -35,8 +35,7 @@ async fn a_dropped_server_is_gone() -> Result<()> {
 
 #[tokio::test]
 async fn citus_nodes_talk_to_each_other_over_verified_tls() -> Result<()> {
-    if let Err(reason) = citus_available() {
-        println!("SKIPPED citus: {reason}");
+    if !citus_or_skip() {
         return Ok(());
     }
     let authority = Authority::new()?;

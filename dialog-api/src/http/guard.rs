@@ -32,6 +32,11 @@ impl Phase {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether no request has arrived yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.now() == 0
+    }
+
     fn now(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
 //! The HTTP server: accepts connections, bounds what each may take, and ends without losing a request.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::{
@@ -23,6 +23,8 @@ use crate::{config::Limits, metrics::Metrics};
 
 /// Largest head of a request, in bytes.
 const HEAD_LIMIT: usize = 16 * 1024;
+/// How long a client that has just connected may take to send its request when the server ends.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: the usual reason is that the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -46,6 +48,7 @@ pub async fn serve(
         let phase = Phase::default();
         let guarded = Guarded::new(stream, phase.clone(), limits.header_timeout, limits.body_timeout);
         let router = TowerToHyperService::new(router.clone());
+        let begun = phase.clone();
         let service = service_fn(move |request| {
             phase.next();
             let (response, phase) = (router.call(request), phase.clone());
@@ -60,12 +63,11 @@ pub async fn serve(
         connections.spawn(async move {
             let _held = (slot, client);
             let mut connection = std::pin::pin!(connection);
+            // In this order, so that what has arrived is read before the end is considered.
             let outcome = tokio::select! {
+                biased;
                 outcome = connection.as_mut() => outcome,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
+                () = stop.cancelled() => finish(connection, &begun).await,
             };
             if let Err(error) = outcome {
                 tracing::debug!(%error, "connection of a client ended");
@@ -88,6 +90,23 @@ pub async fn serve(
     drop(listener);
     connections.close();
     timeout(limits.shutdown_timeout, connections.wait()).await.is_ok()
+}
+
+/// Ends a connection: the request that is being handled is answered, none after it is read.
+///
+/// A connection on which nothing has happened yet belongs to a client that is about to send its first request:
+/// it gets a moment to do so, and its response says that the connection ends.
+async fn finish<C>(mut connection: Pin<&mut C>, phase: &Phase) -> hyper::Result<()>
+where
+    C: hyper_util::server::graceful::GracefulConnection<Error = hyper::Error>,
+{
+    if phase.is_new()
+        && let Ok(outcome) = timeout(FIRST_REQUEST, connection.as_mut()).await
+    {
+        return outcome;
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// A client that was gone before it was accepted is nobody's fault; everything else needs a moment.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json as JsonResponse, extract::State};
-use jiff::Zoned;
+use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -45,7 +45,8 @@ pub(super) async fn register(
         city: request.city,
     };
     // Somewhere it is tomorrow already.
-    let latest = Zoned::now().date().tomorrow().unwrap_or(jiff::civil::Date::MAX);
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let latest = today.tomorrow().unwrap_or(today);
     user.check(&request.password, latest).map_err(ApiError::bad_request)?;
     let user_id = app
         .users

@@ -1,1 +1,211 @@
-fn main() {}
+//! The service on a real Citus: a coordinator and two workers on this machine, certificates between all.
+//!
+//! Where the citus extension is not installed this prints `SKIPPED citus: REASON` and checks nothing.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
+
+use anyhow::{Context as _, Result};
+use dialog_api::{database::statements::Sql, dialogs::Pair, migrations::TABLES};
+use futures::StreamExt as _;
+use testbed::{
+    certificates::Authority,
+    postgres::{Server, citus_or_skip},
+};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
+use uuid::Uuid;
+
+use crate::support::{Service, service::SOON};
+
+const SHARDS: i32 = 12;
+
+/// A coordinator and two workers, with the role and the database on each and the extension in it.
+struct Cluster {
+    authority: Authority,
+    coordinator: Server,
+    workers: [Server; 2],
+}
+
+impl Cluster {
+    async fn new() -> Result<Self> {
+        let authority = Authority::new()?;
+        let start = |name: &str| Server::builder(name).citus().tls(&authority).start();
+        let (coordinator, workers) = (start("coordinator")?, [start("worker-0")?, start("worker-1")?]);
+        for node in std::iter::once(&coordinator).chain(&workers) {
+            let postgres = node.connect("postgres").await?;
+            postgres.batch_execute("CREATE ROLE dialog_api LOGIN").await?;
+            postgres.batch_execute("CREATE DATABASE dialog OWNER dialog_api").await?;
+            node.connect("dialog").await?.batch_execute("CREATE EXTENSION citus").await?;
+        }
+        let sql = coordinator.connect("dialog").await?;
+        let port = |node: &Server| i32::from(node.port());
+        sql.execute("SELECT citus_set_coordinator_host('localhost', $1)", &[&port(&coordinator)]).await?;
+        for worker in &workers {
+            sql.execute("SELECT citus_add_node('localhost', $1)", &[&port(worker)]).await?;
+        }
+        Ok(Self { authority, coordinator, workers })
+    }
+
+    /// What the operator does once the tables exist.
+    async fn distribute(&self) -> Result<()> {
+        let sql = self.coordinator.connect("dialog").await?;
+        for (column, tables) in [
+            ("dialog_id", ["messages", "dialogs", "dialog_state"]),
+            ("user_id", ["users", "credentials", "user_dialogs"]),
+        ] {
+            for table in tables {
+                let first = table == tables[0];
+                let colocate = if first { "none" } else { tables[0] };
+                let shards = if first { format!(", shard_count := {SHARDS}") } else { String::new() };
+                sql.batch_execute(&format!(
+                    "SELECT create_distributed_table('{table}', '{column}', colocate_with := '{colocate}'{shards})"
+                ))
+                .await
+                .with_context(|| format!("distribute {table}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn service(&self, directory: &std::path::Path) -> Result<Service> {
+        let files = self.authority.write(&self.authority.client("dialog-api")?, directory)?;
+        let [ca, certificate, key] =
+            [&files.ca, &files.certificate, &files.key].map(|path| path.display().to_string());
+        let port = self.coordinator.port().to_string();
+        let flags = ["--database-host", "localhost", "--database-port", &port, "--tls-ca", &ca];
+        let more = ["--tls-cert", &certificate, "--tls-key", &key, "--distribution", "required"];
+        Service::spawn_with(&[&flags[..], &more[..]].concat())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let cluster = Cluster::new().await?;
+    let directory = tempfile::tempdir()?;
+    let service = cluster.service(directory.path())?;
+    wait_for_undistributed_tables(&service).await?;
+    cluster.distribute().await?;
+    service.wait_until_ready().await?;
+
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    for text in ["one", "two", "three"] {
+        assert_eq!(client.send(&ada, &bob, text).await?.status, 200);
+    }
+    assert_eq!(client.texts(&bob, &ada).await?, ["three", "two", "one"]);
+
+    let sql = cluster.coordinator.connect("dialog").await?;
+    shards_are_spread(&sql, &cluster).await?;
+    let dialog = Pair::new(ada.id.parse()?, bob.id.parse()?).dialog_id();
+    list_is_one_task(&sql, dialog).await?;
+    every_statement_is_one_task(&cluster.coordinator).await?;
+    messages_are_in_one_shard(&sql, dialog).await
+}
+
+async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let body = service.client().get("/ready").await?.text();
+        if TABLES.iter().all(|table| body.contains(table)) && body.contains("to be distributed") {
+            return Ok(());
+        }
+        assert!(std::time::Instant::now() < deadline, "{body}\n{}", service.log_text());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+async fn shards_are_spread(sql: &Client, cluster: &Cluster) -> Result<()> {
+    let rows = sql
+        .query(
+            "SELECT nodeport, count(*) FROM citus_shards WHERE table_name = 'messages'::regclass
+             GROUP BY nodeport ORDER BY nodeport",
+            &[],
+        )
+        .await?;
+    let ports: BTreeSet<i32> = rows.iter().map(|row| row.get(0)).collect();
+    let workers: BTreeSet<i32> = cluster.workers.iter().map(|worker| i32::from(worker.port())).collect();
+    assert_eq!(ports, workers);
+    assert_eq!(rows.iter().map(|row| row.get::<_, i64>(1)).sum::<i64>(), i64::from(SHARDS));
+    Ok(())
+}
+
+/// The very statement of the service, planned for a dialog that has messages.
+async fn list_is_one_task(sql: &Client, dialog: Uuid) -> Result<()> {
+    sql.batch_execute(&format!("PREPARE list AS {}", Sql::ListMessages.text())).await?;
+    // The first executions are planned with the values; after that the plan is generic.
+    for execution in 0..8 {
+        let rows =
+            sql.query(&format!("EXPLAIN EXECUTE list('{dialog}', '{}', 100)", Uuid::max()), &[]).await?;
+        let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let plan = plan.join("\n");
+        assert!(plan.contains("Task Count: 1"), "execution {execution}:\n{plan}");
+        assert!(plan.contains("Index Scan Backward using messages_pkey"), "execution {execution}:\n{plan}");
+        assert!(!plan.contains("Sort"), "execution {execution}:\n{plan}");
+    }
+    Ok(())
+}
+
+/// Citus says in debug messages how many tasks there are and when a plan is made by the fast path. Prepared as the service does it, and for
+/// each of its statements.
+async fn every_statement_is_one_task(coordinator: &Server) -> Result<()> {
+    let (sql, mut connection) = tokio_postgres::Config::new()
+        .host_path(coordinator.socket_directory())
+        .port(coordinator.port())
+        .user("postgres")
+        .dbname("dialog")
+        .connect(NoTls)
+        .await?;
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&notices);
+    tokio::spawn(async move {
+        let mut messages = futures::stream::poll_fn(move |context| connection.poll_message(context));
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notice(notice) = message {
+                seen.lock().unwrap().push(notice.message().to_owned());
+            }
+        }
+    });
+    sql.batch_execute("SET client_min_messages TO debug4; SET search_path TO public").await?;
+    let (id, now, text, name) = (Uuid::from_u128(7), jiff::Timestamp::now(), "text", None::<String>);
+    for statement in Sql::ALL {
+        let prepared = sql.prepare(statement.text()).await?;
+        notices.lock().unwrap().clear();
+        let parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)] = match statement {
+            Sql::InsertMessage => &[&id, &id, &id, &id, &text, &now],
+            Sql::ListMessages => &[&id, &id, &100_i64],
+            Sql::InsertDialog => &[&id, &id, &id, &now],
+            Sql::InsertUser => &[&id, &text, &text, &None::<jiff::civil::Date>, &name, &name, &now],
+            Sql::InsertCredentials => &[&id, &text, &now],
+            Sql::SelectDialog | Sql::SelectUserExists | Sql::SelectCredentials => &[&id],
+        };
+        // As the retry of a statement does, it runs twice.
+        for run in 0..2 {
+            sql.query(&prepared, parameters).await?;
+            let said = std::mem::take(&mut *notices.lock().unwrap());
+            let tasks = said.iter().filter(|line| line.starts_with("task execution (")).count();
+            assert_eq!(tasks, 1, "run {run} of {}: {said:#?}", statement.name());
+            // An INSERT of one row is planned by the fast path without saying so.
+            let fast = said.iter().any(|line| line.contains("fast-path router query"));
+            let insert = statement.text().starts_with("INSERT")
+                && said.iter().any(|line| line.contains("router plan"));
+            assert!(fast || insert, "run {run} of {}: {said:#?}", statement.name());
+        }
+    }
+    Ok(())
+}
+
+async fn messages_are_in_one_shard(sql: &Client, dialog: Uuid) -> Result<()> {
+    let rows = sql
+        .query("SELECT result::bigint FROM run_command_on_shards('messages', 'SELECT count(*) FROM %s WHERE text IN (''one'', ''two'', ''three'')')", &[])
+        .await?;
+    let mut counts: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    counts.sort_unstable();
+    assert_eq!(counts.len(), usize::try_from(SHARDS)?);
+    assert_eq!((counts.pop(), counts.iter().sum::<i64>()), (Some(3), 0), "of dialog {dialog}");
+    Ok(())
+}

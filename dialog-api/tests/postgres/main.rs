@@ -3,4 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod connections;
+mod logins;
+mod migrations;
+mod outages;
+mod shutdown;
 mod specification;
+mod tls;

@@ -66,6 +66,13 @@ pub(crate) struct User {
     pub(crate) password: String,
 }
 
+impl User {
+    /// Somebody nobody knows.
+    pub(crate) fn unknown() -> Self {
+        Self { id: uuid::Uuid::now_v7().to_string(), token: String::new(), password: String::new() }
+    }
+}
+
 impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self { http: legacy::Client::builder(TokioExecutor::new()).build_http(), address }

@@ -1,15 +1,17 @@
 //! What the tests with real servers share: the service as a process of its own, and a client.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
 pub(crate) mod client;
+pub(crate) mod load;
 pub(crate) mod service;
 
 use anyhow::Result;
 use testbed::postgres::Server;
 
 pub(crate) use self::{
-    client::{Client, Response, User},
+    client::{Client, User},
+    load::Load,
     service::Service,
 };
 

@@ -23,6 +23,34 @@ impl Amount {
     pub fn to_quantity(&self) -> Quantity {
         Quantity(self.0.clone())
     }
+
+    /// The amount in whole units, rounded down; `None` if it is not a quantity or too large.
+    #[must_use]
+    pub fn units(&self) -> Option<u64> {
+        let end = self.0.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(self.0.len());
+        let (number, suffix) = self.0.split_at(end);
+        let number: f64 = number.parse().ok()?;
+        let power = |base: f64, name: &str| {
+            let exponent = ["k", "M", "G", "T", "P", "E"].iter().position(|prefix| *prefix == name)?;
+            Some(base.powi(i32::try_from(exponent).ok()? + 1))
+        };
+        let factor = match suffix {
+            "" => 1.0,
+            "n" => 1e-9,
+            "u" => 1e-6,
+            "m" => 1e-3,
+            "Ki" => 1024.0,
+            _ => match (suffix.strip_suffix('i'), suffix.strip_prefix(['e', 'E'])) {
+                (Some(name), _) => power(1024.0, name)?,
+                (None, Some(exponent)) if !exponent.is_empty() => 10_f64.powi(exponent.parse().ok()?),
+                (None, _) => power(1000.0, suffix)?,
+            },
+        };
+        let units = (number * factor).floor();
+        // 2^53: below this every whole number is exact.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
+        (0.0..=9_007_199_254_740_992.0).contains(&units).then_some(units as u64)
+    }
 }
 
 impl fmt::Display for Amount {
@@ -69,5 +97,30 @@ impl JsonSchema for Amount {
             "maxLength": 32,
             "pattern": "^([0-9]+([.][0-9]*)?|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_reads_them() {
+        for (text, units) in [
+            ("1Gi", Some(1 << 30)),
+            ("1.5Gi", Some(3 << 29)),
+            ("512Ki", Some(512 << 10)),
+            ("2G", Some(2_000_000_000)),
+            ("1k", Some(1000)),
+            ("1500m", Some(1)),
+            ("2e3", Some(2000)),
+            ("1E", Some(1_000_000_000_000_000_000)),
+            ("128974848", Some(128_974_848)),
+            ("lots", None),
+            ("1Qi", None),
+        ] {
+            let expected = units.filter(|units| *units <= 1 << 53);
+            assert_eq!(Amount::new(text).units(), expected, "{text}");
+        }
     }
 }

@@ -52,6 +52,21 @@ fn pg_config(what: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8(output.stdout).context("pg_config's answer")?.trim()))
 }
 
+/// Whether tests against Citus can run on this machine. If not, prints `SKIPPED citus: REASON`, in a way that
+/// the test harness does not swallow as it does the output of tests that pass.
+#[must_use]
+pub fn citus_or_skip() -> bool {
+    use std::io::Write as _;
+    match citus_available() {
+        Ok(()) => true,
+        Err(reason) => {
+            // Nobody is left to read it if this fails.
+            let _ = writeln!(std::io::stdout(), "SKIPPED citus: {reason}");
+            false
+        }
+    }
+}
+
 /// Says why tests against Citus cannot run on this machine; `Ok` when they can.
 ///
 /// # Errors

@@ -1,0 +1,172 @@
+//! Connections of clients that are slow, silent, many or strange.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{Service, database, service::SOON};
+
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+
+async fn connect(address: SocketAddr) -> Result<TcpStream> {
+    Ok(TcpStream::connect(address).await?)
+}
+
+/// Everything the service says until it closes the connection.
+async fn read_to_end(stream: &mut TcpStream) -> Result<String> {
+    let mut answer = Vec::new();
+    // A reset is as much of an end.
+    let _ = timeout(SOON, stream.read_to_end(&mut answer)).await.context("the connection is not closed")?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Sends a request and reads its response on a connection that stays open.
+async fn exchange(stream: &mut TcpStream) -> Result<String> {
+    stream.write_all(HEALTH).await?;
+    let mut answer = vec![0; 4096];
+    let length = timeout(SOON, stream.read(&mut answer)).await??;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_drip_are_cut_off_but_idle_connections_are_not() -> Result<()> {
+    let server = database().await?;
+    let flags = ["--header-timeout", "300ms", "--body-timeout", "300ms", "--idle-timeout", "60s"];
+    let service = Service::start(&server, &flags).await?;
+
+    let mut silent = connect(service.address()).await?;
+    assert_eq!(read_to_end(&mut silent).await?, "");
+    let mut slow_head = connect(service.address()).await?;
+    slow_head.write_all(b"GET /health HT").await?;
+    assert_eq!(read_to_end(&mut slow_head).await?, "");
+
+    let mut slow_body = connect(service.address()).await?;
+    slow_body
+        .write_all(
+            b"POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+              content-length: 100\r\nconnection: close\r\n\r\n{",
+        )
+        .await?;
+    let answer = read_to_end(&mut slow_body).await?;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not arrive in time"), "{answer}");
+
+    let mut idle = connect(service.address()).await?;
+    assert!(exchange(&mut idle).await?.starts_with("HTTP/1.1 200"));
+    let quiet = timeout(Duration::from_secs(1), idle.read_u8()).await;
+    assert!(quiet.is_err(), "an idle connection was closed: {quiet:?}");
+    assert!(exchange(&mut idle).await?.starts_with("HTTP/1.1 200"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn idleness_has_an_end_as_well() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &["--idle-timeout", "300ms"]).await?;
+    let mut idle = connect(service.address()).await?;
+    assert!(exchange(&mut idle).await?.starts_with("HTTP/1.1 200"));
+    assert_eq!(read_to_end(&mut idle).await?, "");
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_for_their_turn() -> Result<()> {
+    let server = database().await?;
+    let flags = ["--max-connections", "4", "--header-timeout", "30s"];
+    let service = Service::spawn(&server, &flags)?;
+    let mut first = Vec::new();
+    for _ in 0..4 {
+        let mut stream = connect(service.address()).await?;
+        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
+        first.push(stream);
+    }
+    let mut fifth = connect(service.address()).await?;
+    fifth.write_all(HEALTH).await?;
+    let waits = timeout(Duration::from_millis(300), fifth.read_u8()).await;
+    assert!(waits.is_err(), "{waits:?}");
+    first.pop();
+    assert_eq!(timeout(SOON, fifth.read_u8()).await??, b'H');
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_answered_or_closed() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &["--header-timeout", "1s"]).await?;
+    let huge_head = format!("GET /health HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(100_000));
+    let many_heads = format!("GET /health HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(500));
+    let cases: [&[u8]; 6] = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\0\0\0\0",
+        b"GET /health HTTP/1.1\r\ncontent-length: nonsense\r\n\r\n",
+        huge_head.as_bytes(),
+        many_heads.as_bytes(),
+    ];
+    for case in cases {
+        let mut stream = connect(service.address()).await?;
+        // The service may close before it has taken everything.
+        let _ = stream.write_all(case).await;
+        let answer = read_to_end(&mut stream).await?;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    assert_eq!(service.client().get("/ready").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_or_never_ends() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let head = "POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+
+    let mut broken = connect(service.address()).await?;
+    broken.write_all(format!("{head}content-length: 50\r\n\r\n{{\"id\"").as_bytes()).await?;
+    broken.shutdown().await?;
+    let answer = read_to_end(&mut broken).await?;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+
+    let mut endless = connect(service.address()).await?;
+    endless.write_all(format!("{head}transfer-encoding: chunked\r\n\r\n").as_bytes()).await?;
+    let chunk = [b"2000\r\n".as_slice(), &[b' '; 0x2000], b"\r\n"].concat();
+    let (mut reading, mut writing) = endless.split();
+    let mut answer = [0; 12];
+    let writer = async { while writing.write_all(&chunk).await.is_ok() {} };
+    tokio::select! {
+        () = writer => {}
+        read = timeout(SOON, reading.read_exact(&mut answer)) => { read??; }
+    }
+    assert!(
+        answer == [0; 12] || answer.starts_with(b"HTTP/1.1 400"),
+        "{:?}",
+        String::from_utf8_lossy(&answer)
+    );
+    assert_eq!(service.client().get("/ready").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn idle_connections_cost_little() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let before = resident_kib(service.pid())?;
+    let mut idle = Vec::new();
+    for _ in 0..500 {
+        let mut stream = connect(service.address()).await?;
+        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
+        idle.push(stream);
+    }
+    let each = (resident_kib(service.pid())? - before) / 500;
+    assert!(each < 64, "{each} KiB for each idle connection");
+    Ok(())
+}
+
+fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
+    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
+}

@@ -1,0 +1,101 @@
+//! Migrations by several replicas, beside whoever changes the topology.
+
+use anyhow::Result;
+use serde_json::Value;
+use testbed::postgres::Server;
+
+use crate::support::{Service, create_database, database};
+
+const LOCK: &str = "SELECT pg_advisory_lock(1684631916, 1)";
+const UNLOCK: &str = "SELECT pg_advisory_unlock(1684631916, 1)";
+
+async fn wait_for_reason(service: &Service, part: &str) -> Result<()> {
+    let deadline = std::time::Instant::now() + crate::support::service::SOON;
+    loop {
+        let response = service.client().get("/ready").await?;
+        let body: Value = response.json()?;
+        if response.status == 503 && body["waiting_for"].as_str().is_some_and(|what| what.contains(part)) {
+            return Ok(());
+        }
+        assert!(std::time::Instant::now() < deadline, "waits for something else: {body}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+async fn versions(server: &Server) -> Result<Vec<i64>> {
+    let rows = server.connect("dialog").await?.query("SELECT version FROM schema_migrations", &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_migrate_once() -> Result<()> {
+    let server = database().await?;
+    let replicas = (0..4).map(|_| Service::spawn(&server, &[])).collect::<Result<Vec<_>>>()?;
+    for replica in &replicas {
+        replica.wait_until_ready().await?;
+    }
+    assert_eq!(versions(&server).await?, [1]);
+    let applied = replicas.iter().filter(|replica| replica.log_text().contains("migration applied")).count();
+    assert_eq!(applied, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_migrated_while_the_topology_changes() -> Result<()> {
+    let server = database().await?;
+    let operator = server.connect("dialog").await?;
+    operator.execute(LOCK, &[]).await?;
+    let service = Service::spawn(&server, &[])?;
+    wait_for_reason(&service, "topology lock").await?;
+    service.client().post("/login", &Value::Null).await?.assert_error(503);
+    let tables = operator.query("SELECT FROM pg_tables WHERE schemaname = 'public'", &[]).await?;
+    assert_eq!(tables.len(), 0);
+
+    operator.execute(UNLOCK, &[]).await?;
+    service.wait_until_ready().await?;
+    assert_eq!(versions(&server).await?, [1]);
+
+    operator.execute(LOCK, &[]).await?;
+    Service::start(&server, &[]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_migration_ends_the_program_with_a_reason() -> Result<()> {
+    let server = database().await?;
+    Service::start(&server, &[]).await?;
+    let postgres = server.connect("dialog").await?;
+    postgres.execute("UPDATE schema_migrations SET checksum = 'other'", &[]).await?;
+    let mut service = Service::spawn(&server, &[])?;
+    assert_eq!(service.wait().await?.code(), Some(1));
+    service.wait_for_log("an applied migration must never change")?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_schema_of_a_newer_program_is_served() -> Result<()> {
+    let server = database().await?;
+    Service::start(&server, &[]).await?;
+    let postgres = server.connect("dialog").await?;
+    postgres.execute("INSERT INTO schema_migrations VALUES (999, 'newer', 'sum')", &[]).await?;
+    Service::start(&server, &[]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_waits_for_a_database_that_is_not_there_yet() -> Result<()> {
+    let server = Server::builder("late").start()?;
+    let service = Service::spawn(&server, &[])?;
+    wait_for_reason(&service, "dialog_api").await?;
+    create_database(&server).await?;
+    service.wait_until_ready().await
+}
+
+#[tokio::test]
+async fn it_waits_for_citus_when_told_that_there_will_be() -> Result<()> {
+    let server = database().await?;
+    let service = Service::spawn(&server, &["--distribution", "required"])?;
+    wait_for_reason(&service, "citus extension").await?;
+    assert_eq!(versions(&server).await?, [1], "migrated all the same, so that it can be distributed");
+    Ok(())
+}

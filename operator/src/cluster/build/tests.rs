@@ -1,0 +1,186 @@
+//! What is built, as YAML to read. Certificates are left out: they differ each time.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+use serde::Serialize;
+use serde_json::json;
+
+use super::*;
+use crate::api::DialogCluster;
+use crate::cluster::certificates::Secrets;
+use crate::cluster::observe::{Claim, Observed, ObservedGroup};
+use crate::context::Settings;
+use crate::names::Group;
+
+fn cluster(spec: &serde_json::Value) -> DialogCluster {
+    serde_json::from_value(json!({
+        "apiVersion": "dialogcluster.io/v1alpha1",
+        "kind": "DialogCluster",
+        "metadata": { "name": "chat", "namespace": "ns", "uid": "5f1d" },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+/// Everything that can be said.
+fn full() -> DialogCluster {
+    let storage = json!({ "size": "5Gi", "className": "fast", "reclaim": "Delete" });
+    let resources = json!({ "requests": { "cpu": "250m", "memory": "1Gi" }, "limits": { "memory": "2Gi" } });
+    cluster(&json!({
+        "coordinator": { "instances": 2, "storage": storage, "resources": resources },
+        "workers": {
+            "count": 1,
+            "placement": {
+                "nodeSelector": { "disk": "ssd" },
+                "tolerations": [{ "key": "database", "operator": "Exists", "effect": "NoSchedule" }],
+            },
+        },
+        "postgres": { "parameters": { "max_connections": "300", "work_mem": "8MB" } },
+        "api": {
+            "replicas": 3,
+            "ingress": { "host": "chat.example.org", "className": "traefik", "tlsSecretName": "chat-tls" },
+            "resources": { "limits": { "memory": "64Mi" } },
+        },
+    }))
+}
+
+fn settings() -> Settings {
+    Settings {
+        postgres_image: Some("example.org/postgres:1".to_owned()),
+        api_image: Some("example.org/dialog-api:1".to_owned()),
+        namespace: None,
+    }
+}
+
+/// Groups that have a database already.
+fn initialized(groups: &[Group]) -> Observed {
+    let group =
+        ObservedGroup { replicas: 1, system_identifier: Some("7".to_owned()), ..ObservedGroup::default() };
+    Observed { groups: groups.iter().map(|name| (*name, group.clone())).collect(), ..Observed::default() }
+}
+
+fn objects(cluster: &DialogCluster, observed: &Observed) -> Objects {
+    let target = Target::new(cluster, &settings(), observed).unwrap();
+    let groups = target.groups.keys().copied().collect();
+    let now = "2026-03-01T00:00:00Z".parse().unwrap();
+    let certificates = Certificates::ensure(&Secrets::new(), &target.names, &groups, now).unwrap();
+    let mut objects = build(&target, &certificates);
+    for template in objects
+        .stateful_sets
+        .iter_mut()
+        .filter_map(|set| set.spec.as_mut().map(|spec| &mut spec.template))
+        .chain(
+            objects.deployments.iter_mut().filter_map(|one| one.spec.as_mut().map(|spec| &mut spec.template)),
+        )
+    {
+        let annotations = template.metadata.as_mut().unwrap().annotations.as_mut().unwrap();
+        for value in annotations.values_mut() {
+            "a hash".clone_into(value);
+        }
+    }
+    for Secret { data, .. } in &mut objects.secrets {
+        for bytes in data.as_mut().unwrap().values_mut() {
+            bytes.0.clear();
+        }
+    }
+    objects
+}
+
+fn yaml<T: Serialize>(objects: &[T]) -> String {
+    let documents: Vec<_> = objects.iter().map(|object| serde_yaml_ng::to_string(object).unwrap()).collect();
+    format!("---\n{}", documents.join("---\n"))
+}
+
+#[test]
+fn every_kind_as_it_is_applied() {
+    let observed = initialized(&[Group::Coordinator, Group::Worker(0)]);
+    let objects = objects(&full(), &observed);
+    let kinds: BTreeMap<&str, String> = BTreeMap::from([
+        ("secrets", yaml(&objects.secrets)),
+        ("config_maps", yaml(&objects.config_maps)),
+        ("rbac", yaml(&objects.service_accounts) + &yaml(&objects.roles) + &yaml(&objects.role_bindings)),
+        ("services", yaml(&objects.services)),
+        ("stateful_sets", yaml(&objects.stateful_sets)),
+        ("deployment", yaml(&objects.deployments)),
+        ("ingress", yaml(&objects.ingresses)),
+        ("disruption_budgets", yaml(&objects.disruption_budgets)),
+    ]);
+    for (kind, text) in kinds {
+        insta::assert_snapshot!(kind, text);
+    }
+}
+
+#[test]
+fn a_single_node_without_an_ingress_needs_less() {
+    let single = cluster(&json!({ "workers": { "count": 0 }, "api": { "replicas": 1 } }));
+    let objects = objects(&single, &Observed::default());
+    assert_eq!(objects.stateful_sets.len(), 1);
+    assert!(objects.ingresses.is_empty() && objects.disruption_budgets.is_empty());
+}
+
+#[test]
+fn every_object_belongs_to_its_cluster() {
+    let objects = objects(&full(), &Observed::default());
+    let text = serde_json::to_string(&[
+        json!(objects.secrets),
+        json!(objects.config_maps),
+        json!(objects.service_accounts),
+        json!(objects.roles),
+        json!(objects.role_bindings),
+        json!(objects.services),
+        json!(objects.stateful_sets),
+        json!(objects.deployments),
+        json!(objects.ingresses),
+        json!(objects.disruption_budgets),
+    ])
+    .unwrap();
+    let count = text.matches("\"ownerReferences\":[{").count();
+    let objects: usize = text.matches("\"controller\":true").count();
+    assert_eq!((count, objects), (count, count));
+    // Coordinator and worker: 6 Secrets, 9 ConfigMaps, 2 ServiceAccounts, 2 for RBAC, 7 Services, 2 StatefulSets,
+    // Deployment, Ingress, and budgets for the coordinator and dialog-api.
+    assert_eq!(count, 6 + 9 + 2 + 2 + 7 + 2 + 1 + 1 + 2);
+}
+
+fn replicas(objects: &Objects) -> Vec<i32> {
+    objects.stateful_sets.iter().map(|set| set.spec.as_ref().unwrap().replicas.unwrap()).collect()
+}
+
+fn may_bootstrap(objects: &Objects, group: Group) -> bool {
+    let configuration = objects.config_maps[0].data.as_ref().unwrap();
+    configuration[&config_maps::key(group)].contains("\"bootstrap\":")
+}
+
+#[test]
+fn standbys_come_once_there_is_a_database() {
+    assert_eq!(replicas(&objects(&full(), &Observed::default())), [1, 1]);
+    assert_eq!(replicas(&objects(&full(), &initialized(&[Group::Coordinator]))), [2, 1]);
+}
+
+#[test]
+fn volumes_that_outlived_a_cluster_are_adopted_and_nobody_may_make_a_new_database() {
+    let mut observed = Observed::default();
+    let one = objects(&full(), &observed);
+    assert!(may_bootstrap(&one, Group::Coordinator));
+    for ordinal in [0, 1] {
+        observed.claims.entry(Group::Coordinator).or_default().insert(ordinal, Claim::default());
+    }
+    let adopted = objects(&full(), &observed);
+    assert_eq!(replicas(&adopted), [2, 1]);
+    assert!(!may_bootstrap(&adopted, Group::Coordinator) && may_bootstrap(&adopted, Group::Worker(0)));
+}
+
+#[test]
+fn groups_that_are_not_asked_for_any_more_stay() {
+    let shrunk = cluster(&json!({ "workers": { "count": 1 } }));
+    let observed = initialized(&[Group::Coordinator, Group::Worker(0), Group::Worker(1)]);
+    assert_eq!(objects(&shrunk, &observed).stateful_sets.len(), 3);
+}
+
+#[test]
+fn a_missing_image_is_a_refusal_that_names_the_field() {
+    let refusal = Target::new(&full(), &Settings::default(), &Observed::default()).unwrap_err();
+    assert_eq!(refusal.reason, "ImageMissing");
+    assert!(refusal.message.contains("spec.image"), "{}", refusal.message);
+}

@@ -1,0 +1,281 @@
+//! What there is of a cluster in Kubernetes. Reads only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::networking::v1::IngressClass;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::ListParams;
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
+
+use super::certificates::Secrets;
+use super::instance::Instance;
+
+/// The annotation of StorageClasses and IngressClasses that are taken where none is named.
+const DEFAULT_STORAGE_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
+const DEFAULT_INGRESS_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+
+/// What there is.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// The groups that have a StatefulSet.
+    pub groups: BTreeMap<Group, ObservedGroup>,
+    /// The Secrets by name.
+    pub secrets: Secrets,
+    /// The volume claims of instances.
+    pub claims: BTreeMap<Group, BTreeMap<i32, Claim>>,
+    /// dialog-api's Deployment.
+    pub api: Option<ObservedApi>,
+    /// The pods of dialog-api.
+    pub api_pods: Vec<Instance>,
+    /// The IngressClasses.
+    pub ingress_classes: Classes,
+    /// The StorageClasses.
+    pub storage_classes: Classes,
+}
+
+/// A database group.
+#[derive(Clone, Debug, Default)]
+pub struct ObservedGroup {
+    /// Instances that its StatefulSet asks for.
+    pub replicas: i32,
+    /// The revision of pods that are up to date; absent while the StatefulSet was not seen by its controller.
+    pub revision: Option<String>,
+    /// Its pods by ordinal.
+    pub instances: Vec<Instance>,
+    /// What Patroni wrote once the database existed: its system identifier.
+    pub system_identifier: Option<String>,
+    /// Patroni's dynamic configuration.
+    pub configuration: Option<Value>,
+    /// Why its StatefulSet cannot create pods.
+    pub creation_failure: Option<String>,
+}
+
+impl ObservedGroup {
+    /// Whether the group's database was made.
+    #[must_use]
+    pub fn is_initialized(&self) -> bool {
+        self.system_identifier.as_ref().is_some_and(|identifier| !identifier.is_empty())
+    }
+
+    /// The instance that Patroni calls primary.
+    #[must_use]
+    pub fn primary(&self) -> Option<&Instance> {
+        self.instances.iter().find(|instance| instance.is_primary && !instance.is_terminating)
+    }
+}
+
+/// A volume claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// Whether it has a volume.
+    pub bound: bool,
+    /// The class it asks for.
+    pub class: Option<String>,
+}
+
+/// dialog-api's Deployment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedApi {
+    /// Pods that are asked for.
+    pub replicas: i32,
+    /// Pods that serve.
+    pub available: i32,
+    /// Whether all pods are of the newest revision, and its controller has seen that revision.
+    pub current: bool,
+    /// Why its pods cannot be created.
+    pub creation_failure: Option<String>,
+}
+
+/// Classes of something, of which one may be the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Classes {
+    /// Their names.
+    pub names: BTreeSet<String>,
+    /// Whether one of them is taken where none is named.
+    pub has_default: bool,
+}
+
+impl Observed {
+    /// The highest ordinal among a group's instances that have a claim.
+    #[must_use]
+    pub fn highest_claim(&self, group: Group) -> Option<i32> {
+        self.claims.get(&group)?.last_key_value().map(|(ordinal, _)| *ordinal)
+    }
+}
+
+/// Looks at everything that belongs to a cluster.
+///
+/// # Errors
+/// If the API server does not answer.
+pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> {
+    let list = Lister { client, names };
+    let (sets, pods, maps, secrets, claims, deployments) = tokio::try_join!(
+        list.all::<StatefulSet>(),
+        list.all::<Pod>(),
+        list.all::<ConfigMap>(),
+        list.all::<Secret>(),
+        list.all::<PersistentVolumeClaim>(),
+        list.all::<Deployment>(),
+    )?;
+    let (ingress_classes, storage_classes) = tokio::try_join!(
+        classes::<IngressClass>(client, DEFAULT_INGRESS_CLASS),
+        classes::<StorageClass>(client, DEFAULT_STORAGE_CLASS)
+    )?;
+    let mut observed = Observed {
+        secrets: secrets.into_iter().map(|secret| (secret.name_any(), secret)).collect(),
+        api: deployments.iter().find(|deployment| deployment.name_any() == names.api()).map(api),
+        ingress_classes,
+        storage_classes,
+        ..Observed::default()
+    };
+    for set in &sets {
+        if let Some(group) = group_of(set).filter(|group| names.group(*group) == set.name_any()) {
+            observed.groups.insert(group, stateful_set(set));
+        }
+    }
+    for pod in &pods {
+        let instance = Instance::from_pod(pod);
+        match group_of(pod) {
+            Some(group) => {
+                if let Some(group) = observed.groups.get_mut(&group) {
+                    group.instances.push(instance);
+                }
+            }
+            None => observed.api_pods.push(instance),
+        }
+    }
+    for (name, group) in &mut observed.groups {
+        group.instances.sort_by_key(|instance| instance.ordinal);
+        if i32::try_from(group.instances.len()).is_ok_and(|count| count < group.replicas) {
+            group.creation_failure = list.creation_failure(&names.group(*name)).await?;
+        }
+    }
+    for map in &maps {
+        let Some(group) =
+            group_of(map).filter(|group| names.patroni_state(*group, "config") == map.name_any())
+        else {
+            continue;
+        };
+        if let Some(group) = observed.groups.get_mut(&group) {
+            let annotations = map.annotations();
+            group.system_identifier = annotations.get("initialize").cloned();
+            group.configuration =
+                annotations.get("config").and_then(|config| serde_json::from_str(config).ok());
+        }
+    }
+    for claim in &claims {
+        let Some(group) = group_of(claim) else { continue };
+        let prefix = format!("data-{}-", names.group(group));
+        let ordinal = claim.name_any().strip_prefix(&prefix).and_then(|ordinal| ordinal.parse().ok());
+        if let Some(ordinal) = ordinal {
+            observed.claims.entry(group).or_default().insert(ordinal, volume_claim(claim));
+        }
+    }
+    Ok(observed)
+}
+
+struct Lister<'a> {
+    client: &'a Client,
+    names: &'a Names,
+}
+
+impl Lister<'_> {
+    /// The objects of one kind that carry the cluster's label.
+    async fn all<K>(&self) -> Result<Vec<K>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), self.names.namespace());
+        let selector = format!("{CLUSTER_LABEL}={}", self.names.cluster());
+        let found = api
+            .list(&ListParams::default().labels(&selector))
+            .await
+            .map_err(Error::kubernetes("list", format!("{}s with {selector}", K::kind(&()))))?;
+        Ok(found.items)
+    }
+}
+
+impl Lister<'_> {
+    /// The last reason why a StatefulSet could not create a pod; it tells in Events only.
+    async fn creation_failure(&self, set: &str) -> Result<Option<String>, Error> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), self.names.namespace());
+        let fields = format!("involvedObject.kind=StatefulSet,involvedObject.name={set},reason=FailedCreate");
+        let found = api
+            .list(&ListParams::default().fields(&fields))
+            .await
+            .map_err(Error::kubernetes("list", format!("Events of StatefulSet {set}")))?;
+        let last = found.items.into_iter().max_by_key(|event| {
+            event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
+        });
+        Ok(last.and_then(|event| event.message))
+    }
+}
+
+/// The classes of one kind: a handful per Kubernetes cluster, so their metadata is read each time.
+async fn classes<K>(client: &Client, default: &str) -> Result<Classes, Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let found = Api::<K>::all(client.clone())
+        .list_metadata(&ListParams::default())
+        .await
+        .map_err(Error::kubernetes("list", format!("{}s", K::kind(&()))))?;
+    Ok(Classes {
+        has_default: found
+            .iter()
+            .any(|class| class.annotations().get(default).is_some_and(|is| is == "true")),
+        names: found.iter().map(ResourceExt::name_any).collect(),
+    })
+}
+
+fn group_of(object: &impl ResourceExt) -> Option<Group> {
+    Group::parse(object.labels().get(GROUP_LABEL)?)
+}
+
+fn stateful_set(set: &StatefulSet) -> ObservedGroup {
+    let status = set.status.as_ref();
+    // Until its controller has seen this generation, the status speaks of an older one.
+    let seen = status.filter(|status| status.observed_generation == set.metadata.generation);
+    ObservedGroup {
+        replicas: set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+        revision: seen.and_then(|status| status.update_revision.clone()),
+        ..ObservedGroup::default()
+    }
+}
+
+fn volume_claim(claim: &PersistentVolumeClaim) -> Claim {
+    Claim {
+        name: claim.name_any(),
+        bound: claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound"),
+        class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
+    }
+}
+
+fn api(deployment: &Deployment) -> ObservedApi {
+    let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let Some(status) = &deployment.status else { return ObservedApi { replicas, ..ObservedApi::default() } };
+    ObservedApi {
+        replicas,
+        available: status.available_replicas.unwrap_or(0),
+        creation_failure: status.conditions.iter().flatten().find_map(|condition| {
+            let fails = condition.type_ == "ReplicaFailure" && condition.status == "True";
+            fails.then(|| condition.message.clone().unwrap_or_default())
+        }),
+        current: status.observed_generation == deployment.metadata.generation
+            && status.updated_replicas.unwrap_or(0) == replicas
+            && status.replicas.unwrap_or(0) == replicas,
+    }
+}

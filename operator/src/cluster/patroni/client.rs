@@ -1,0 +1,196 @@
+//! Patroni's REST API, over TLS with certificates on both sides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use k8s_openapi::jiff::Timestamp;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::cluster::certificates::Certificates;
+use crate::error::{Error, chain};
+use crate::names::PATRONI_PORT;
+
+/// Time limit of a question.
+const QUESTION: Duration = Duration::from_secs(5);
+/// Time limit of an order: Patroni answers when it was carried out.
+const ORDER: Duration = Duration::from_secs(40);
+/// No answer is longer.
+const LIMIT: usize = 1 << 20;
+
+/// A client that shows the operator's certificate, and believes only the cluster's authority.
+pub struct Client {
+    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+/// An instance to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Its pod.
+    pub pod: String,
+    /// Its host name, which its certificate must hold.
+    pub host: String,
+}
+
+/// What an instance says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Whether PostgreSQL has to be restarted for a parameter to take effect.
+    pub pending_restart: bool,
+    /// When PostgreSQL was started, as PostgreSQL writes it.
+    postmaster_start_time: Option<String>,
+}
+
+impl Report {
+    /// When PostgreSQL was started.
+    #[must_use]
+    pub fn started(&self) -> Option<Timestamp> {
+        let text = self.postmaster_start_time.as_ref()?.replacen(' ', "T", 1);
+        text.parse().ok()
+    }
+}
+
+impl Client {
+    /// A client for one cluster.
+    ///
+    /// # Errors
+    /// If the certificates cannot be used.
+    pub fn new(certificates: &Certificates) -> Result<Self, Error> {
+        let broken = |error: &dyn std::error::Error| Error::Certificate {
+            object: "a TLS configuration of the operator's certificate".to_owned(),
+            reason: chain(error),
+        };
+        let certificate =
+            |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| broken(&error));
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate(&certificates.authority.certificate)?).map_err(|error| broken(&error))?;
+        let key = PrivateKeyDer::from_pem_slice(certificates.operator.key.as_bytes())
+            .map_err(|error| broken(&error))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| broken(&error))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate(&certificates.operator.certificate)?], key)
+            .map_err(|error| broken(&error))?;
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_only()
+            .enable_http1()
+            .build();
+        Ok(Self {
+            http: HttpClient::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector),
+        })
+    }
+
+    /// What an instance says of itself.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn report(&self, instance: &Address) -> Result<Report, Error> {
+        const ACTION: &str = "read the state";
+        // An instance that does not serve answers too, with another status.
+        let (_, body) = self.send(instance, ACTION, Method::GET, "/patroni", None, QUESTION).await?;
+        serde_json::from_slice(&body).map_err(|error| failed(instance, ACTION, error.to_string()))
+    }
+
+    /// Changes the dynamic configuration of an instance's group.
+    ///
+    /// # Errors
+    /// If it refuses, or somebody else changes it at the same time.
+    pub async fn configure(&self, instance: &Address, change: &Value) -> Result<(), Error> {
+        self.order(instance, "change the configuration", Method::PATCH, "/config", change).await
+    }
+
+    /// Restarts PostgreSQL of an instance, if a parameter still waits for that.
+    ///
+    /// # Errors
+    /// If it refuses, or has not come up again in time.
+    pub async fn restart(&self, instance: &Address) -> Result<(), Error> {
+        let order = json!({ "restart_pending": true });
+        self.order(instance, "restart PostgreSQL", Method::POST, "/restart", &order).await
+    }
+
+    /// Makes `to` the primary in place of `from`.
+    ///
+    /// # Errors
+    /// If that is not possible, for example because `to` is too far behind.
+    pub async fn switch_over(&self, from: &Address, to: &str) -> Result<(), Error> {
+        let order = json!({ "leader": from.pod, "candidate": to });
+        self.order(from, "switch over to a standby", Method::POST, "/switchover", &order).await
+    }
+
+    async fn order(
+        &self,
+        instance: &Address,
+        action: &'static str,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<(), Error> {
+        let (status, answer) = self.send(instance, action, method, path, Some(body), ORDER).await?;
+        if status.is_success() {
+            return Ok(());
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        Err(failed(instance, action, format!("{status}: {}", answer.trim())))
+    }
+
+    async fn send(
+        &self,
+        instance: &Address,
+        action: &'static str,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://{}:{PATRONI_PORT}{path}", instance.host))
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.map(Value::to_string).unwrap_or_default()))
+            .map_err(|error| failed(instance, action, error.to_string()))?;
+        let answer = async {
+            let response = self.http.request(request).await.map_err(|error| chain(&error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), LIMIT).collect().await;
+            Ok((status, body.map_err(|error| error.to_string())?.to_bytes()))
+        };
+        tokio::time::timeout(limit, answer)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
+            .map_err(|reason| failed(instance, action, reason))
+    }
+}
+
+fn failed(instance: &Address, action: &'static str, reason: String) -> Error {
+    Error::Patroni { instance: instance.pod.clone(), action, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_time_is_read_as_patroni_writes_it() {
+        let report: Report = serde_json::from_value(json!({
+            "state": "running", "postmaster_start_time": "2026-11-21 10:11:12.345678+00:00", "role": "primary",
+        }))
+        .unwrap();
+        assert_eq!(report.started().unwrap().to_string(), "2026-11-21T10:11:12.345678Z");
+        assert!(!report.pending_restart);
+        assert_eq!(Report::default().started(), None);
+    }
+}

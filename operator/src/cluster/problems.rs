@@ -1,0 +1,274 @@
+//! What keeps a cluster from being ready, each with the object and the remedy. Pure.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::instance::{Instance, Trouble};
+use super::observe::{Observed, ObservedGroup};
+use super::target::{GroupTarget, Target};
+use crate::api::DialogCluster;
+use crate::condition::{self, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED};
+use crate::error::Error;
+use crate::names::Group;
+
+/// An instance that is younger than this is taken to be starting.
+const YOUNG: Duration = Duration::from_mins(2);
+/// Finding a node and making a volume may take this long before it counts as trouble.
+const SCHEDULING: Duration = Duration::from_secs(15);
+
+/// Something that keeps a cluster from being ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// For programs.
+    pub reason: &'static str,
+    /// For people: the object, what is so, what to do.
+    pub message: String,
+    /// Whether it is expected to pass by itself.
+    pub passes: bool,
+}
+
+impl Problem {
+    /// A change that was refused.
+    #[must_use]
+    pub fn failed(error: &Error) -> Self {
+        Self::lasting(error.reason(), format!("{error}; it is tried again"))
+    }
+
+    fn lasting(reason: &'static str, message: String) -> Self {
+        Self { reason, message, passes: false }
+    }
+
+    fn passing(reason: &'static str, message: String) -> Self {
+        Self { reason, message, passes: true }
+    }
+}
+
+/// Every problem of a cluster; those that need somebody come first.
+#[must_use]
+pub fn problems(
+    cluster: &DialogCluster,
+    target: &Target,
+    observed: &Observed,
+    now: Timestamp,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (&group, wanted) in &target.groups {
+        claims(target, observed, group, now, &mut problems);
+        instances(target, observed, group, *wanted, now, &mut problems);
+    }
+    if problems.is_empty() {
+        problems.extend(database(cluster));
+    }
+    api(target, observed, now, &mut problems);
+    problems.extend(ingress(target, observed));
+    problems.sort_by_key(|problem| problem.passes);
+    problems
+}
+
+fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, problems: &mut Vec<Problem>) {
+    let classes = &observed.storage_classes;
+    let field = match group {
+        Group::Coordinator => "spec.coordinator.storage.className",
+        Group::Worker(_) => "spec.workers.storage.className",
+    };
+    let again = format!("or create the DialogCluster anew with another {field}");
+    let pending = observed.claims.get(&group).into_iter().flatten().filter(|(_, claim)| !claim.bound);
+    for (ordinal, claim) in pending {
+        let name = &claim.name;
+        let pod = target.names.pod(group, *ordinal);
+        let unschedulable = observed
+            .groups
+            .get(&group)
+            .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod))
+            .is_some_and(|instance| {
+                matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
+                    && !is_young(instance, SCHEDULING, now)
+            });
+        match &claim.class {
+            Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
+                "StorageClassMissing",
+                format!("claim {name} asks for StorageClass {class}, which does not exist; create it, {again}"),
+            )),
+            None if !classes.has_default => problems.push(Problem::lasting(
+                "StorageClassMissing",
+                format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
+            )),
+            _ if unschedulable => problems.push(Problem::lasting(
+                "VolumePending",
+                format!("claim {name} has no volume yet; `kubectl describe pvc {name}` says what it waits for"),
+            )),
+            _ => {}
+        }
+    }
+}
+
+fn instances(
+    target: &Target,
+    observed: &Observed,
+    group: Group,
+    wanted: GroupTarget,
+    now: Timestamp,
+    problems: &mut Vec<Problem>,
+) {
+    let set = target.names.group(group);
+    let Some(there) = observed.groups.get(&group) else {
+        problems.push(Problem::passing("Creating", format!("StatefulSet {set} is being created")));
+        return;
+    };
+    let before = problems.len();
+    for instance in &there.instances {
+        problems.extend(unready(instance, there, now));
+    }
+    let count = i32::try_from(there.instances.len()).unwrap_or(i32::MAX);
+    if count < wanted.replicas {
+        problems.push(match &there.creation_failure {
+            Some(reason) => Problem::lasting(
+                "PodsNotCreated",
+                format!("StatefulSet {set} cannot create its pods: {reason}; mend what it names"),
+            ),
+            None => Problem::passing(
+                "Creating",
+                format!("StatefulSet {set} has {count} of {} pods", wanted.replicas),
+            ),
+        });
+    }
+    if problems.len() > before {
+        return;
+    }
+    if there.primary().is_none() {
+        let message =
+            format!("{set} has no primary; `patronictl list` in one of its pods says what Patroni waits for");
+        problems.push(Problem::passing("NoPrimary", message));
+    } else if there.replicas < target.group(group).instances {
+        problems.push(Problem::passing("Creating", format!("{set} gets its standbys")));
+    }
+}
+
+/// Why an instance of the database does not serve, if it does not.
+fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option<Problem> {
+    let pod = &instance.pod;
+    if instance.is_terminating {
+        return Some(Problem::passing("Starting", format!("pod {pod} is being replaced")));
+    }
+    if instance.is_ready {
+        return None;
+    }
+    if let Some(problem) = trouble(instance, "spec.image", now) {
+        return Some(problem);
+    }
+    let state = match instance.patroni.state.as_str() {
+        "" => "Patroni has not reported yet".to_owned(),
+        state => format!("Patroni reports: {state}"),
+    };
+    Some(if is_young(instance, YOUNG, now) || !group.is_initialized() {
+        Problem::passing("Starting", format!("pod {pod} is starting; {state}"))
+    } else {
+        let message =
+            format!("PostgreSQL of pod {pod} does not serve; {state}; `kubectl logs {pod}` says why");
+        Problem::lasting("DatabaseUnreachable", message)
+    })
+}
+
+fn is_young(instance: &Instance, limit: Duration, now: Timestamp) -> bool {
+    instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < limit)
+}
+
+fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> {
+    let pod = &instance.pod;
+    Some(match instance.trouble.as_ref()? {
+        Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
+            Problem::passing("Starting", format!("pod {pod} is being given a node and a volume"))
+        }
+        Trouble::Unschedulable(why) => Problem::lasting(
+            "Unschedulable",
+            format!("no node takes pod {pod}: {why}; add nodes or change resources or placement"),
+        ),
+        Trouble::Image(why) => Problem::lasting(
+            "ImagePullFailed",
+            format!("pod {pod} cannot get its image: {why}; correct {image}"),
+        ),
+        Trouble::Container(why) => Problem::lasting(
+            "ContainerNotCreated",
+            format!("the container of pod {pod} cannot be created: {why}; mend what it names"),
+        ),
+        Trouble::Crash(why) => Problem::lasting(
+            "CrashLooping",
+            format!("pod {pod} keeps failing: {why}; `kubectl logs -p {pod}` says more"),
+        ),
+    })
+}
+
+/// What the controller of the database says.
+fn database(cluster: &DialogCluster) -> Option<Problem> {
+    let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let find = |kind| condition::find(conditions, kind);
+    let waits = || Problem::passing("PreparingDatabase", "the database is being prepared".to_owned());
+    let Some(citus) = find(CITUS_AVAILABLE) else { return Some(waits()) };
+    if citus.status == "False" && ["NotInImage", "NotPreloaded"].contains(&citus.reason.as_str()) {
+        // One node serves without Citus.
+        return (cluster.spec.workers.count > 0)
+            .then(|| Problem::lasting("CitusMissing", citus.message.clone()));
+    }
+    [CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED].into_iter().find_map(|kind| match find(kind) {
+        Some(condition) if condition.status == "True" => None,
+        Some(condition) => {
+            Some(Problem::passing("PreparingDatabase", format!("{kind}: {}", condition.message)))
+        }
+        None => Some(waits()),
+    })
+}
+
+fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<Problem>) {
+    let name = target.names.api();
+    let Some(api) = &observed.api else {
+        problems.push(Problem::passing("Creating", format!("Deployment {name} is being created")));
+        return;
+    };
+    let short = api.available < target.spec.api.replicas;
+    for pod in observed.api_pods.iter().filter(|pod| !pod.is_terminating && !pod.is_ready) {
+        problems.extend(trouble(pod, "spec.api.image", now));
+    }
+    if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
+        let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");
+        problems.push(Problem::lasting("PodsNotCreated", message));
+    }
+    if problems.is_empty() && short {
+        let old = observed.api_pods.iter().find(|pod| !pod.is_ready && !is_young(pod, YOUNG, now));
+        problems.push(match old {
+            Some(pod) => Problem::lasting(
+                "ApiUnavailable",
+                format!("pod {0} does not get ready; `kubectl logs {0}` says what it waits for", pod.pod),
+            ),
+            None => Problem::passing(
+                "StartingApi",
+                format!("{} of {} pods of {name} serve", api.available, api.replicas),
+            ),
+        });
+    }
+}
+
+fn ingress(target: &Target, observed: &Observed) -> Option<Problem> {
+    let asked = target.spec.api.ingress.as_ref()?;
+    let classes = &observed.ingress_classes;
+    let name = target.names.api();
+    match &asked.class_name {
+        Some(class) if !classes.names.contains(class) => Some(Problem::lasting(
+            "IngressClassMissing",
+            format!(
+                "Ingress {name} names IngressClass {class}, which does not exist; install its controller or correct \
+                 spec.api.ingress.className"
+            ),
+        )),
+        None if !classes.has_default => Some(Problem::lasting(
+            "IngressClassMissing",
+            format!(
+                "Ingress {name} names no IngressClass and there is no default one; set spec.api.ingress.className"
+            ),
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

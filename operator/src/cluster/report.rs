@@ -1,0 +1,151 @@
+//! What is written into the status. Pure.
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::certificates::Certificates;
+use super::observe::Observed;
+use super::problems::Problem;
+use super::rollout::Step;
+use super::target::Target;
+use crate::api::{DialogCluster, DialogClusterStatus, Phase};
+use crate::condition::{self, CERTIFICATES_VALID, CLUSTER_MANAGER, Finding, PROGRESSING, READY};
+use crate::names::{API_PORT, CLUSTER_LABEL, GROUP_LABEL, Group, Names};
+use crate::status::Part;
+
+/// The part of the status that this controller owns.
+pub const PART: Part = Part {
+    manager: CLUSTER_MANAGER,
+    fields: &["observedGeneration", "phase", "workers", "selector", "url"],
+    conditions: &[READY, PROGRESSING, CERTIFICATES_VALID],
+};
+
+/// Certificates that expire sooner than this are reported.
+const RENEW: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Problems that one message names.
+const NAMED: usize = 3;
+
+/// A status and what was found.
+pub type Report = (DialogClusterStatus, Vec<Finding>);
+
+/// The report of a cluster whose objects can be built.
+#[must_use]
+pub fn report(
+    cluster: &DialogCluster,
+    target: &Target,
+    observed: &Observed,
+    certificates: &Certificates,
+    problems: &[Problem],
+    step: &Step,
+    now: Timestamp,
+) -> Report {
+    let ready = match problems.first() {
+        None => Finding::new(READY, true, "Ready", all_serves(target)),
+        Some(worst) => Finding::new(READY, false, worst.reason, sentences(problems)),
+    };
+    let underway = problems.iter().find(|problem| problem.passes);
+    let progressing = match (step.describe(), underway) {
+        (Some(step), _) => Finding::new(PROGRESSING, true, "Updating", step),
+        (None, Some(problem)) => Finding::new(PROGRESSING, true, problem.reason, problem.message.clone()),
+        (None, None) if problems.is_empty() && observed.api.as_ref().is_some_and(|api| !api.current) => {
+            let message = format!("Deployment {} replaces its pods", target.names.api());
+            Finding::new(PROGRESSING, true, "Updating", message)
+        }
+        (None, None) if problems.is_empty() => {
+            Finding::new(PROGRESSING, false, "Idle", "everything is as it was asked for")
+        }
+        (None, None) => {
+            Finding::new(PROGRESSING, false, "Blocked", "it goes on once what Ready names is mended")
+        }
+    };
+    let phase = phase(cluster, problems.is_empty(), progressing.holds == condition::Holds::True, step);
+    let workers = observed.groups.iter().filter(|(group, observed)| {
+        **group != Group::Coordinator && observed.primary().is_some_and(|primary| primary.is_ready)
+    });
+    let status = DialogClusterStatus {
+        observed_generation: cluster.metadata.generation,
+        phase: Some(phase),
+        workers: i32::try_from(workers.count()).ok(),
+        selector: Some(selector(&target.names)),
+        url: Some(url(target)),
+        ..DialogClusterStatus::default()
+    };
+    (status, vec![ready, progressing, validity(certificates, now)])
+}
+
+/// The report of a cluster for which nothing can be built, or nothing more will be.
+#[must_use]
+pub fn refusal(cluster: &DialogCluster, phase: Phase, reason: &'static str, message: &str) -> Report {
+    let before = cluster.status.clone().unwrap_or_default();
+    let status = DialogClusterStatus {
+        observed_generation: cluster.metadata.generation,
+        phase: Some(phase),
+        workers: before.workers.or(Some(0)),
+        selector: before.selector,
+        url: before.url,
+        ..DialogClusterStatus::default()
+    };
+    let findings =
+        vec![Finding::new(READY, false, reason, message), Finding::new(PROGRESSING, false, reason, message)];
+    (status, findings)
+}
+
+fn phase(cluster: &DialogCluster, ready: bool, progressing: bool, step: &Step) -> Phase {
+    let served = cluster.status.as_ref().and_then(|status| status.phase).is_some_and(|phase| match phase {
+        Phase::Creating | Phase::Deleting => false,
+        Phase::Ready | Phase::Updating | Phase::Degraded | Phase::Paused => true,
+    });
+    match (ready, progressing) {
+        _ if cluster.spec.paused => Phase::Paused,
+        (true, false) => Phase::Ready,
+        (false, _) if !served => Phase::Creating,
+        (false, _) if *step == Step::Nothing => Phase::Degraded,
+        _ => Phase::Updating,
+    }
+}
+
+fn all_serves(target: &Target) -> String {
+    format!(
+        "database groups: {}; pods of dialog-api: {}; all serve",
+        target.groups.len(),
+        target.spec.api.replicas
+    )
+}
+
+fn sentences(problems: &[Problem]) -> String {
+    let mut text: Vec<&str> = problems.iter().take(NAMED).map(|problem| problem.message.as_str()).collect();
+    let more = format!("{} more", problems.len().saturating_sub(NAMED));
+    if problems.len() > NAMED {
+        text.push(&more);
+    }
+    text.join("; ")
+}
+
+fn selector(names: &Names) -> String {
+    format!("{CLUSTER_LABEL}={},{GROUP_LABEL},{GROUP_LABEL}!={}", names.cluster(), Group::Coordinator)
+}
+
+fn url(target: &Target) -> String {
+    match &target.spec.api.ingress {
+        Some(ingress) if ingress.tls_secret_name.is_some() => format!("https://{}", ingress.host),
+        Some(ingress) => format!("http://{}", ingress.host),
+        None => format!("http://{}:{API_PORT}", target.names.host_of_service(&target.names.api())),
+    }
+}
+
+fn validity(certificates: &Certificates, now: Timestamp) -> Finding {
+    let (holder, expiry) = certificates.earliest_expiry();
+    let remedy = "delete its Secret to have a new one made; the pods that use it are restarted in order";
+    let date = expiry.strftime("%Y-%m-%d");
+    if expiry <= now {
+        let message = format!("{holder} expired on {date}; {remedy}");
+        return Finding::new(CERTIFICATES_VALID, false, "Expired", message);
+    }
+    if expiry.duration_since(now) < RENEW {
+        let message = format!("{holder} expires on {date}; {remedy}");
+        return Finding::new(CERTIFICATES_VALID, true, "ExpiresSoon", message);
+    }
+    Finding::new(CERTIFICATES_VALID, true, "Valid", format!("the first to expire is {holder}, on {date}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::*;
+use crate::cluster::certificates::Secrets;
+use crate::cluster::observe::ObservedApi;
+use crate::condition::Holds;
+use crate::context::Settings;
+
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+fn start() -> Timestamp {
+    "2026-03-01T00:00:00Z".parse().unwrap()
+}
+
+fn cluster(phase: Option<Phase>, paused: bool) -> DialogCluster {
+    serde_json::from_value(json!({
+        "apiVersion": "dialogcluster.io/v1alpha1",
+        "kind": "DialogCluster",
+        "metadata": { "name": "chat", "namespace": "ns", "uid": "5f1d", "generation": 7 },
+        "spec": { "workers": { "count": 0 }, "paused": paused },
+        "status": { "phase": phase },
+    }))
+    .unwrap()
+}
+
+fn reported(cluster: &DialogCluster, problems: &[Problem], step: &Step, now: Timestamp) -> Report {
+    let settings = Settings {
+        postgres_image: Some("postgres".to_owned()),
+        api_image: Some("api".to_owned()),
+        namespace: None,
+    };
+    let observed = Observed {
+        api: Some(ObservedApi { current: true, ..ObservedApi::default() }),
+        ..Observed::default()
+    };
+    let target = Target::new(cluster, &settings, &observed).unwrap();
+    let groups = BTreeSet::from([Group::Coordinator]);
+    let certificates = Certificates::ensure(&Secrets::new(), &target.names, &groups, start()).unwrap();
+    report(cluster, &target, &observed, &certificates, problems, step, now)
+}
+
+fn problem(passes: bool) -> Problem {
+    Problem { reason: "Reason", message: "a sentence".to_owned(), passes }
+}
+
+fn phase_of(before: Option<Phase>, problems: &[Problem], step: &Step) -> Phase {
+    reported(&cluster(before, false), problems, step, start()).0.phase.unwrap()
+}
+
+#[test]
+fn the_phase_says_whether_it_served_before() {
+    let broken = [problem(false)];
+    let update = Step::Wait("something".to_owned());
+    assert_eq!(phase_of(None, &[], &Step::Nothing), Phase::Ready);
+    assert_eq!(phase_of(None, &broken, &Step::Nothing), Phase::Creating);
+    assert_eq!(phase_of(Some(Phase::Creating), &broken, &update), Phase::Creating);
+    assert_eq!(phase_of(Some(Phase::Ready), &broken, &Step::Nothing), Phase::Degraded);
+    assert_eq!(phase_of(Some(Phase::Degraded), &broken, &Step::Nothing), Phase::Degraded);
+    assert_eq!(phase_of(Some(Phase::Ready), &broken, &update), Phase::Updating);
+    assert_eq!(phase_of(Some(Phase::Ready), &[], &update), Phase::Updating);
+    let paused = reported(&cluster(Some(Phase::Ready), true), &[], &Step::Nothing, start());
+    assert_eq!(paused.0.phase, Some(Phase::Paused));
+}
+
+#[test]
+fn ready_names_the_worst_problem_and_a_few_more() {
+    let problems = vec![problem(false); 5];
+    let (status, findings) = reported(&cluster(None, false), &problems, &Step::Nothing, start());
+    assert_eq!(status.observed_generation, Some(7));
+    assert_eq!((findings[0].kind, findings[0].holds, findings[0].reason), (READY, Holds::False, "Reason"));
+    assert_eq!(findings[0].message, "a sentence; a sentence; a sentence; 2 more");
+    assert_eq!((findings[1].holds, findings[1].reason), (Holds::False, "Blocked"));
+    let (_, findings) = reported(&cluster(None, false), &[problem(true)], &Step::Nothing, start());
+    assert_eq!((findings[1].holds, findings[1].reason), (Holds::True, "Reason"));
+}
+
+#[test]
+fn certificates_are_reported_before_they_expire() {
+    let after = |days: i32| {
+        let (_, findings) = reported(&cluster(None, false), &[], &Step::Nothing, start() + DAY * days);
+        (findings[2].holds, findings[2].reason)
+    };
+    assert_eq!(after(334), (Holds::True, "Valid"));
+    assert_eq!(after(336), (Holds::True, "ExpiresSoon"));
+    assert_eq!(after(366), (Holds::False, "Expired"));
+}
+
+#[test]
+fn the_url_is_the_service_unless_there_is_an_ingress() {
+    let (status, _) = reported(&cluster(None, false), &[], &Step::Nothing, start());
+    assert_eq!(status.url.as_deref(), Some("http://chat-api.ns.svc:8080"));
+    assert_eq!(
+        status.selector.as_deref(),
+        Some("dialogcluster.io/cluster=chat,dialogcluster.io/group,dialogcluster.io/group!=coordinator")
+    );
+}

@@ -1,0 +1,166 @@
+//! The order in which instances are restarted. Pure: one step at a time, derived anew from what is there.
+//!
+//! One group at a time, workers before the coordinator, standbys before their primary, and a primary only after a
+//! standby has taken over, if there is one. An instance that serves is touched only while everything else is ready;
+//! one that does not serve and is out of date is replaced at once, so that a mistake can be corrected.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::instance::{Change, Instance};
+use super::observe::ObservedGroup;
+use crate::names::Group;
+
+/// An instance that is out of date and not ready for this long is taken for stuck.
+const STUCK: Duration = Duration::from_mins(2);
+
+/// Parameters that a standby must not have smaller than its primary: lowering them begins with the primary.
+const PRIMARY_FIRST: [&str; 5] = [
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_wal_senders",
+    "max_worker_processes",
+];
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Everything is up to date.
+    Nothing,
+    /// Something is out of date, and this has to be ready first.
+    Wait(String),
+    /// Delete a pod, so that it comes back as its StatefulSet wants it now.
+    Replace {
+        /// The pod.
+        pod: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// Make a standby the primary.
+    SwitchOver {
+        /// The group.
+        group: Group,
+        /// The primary's pod.
+        from: String,
+        /// The standby's pod.
+        to: String,
+    },
+    /// Restart PostgreSQL in its pod, for the parameters that wait for it.
+    Restart {
+        /// The group.
+        group: Group,
+        /// The pod.
+        pod: String,
+        /// The parameters.
+        parameters: Vec<String>,
+    },
+}
+
+impl Step {
+    /// The step as a sentence, if there is one.
+    #[must_use]
+    pub fn describe(&self) -> Option<String> {
+        match self {
+            Self::Nothing => None,
+            Self::Wait(what) => Some(format!("an update waits for {what}")),
+            Self::Replace { pod, why } => Some(format!("{pod} is replaced because {why}")),
+            Self::SwitchOver { group, from, to } => {
+                Some(format!("{group} switches over from {from} to {to}"))
+            }
+            Self::Restart { pod, parameters, .. } => {
+                Some(format!("PostgreSQL of {pod} restarts for {}", parameters.join(", ")))
+            }
+        }
+    }
+}
+
+/// The next step for groups, each with the instances that are asked for.
+#[must_use]
+pub fn next(groups: &BTreeMap<Group, (&ObservedGroup, i32)>, now: Timestamp) -> Step {
+    let broken = groups.values().find_map(|(group, _)| {
+        group.instances.iter().find(|instance| is_outdated(group, instance) && is_stuck(group, instance, now))
+    });
+    if let Some(instance) = broken {
+        return Step::Replace { pod: instance.pod.clone(), why: "it is out of date and does not serve" };
+    }
+    // Workers are greater than the coordinator; among themselves they go by number.
+    let workers = groups.iter().filter(|(group, _)| **group != Group::Coordinator);
+    let mut ordered = workers.chain(groups.get_key_value(&Group::Coordinator));
+    let Some(step) = ordered.find_map(|(group, (observed, asked))| in_group(*group, observed, *asked)) else {
+        return Step::Nothing;
+    };
+    groups.iter().find_map(|(group, (observed, _))| unready(*group, observed)).map_or(step, Step::Wait)
+}
+
+/// What would be done in a group if everything were ready.
+fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
+    let (primaries, standbys): (Vec<&Instance>, Vec<&Instance>) =
+        group.instances.iter().partition(|instance| instance.is_primary);
+    let primary = primaries.first().copied();
+    let switch = |to: Option<&Instance>| {
+        let (from, to) = (primary?, to?);
+        Some(Step::SwitchOver { group: name, from: from.pod.clone(), to: to.pod.clone() })
+    };
+    if primary.is_some_and(|primary| primary.ordinal >= asked) {
+        return switch(standbys.iter().copied().find(|standby| standby.ordinal < asked));
+    }
+    let replace =
+        |instance: &Instance| Step::Replace { pod: instance.pod.clone(), why: "its template has changed" };
+    if let Some(standby) = standbys.iter().rev().find(|standby| is_outdated(group, standby)) {
+        return Some(replace(standby));
+    }
+    if let Some(primary) = primary.filter(|primary| is_outdated(group, primary)) {
+        return switch(standbys.first().copied()).or_else(|| Some(replace(primary)));
+    }
+    let restart = |instance: &Instance| Step::Restart {
+        group: name,
+        pod: instance.pod.clone(),
+        parameters: instance.patroni.pending_restart_reason.keys().cloned().collect(),
+    };
+    let pending = |instance: &&Instance| instance.patroni.pending_restart;
+    let primary = primary.filter(pending);
+    if let Some(primary) = primary.filter(|primary| lowers(primary)) {
+        return Some(restart(primary));
+    }
+    standbys.into_iter().rev().find(pending).or(primary).map(restart)
+}
+
+fn is_outdated(group: &ObservedGroup, instance: &Instance) -> bool {
+    !instance.is_terminating && group.revision.is_some() && instance.revision != group.revision
+}
+
+fn is_stuck(group: &ObservedGroup, instance: &Instance, now: Timestamp) -> bool {
+    if instance.is_ready {
+        return false;
+    }
+    // Without trouble it may be making the database right now: that must not be cut off.
+    let old = instance.created.is_some_and(|created| now.duration_since(created).unsigned_abs() > STUCK);
+    instance.trouble.is_some() || group.is_initialized() && old
+}
+
+/// What of a group is not as it should be while something is restarted.
+fn unready(name: Group, group: &ObservedGroup) -> Option<String> {
+    if let Some(instance) =
+        group.instances.iter().find(|instance| !instance.is_ready || instance.is_terminating)
+    {
+        return Some(format!("{} to be ready", instance.pod));
+    }
+    if i32::try_from(group.instances.len()) != Ok(group.replicas) {
+        return Some(format!("all {} instances of {name}", group.replicas));
+    }
+    group.primary().is_none().then(|| format!("a primary of {name}"))
+}
+
+/// Whether a restart would lower a parameter that standbys must not have smaller.
+fn lowers(instance: &Instance) -> bool {
+    let number = |text: &str| text.parse::<i64>().ok();
+    instance.patroni.pending_restart_reason.iter().any(|(name, Change { old_value, new_value })| {
+        PRIMARY_FIRST.contains(&name.as_str()) && number(new_value) < number(old_value)
+    })
+}
+
+#[cfg(test)]
+mod tests;

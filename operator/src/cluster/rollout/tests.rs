@@ -1,0 +1,186 @@
+use super::*;
+use crate::cluster::instance::{Member, Trouble};
+
+const NEW: &str = "new";
+const OLD: &str = "old";
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000_000).unwrap()
+}
+
+/// A group of instances, primary first; each by its revision.
+fn group(name: Group, revisions: &[&str]) -> ObservedGroup {
+    let instances = revisions
+        .iter()
+        .zip(0..)
+        .map(|(revision, ordinal)| Instance {
+            pod: format!("chat-{name}-{ordinal}"),
+            ordinal,
+            revision: Some((*revision).to_owned()),
+            is_primary: ordinal == 0,
+            is_ready: true,
+            created: Some(Timestamp::UNIX_EPOCH),
+            ..Instance::default()
+        })
+        .collect();
+    ObservedGroup {
+        replicas: i32::try_from(revisions.len()).unwrap(),
+        revision: Some(NEW.to_owned()),
+        instances,
+        system_identifier: Some("1".to_owned()),
+        ..ObservedGroup::default()
+    }
+}
+
+fn step(groups: &[(Group, ObservedGroup)]) -> Step {
+    let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
+    next(&groups, now())
+}
+
+fn replaced(step: &Step) -> &str {
+    match step {
+        Step::Replace { pod, .. } => pod,
+        other => panic!("{other:?} replaces nothing"),
+    }
+}
+
+#[test]
+fn what_is_up_to_date_is_left_alone() {
+    let coordinator = group(Group::Coordinator, &[NEW, NEW]);
+    assert_eq!(step(&[(Group::Coordinator, coordinator)]), Step::Nothing);
+}
+
+/// Plays a whole update: every step is carried out until nothing is left, and the order is what was promised.
+#[test]
+fn an_update_goes_through_workers_first_and_primaries_last() {
+    let mut groups = vec![
+        (Group::Coordinator, group(Group::Coordinator, &[OLD])),
+        (Group::Worker(0), group(Group::Worker(0), &[OLD, OLD])),
+        (Group::Worker(1), group(Group::Worker(1), &[OLD])),
+    ];
+    let mut done = Vec::new();
+    loop {
+        let step = step(&groups);
+        match &step {
+            Step::Nothing => break,
+            Step::Replace { pod, .. } => {
+                let all = groups.iter_mut().flat_map(|(_, group)| &mut group.instances);
+                let instance = all.into_iter().find(|instance| instance.pod == *pod).unwrap();
+                instance.revision = Some(NEW.to_owned());
+                done.push(format!("replace {pod}"));
+            }
+            Step::SwitchOver { group, from, to } => {
+                let (_, group) = groups.iter_mut().find(|(name, _)| name == group).unwrap();
+                for instance in &mut group.instances {
+                    assert!(instance.pod != *from || instance.is_primary);
+                    instance.is_primary = instance.pod == *to;
+                }
+                done.push(format!("switch {from} {to}"));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(done.len() < 20, "no end: {done:?}");
+    }
+    assert_eq!(
+        done,
+        [
+            "replace chat-worker-0-1",
+            "switch chat-worker-0-0 chat-worker-0-1",
+            "replace chat-worker-0-0",
+            "replace chat-worker-1-0",
+            "replace chat-coordinator-0",
+        ]
+    );
+}
+
+#[test]
+fn nothing_that_serves_is_touched_while_something_else_does_not() {
+    let mut worker = group(Group::Worker(0), &[NEW]);
+    worker.instances[0].is_ready = false;
+    let groups = [(Group::Coordinator, group(Group::Coordinator, &[OLD])), (Group::Worker(0), worker)];
+    assert_eq!(step(&groups), Step::Wait("chat-worker-0-0 to be ready".to_owned()));
+}
+
+#[test]
+fn a_missing_instance_or_primary_is_waited_for() {
+    let mut coordinator = group(Group::Coordinator, &[OLD]);
+    coordinator.replicas = 2;
+    assert_eq!(
+        step(&[(Group::Coordinator, coordinator.clone())]),
+        Step::Wait("all 2 instances of coordinator".to_owned())
+    );
+    coordinator.replicas = 1;
+    coordinator.instances[0].is_primary = false;
+    assert_eq!(step(&[(Group::Coordinator, coordinator)]), Step::Wait("a primary of coordinator".to_owned()));
+}
+
+#[test]
+fn a_broken_instance_is_replaced_as_soon_as_its_template_is_mended() {
+    let mut worker = group(Group::Worker(0), &[OLD]);
+    worker.instances[0].is_ready = false;
+    worker.instances[0].created = Some(now());
+    worker.instances[0].trouble = Some(Trouble::Image("no such image".to_owned()));
+    let mut coordinator = group(Group::Coordinator, &[OLD]);
+    coordinator.instances[0].is_ready = false;
+    coordinator.instances[0].created = Some(now());
+    let groups = [(Group::Coordinator, coordinator), (Group::Worker(0), worker)];
+    assert_eq!(replaced(&step(&groups)), "chat-worker-0-0");
+}
+
+#[test]
+fn an_instance_that_makes_the_database_is_not_cut_off() {
+    let mut coordinator = group(Group::Coordinator, &[OLD]);
+    coordinator.instances[0].is_ready = false;
+    coordinator.system_identifier = None;
+    assert!(matches!(step(&[(Group::Coordinator, coordinator)]), Step::Wait(_)));
+}
+
+#[test]
+fn before_the_statefulset_is_seen_by_its_controller_nothing_is_known_to_be_outdated() {
+    let mut coordinator = group(Group::Coordinator, &[OLD]);
+    coordinator.revision = None;
+    assert_eq!(step(&[(Group::Coordinator, coordinator)]), Step::Nothing);
+}
+
+#[test]
+fn a_primary_that_is_to_go_hands_over_first() {
+    let mut coordinator = group(Group::Coordinator, &[NEW, NEW]);
+    coordinator.instances[0].is_primary = false;
+    coordinator.instances[1].is_primary = true;
+    let groups = BTreeMap::from([(Group::Coordinator, (&coordinator, 1))]);
+    assert_eq!(
+        next(&groups, now()),
+        Step::SwitchOver {
+            group: Group::Coordinator,
+            from: "chat-coordinator-1".to_owned(),
+            to: "chat-coordinator-0".to_owned(),
+        }
+    );
+}
+
+fn pending(name: &str, old: &str, new: &str) -> Member {
+    let change = Change { old_value: old.to_owned(), new_value: new.to_owned() };
+    Member {
+        pending_restart: true,
+        pending_restart_reason: [(name.to_owned(), change)].into(),
+        ..Member::default()
+    }
+}
+
+fn restarted(member: &Member) -> String {
+    let mut worker = group(Group::Worker(0), &[NEW, NEW, NEW]);
+    for instance in &mut worker.instances {
+        instance.patroni = member.clone();
+    }
+    match step(&[(Group::Worker(0), worker)]) {
+        Step::Restart { pod, .. } => pod,
+        other => panic!("{other:?} restarts nothing"),
+    }
+}
+
+#[test]
+fn parameters_begin_with_standbys_unless_they_are_lowered() {
+    assert_eq!(restarted(&pending("max_connections", "100", "200")), "chat-worker-0-2");
+    assert_eq!(restarted(&pending("shared_buffers", "200", "100")), "chat-worker-0-2");
+    assert_eq!(restarted(&pending("max_connections", "200", "100")), "chat-worker-0-0");
+}

@@ -1,0 +1,148 @@
+//! What the objects of a cluster are built from: the resource, checked and completed. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource, ResourceExt};
+
+use crate::api::{DialogCluster, DialogClusterSpec, PlacementSpec, ResourcesSpec, StorageSpec};
+use crate::context::Settings;
+use crate::names::{Group, Names};
+
+use super::observe::{Observed, ObservedGroup};
+
+/// Everything that decides how a cluster's objects look, secrets aside.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The names of the objects.
+    pub names: Names,
+    /// The cluster, as the owner of all of them.
+    pub owner: OwnerReference,
+    /// What was asked for.
+    pub spec: DialogClusterSpec,
+    /// The image of the database.
+    pub postgres_image: String,
+    /// The image of dialog-api.
+    pub api_image: String,
+    /// The groups that exist or are asked for.
+    pub groups: BTreeMap<Group, GroupTarget>,
+}
+
+/// How a group is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupTarget {
+    /// Instances that are to run now; not always as many as are asked for, see [`GroupTarget::new`].
+    pub replicas: i32,
+    /// Whether Patroni may make a new database if it finds none.
+    pub bootstrap: bool,
+}
+
+/// What the resource says of one group.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupSpec<'a> {
+    /// Instances that are asked for.
+    pub instances: i32,
+    /// The volume of each.
+    pub storage: &'a StorageSpec,
+    /// CPU and memory of each.
+    pub resources: &'a ResourcesSpec,
+    /// Where they may run.
+    pub placement: &'a PlacementSpec,
+}
+
+/// Why nothing can be built, with what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// For programs.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Target {
+    /// Checks what the schema cannot, and completes the rest.
+    ///
+    /// # Errors
+    /// If something is missing that only people can add.
+    pub fn new(cluster: &DialogCluster, settings: &Settings, observed: &Observed) -> Result<Self, Refusal> {
+        let image = |own: &Option<String>, default: &Option<String>, field: &str, flag: &str| {
+            own.clone().or_else(|| default.clone()).ok_or_else(|| Refusal {
+                reason: "ImageMissing",
+                message: format!(
+                    "{field} is not set and the operator was started without {flag}; set one of them"
+                ),
+            })
+        };
+        let spec = &cluster.spec;
+        let postgres_image = image(&spec.image, &settings.postgres_image, "spec.image", "--postgres-image")?;
+        let api_image = image(&spec.api.image, &settings.api_image, "spec.api.image", "--api-image")?;
+        let owner = cluster.controller_owner_ref(&()).ok_or_else(|| Refusal {
+            reason: "NotStored",
+            message: "the object has no UID yet".to_owned(),
+        })?;
+        let desired =
+            [Group::Coordinator].into_iter().chain((0..spec.workers.count.unsigned_abs()).map(Group::Worker));
+        let groups: BTreeSet<Group> = desired.chain(observed.groups.keys().copied()).collect();
+        Ok(Self {
+            names: Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default()),
+            owner,
+            spec: spec.clone(),
+            postgres_image,
+            api_image,
+            groups: groups
+                .into_iter()
+                .map(|group| {
+                    let asked = group_spec(spec, group).instances;
+                    (
+                        group,
+                        GroupTarget::new(asked, observed.groups.get(&group), observed.highest_claim(group)),
+                    )
+                })
+                .collect(),
+        })
+    }
+
+    /// What the resource says of a group.
+    #[must_use]
+    pub fn group(&self, group: Group) -> GroupSpec<'_> {
+        group_spec(&self.spec, group)
+    }
+}
+
+fn group_spec(spec: &DialogClusterSpec, group: Group) -> GroupSpec<'_> {
+    match group {
+        Group::Coordinator => GroupSpec {
+            instances: spec.coordinator.instances,
+            storage: &spec.coordinator.storage,
+            resources: &spec.coordinator.resources,
+            placement: &spec.coordinator.placement,
+        },
+        Group::Worker(_) => GroupSpec {
+            instances: spec.workers.instances,
+            storage: &spec.workers.storage,
+            resources: &spec.workers.resources,
+            placement: &spec.workers.placement,
+        },
+    }
+}
+
+impl GroupTarget {
+    /// How a group of `asked` instances is to run, given what there is of it and the highest ordinal that has a
+    /// claim.
+    ///
+    /// - Before the database exists, one instance runs, so that there is no race to make it.
+    /// - Volumes that outlived an earlier cluster of the same name are adopted. If there are several, the newest data
+    ///   may be on any of them: all of these instances start, and none may make a new database.
+    /// - An instance is taken away only once the primary is not among those that go.
+    #[must_use]
+    pub fn new(asked: i32, group: Option<&ObservedGroup>, highest_claim: Option<i32>) -> Self {
+        let highest_claim = highest_claim.unwrap_or(0);
+        if !group.is_some_and(ObservedGroup::is_initialized) {
+            return Self { replicas: highest_claim + 1, bootstrap: highest_claim == 0 };
+        }
+        let primary = group.and_then(ObservedGroup::primary).map_or(0, |instance| instance.ordinal);
+        let now = group.map_or(asked, |group| group.replicas);
+        let replicas = if asked < now && primary >= asked { now } else { asked };
+        Self { replicas, bootstrap: true }
+    }
+}

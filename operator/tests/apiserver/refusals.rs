@@ -1,0 +1,269 @@
+//! Invalid objects are refused with the field's name and the reason.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::bed::Bed;
+use crate::needs_apiserver;
+
+/// What is wrong, the spec, and what the answer must say.
+type Case = (&'static str, Value, &'static [&'static str]);
+
+fn parameter(name: &str) -> Value {
+    json!({ "postgres": { "parameters": { name: "1" } } })
+}
+
+fn host(host: &str) -> Value {
+    json!({ "api": { "ingress": { "host": host } } })
+}
+
+fn tables(tables: &Value) -> Value {
+    json!({ "sharding": { "tables": tables } })
+}
+
+fn table(name: &str, column: &str) -> Value {
+    json!({ "name": name, "kind": "Distributed", "column": column, "group": "g" })
+}
+
+fn refused_at_first() -> Vec<Case> {
+    vec![
+        (
+            "negative workers",
+            json!({ "workers": { "count": -1 } }),
+            &["spec.workers.count", "greater than or equal to 0"],
+        ),
+        (
+            "too many workers",
+            json!({ "workers": { "count": 100 } }),
+            &["spec.workers.count", "less than or equal to 99"],
+        ),
+        (
+            "workers as text",
+            json!({ "workers": { "count": "two" } }),
+            &["spec.workers.count", "expected numeric"],
+        ),
+        (
+            "no instance",
+            json!({ "workers": { "instances": 0 } }),
+            &["spec.workers.instances", "greater than or equal to 1"],
+        ),
+        (
+            "too many instances",
+            json!({ "coordinator": { "instances": 8 } }),
+            &["spec.coordinator.instances", "less than or equal to 7"],
+        ),
+        (
+            "negative replicas",
+            json!({ "api": { "replicas": -1 } }),
+            &["spec.api.replicas", "greater than or equal to 0"],
+        ),
+        (
+            "too many replicas",
+            json!({ "api": { "replicas": 101 } }),
+            &["spec.api.replicas", "less than or equal to 100"],
+        ),
+        (
+            "no shard",
+            json!({ "sharding": { "shardCount": 0 } }),
+            &["spec.sharding.shardCount", "greater than or equal to 1"],
+        ),
+        (
+            "too many shards",
+            json!({ "sharding": { "shardCount": 1025 } }),
+            &["spec.sharding.shardCount", "less than or equal to 1024"],
+        ),
+        (
+            "no quantity",
+            json!({ "workers": { "storage": { "size": "lots" } } }),
+            &["spec.workers.storage.size", "should match"],
+        ),
+        (
+            "no size",
+            json!({ "workers": { "storage": { "size": "0" } } }),
+            &["storage.size", "must be greater than zero"],
+        ),
+        (
+            "a negative size",
+            json!({ "coordinator": { "storage": { "size": "-1Gi" } } }),
+            &["spec.coordinator.storage.size", "should match"],
+        ),
+        (
+            "no amount of CPU",
+            json!({ "api": { "resources": { "requests": { "cpu": "fast" } } } }),
+            &["spec.api.resources.requests.cpu", "should match"],
+        ),
+        (
+            "negative memory",
+            json!({ "workers": { "resources": { "limits": { "memory": -1 } } } }),
+            &["spec.workers.resources.limits.memory", "greater than or equal to 0"],
+        ),
+        (
+            "an owned parameter",
+            parameter("wal_level"),
+            &["postgres.parameters", "parameter that the operator owns"],
+        ),
+        (
+            "preloaded libraries",
+            parameter("shared_preload_libraries"),
+            &["postgres.parameters", "parameter that the operator owns"],
+        ),
+        ("a parameter of TLS", parameter("ssl_cert_file"), &["postgres.parameters", "ssl*"]),
+        (
+            "a parameter of Citus' nodes",
+            parameter("citus.node_conninfo"),
+            &["postgres.parameters", "Citus' node settings"],
+        ),
+        ("no parameter's name", parameter("Work Mem"), &["postgres.parameters", "lower case letters"]),
+        (
+            "a number for a parameter",
+            json!({ "postgres": { "parameters": { "work_mem": 4 } } }),
+            &["spec.postgres.parameters.work_mem", "string"],
+        ),
+        ("a URL for a host", host("http://chat.example.org"), &["api.ingress.host", "without a scheme"]),
+        (
+            "a host with a port",
+            host("chat.example.org:80"),
+            &["api.ingress.host", "without a scheme, port or path"],
+        ),
+        ("capital letters in a host", host("Chat.example.org"), &["api.ingress.host", "lower case"]),
+        ("no host", json!({ "api": { "ingress": {} } }), &["spec.api.ingress.host", "Required value"]),
+        ("no tables", tables(&json!([])), &["spec.sharding.tables", "at least 1 items"]),
+        (
+            "no column",
+            tables(&json!([{ "name": "t", "kind": "Distributed", "group": "g" }])),
+            &["sharding.tables", "needs column and group"],
+        ),
+        (
+            "a column of a reference table",
+            tables(&json!([{ "name": "t", "kind": "Reference", "column": "c" }])),
+            &["sharding.tables", "Reference table has neither"],
+        ),
+        (
+            "two columns in a group",
+            tables(&json!([table("a", "x"), table("b", "y")])),
+            &["sharding.tables", "same column"],
+        ),
+        ("a table twice", tables(&json!([table("a", "x"), table("a", "x")])), &["duplicate", "a"]),
+        (
+            "no table's name",
+            tables(&json!([table("Messages", "x")])),
+            &["spec.sharding.tables[0].name", "should match"],
+        ),
+        (
+            "an unknown kind of table",
+            tables(&json!([{ "name": "t", "kind": "Sharded" }])),
+            &["spec.sharding.tables[0].kind", "Unsupported value"],
+        ),
+        (
+            "an unknown reclaim",
+            json!({ "workers": { "storage": { "reclaim": "Keep" } } }),
+            &["spec.workers.storage.reclaim", "Unsupported value"],
+        ),
+        ("an empty image", json!({ "image": "" }), &["spec.image", "at least 1 chars"]),
+        (
+            "a field that does not exist",
+            json!({ "worker": { "count": 1 } }),
+            &["spec.worker", "field not declared in schema"],
+        ),
+    ]
+}
+
+fn refused_as_a_change() -> Vec<Case> {
+    vec![
+        (
+            "another shard count",
+            json!({ "sharding": { "shardCount": 8 } }),
+            &["sharding.shardCount", "is immutable"],
+        ),
+        ("a table taken away", tables(&json!([table("a", "x")])), &["sharding.tables", "cannot be removed"]),
+        (
+            "a table changed",
+            tables(&json!([table("a", "z"), table("b", "z")])),
+            &["sharding.tables", "is immutable"],
+        ),
+        (
+            "another size",
+            json!({ "workers": { "storage": { "size": "20Gi" } } }),
+            &["storage.size", "is immutable"],
+        ),
+        (
+            "another class",
+            json!({ "workers": { "storage": { "className": "slow" } } }),
+            &["storage.className", "is immutable"],
+        ),
+        (
+            "a class added",
+            json!({ "coordinator": { "storage": { "className": "fast" } } }),
+            &["storage.className", "is immutable"],
+        ),
+    ]
+}
+
+fn check(what: &str, answer: Result<impl Sized, kube::Error>, says: &[&str]) -> Result<()> {
+    let Err(kube::Error::Api(status)) = answer else {
+        anyhow::bail!("{what}: was not refused");
+    };
+    for part in says {
+        ensure!(status.message.contains(part), "{what}: {part:?} is not in: {}", status.message);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_invalid_object_is_refused_with_the_field_and_the_reason() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("refusals").await?;
+    let cases = refused_at_first();
+    ensure!(cases.len() >= 20);
+    let mut wrong = Vec::new();
+    for (what, spec, says) in cases {
+        wrong.extend(check(what, bed.apply("chat", &spec).await, says).err().map(|error| error.to_string()));
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_invalid_name_is_refused() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("names").await?;
+    let long = "c".repeat(38);
+    check("38 characters", bed.apply(&long, &json!({})).await, &["metadata.name", "at most 37 characters"])?;
+    for name in ["1chat", "chat.one"] {
+        check(name, bed.apply(name, &json!({})).await, &["metadata.name", "DNS-1035"])?;
+    }
+    bed.apply(&"c".repeat(37), &json!({})).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_immutable_field_stays_as_it_is() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("changes").await?;
+    let first = json!({
+        "workers": { "storage": { "className": "fast" } },
+        "sharding": { "tables": [table("a", "x"), table("b", "x")] },
+    });
+    bed.apply("chat", &first).await?;
+    for (what, change, says) in refused_as_a_change() {
+        let mut spec = first.clone();
+        merge(&mut spec, &change);
+        check(what, bed.apply("chat", &spec).await, says)?;
+    }
+    let mut grown = first;
+    merge(&mut grown, &tables(&json!([table("a", "x"), table("b", "x"), table("c", "x")])));
+    bed.apply("chat", &grown).await?;
+    Ok(())
+}
+
+/// Objects are merged, everything else is replaced.
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.as_str()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}

@@ -1,0 +1,329 @@
+//! The local Kubernetes: one kind node, an ingress controller, and the way to speak to them.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cache::{self, Cache};
+use crate::command::{self, Log};
+use crate::engine::{Engine, Own};
+use crate::node_image;
+use crate::progress::Progress;
+use crate::repository;
+use crate::tools::{self, Tool, Tools};
+
+/// The kind cluster's name.
+const NAME: &str = "dialog";
+/// The container that is its node.
+const NODE: &str = "dialog-control-plane";
+/// The node image where a registry is in reach: one of those built for the kind release that
+/// `local/tools/go.mod` pins, and of the same Kubernetes minor as the node built here.
+const PUBLISHED_NODE: &str =
+    "kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed";
+/// Where `kind-config.yaml` publishes the ingress on this machine.
+pub(crate) const INGRESS: &str = "127.0.0.1:8080";
+/// What has to be up before the cluster is, as namespace and Deployment.
+const DEPLOYMENTS: &[(&str, &str)] =
+    &[("kube-system", "coredns"), ("local-path-storage", "local-path-provisioner"), ("traefik", "traefik")];
+
+/// A cluster that runs.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    engine: Engine,
+    tools: Tools,
+    files: Files,
+}
+
+impl Cluster {
+    /// Brings the cluster up, or finds that it is.
+    pub(crate) fn up(cache: &Cache, progress: &Progress) -> Result<Self> {
+        let _lock = cache.lock("cluster")?;
+        let files = Files::of(cache)?;
+        let engine = choose(cache, &files, progress)?;
+        // Before the quarter of an hour that follows, not after it.
+        let exists = command::succeeds(engine.docker().args(["container", "inspect", NODE]));
+        if !exists && let Err(error) = TcpListener::bind(INGRESS) {
+            bail!(
+                "the ingress needs {INGRESS}, which another program holds ({error}): end that program first"
+            );
+        }
+        let tools = Tools::ensure(cache, progress, tools::CLUSTER)?;
+        files.remember("tools", &tools.folder().to_string_lossy())?;
+        let cluster = Self { engine, tools, files };
+        if exists && cluster.files.recall("created").is_some() {
+            cluster.wake(progress)?;
+            cluster.note_age();
+        } else {
+            let image = match &cluster.engine {
+                Engine::Machine => PUBLISHED_NODE.to_owned(),
+                Engine::Own(_) => node_image::ensure(cache, &cluster.engine, progress)?,
+            };
+            cluster.create(&image, progress)?;
+        }
+        progress.step("Ingress and storage", |log| cluster.complete(log))?;
+        Ok(cluster)
+    }
+
+    /// The cluster, if it is up; never changes anything.
+    pub(crate) fn find(cache: &Cache) -> Result<Option<Self>> {
+        let files = Files::of(cache)?;
+        let Some(engine) = files.engine(cache)?.filter(Engine::answers) else { return Ok(None) };
+        let Some(folder) = files.recall("tools") else { return Ok(None) };
+        let cluster = Self { engine, tools: Tools::in_folder(folder.into()), files };
+        Ok(cluster.is_ready().then_some(cluster))
+    }
+
+    /// Takes the cluster down, and with it the engine if it was started here. Images stay in the cache.
+    pub(crate) fn down(cache: &Cache, progress: &Progress) -> Result<()> {
+        let _lock = cache.lock("cluster")?;
+        let files = Files::of(cache)?;
+        match files.engine(cache)? {
+            Some(Engine::Own(own)) => {
+                // An engine that was killed left containers that only it can remove.
+                let engine = own.start(progress)?;
+                progress.step("Cluster down", |log| {
+                    remove_everything(&engine, log)?;
+                    own.stop()
+                })?;
+            }
+            Some(engine @ Engine::Machine) => {
+                let tools = Tools::ensure(cache, progress, &[Tool::Kind])?;
+                progress.step("Cluster down", |log| {
+                    let mut kind = tools.command(Tool::Kind);
+                    engine.point(&mut kind);
+                    kind.args(["delete", "cluster", "--name", NAME])
+                        .arg("--kubeconfig")
+                        .arg(files.kubeconfig());
+                    command::run(&mut kind, log)
+                })?;
+            }
+            None => eprintln!("no cluster is up"),
+        }
+        files.clear()
+    }
+
+    /// What runs, as text for people.
+    pub(crate) fn status(cache: &Cache) -> Result<String> {
+        let Some(cluster) = Self::find(cache)? else {
+            return Ok("no cluster is up: `cargo xtask cluster up` starts one".to_owned());
+        };
+        let server =
+            command::output(cluster.engine.docker().args(["version", "--format", "{{.Server.Version}}"]))?;
+        let (engine, host) = match &cluster.engine {
+            Engine::Machine => ("this machine's", String::new()),
+            Engine::Own(own) => ("started here", format!("export DOCKER_HOST={}\n", own.host())),
+        };
+        let nodes = command::output(cluster.kubectl().args(["get", "nodes", "--no-headers"]))?;
+        let pods =
+            command::output(cluster.kubectl().args(["get", "pods", "--all-namespaces", "--no-headers"]))?;
+        Ok(format!(
+            "engine    Docker {server}, {engine}\nnode      {nodes}\npods      {}\ningress   http://{INGRESS}\n\n\
+             export KUBECONFIG={}\n{host}kubectl   {}\nhelm      {}",
+            pods.lines().count(),
+            cluster.files.kubeconfig().display(),
+            cluster.tools.path(Tool::Kubectl).display(),
+            cluster.tools.path(Tool::Helm).display(),
+        ))
+    }
+
+    /// The engine its node runs on, which is the one to build images with.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The file by which other programs reach it.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.files.kubeconfig()
+    }
+
+    /// Where a program is that speaks to this cluster.
+    pub(crate) fn tool(&self, tool: Tool) -> PathBuf {
+        self.tools.path(tool)
+    }
+
+    /// A program that speaks to this cluster: kubectl or helm.
+    pub(crate) fn client(&self, tool: Tool) -> Command {
+        let mut command = self.tools.command(tool);
+        command.env("KUBECONFIG", self.files.kubeconfig());
+        command
+    }
+
+    /// Brings images of the engine into the node.
+    pub(crate) fn load_images<T: AsRef<str>>(&self, names: &[T], log: &Log) -> Result<()> {
+        command::run(
+            self.kind().args(["load", "docker-image", "--name", NAME]).args(names.iter().map(AsRef::as_ref)),
+            log,
+        )
+    }
+
+    fn kubectl(&self) -> Command {
+        self.client(Tool::Kubectl)
+    }
+
+    fn kind(&self) -> Command {
+        let mut kind = self.tools.command(Tool::Kind);
+        self.engine.point(&mut kind);
+        kind
+    }
+
+    fn is_ready(&self) -> bool {
+        command::succeeds(self.kubectl().args(["get", "--raw", "/readyz", "--request-timeout", "5s"]))
+    }
+
+    /// Makes a node that exists serve again, which it already does unless the machine was restarted.
+    fn wake(&self, progress: &Progress) -> Result<()> {
+        if self.is_ready() {
+            return Ok(());
+        }
+        progress.step("Kubernetes", |log| {
+            command::run(self.engine.docker().args(["start", NODE]), log)?;
+            command::run(
+                self.kubectl().args(["wait", "--for=condition=Ready", "node", NODE, "--timeout=120s"]),
+                log,
+            )
+            .context(
+                "the node does not serve again: take it down (`cargo xtask cluster down`) and bring it up",
+            )
+        })
+    }
+
+    fn create(&self, image: &str, progress: &Progress) -> Result<()> {
+        progress.step("Kubernetes", |log| {
+            // What an interrupted run may have left.
+            command::run(self.kind().args(["delete", "cluster", "--name", NAME]), log)?;
+            command::run(
+                self.kind()
+                    .args(["create", "cluster", "--name", NAME, "--image", image, "--wait", "120s"])
+                    .arg("--config")
+                    .arg(repository().join("kind-config.yaml"))
+                    .arg("--kubeconfig")
+                    .arg(self.files.kubeconfig()),
+                log,
+            )?;
+            self.files.remember("created", image)
+        })
+    }
+
+    /// Says so if the node is not the one that would be built now.
+    fn note_age(&self) {
+        let wanted = match self.engine {
+            Engine::Machine => Ok(PUBLISHED_NODE.to_owned()),
+            Engine::Own(_) => node_image::name(),
+        };
+        if let (Ok(wanted), Some(is)) = (wanted, self.files.recall("created"))
+            && wanted != is
+        {
+            eprintln!(
+                "the node was made from other sources than these; `cluster down`, then `up`, renews it"
+            );
+        }
+    }
+
+    fn complete(&self, log: &Log) -> Result<()> {
+        let manifest = repository().join("local/manifests/traefik.yaml");
+        command::run(self.kubectl().args(["apply", "--filename"]).arg(manifest), log)?;
+        for (namespace, deployment) in DEPLOYMENTS {
+            command::run(
+                self.kubectl()
+                    .args(["wait", "--for=condition=Available", "deployment", deployment, "--timeout=120s"])
+                    .args(["--namespace", namespace]),
+                log,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The engine to use: the one that already runs the cluster; else the machine's own, if it has the
+/// published node image or can get it; else one that is started here.
+///
+/// The machine's own was not run where this was developed: no registry is in reach there.
+fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
+    let engine = if let Some(known) = files.engine(cache)? {
+        known
+    } else {
+        let machine = Engine::Machine;
+        let pull = |log: &Log| Ok(command::run(machine.docker().args(["pull", PUBLISHED_NODE]), log).is_ok());
+        let is_usable = machine.answers()
+            && (machine.has_image(PUBLISHED_NODE) || progress.step("Published node image", pull)?);
+        if is_usable { machine } else { Engine::Own(Own::of(cache)?) }
+    };
+    files.remember("engine", if matches!(engine, Engine::Machine) { "machine" } else { "own" })?;
+    match engine {
+        Engine::Own(own) => own.start(progress),
+        machine @ Engine::Machine => Ok(machine),
+    }
+}
+
+/// Containers with their volumes, and networks.
+fn remove_everything(engine: &Engine, log: &Log) -> Result<()> {
+    let containers = command::output(engine.docker().args(["ps", "--all", "--quiet"]))?;
+    if !containers.is_empty() {
+        command::run(engine.docker().args(["rm", "--force", "--volumes"]).args(containers.lines()), log)?;
+    }
+    command::run(engine.docker().args(["network", "prune", "--force"]), log)
+}
+
+/// What is remembered of the cluster between runs, a file each: `engine` (which was chosen), `tools`
+/// (the folder of the programs that speak to it), and `created` (the node's image, once kind is done).
+#[derive(Debug)]
+struct Files(PathBuf);
+
+impl Files {
+    fn of(cache: &Cache) -> Result<Self> {
+        cache.folder("cluster").map(Self)
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.0.join("kubeconfig")
+    }
+
+    fn recall(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.0.join(name)).ok()
+    }
+
+    fn remember(&self, name: &str, value: &str) -> Result<()> {
+        let path = self.0.join(name);
+        fs::write(&path, value).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The engine that was chosen; failing that, one whose choice was forgotten but which still runs.
+    fn engine(&self, cache: &Cache) -> Result<Option<Engine>> {
+        match self.recall("engine").as_deref() {
+            Some("machine") => Ok(Some(Engine::Machine)),
+            Some("own") => Ok(Some(Engine::Own(Own::of(cache)?))),
+            _ => Ok(Some(Own::of(cache)?).filter(Own::has_traces).map(Engine::Own)),
+        }
+    }
+
+    fn clear(&self) -> Result<()> {
+        cache::remove(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ingress_is_where_kind_publishes_it() {
+        let configuration = fs::read_to_string(repository().join("kind-config.yaml")).unwrap();
+        let (address, port) = INGRESS.split_once(':').unwrap();
+        assert!(configuration.contains(&format!("hostPort: {port}, listenAddress: {address}")));
+    }
+
+    #[test]
+    fn the_manifest_names_the_traefik_that_is_built() {
+        let module = fs::read_to_string(repository().join("local/tools/go.mod")).unwrap();
+        let version = module
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("github.com/traefik/traefik/v3 "))
+            .unwrap();
+        let version = version.split(' ').next().unwrap();
+        let manifest = fs::read_to_string(repository().join("local/manifests/traefik.yaml")).unwrap();
+        assert!(manifest.contains(&format!("image: traefik:{version}\n")));
+    }
+}

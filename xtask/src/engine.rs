@@ -1,0 +1,299 @@
+//! The Docker engine that runs the local cluster: the machine's own, or one started here.
+//!
+//! The engine started here is Debian's, as an ordinary process with folders, socket and configuration
+//! of its own. It writes no firewall rules, makes no default bridge and forwards nothing: ports are
+//! published by its proxy process, and images are built in the machine's network (`--network host`).
+//! So stopping it takes everything away that it brought.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+
+use crate::cache::{self, Cache, Key};
+use crate::command::{self, Log};
+use crate::progress::Progress;
+use crate::{debian, runtime};
+
+/// The Debian packages the engine needs.
+const PACKAGES: &[&str] = &["docker.io", "iptables"];
+/// How long it may take to answer after its start, and to end after it was told to.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How often to look meanwhile.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// A Docker engine.
+#[derive(Debug, Clone)]
+pub(crate) enum Engine {
+    /// The one that `docker` reaches by itself, with a registry in reach. Never started or stopped
+    /// here.
+    Machine,
+    /// The one started here.
+    Own(Own),
+}
+
+impl Engine {
+    /// A `docker` command that speaks to this engine.
+    pub(crate) fn docker(&self) -> Command {
+        let mut command = Command::new("docker");
+        self.point(&mut command);
+        command
+    }
+
+    /// Makes `command` speak to this engine, if it speaks to Docker at all.
+    pub(crate) fn point(&self, command: &mut Command) {
+        if let Self::Own(own) = self {
+            // Debian has the classic builder only.
+            command.env("DOCKER_HOST", own.host()).env("DOCKER_BUILDKIT", "0").env_remove("DOCKER_CONTEXT");
+        }
+    }
+
+    /// Whether the engine holds the image `name`.
+    pub(crate) fn has_image(&self, name: &str) -> bool {
+        command::succeeds(self.docker().args(["image", "inspect", name]))
+    }
+
+    /// Removes images that no container uses; the layers that others share stay.
+    pub(crate) fn remove_images<T: AsRef<str>>(&self, names: &[T], log: &Log) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        command::run(self.docker().arg("rmi").args(names.iter().map(AsRef::as_ref)), log)
+    }
+
+    /// Removes what other tags than that of `name` call images of the same repository: those built from
+    /// older sources. One that a container still uses stays.
+    pub(crate) fn remove_other_tags(&self, name: &str, log: &Log) -> Result<()> {
+        let repository = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
+        let format = "{{.Repository}}:{{.Tag}}";
+        let all = command::output(self.docker().args(["images", "--format", format, repository]))?;
+        for old in all.lines().filter(|old| *old != name) {
+            let used = command::output(
+                self.docker().args(["ps", "--all", "--quiet", "--filter"]).arg(format!("ancestor={old}")),
+            )?;
+            if used.is_empty() {
+                self.remove_images(&[old], log)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the engine answers.
+    pub(crate) fn answers(&self) -> bool {
+        command::succeeds(self.docker().args(["version", "--format", "{{.Server.Version}}"]))
+    }
+}
+
+/// The engine started here: where it keeps what, and how it is found again.
+#[derive(Debug, Clone)]
+pub(crate) struct Own {
+    /// Images and containers, and its configuration and log.
+    home: PathBuf,
+    /// Sockets, pid files and mounts; short, because a socket's path has at most 107 bytes.
+    run: PathBuf,
+    /// The parent of its containers' control groups.
+    cgroup: String,
+}
+
+impl Own {
+    /// The engine of this cache, running or not.
+    pub(crate) fn of(cache: &Cache) -> Result<Self> {
+        let key = Key::of().text(&cache.root().to_string_lossy()).finish();
+        let name = format!("dialog-operator-{}", &key.as_str()[..8]);
+        Ok(Self { home: cache.folder("engine")?, run: Path::new("/run").join(&name), cgroup: name })
+    }
+
+    /// Its address, as `DOCKER_HOST` wants it.
+    pub(crate) fn host(&self) -> String {
+        format!("unix://{}", self.run.join("docker.sock").display())
+    }
+
+    /// Whether anything of it is left on the machine: a process, or what one left behind.
+    pub(crate) fn has_traces(&self) -> bool {
+        self.run.exists()
+    }
+
+    /// The engine's process, if it runs. A pid file that outlived its process, or whose number now
+    /// belongs to another program, counts for nothing.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        let pid = fs::read_to_string(self.run.join("docker.pid")).ok()?.trim().parse().ok()?;
+        self.owns(pid).then_some(pid)
+    }
+
+    /// Starts it, unless it runs already, and waits until it answers.
+    pub(crate) fn start(&self, progress: &Progress) -> Result<Engine> {
+        let engine = Engine::Own(self.clone());
+        if self.pid().is_some() && engine.answers() {
+            return Ok(engine);
+        }
+        debian::install(progress, PACKAGES)?;
+        if !debian::is_root()? {
+            bail!("the local Docker engine has to be started by root: repeat the command as root");
+        }
+        progress.step("Docker engine", |_| self.launch(&engine))?;
+        Ok(engine)
+    }
+
+    /// Ends it and takes away what it leaves on the machine; its images stay. Containers must be gone.
+    pub(crate) fn stop(&self) -> Result<()> {
+        if let Some(pid) = self.pid() {
+            let log = self.log()?;
+            command::run(Command::new("kill").args(["-TERM", &pid.to_string()]), &log)?;
+            if !wait_until(|| !self.owns(pid)) {
+                bail!("the Docker engine (process {pid}) has not ended after {} s", PATIENCE.as_secs());
+            }
+        }
+        self.clean()
+    }
+
+    fn launch(&self, engine: &Engine) -> Result<()> {
+        fs::create_dir_all(&self.run).with_context(|| format!("cannot create {}", self.run.display()))?;
+        if self.pid().is_none() {
+            // A daemon refuses to start next to a pid file whose number is alive, whoever it is.
+            cache::remove(&self.run.join("docker.pid"))?;
+        }
+        let configuration = self.home.join("daemon.json");
+        fs::write(&configuration, self.configuration()?.to_string())
+            .with_context(|| format!("cannot write {}", configuration.display()))?;
+        let log = Log::create(self.home.join("dockerd.log"))?;
+        let mut child = Command::new("dockerd")
+            .arg("--config-file")
+            .arg(&configuration)
+            .stdin(Stdio::null())
+            .stdout(log.append()?)
+            .stderr(log.append()?)
+            // So that an interrupt at the terminal ends the command and not the engine.
+            .process_group(0)
+            .spawn()
+            .context("cannot run dockerd")?;
+        let answered = wait_until(|| has_ended(&mut child) || engine.answers());
+        if has_ended(&mut child) {
+            return Err(command::failure("dockerd", "ended at once", &log));
+        }
+        if !answered {
+            return Err(command::failure("dockerd", "does not answer", &log));
+        }
+        Ok(())
+    }
+
+    fn configuration(&self) -> Result<serde_json::Value> {
+        let mut configuration = json!({
+            "hosts": [self.host()],
+            "data-root": self.home.join("data"),
+            "exec-root": self.run.join("exec"),
+            "pidfile": self.run.join("docker.pid"),
+            "cgroup-parent": format!("/{}", self.cgroup),
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "storage-driver": "overlay2",
+            "bridge": "none",
+            "iptables": false,
+            "ip6tables": false,
+            "ip-forward": false,
+            "ip-masq": false,
+        });
+        if runtime::is_needed()? {
+            // A copy, because the program in the clone may be rebuilt or deleted while the engine runs.
+            let front = self.home.join("runtime");
+            let program = std::env::current_exe().context("cannot find this program's file")?;
+            cache::remove(&front)?;
+            fs::copy(&program, &front).with_context(|| format!("cannot write {}", front.display()))?;
+            configuration["runtimes"] = json!({"reduced": {"path": front, "runtimeArgs": ["runtime"]}});
+            configuration["default-runtime"] = json!("reduced");
+        }
+        Ok(configuration)
+    }
+
+    /// Whether `pid` is this engine: its command line names our configuration.
+    fn owns(&self, pid: u32) -> bool {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let ours = self.home.join("daemon.json");
+        arguments.split(|byte| *byte == 0).any(|word| word == ours.as_os_str().as_encoded_bytes())
+    }
+
+    fn log(&self) -> Result<Log> {
+        Log::create(self.home.join("stop.log"))
+    }
+
+    fn clean(&self) -> Result<()> {
+        let log = self.log()?;
+        let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+        for mount in mounts_below(&mounts, &[&self.home, &self.run]) {
+            command::run(Command::new("umount").arg(mount), &log)?;
+        }
+        cache::remove(&self.run)?;
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").context("cannot read /sys/fs/cgroup")?;
+        let mut parents = vec![PathBuf::from("/sys/fs/cgroup")];
+        parents.extend(hierarchies.filter_map(|entry| Some(entry.ok()?.path())));
+        for parent in parents {
+            remove_cgroup(&parent.join(&self.cgroup))?;
+        }
+        // Folders that every engine shares; another one's files keep them.
+        for shared in ["/run/docker/plugins", "/run/docker", "/run/containerd/s", "/run/containerd"] {
+            if fs::remove_dir(shared).is_ok() {
+                log.note(&format!("removed {shared}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Mount points below any of `folders`, the innermost first.
+fn mounts_below<'a>(mounts: &'a str, folders: &[&Path]) -> Vec<&'a str> {
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let mut found: Vec<_> =
+        points.filter(|point| folders.iter().any(|folder| Path::new(point).starts_with(folder))).collect();
+    found.reverse();
+    found
+}
+
+/// Removes a control group with all below it; only empty ones can be removed.
+fn remove_cgroup(group: &Path) -> Result<()> {
+    let Ok(children) = fs::read_dir(group) else { return Ok(()) };
+    for child in children.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()) {
+        remove_cgroup(&child)?;
+    }
+    fs::remove_dir(group).with_context(|| format!("cannot remove the control group {}", group.display()))
+}
+
+fn has_ended(child: &mut Child) -> bool {
+    matches!(child.try_wait(), Ok(Some(_)))
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_innermost_first_and_by_whole_names() {
+        let mounts =
+            "overlay /run/x/a overlay rw 0 0\nnsfs /run/x/a/b nsfs rw 0 0\next4 /run/xy ext4 rw 0 0\n";
+        assert_eq!(mounts_below(mounts, &[Path::new("/run/x")]), ["/run/x/a/b", "/run/x/a"]);
+    }
+
+    #[test]
+    fn a_pid_that_belongs_to_another_program_is_not_the_engine() {
+        let home = tempfile::tempdir().unwrap();
+        let own = Own { home: home.path().into(), run: home.path().into(), cgroup: String::new() };
+        assert_eq!(own.pid(), None);
+        fs::write(home.path().join("docker.pid"), std::process::id().to_string()).unwrap();
+        assert_eq!(own.pid(), None);
+    }
+}

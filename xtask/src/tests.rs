@@ -1,0 +1,167 @@
+//! `cargo xtask test`: the tiers of tests, each with what it needs.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::cache::Cache;
+use crate::cluster::{Cluster, INGRESS};
+use crate::crds::cargo;
+use crate::progress::Progress;
+use crate::tools::{Tool, Tools};
+use crate::{command, debian, release, table};
+
+mod report;
+
+use report::{Count, Report};
+
+/// Tests that need the same things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tier {
+    /// Nothing but a compiler.
+    Unit,
+    /// Debian's PostgreSQL.
+    Postgres,
+    /// PostgreSQL with the citus extension on this machine; skipped where it is missing.
+    Citus,
+    /// etcd and kube-apiserver, built here.
+    Apiserver,
+    /// The local Kubernetes cluster, with the operator in it.
+    Cluster,
+}
+
+impl Tier {
+    /// In the order of what they cost.
+    const ALL: [Self; 5] = [Self::Unit, Self::Postgres, Self::Citus, Self::Apiserver, Self::Cluster];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Postgres => "postgres",
+            Self::Citus => "citus",
+            Self::Apiserver => "apiserver",
+            Self::Cluster => "cluster",
+        }
+    }
+
+    /// The test targets: package and name. They are declared with `test = false`, so that a plain `cargo test` is the
+    /// unit tier.
+    fn targets(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Unit => &[],
+            Self::Postgres => &[("testbed", "postgres"), ("dialog-api", "postgres")],
+            Self::Citus => &[("dialog-operator", "citus"), ("dialog-api", "citus")],
+            Self::Apiserver => &[("dialog-operator", "apiserver")],
+            Self::Cluster => &[("dialog-operator", "cluster")],
+        }
+    }
+}
+
+/// Runs `tiers`, or all, and prints what came of each. Fails if any test did.
+pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<()> {
+    let tiers = if tiers.is_empty() { &Tier::ALL } else { tiers };
+    let mut reports = Vec::new();
+    for tier in tiers {
+        println!("\n== tier {}", tier.name());
+        let started = Instant::now();
+        let mut report = Report::new(tier.name());
+        // One tier that cannot start must not hide what the others have to say.
+        if let Err(error) = run_tier(*tier, cache, progress, &mut report) {
+            eprintln!("\nerror: tier {}: {error:#}", tier.name());
+            report.fail(&error);
+        }
+        report.took(started.elapsed());
+        reports.push(report);
+    }
+    let total = reports.iter().map(Report::count).fold(Count::default(), Count::plus);
+    println!("\n{}", table::columns(&report::rows(&reports)));
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    ensure!(total.failed == 0, "tests failed");
+    Ok(())
+}
+
+fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
+    match tier {
+        Tier::Unit => cargo_test(&["--workspace"], &[], report),
+        Tier::Postgres => {
+            need_postgres(progress)?;
+            run_targets(tier, &[], report)
+        }
+        Tier::Citus => run_targets(tier, &[], report),
+        Tier::Apiserver => {
+            let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;
+            let path = |tool| tools.path(tool).display().to_string();
+            let environment = [("ETCD", path(Tool::Etcd)), ("KUBE_APISERVER", path(Tool::KubeApiserver))];
+            run_targets(tier, &environment, report)
+        }
+        Tier::Cluster => {
+            let was_up = Cluster::find(cache)?.is_some();
+            let cluster = Cluster::up(cache, progress)?;
+            let images = release::install(cache, &cluster, progress)?;
+            let environment = [
+                ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
+                ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
+                ("DIALOG_INGRESS", INGRESS.to_owned()),
+                ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
+                ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
+                ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
+            ];
+            let outcome = run_targets(tier, &environment, report);
+            if !was_up {
+                Cluster::down(cache, progress)?;
+            }
+            outcome
+        }
+    }
+}
+
+/// PostgreSQL's server programs: installed as a Debian package where they are not there in any form.
+fn need_postgres(progress: &Progress) -> Result<()> {
+    let is_server = |folder: &Path| folder.join("postgres").is_file();
+    let by_configuration = command::output(Command::new("pg_config").arg("--bindir"));
+    if by_configuration.is_ok_and(|folder| is_server(Path::new(&folder))) {
+        return Ok(());
+    }
+    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    if debian.into_iter().any(|version| is_server(&version.path().join("bin"))) {
+        return Ok(());
+    }
+    debian::install(progress, &["postgresql"])
+}
+
+fn run_targets(tier: Tier, environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+    for (package, target) in tier.targets() {
+        cargo_test(&["--package", package, "--test", target], environment, report)?;
+    }
+    Ok(())
+}
+
+/// Runs `cargo test` with its output passed on, and counts what it says.
+fn cargo_test(arguments: &[&str], environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+    let mut test = cargo(&["test", "--no-fail-fast"]);
+    test.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+    if !arguments.contains(&"--workspace") {
+        // A test that finds something missing says so on its output, which is otherwise kept back for failures.
+        test.args(["--", "--nocapture"]);
+    }
+    if arguments.contains(&"cluster") {
+        // They share one operator, and a machine that is busy enough with one cluster at a time.
+        test.args(["--test-threads", "1"]);
+    }
+    let mut child = test.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let failed = report.count().failed;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cannot read what cargo says")?;
+        println!("{line}");
+        report.read(&line);
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    if !status.success() && report.count().failed == failed {
+        bail!("`{}` ended with {status} and no failed test: see above", command::line(&test));
+    }
+    Ok(())
+}

@@ -33,7 +33,7 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
     let alone = match world.wanted.workers {
         0 => "the tables stay plain and the coordinator serves them".to_owned(),
         count => format!(
-            "the tables stay plain, and the coordinator serves them without the {count} workers asked for"
+            "the tables stay plain, and the coordinator serves them without the workers asked for ({count})"
         ),
     };
     match world.support() {
@@ -339,3 +339,6 @@ fn scale_in_blocked(world: &World<'_>) -> Finding {
     );
     Finding::new(SCALE_IN_BLOCKED, true, "NotSupported", message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,14 @@ pub struct Change {
     pub new_value: String,
 }
 
+impl Member {
+    /// Whether the data of the primary is being copied, which takes as long as it takes.
+    #[must_use]
+    pub fn is_copying(&self) -> bool {
+        self.state == "creating replica"
+    }
+}
+
 impl Instance {
     /// What a pod says.
     #[must_use]

@@ -161,6 +161,9 @@ fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option
         "" => "Patroni has not reported yet".to_owned(),
         state => format!("Patroni reports: {state}"),
     };
+    if instance.patroni.is_copying() {
+        return Some(Problem::passing("CopyingStandby", format!("pod {pod} copies the data of its primary")));
+    }
     Some(if is_young(instance, YOUNG, now) || !group.is_initialized() {
         Problem::passing("Starting", format!("pod {pod} is starting; {state}"))
     } else {

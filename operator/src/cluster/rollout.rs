@@ -138,7 +138,7 @@ fn is_stuck(group: &ObservedGroup, instance: &Instance, now: Timestamp) -> bool 
     }
     // Without trouble it may be making the database right now: that must not be cut off.
     let old = instance.created.is_some_and(|created| now.duration_since(created).unsigned_abs() > STUCK);
-    instance.trouble.is_some() || group.is_initialized() && old
+    instance.trouble.is_some() || group.is_initialized() && old && !instance.patroni.is_copying()
 }
 
 /// What of a group is not as it should be while something is restarted.

@@ -122,6 +122,8 @@ fn each_trouble_has_its_reason_and_names_its_object() {
 fn an_instance_may_start_for_a_while_before_it_counts_as_unreachable() {
     assert_eq!(worst(|observed| instance(observed).created = Some(now())).reason, "Starting");
     assert_eq!(worst(|observed| instance(observed).ordinal = 0).reason, "DatabaseUnreachable");
+    let copying = worst(|observed| instance(observed).patroni.state = "creating replica".to_owned());
+    assert_eq!((copying.reason, copying.passes), ("CopyingStandby", true));
     let initializing = worst(|observed| {
         instance(observed);
         observed.groups.get_mut(&Group::Coordinator).unwrap().system_identifier = None;

@@ -136,6 +136,15 @@ fn an_instance_that_makes_the_database_is_not_cut_off() {
 }
 
 #[test]
+fn an_instance_that_is_stuck_is_replaced_unless_it_is_being_copied() {
+    let mut worker = group(Group::Worker(0), &[NEW, OLD]);
+    worker.instances[1].is_ready = false;
+    assert_eq!(replaced(&step(&[(Group::Worker(0), worker.clone())])), "chat-worker-0-1");
+    worker.instances[1].patroni.state = "creating replica".to_owned();
+    assert!(matches!(step(&[(Group::Worker(0), worker)]), Step::Wait(_)));
+}
+
+#[test]
 fn before_the_statefulset_is_seen_by_its_controller_nothing_is_known_to_be_outdated() {
     let mut coordinator = group(Group::Coordinator, &[OLD]);
     coordinator.revision = None;

@@ -188,7 +188,11 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
         let message = format!("Citus is bringing the catalogs up to date of {}", behind.join(", "));
         return finding(Holds::False, "OutOfSync", message);
     }
-    finding(Holds::True, "Synced", format!("{} nodes are registered and in sync", catalog.members.len()))
+    finding(
+        Holds::True,
+        "Synced",
+        format!("every node is registered and in sync ({})", catalog.members.len()),
+    )
 }
 
 fn wal_level_logical(world: &World<'_>) -> Finding {

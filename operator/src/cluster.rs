@@ -87,8 +87,7 @@ impl Controller {
     ) -> Result<Step, Error> {
         apply::apply(&self.context.client, target, build::build(target, certificates)).await?;
         let step = act::next(target, observed, now);
-        act::act(&self.context, target, observed, certificates, &step, now).await?;
-        Ok(step)
+        act::act(&self.context, target, observed, certificates, step, now).await
     }
 }
 

@@ -9,7 +9,6 @@ use kube::api::DeleteParams;
 use tracing::{info, warn};
 
 use super::certificates::Certificates;
-use super::instance::Instance;
 use super::observe::Observed;
 use super::patroni::client::{Address, Client};
 use super::patroni::config;
@@ -20,7 +19,7 @@ use crate::error::Error;
 use crate::names::{Group, Names};
 
 /// If a parameter still waits for a restart after one that was this recent, another will not help.
-const RESTARTED: Duration = Duration::from_mins(5);
+const RESTARTED: Duration = Duration::from_mins(1);
 
 /// The next step of an update.
 #[must_use]
@@ -33,7 +32,7 @@ pub fn next(target: &Target, observed: &Observed, now: Timestamp) -> Step {
     rollout::next(&groups, now)
 }
 
-/// Brings Patroni's dynamic configuration up to date, and takes a step.
+/// Brings Patroni's dynamic configuration up to date, or else takes the step. Returns what is under way.
 ///
 /// # Errors
 /// If Kubernetes or Patroni refuses.
@@ -42,12 +41,24 @@ pub async fn act(
     target: &Target,
     observed: &Observed,
     certificates: &Certificates,
+    step: Step,
+    now: Timestamp,
+) -> Result<Step, Error> {
+    let patroni = Client::new(certificates)?;
+    if configure(&patroni, target, observed).await? {
+        return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
+    }
+    take(context, &target.names, &patroni, &step, now).await?;
+    Ok(step)
+}
+
+async fn take(
+    context: &Context,
+    names: &Names,
+    patroni: &Client,
     step: &Step,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let names = &target.names;
-    let patroni = Client::new(certificates)?;
-    configure(&patroni, target, observed).await?;
     match step {
         Step::Nothing | Step::Wait(_) => Ok(()),
         Step::Replace { pod, why } => {
@@ -79,21 +90,19 @@ pub async fn act(
     }
 }
 
-/// Sends to each group what its dynamic configuration lacks.
-async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Result<(), Error> {
+/// Sends to each group what its dynamic configuration lacks; says whether there was anything.
+async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Result<bool, Error> {
+    let mut changed = false;
     for (&group, there) in &observed.groups {
         let Some(primary) = there.primary().filter(|primary| primary.is_ready) else { continue };
         let Some(current) = &there.configuration else { continue };
         if let Some(change) = config::difference(current, &config::dynamic(target, group)) {
             info!(%group, namespace = target.names.namespace(), %change, "changing the dynamic configuration");
-            patroni.configure(&instance_address(&target.names, group, primary), &change).await?;
+            patroni.configure(&address(&target.names, group, &primary.pod), &change).await?;
+            changed = true;
         }
     }
-    Ok(())
-}
-
-fn instance_address(names: &Names, group: Group, instance: &Instance) -> Address {
-    address(names, group, &instance.pod)
+    Ok(changed)
 }
 
 fn address(names: &Names, group: Group, pod: &str) -> Address {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -81,12 +81,12 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For reads and for changes of metadata.
+    /// For reads, and for changes that are done at once.
     #[must_use]
     pub fn short() -> Self {
         Self {
             application: APPLICATION.to_owned(),
-            statement: Some(Duration::from_secs(30)),
+            statement: Some(Duration::from_secs(15)),
             lock: Duration::from_secs(10),
         }
     }
@@ -103,7 +103,7 @@ impl Limits {
 
     /// As command-line options of the session's server process.
     fn options(&self) -> String {
-        let statement = self.statement.map_or(0, |limit| limit.as_millis());
+        let statement = self.statement.map_or(0, milliseconds);
         // A statement with a limit ends with its client; one without is to survive the operator.
         let check = self.statement.map_or(0, |_| 5_000);
         format!(
@@ -161,7 +161,8 @@ fn certificates(part: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'st
 /// One session of one database. Its connection ends with it.
 pub struct Session {
     login: Login,
-    limit: Option<Duration>,
+    /// Longest wait for an answer, in milliseconds; 0 for no end.
+    limit: AtomicU64,
     client: Client,
     connection: JoinHandle<()>,
     /// Set when an answer never came: the connection cannot be ended in order.
@@ -203,7 +204,7 @@ pub async fn connect(identity: &Identity, login: &Login, limits: &Limits) -> Res
     });
     Ok(Session {
         login: login.clone(),
-        limit: limits.statement.map(|limit| limit + GRACE),
+        limit: AtomicU64::new(limits.statement.map_or(0, |limit| milliseconds(limit + GRACE))),
         client,
         connection,
         lost: AtomicBool::new(false),
@@ -221,6 +222,18 @@ impl Session {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.lost.load(Ordering::Relaxed) || self.client.is_closed()
+    }
+
+    /// Gives the statements from now on this much time; a session without an end keeps having none.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub async fn allow(&self, statement: Duration) -> Result<(), Error> {
+        if self.limit.load(Ordering::Relaxed) != 0 {
+            self.run(&format!("SET statement_timeout = {}", milliseconds(statement))).await?;
+            self.limit.store(milliseconds(statement + GRACE), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Runs one statement and returns its rows.
@@ -251,12 +264,15 @@ impl Session {
         &self,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Error> {
-        let done = match self.limit {
-            Some(limit) => tokio::time::timeout(limit, work).await.map_err(|_| {
-                self.lost.store(true, Ordering::Relaxed);
-                Error::new(&self.login, Cause::Silent(limit))
-            })?,
-            None => work.await,
+        let done = match self.limit.load(Ordering::Relaxed) {
+            0 => work.await,
+            limit => {
+                let limit = Duration::from_millis(limit);
+                tokio::time::timeout(limit, work).await.map_err(|_| {
+                    self.lost.store(true, Ordering::Relaxed);
+                    Error::new(&self.login, Cause::Silent(limit))
+                })?
+            }
         };
         done.map_err(|error| Error::new(&self.login, Cause::Postgres(error)))
     }
@@ -269,6 +285,10 @@ impl Drop for Session {
             self.connection.abort();
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `name` as an identifier in a statement.
@@ -304,7 +324,7 @@ mod tests {
         let long = Limits::long("distribute messages");
         assert_eq!(long.application, "dialog-operator: distribute messages");
         assert!(long.options().contains("-c statement_timeout=0 "));
-        assert!(Limits::short().options().contains("-c statement_timeout=30000 "));
+        assert!(Limits::short().options().contains("-c statement_timeout=15000 "));
     }
 
     #[test]

@@ -139,11 +139,25 @@ impl Cluster {
         self.files.kubeconfig()
     }
 
+    /// Where a program is that speaks to this cluster.
+    pub(crate) fn tool(&self, tool: Tool) -> PathBuf {
+        self.tools.path(tool)
+    }
+
     /// A program that speaks to this cluster: kubectl or helm.
     pub(crate) fn client(&self, tool: Tool) -> Command {
         let mut command = self.tools.command(tool);
         command.env("KUBECONFIG", self.files.kubeconfig());
         command
+    }
+
+    /// Which of `names`, as tags that always mean the same content, the node does not have yet.
+    pub(crate) fn missing_images<'a>(&self, names: &[&'a str]) -> Result<Vec<&'a str>> {
+        let list = ["exec", NODE, "ctr", "--namespace", "k8s.io", "images", "list", "--quiet"];
+        let there = command::output(self.engine.docker().args(list))?;
+        let is_missing =
+            |name: &&str| !there.lines().any(|line| line.strip_prefix("docker.io/") == Some(*name));
+        Ok(names.iter().copied().filter(is_missing).collect())
     }
 
     /// Brings images of the engine into the node.

@@ -18,7 +18,10 @@ pub(crate) const NAMESPACE: &str = "dialog-system";
 /// Builds the images, brings them into the cluster and installs or upgrades the chart.
 pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> Result<Images> {
     let images = images::ensure(cache, cluster.engine(), progress)?;
-    progress.step("Images into the cluster", |log| cluster.load_images(&images.names(), log))?;
+    let missing = cluster.missing_images(&images.names())?;
+    if !missing.is_empty() {
+        progress.step("Images into the cluster", |log| cluster.load_images(&missing, log))?;
+    }
     progress.step("Helm chart", |log| {
         namespace(cluster, NAMESPACE, log)?;
         let set = [
@@ -37,12 +40,15 @@ pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> 
         for value in &set {
             helm.args(["--set", value]);
         }
-        if let Err(error) = command::run(&mut helm, log) {
+        if command::run(&mut helm, log).is_err() {
             // Helm says that it waited in vain; what it waited for says why.
-            let mut pods = cluster.client(Tool::Kubectl);
-            pods.args(["--namespace", NAMESPACE, "describe", "pods"]);
-            log.note(&command::output(&mut pods).unwrap_or_else(|failed| format!("{failed:#}")))?;
-            return Err(error);
+            let deployment = format!("deployment/{NAME}");
+            for question in [&["describe", "pods"][..], &["logs", &deployment, "--tail", "20"]] {
+                let mut kubectl = cluster.client(Tool::Kubectl);
+                // Whatever cannot be found out must not hide the failure itself.
+                let _ = command::run(kubectl.args(["--namespace", NAMESPACE]).args(question), log);
+            }
+            return Err(command::failure("helm upgrade --install", "failed", log));
         }
         Ok(())
     })?;

@@ -103,6 +103,7 @@ fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report)
             let images = release::install(cache, &cluster, progress)?;
             let environment = [
                 ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
+                ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
                 ("DIALOG_INGRESS", INGRESS.to_owned()),
                 ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
                 ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
@@ -145,6 +146,10 @@ fn cargo_test(arguments: &[&str], environment: &[(&str, String)], report: &mut R
     if !arguments.contains(&"--workspace") {
         // A test that finds something missing says so on its output, which is otherwise kept back for failures.
         test.args(["--", "--nocapture"]);
+    }
+    if arguments.contains(&"cluster") {
+        // They share one operator, and a machine that is busy enough with one cluster at a time.
+        test.args(["--test-threads", "1"]);
     }
     let mut child = test.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;

@@ -1,6 +1,7 @@
 //! Performs one step. Each can be repeated, by this operator or the next, whatever became of the first attempt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
@@ -8,6 +9,9 @@ use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
 use crate::pg::{self, Parameter, Session, identifier};
+
+/// How long a change of Citus' catalogs may take: a new node is sent all of them.
+const CHANGE_LIMIT: Duration = Duration::from_mins(2);
 
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +95,9 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
 
 /// The session in which Citus' catalogs are changed.
 async fn catalogs(sessions: &Sessions) -> Result<Arc<Session>, pg::Error> {
-    sessions.session(Group::Coordinator, Door::Dialog).await
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    session.allow(CHANGE_LIMIT).await?;
+    Ok(session)
 }
 
 /// Makes a role, or gives it back its attributes.

@@ -179,7 +179,7 @@ impl Controller {
 impl Reconciler for Controller {
     const NAME: &'static str = "shards";
     const MANAGER: &'static str = SHARDS_MANAGER;
-    const DEADLINE: Duration = Duration::from_mins(3);
+    const DEADLINE: Duration = Duration::from_mins(5);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();

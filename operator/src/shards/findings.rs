@@ -33,7 +33,7 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
     let alone = match world.wanted.workers {
         0 => "the tables stay plain and the coordinator serves them".to_owned(),
         count => format!(
-            "the tables stay plain, and the coordinator serves them without the {count} workers asked for"
+            "the tables stay plain, and the coordinator serves them without the workers asked for ({count})"
         ),
     };
     match world.support() {
@@ -188,7 +188,11 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
         let message = format!("Citus is bringing the catalogs up to date of {}", behind.join(", "));
         return finding(Holds::False, "OutOfSync", message);
     }
-    finding(Holds::True, "Synced", format!("{} nodes are registered and in sync", catalog.members.len()))
+    finding(
+        Holds::True,
+        "Synced",
+        format!("every node is registered and in sync ({})", catalog.members.len()),
+    )
 }
 
 fn wal_level_logical(world: &World<'_>) -> Finding {
@@ -339,3 +343,6 @@ fn scale_in_blocked(world: &World<'_>) -> Finding {
     );
     Finding::new(SCALE_IN_BLOCKED, true, "NotSupported", message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,3 +74,42 @@ impl Metrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Group;
+
+    #[test]
+    fn nodes_are_shown_while_they_are_there_and_steps_are_counted() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let node = |group: &str, state| NodeStatus {
+            group: group.to_owned(),
+            host: String::new(),
+            state,
+            shards: 144,
+            bytes: 4096,
+        };
+        let nodes = [node("worker-0", NodeState::Active), node("worker-1", NodeState::Unreachable)];
+        let text = |registry: &Registry| {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+            text
+        };
+        metrics.nodes("ns", "chat", &[], &nodes);
+        metrics.step(&Step::AddNode { group: Group::Worker(0) }, true);
+        let both = text(&registry);
+        for line in [
+            "node_up{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 1",
+            "node_up{namespace=\"ns\",cluster=\"chat\",group=\"worker-1\"} 0",
+            "node_shards{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 144",
+            "node_shards_size_bytes{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 4096",
+            "steps_total{step=\"AddNode\",result=\"done\"} 1",
+        ] {
+            assert!(both.contains(line), "{line} is not in:\n{both}");
+        }
+        metrics.nodes("ns", "chat", &["worker-0".to_owned(), "worker-1".to_owned()], &nodes[..1]);
+        assert!(!text(&registry).contains("worker-1"), "a node that is gone is not shown");
+    }
+}

@@ -63,3 +63,6 @@ impl Draft {
         self.steps.contains(&Step::AddNode { group })
     }
 }
+
+#[cfg(test)]
+mod properties;

@@ -132,7 +132,7 @@ async fn a_server_that_did_not_load_citus_serves_alone() -> Result<()> {
     assert!(round.performed.is_empty() && round.is_settled(), "{round:?}");
     let (status, reason, message) = condition(&round, CITUS_AVAILABLE);
     assert_eq!((status, reason), ("False", "NotPreloaded"));
-    assert!(message.contains("without the 1 workers asked for"), "{message}");
+    assert!(message.contains("without the workers asked for (1)"), "{message}");
     assert_eq!(condition(&round, SCHEMA_DISTRIBUTED).1, "CitusUnavailable");
     assert_eq!(condition(&round, WAL_LEVEL_LOGICAL).0, "True");
     Ok(())

@@ -161,6 +161,6 @@ async fn a_certificate_is_good_for_its_own_roles_only() -> Result<()> {
         )
         .await?;
     let found: [&str; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
-    ensure!(found == ["pg_catalog", "dialog-operator", "30s", "a parameter"], "{found:?}");
+    ensure!(found == ["pg_catalog", "dialog-operator", "15s", "a parameter"], "{found:?}");
     Ok(())
 }

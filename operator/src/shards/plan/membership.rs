@@ -23,19 +23,21 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) -> bool {
     }
     let mut complete = true;
     for group in world.groups() {
-        match world.member(group) {
-            Some(member) if !member.active => draft.step(Step::ActivateNode { group }),
-            None if group != Group::Coordinator => {
-                let ready = usable(world, group);
-                complete &= ready;
-                if ready {
-                    draft.step(Step::AddNode { group });
-                }
-            }
-            _ => {}
+        let step = match world.member(group) {
+            Some(member) if !member.active => Step::ActivateNode { group },
+            None if group != Group::Coordinator => Step::AddNode { group },
+            _ => continue,
+        };
+        let ready = usable(world, group);
+        complete &= ready;
+        if ready {
+            draft.step(step);
         }
     }
-    for group in world.groups() {
+    // Who may hold shards from now on comes before who may not: at no time there is nobody.
+    let (holders, others): (Vec<_>, Vec<_>) =
+        world.groups().into_iter().partition(|group| world.holds_shards(*group));
+    for group in holders.into_iter().chain(others) {
         shards_allowed(world, group, draft);
     }
     complete

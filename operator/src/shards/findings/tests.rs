@@ -1,0 +1,269 @@
+//! Worlds that cannot be made with the servers of one machine, and what is said of them.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::api::DialogClusterSpec;
+use crate::condition::{
+    BALANCED, CITUS_AVAILABLE, Finding, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
+};
+use crate::names::{Group, Names};
+use crate::pg::Endpoint;
+use crate::shards::observed::{
+    Catalog, Citus, Facts, Member, Node, Observed, Placements, Role, Spread, Table,
+};
+use crate::shards::plan::plan;
+use crate::shards::topology::Topology;
+use crate::shards::wanted::Wanted;
+
+/// A cluster at rest with one worker.
+fn at_rest() -> Observed {
+    let topology = topology();
+    let facts = Facts {
+        version: "15.20".to_owned(),
+        inside: true,
+        operator: Some(Role { login: true, superuser: true }),
+        api: Some(Role { login: true, superuser: false }),
+        database_owner: Some("dialog_api".to_owned()),
+        citus: Citus {
+            available: Some("13.2-1".to_owned()),
+            preloaded: true,
+            installed: Some("13.2-1".to_owned()),
+            release: Some("13.2.2".to_owned()),
+        },
+        settings: BTreeMap::from([("wal_level".to_owned(), "logical".to_owned())]),
+        overrides: Vec::new(),
+        bytes: None,
+    };
+    let groups = [Group::Coordinator, Group::Worker(0)];
+    let members = groups.into_iter().zip(0..).map(|(group, group_id)| Member {
+        endpoint: topology.endpoint(group).unwrap().clone(),
+        group_id,
+        active: true,
+        synced: true,
+        should_have_shards: group != Group::Coordinator,
+    });
+    let placements =
+        [1, 2].map(|colocation_id| Placements { colocation_id, group_id: 1, shards: 144, ranges: 48 });
+    let tables = wanted().tables.into_iter().map(|policy| {
+        let column = policy.column.unwrap();
+        let colocation_id = if column == "dialog_id" { 1 } else { 2 };
+        let table = Table {
+            ordinary: true,
+            column_type: Some("uuid".to_owned()),
+            replica_identity: true,
+            spread: Spread::Hash { column, colocation_id },
+        };
+        (policy.name, table)
+    });
+    Observed {
+        nodes: groups.into_iter().map(|group| (group, Node::Up(Box::new(facts.clone())))).collect(),
+        catalog: Some(Catalog {
+            members: members.collect(),
+            placements: placements.into(),
+            operations: vec![],
+        }),
+        tables: tables.collect(),
+    }
+}
+
+fn topology() -> Topology {
+    Topology::of_services(&Names::new("chat", "ns"))
+}
+
+fn wanted() -> Wanted {
+    let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": 1}})).unwrap();
+    Wanted::from(&spec)
+}
+
+/// What is said of a cluster at rest after `change`, of one condition; nothing is done about it.
+fn say(kind: &str, change: impl FnOnce(&mut Observed)) -> (&'static str, &'static str, String) {
+    let mut observed = at_rest();
+    change(&mut observed);
+    let plan = plan(&wanted(), &topology(), &observed);
+    assert_eq!(plan.steps, vec![], "{kind}");
+    let Finding { holds, reason, message, .. } =
+        plan.findings.into_iter().find(|finding| finding.kind == kind).unwrap();
+    (holds.as_str(), reason, message)
+}
+
+fn facts(observed: &mut Observed, group: Group) -> &mut Facts {
+    match observed.nodes.get_mut(&group).unwrap() {
+        Node::Up(facts) => facts,
+        Node::Down(_) => panic!("{group} is down"),
+    }
+}
+
+fn catalog(observed: &mut Observed) -> &mut Catalog {
+    observed.catalog.as_mut().unwrap()
+}
+
+fn table<'a>(observed: &'a mut Observed, name: &str) -> &'a mut Table {
+    observed.tables.get_mut(name).unwrap()
+}
+
+#[test]
+fn a_cluster_at_rest_says_so() {
+    for (kind, reason) in [
+        (CITUS_AVAILABLE, "Installed"),
+        (METADATA_SYNCED, "Synced"),
+        (WAL_LEVEL_LOGICAL, "Logical"),
+        (SCHEMA_DISTRIBUTED, "Distributed"),
+        (BALANCED, "Even"),
+    ] {
+        let found = say(kind, |_| {});
+        assert_eq!((found.0, found.1), ("True", reason), "{}", found.2);
+    }
+}
+
+#[test]
+fn an_image_without_citus_is_answered_by_what_to_do() {
+    let without = |observed: &mut Observed| {
+        for group in [Group::Coordinator, Group::Worker(0)] {
+            facts(observed, group).citus = Citus::default();
+        }
+        observed.catalog = None;
+        observed.tables.clear();
+    };
+    let (status, reason, message) = say(CITUS_AVAILABLE, without);
+    assert_eq!((status, reason), ("False", "NotInImage"));
+    assert!(
+        message.contains("without the workers asked for (1)") && message.contains("set spec.image"),
+        "{message}"
+    );
+    for kind in [METADATA_SYNCED, SCHEMA_DISTRIBUTED, BALANCED] {
+        let found = say(kind, without);
+        assert_eq!((found.0, found.1), ("Unknown", "CitusUnavailable"), "{kind}");
+    }
+    assert_eq!(say(WAL_LEVEL_LOGICAL, without).0, "True");
+}
+
+#[test]
+fn an_extension_of_two_versions_is_named_with_its_nodes() {
+    let (status, reason, message) = say(CITUS_AVAILABLE, |observed| {
+        facts(observed, Group::Worker(0)).citus.installed = Some("13.1-1".to_owned());
+    });
+    assert_eq!((status, reason), ("False", "VersionsDiffer"));
+    assert!(message.contains("13.1-1 on worker-0; 13.2-1 on coordinator"), "{message}");
+}
+
+#[test]
+fn a_setting_that_differs_is_named_and_keeps_citus_available() {
+    let (status, reason, message) = say(CITUS_AVAILABLE, |observed| {
+        let settings = &mut facts(observed, Group::Worker(0)).settings;
+        settings.insert("max_wal_senders".to_owned(), "3".to_owned());
+        settings.insert("output_plugin_libraries".to_owned(), "pgoutput, test_decoding".to_owned());
+        settings.insert("citus.node_conninfo".to_owned(), "sslmode=require sslkey=/secret".to_owned());
+    });
+    assert_eq!((status, reason), ("True", "SettingsDiffer"));
+    for part in [
+        "max_wal_senders is 3 on worker-0",
+        "output_plugin_libraries is pgoutput, test_decoding on worker-0",
+        "citus.node_conninfo is without sslmode=verify-full on worker-0",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!message.contains("/secret"), "{message}");
+}
+
+#[test]
+fn a_node_that_is_none_of_ours_is_named() {
+    let (status, reason, message) = say(METADATA_SYNCED, |observed| {
+        let mut stranger = catalog(observed).members[1].clone();
+        stranger.endpoint = Endpoint::new("10.0.0.7", 5432);
+        stranger.group_id = 7;
+        catalog(observed).members.push(stranger);
+    });
+    assert_eq!((status, reason), ("False", "UnknownNode"));
+    assert!(message.contains("10.0.0.7:5432"), "{message}");
+}
+
+#[test]
+fn metadata_that_is_behind_is_waited_for() {
+    let (status, reason, message) =
+        say(METADATA_SYNCED, |observed| catalog(observed).members[1].synced = false);
+    assert_eq!((status, reason), ("False", "OutOfSync"));
+    assert!(message.contains("chat-worker-0.ns.svc:5432"), "{message}");
+}
+
+#[test]
+fn a_table_that_cannot_be_spread_is_named_with_the_remedy() {
+    type Change = fn(&mut Observed);
+    let cases: [(Change, &str, &str); 7] = [
+        (|o| table(o, "dialogs").ordinary = false, "NotATable", "dialogs"),
+        (|o| table(o, "dialogs").column_type = None, "ColumnMissing", "no column dialog_id"),
+        (
+            |o| table(o, "dialogs").spread = Spread::Reference { group_ids: vec![0, 1] },
+            "SpreadOtherwise",
+            "undistribute_table",
+        ),
+        (
+            |o| {
+                table(o, "dialogs").spread = Spread::Hash { column: "dialog_id".to_owned(), colocation_id: 9 }
+            },
+            "NotColocated",
+            "colocate_with => 'public.messages'",
+        ),
+        (
+            |o| {
+                let table = table(o, "dialogs");
+                (table.spread, table.column_type) = (Spread::PlainEmpty, Some("bigint".to_owned()));
+            },
+            "TypesDiffer",
+            "cut by uuid",
+        ),
+        (
+            |o| {
+                let table = table(o, "dialogs");
+                (table.spread, table.replica_identity) = (Spread::PlainWithRows, false);
+            },
+            "NoReplicaIdentity",
+            "primary key",
+        ),
+        (
+            |o| {
+                table(o, "dialogs").spread = Spread::PlainWithRows;
+                let settings = &mut facts(o, Group::Coordinator).settings;
+                settings.insert("wal_level".to_owned(), "replica".to_owned());
+            },
+            "SettingsDiffer",
+            "wal_level",
+        ),
+    ];
+    for (change, expected, part) in cases {
+        let (status, reason, message) = say(SCHEMA_DISTRIBUTED, change);
+        assert_eq!((status, reason), ("False", expected), "{message}");
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn balance_is_counted_in_what_moves_together() {
+    let spread = |ranges: [i64; 2]| {
+        move |observed: &mut Observed| {
+            let worker = observed.nodes[&Group::Worker(0)].clone();
+            observed.nodes.insert(Group::Worker(1), worker);
+            let catalog = catalog(observed);
+            let mut other = catalog.members[1].clone();
+            other.endpoint = Endpoint::new("chat-worker-1.ns.svc", 5432);
+            other.group_id = 2;
+            catalog.members.push(other);
+            catalog.placements = [1, 2]
+                .into_iter()
+                .zip(ranges)
+                .map(|(group_id, ranges)| Placements {
+                    colocation_id: 1,
+                    group_id,
+                    shards: 3 * ranges,
+                    ranges,
+                })
+                .collect();
+        }
+    };
+    assert_eq!(say(BALANCED, spread([24, 24])).1, "Even");
+    assert_eq!(say(BALANCED, spread([25, 24])).1, "Even");
+    assert_eq!(say(BALANCED, spread([26, 24])).1, "Uneven");
+    let (status, reason, _) = say(BALANCED, |observed| catalog(observed).placements.clear());
+    assert_eq!((status, reason), ("Unknown", "NoShards"));
+}

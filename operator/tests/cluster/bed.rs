@@ -1,0 +1,279 @@
+//! A namespace for one test, and the ways to look into it.
+
+use std::fmt::Debug;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use dialog_operator::api::DialogCluster;
+use dialog_operator::condition;
+use dialog_operator::names::{CLUSTER_LABEL, DATABASE, Group, Names, ROLE_LABEL};
+use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// The name of the `DialogCluster` in every test.
+pub(crate) const CLUSTER: &str = "chat";
+/// How long a cluster may take to serve on a busy machine; how long it takes on a quiet one is measured elsewhere.
+pub(crate) const TO_SERVE: Duration = Duration::from_mins(4);
+/// How soon an obstacle has to be named.
+pub(crate) const TO_NAME: Duration = Duration::from_secs(30);
+
+/// A namespace that goes with the value, and with it everything that the test made.
+pub(crate) struct Bed {
+    pub(crate) client: Client,
+    pub(crate) names: Names,
+    done: bool,
+}
+
+impl Bed {
+    /// A namespace for the test `name`.
+    pub(crate) async fn new(name: &str) -> Result<Self> {
+        let client = Client::try_default().await.context("no Kubernetes: is KUBECONFIG set?")?;
+        let namespace = format!("test-{name}-{:08x}", rand::random::<u32>());
+        let object: Namespace = serde_json::from_value(json!({
+            "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        }))?;
+        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await?;
+        println!("namespace {namespace}");
+        Ok(Self { client, names: Names::new(CLUSTER, namespace), done: false })
+    }
+
+    /// Why tests that need Citus cannot run, if they cannot. The reason is printed.
+    pub(crate) fn lacks_citus() -> bool {
+        let lacks = std::env::var("DIALOG_CITUS").as_deref() != Ok("yes");
+        if lacks {
+            println!("SKIPPED cluster: the PostgreSQL image was built without Citus");
+        }
+        lacks
+    }
+
+    /// The host by which this test's cluster is reached through the ingress.
+    pub(crate) fn host(&self) -> String {
+        format!("{}.localhost", self.names.namespace())
+    }
+
+    /// Objects of one kind in the namespace.
+    pub(crate) fn all<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), self.names.namespace())
+    }
+
+    /// A small cluster with `workers` workers, changed by `change`.
+    pub(crate) async fn create(&self, workers: i32, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let group = json!({
+            "storage": {"size": "1Gi", "reclaim": "Delete"},
+            "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
+        });
+        let mut spec = json!({
+            "coordinator": group,
+            "workers": group,
+            "api": {"replicas": 1, "ingress": {"host": self.host()}},
+        });
+        spec["workers"]["count"] = workers.into();
+        change(&mut spec);
+        let cluster = json!({
+            "apiVersion": "dialogcluster.io/v1alpha1",
+            "kind": "DialogCluster",
+            "metadata": {"name": CLUSTER},
+            "spec": spec,
+        });
+        self.all::<DialogCluster>().create(&PostParams::default(), &serde_json::from_value(cluster)?).await?;
+        Ok(())
+    }
+
+    /// Merges `spec` into the cluster's.
+    pub(crate) async fn patch(&self, spec: Value) -> Result<()> {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        self.all::<DialogCluster>().patch(CLUSTER, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// The cluster as soon as it is ready as a whole.
+    pub(crate) async fn ready(&self) -> Result<DialogCluster> {
+        let is_ready = |cluster: &DialogCluster| {
+            let current = cluster.status.as_ref().and_then(|status| status.observed_generation);
+            current == cluster.metadata.generation
+                && ready(cluster).is_some_and(|ready| ready.status == "True")
+        };
+        self.until("ready", TO_SERVE, is_ready).await
+    }
+
+    /// The condition Ready as soon as it is false with one of `reasons`.
+    pub(crate) async fn refused(&self, reasons: &[&str]) -> Result<Condition> {
+        let what = format!("not ready for {}", reasons.join(" or "));
+        let is_refused = |cluster: &DialogCluster| {
+            let ready = ready(cluster).filter(|ready| ready.status == "False");
+            ready.is_some_and(|ready| reasons.contains(&ready.reason.as_str()))
+        };
+        let cluster = self.until(&what, TO_NAME, is_refused).await?;
+        ready(&cluster).cloned().context("the condition was there a moment ago")
+    }
+
+    /// The cluster as soon as `holds` of it; fails with its conditions if that takes longer than `limit`.
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        holds: impl Fn(&DialogCluster) -> bool,
+    ) -> Result<DialogCluster> {
+        let started = Instant::now();
+        let only = watcher::Config::default().fields(&format!("metadata.name={CLUSTER}"));
+        let mut changes = Box::pin(watcher(self.all::<DialogCluster>(), only).applied_objects());
+        let mut last = None;
+        loop {
+            let left = limit.saturating_sub(started.elapsed());
+            let Ok(change) = tokio::time::timeout(left, changes.try_next()).await else {
+                let conditions = last.as_ref().map(summary).unwrap_or_default();
+                bail!("the cluster is not {what} after {} s:\n{conditions}", limit.as_secs());
+            };
+            let cluster = change?.context("the watch has ended")?;
+            if holds(&cluster) {
+                println!("{what} after {:.1} s", started.elapsed().as_secs_f64());
+                return Ok(cluster);
+            }
+            last = Some(cluster);
+        }
+    }
+
+    /// Asks again and again until `missing` finds nothing missing any more.
+    pub(crate) async fn eventually<F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut missing: impl FnMut() -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<Option<String>>>,
+    {
+        let started = Instant::now();
+        while let Some(why) = missing().await? {
+            ensure!(started.elapsed() < limit, "not so after {} s: {what}: {why}", limit.as_secs());
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        Ok(())
+    }
+
+    /// The pod that is the primary of `group`.
+    pub(crate) async fn primary(&self, group: Group) -> Result<String> {
+        let scope = self.names.group(group);
+        let labels = format!("dialogcluster.io/scope={scope},{ROLE_LABEL}=primary");
+        let pods = self.all::<Pod>().list(&ListParams::default().labels(&labels)).await?;
+        let names: Vec<_> = pods.iter().map(kube::ResourceExt::name_any).collect();
+        ensure!(names.len() == 1, "{scope} has {} primaries: {}", names.len(), names.join(", "));
+        names.into_iter().next().context("a pod without a name")
+    }
+
+    /// What `statement` returns on the primary of `group`, as unaligned text.
+    pub(crate) async fn sql(&self, group: Group, statement: &str) -> Result<String> {
+        let pod = self.primary(group).await?;
+        self.exec(
+            &pod,
+            &["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", DATABASE, "-c", statement],
+        )
+    }
+
+    /// The output of a program in `pod`.
+    pub(crate) fn exec(&self, pod: &str, program: &[&str]) -> Result<String> {
+        let mut arguments = vec!["exec", pod, "--"];
+        arguments.extend(program);
+        self.kubectl(&arguments)
+    }
+
+    /// The output of `kubectl` in the namespace.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        kubectl(&[&["--namespace", self.names.namespace()], arguments].concat())
+    }
+
+    /// Names of the cluster's objects of one kind.
+    pub(crate) async fn left<K>(&self) -> Result<Vec<String>>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let labels = format!("{CLUSTER_LABEL}={CLUSTER}");
+        let found = self.all::<K>().list_metadata(&ListParams::default().labels(&labels)).await?;
+        let mut names: Vec<_> =
+            found.iter().map(|object| format!("{} {}", K::kind(&()), object.name_any())).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Deletes the cluster.
+    pub(crate) async fn delete(&self) -> Result<()> {
+        self.all::<DialogCluster>().delete(CLUSTER, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// The test has come to its end: nothing has to be explained.
+    pub(crate) fn done(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if !self.done {
+            for question in [
+                &["get", "pods,persistentvolumeclaims", "--output", "wide"][..],
+                &["logs", "--selector", CLUSTER_LABEL, "--all-containers", "--prefix", "--tail", "15"],
+                &["events"],
+                &["get", "dialogcluster", CLUSTER, "--output", "jsonpath={.status}"],
+                &["logs", "deployment/dialog-operator", "--namespace", "dialog-system", "--tail", "30"],
+            ] {
+                let answer = self.kubectl(question).unwrap_or_else(|error| format!("{error:#}"));
+                println!("--- kubectl {}\n{answer}", question.join(" "));
+            }
+        }
+        let deleted = kubectl(&["delete", "namespace", self.names.namespace(), "--timeout", "120s"]);
+        if let Err(error) = deleted {
+            println!("the namespace {} stays: {error:#}", self.names.namespace());
+        }
+    }
+}
+
+/// The condition Ready.
+pub(crate) fn ready(cluster: &DialogCluster) -> Option<&Condition> {
+    condition::find(&cluster.status.as_ref()?.conditions, condition::READY)
+}
+
+/// The status of the condition `kind`: `True`, `False`, `Unknown`, or nothing.
+pub(crate) fn holds<'a>(cluster: &'a DialogCluster, kind: &str) -> &'a str {
+    let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    condition::find(conditions, kind).map_or("", |condition| &condition.status)
+}
+
+fn summary(cluster: &DialogCluster) -> String {
+    let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let line = |condition: &Condition| {
+        format!("  {}={} {}: {}\n", condition.type_, condition.status, condition.reason, condition.message)
+    };
+    conditions.iter().map(line).collect()
+}
+
+/// An object written as JSON, as another of its kind would be created.
+pub(crate) fn object<K: DeserializeOwned>(json: impl Serialize) -> Result<K> {
+    Ok(serde_json::from_value(serde_json::to_value(json)?)?)
+}
+
+fn kubectl(arguments: &[&str]) -> Result<String> {
+    let program = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
+    let output = Command::new(program).args(arguments).output().context("cannot run kubectl")?;
+    ensure!(
+        output.status.success(),
+        "`kubectl {}`: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

@@ -15,7 +15,7 @@ pub struct Error {
 }
 
 impl Error {
-    fn new(part: &'static str, reason: impl ToString) -> Self {
+    fn new(part: &'static str, reason: impl std::fmt::Display) -> Self {
         Self { part, reason: reason.to_string() }
     }
 }

@@ -169,7 +169,7 @@ impl Certificates {
             Some(pair) => Ok(pair),
             None => new_authority(names, secret, now),
         };
-        let issued = |issuer: &Ca<'_>, secret: String, wanted: Wanted| match kept(
+        let leaf_of = |issuer: &Ca<'_>, secret: String, wanted: Wanted| match kept(
             secrets,
             &secret,
             issuer.pair,
@@ -181,7 +181,7 @@ impl Certificates {
         let patroni_authority = authority(names.patroni_authority())?;
         let authority = authority(names.authority())?;
         let issuer = Ca { name: names.authority(), pair: &authority };
-        let leaf = |secret: String, wanted: Wanted| issued(&issuer, secret, wanted);
+        let leaf = |secret: String, wanted: Wanted| leaf_of(&issuer, secret, wanted);
         let commanders = Ca { name: names.patroni_authority(), pair: &patroni_authority };
         Ok(Self {
             groups: groups
@@ -190,7 +190,7 @@ impl Certificates {
                 .collect::<Result<_, Error>>()?,
             operator: leaf(names.operator_certificate(), Wanted::client(OPERATOR))?,
             api: leaf(names.api_certificate(), Wanted::client(API))?,
-            patroni: issued(&commanders, names.patroni_certificate(), Wanted::client(PATRONI))?,
+            patroni: leaf_of(&commanders, names.patroni_certificate(), Wanted::client(PATRONI))?,
             patroni_authority,
             token: token(secrets, &names.api_token()).unwrap_or_else(new_token),
             authority,

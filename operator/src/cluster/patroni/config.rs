@@ -155,6 +155,8 @@ pub fn dynamic(target: &Target, group: Group) -> Value {
         "loop_wait": 5,
         "retry_timeout": 5,
         "maximum_lag_on_failover": 1_048_576,
+        // What was acknowledged is on a standby, if there is one; without one, the primary goes on alone.
+        "synchronous_mode": target.group(group).instances > 1,
         // A primary whose members all answer stays primary while the API server does not.
         "failsafe_mode": true,
         // Citus' moves and splits have slots that Patroni does not know; it would drop them while they are idle.
@@ -171,7 +173,6 @@ pub fn dynamic(target: &Target, group: Group) -> Value {
 }
 
 fn parameters(target: &Target, group: Group) -> Map<String, Value> {
-    let tls = |file: &str| format!("{TLS_DIRECTORY}/{file}");
     let asked = &target.spec.postgres.parameters;
     let connections =
         asked.get("max_connections").and_then(|text| text.parse().ok()).unwrap_or(MAX_CONNECTIONS);
@@ -193,31 +194,40 @@ fn parameters(target: &Target, group: Group) -> Map<String, Value> {
     for (name, value) in asked {
         set(name, value.clone());
     }
-    // What the operator owns. Moves need logical replication, and room for it; all of it takes a restart, so it is
-    // there from the beginning.
-    set("wal_level", "logical".to_owned());
-    set("max_replication_slots", "32".to_owned());
-    set("max_wal_senders", "32".to_owned());
-    set("max_worker_processes", "32".to_owned());
-    set("max_logical_replication_workers", "16".to_owned());
-    // Citus commits in two phases: each client's transaction may have one prepared transaction on each node.
-    set("max_prepared_transactions", (connections * 2).max(200).to_string());
-    set("wal_log_hints", "on".to_owned());
-    // Patroni leaves this one out where the server's minor version does not know it.
-    set("output_plugin_libraries", "pgoutput, test_decoding, citus".to_owned());
-    set("unix_socket_directories", SOCKETS.to_owned());
-    set("ssl", "on".to_owned());
-    set("ssl_ca_file", tls(CA));
-    set("ssl_cert_file", tls(CERTIFICATE));
-    set("ssl_key_file", tls(KEY));
-    // A server without Citus takes these as they are and ignores them.
-    set("citus.local_hostname", "localhost".to_owned());
-    let (ca, certificate, key) = (tls(CA), tls(CERTIFICATE), tls(KEY));
-    set(
-        "citus.node_conninfo",
-        format!("sslmode=verify-full sslrootcert={ca} sslcert={certificate} sslkey={key}"),
-    );
+    for (name, value) in owned(connections) {
+        set(name, value);
+    }
     parameters
+}
+
+/// What the operator owns, for servers with this many connections. The resource's schema refuses each of these.
+#[must_use]
+pub fn owned(connections: u64) -> Vec<(&'static str, String)> {
+    let tls = |file: &str| format!("{TLS_DIRECTORY}/{file}");
+    let (ca, certificate, key) = (tls(CA), tls(CERTIFICATE), tls(KEY));
+    let node = format!("sslmode=verify-full sslrootcert={ca} sslcert={certificate} sslkey={key}");
+    vec![
+        // Moves need logical replication, and room for it; all of it takes a restart, so it is there from the
+        // beginning.
+        ("wal_level", "logical".to_owned()),
+        ("max_replication_slots", "32".to_owned()),
+        ("max_wal_senders", "32".to_owned()),
+        ("max_worker_processes", "32".to_owned()),
+        ("max_logical_replication_workers", "16".to_owned()),
+        // Citus commits in two phases: each client's transaction may have one prepared transaction on each node.
+        ("max_prepared_transactions", (connections * 2).max(200).to_string()),
+        ("wal_log_hints", "on".to_owned()),
+        // Patroni leaves this one out where the server's minor version does not know it.
+        ("output_plugin_libraries", "pgoutput, test_decoding, citus".to_owned()),
+        ("unix_socket_directories", SOCKETS.to_owned()),
+        ("ssl", "on".to_owned()),
+        ("ssl_ca_file", ca),
+        ("ssl_cert_file", certificate),
+        ("ssl_key_file", key),
+        // A server without Citus takes these as they are and ignores them.
+        ("citus.local_hostname", "localhost".to_owned()),
+        ("citus.node_conninfo", node),
+    ]
 }
 
 /// What has to be sent to Patroni to make `current` into `desired`; `None` if nothing.

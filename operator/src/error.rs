@@ -55,6 +55,9 @@ pub enum Error {
         /// What the library says.
         reason: String,
     },
+    /// A reconciliation ended in a panic: a mistake in this program, kept to the one object.
+    #[error("this is a bug in the operator, please report it: {0}")]
+    Panicked(String),
     /// A reconciliation took longer than its controller allows.
     #[error("no result after {} s; it starts over", .0.as_secs())]
     Deadline(Duration),
@@ -73,6 +76,8 @@ pub enum Class {
     Patroni,
     /// Keys and certificates.
     Certificate,
+    /// A bug in the operator.
+    Panicked,
     /// The reconciliation took too long.
     Deadline,
 }
@@ -87,6 +92,7 @@ impl Class {
             Self::Database => "database",
             Self::Patroni => "patroni",
             Self::Certificate => "certificate",
+            Self::Panicked => "panicked",
             Self::Deadline => "deadline",
         }
     }
@@ -108,6 +114,7 @@ impl Error {
             Self::Database { .. } => Class::Database,
             Self::Patroni { .. } => Class::Patroni,
             Self::Certificate { .. } | Self::Identity { .. } => Class::Certificate,
+            Self::Panicked(_) => Class::Panicked,
             Self::Deadline(_) => Class::Deadline,
         }
     }
@@ -121,6 +128,7 @@ impl Error {
             Self::Database { .. } => "DatabaseError",
             Self::Patroni { .. } => "PatroniError",
             Self::Certificate { .. } | Self::Identity { .. } => "CertificateError",
+            Self::Panicked(_) => "OperatorBug",
             Self::Deadline(_) => "DeadlineExceeded",
         }
     }

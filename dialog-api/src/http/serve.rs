@@ -82,12 +82,23 @@ pub async fn serve(
             None => break,
         }
     }
-    while let (Ok(slot), Some(Ok((stream, _)))) =
-        (Arc::clone(&slots).try_acquire_owned(), futures::FutureExt::now_or_never(listener.accept()))
-    {
-        accept(stream, slot);
+    match listener.into_std() {
+        // Asked directly: the runtime knows of a new connection only some time after the kernel.
+        Ok(listener) => {
+            while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+                let accepted = listener.accept().and_then(|(stream, _)| {
+                    stream.set_nonblocking(true)?;
+                    TcpStream::from_std(stream)
+                });
+                match accepted {
+                    Ok(stream) => accept(stream, slot),
+                    Err(_) => break,
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "connections that wait to be accepted are lost"),
     }
-    drop(listener);
+    tracing::info!(connections = connections.len(), "no longer accepting");
     connections.close();
     timeout(limits.shutdown_timeout, connections.wait()).await.is_ok()
 }

@@ -153,20 +153,14 @@ async fn a_body_that_breaks_off_or_never_ends() -> Result<()> {
 async fn idle_connections_cost_little() -> Result<()> {
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;
-    let before = resident_kib(service.pid())?;
+    let before = service.resident_kib()?;
     let mut idle = Vec::new();
     for _ in 0..500 {
         let mut stream = connect(service.address()).await?;
         assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
         idle.push(stream);
     }
-    let each = (resident_kib(service.pid())? - before) / 500;
+    let each = (service.resident_kib()? - before) / 500;
     assert!(each < 64, "{each} KiB for each idle connection");
     Ok(())
-}
-
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
 }

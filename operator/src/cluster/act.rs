@@ -9,6 +9,7 @@ use kube::api::DeleteParams;
 use tracing::{info, warn};
 
 use super::certificates::Certificates;
+use super::instance::Instance;
 use super::observe::Observed;
 use super::patroni::client::{Address, Client};
 use super::patroni::config;
@@ -94,11 +95,18 @@ async fn take(
 async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Result<bool, Error> {
     let mut changed = false;
     for (&group, there) in &observed.groups {
-        let Some(primary) = there.primary().filter(|primary| primary.is_ready) else { continue };
+        // Any Patroni takes it, even while PostgreSQL does not start: so a value that it does not start with can be
+        // taken back.
+        let reachable = |instance: &&Instance| !instance.is_terminating && !instance.patroni.state.is_empty();
+        let Some(instance) = there.primary().or_else(|| there.instances.iter().find(reachable)) else {
+            continue;
+        };
         let Some(current) = &there.configuration else { continue };
         if let Some(change) = config::difference(current, &config::dynamic(target, group)) {
-            info!(%group, namespace = target.names.namespace(), %change, "changing the dynamic configuration");
-            patroni.configure(&address(&target.names, group, &primary.pod), &change).await?;
+            // Names only: a value may be somebody's secret.
+            let keys = config::keys(&change);
+            info!(%group, namespace = target.names.namespace(), ?keys, "changing the dynamic configuration");
+            patroni.configure(&address(&target.names, group, &instance.pod), &change).await?;
             changed = true;
         }
     }

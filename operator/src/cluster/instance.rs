@@ -17,7 +17,7 @@ pub struct Instance {
     pub ordinal: i32,
     /// The revision of its template.
     pub revision: Option<String>,
-    /// Patroni labels it as the primary.
+    /// Patroni labels it as the primary; see [`ObservedGroup::primary`](super::observe::ObservedGroup::primary).
     pub is_primary: bool,
     /// It passes its readiness probe.
     pub is_ready: bool,

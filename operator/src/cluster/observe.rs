@@ -52,6 +52,8 @@ pub struct ObservedGroup {
     pub instances: Vec<Instance>,
     /// What Patroni wrote once the database existed: its system identifier.
     pub system_identifier: Option<String>,
+    /// The pod that holds Patroni's lock.
+    pub leader: Option<String>,
     /// Patroni's dynamic configuration.
     pub configuration: Option<Value>,
     /// Why its StatefulSet cannot create pods.
@@ -65,10 +67,14 @@ impl ObservedGroup {
         self.system_identifier.as_ref().is_some_and(|identifier| !identifier.is_empty())
     }
 
-    /// The instance that Patroni calls primary.
+    /// The primary: the instance that holds Patroni's lock and knows it.
+    ///
+    /// During a switchover the old primary's label is out of date for a moment, so the label alone says nothing.
     #[must_use]
     pub fn primary(&self) -> Option<&Instance> {
-        self.instances.iter().find(|instance| instance.is_primary && !instance.is_terminating)
+        self.instances.iter().find(|instance| {
+            instance.is_primary && !instance.is_terminating && self.leader.as_ref() == Some(&instance.pod)
+        })
     }
 }
 
@@ -161,16 +167,14 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         }
     }
     for map in &maps {
-        let Some(group) =
-            group_of(map).filter(|group| names.patroni_state(*group, "config") == map.name_any())
-        else {
-            continue;
-        };
-        if let Some(group) = observed.groups.get_mut(&group) {
-            let annotations = map.annotations();
+        let Some(name) = group_of(map) else { continue };
+        let Some(group) = observed.groups.get_mut(&name) else { continue };
+        let annotations = map.annotations();
+        if map.name_any() == names.patroni_state(name, "config") {
             group.system_identifier = annotations.get("initialize").cloned();
-            group.configuration =
-                annotations.get("config").and_then(|config| serde_json::from_str(config).ok());
+            group.configuration = annotations.get("config").and_then(|text| serde_json::from_str(text).ok());
+        } else if map.name_any() == names.patroni_state(name, "leader") {
+            group.leader = annotations.get("leader").cloned();
         }
     }
     for claim in &claims {

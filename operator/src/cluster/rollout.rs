@@ -97,9 +97,9 @@ pub fn next(groups: &BTreeMap<Group, (&ObservedGroup, i32)>, now: Timestamp) -> 
 
 /// What would be done in a group if everything were ready.
 fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
-    let (primaries, standbys): (Vec<&Instance>, Vec<&Instance>) =
-        group.instances.iter().partition(|instance| instance.is_primary);
-    let primary = primaries.first().copied();
+    let primary = group.primary();
+    let is_standby = |instance: &&Instance| primary.is_none_or(|primary| primary.pod != instance.pod);
+    let standbys: Vec<&Instance> = group.instances.iter().filter(is_standby).collect();
     let switch = |to: Option<&Instance>| {
         let (from, to) = (primary?, to?);
         Some(Step::SwitchOver { group: name, from: from.pod.clone(), to: to.pod.clone() })

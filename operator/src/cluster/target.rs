@@ -133,16 +133,17 @@ impl GroupTarget {
     /// - Before the database exists, one instance runs, so that there is no race to make it.
     /// - Volumes that outlived an earlier cluster of the same name are adopted. If there are several, the newest data
     ///   may be on any of them: all of these instances start, and none may make a new database.
-    /// - An instance is taken away only once the primary is not among those that go.
+    /// - Instances are taken away, and their volumes with them, only while one that stays is certainly the primary.
     #[must_use]
     pub fn new(asked: i32, group: Option<&ObservedGroup>, highest_claim: Option<i32>) -> Self {
         let highest_claim = highest_claim.unwrap_or(0);
         if !group.is_some_and(ObservedGroup::is_initialized) {
             return Self { replicas: highest_claim + 1, bootstrap: highest_claim == 0 };
         }
-        let primary = group.and_then(ObservedGroup::primary).map_or(0, |instance| instance.ordinal);
         let now = group.map_or(asked, |group| group.replicas);
-        let replicas = if asked < now && primary >= asked { now } else { asked };
-        Self { replicas, bootstrap: true }
+        let stays = group.and_then(ObservedGroup::primary).is_some_and(|primary| {
+            primary.is_ready && primary.ordinal < asked && primary.patroni.state == "running"
+        });
+        Self { replicas: if asked >= now || stays { asked } else { now }, bootstrap: true }
     }
 }

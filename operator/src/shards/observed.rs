@@ -26,6 +26,15 @@ impl Observed {
             Node::Down(_) => None,
         }
     }
+
+    /// Takes over the sizes that were measured `before`, where they were not measured this time.
+    pub fn keep_sizes(&mut self, before: &Self) {
+        for (group, node) in &mut self.nodes {
+            if let Node::Up(facts) = node {
+                facts.bytes = facts.bytes.or(before.facts(*group).and_then(|facts| facts.bytes));
+            }
+        }
+    }
 }
 
 /// One group's primary.

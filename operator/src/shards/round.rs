@@ -81,7 +81,7 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
                 Ok(Ok(session)) => {
                     lock = Some(session);
                     // What was seen without the lock may have been changed by whoever held it.
-                    look_again(&mut round, wanted, sessions, sizes).await;
+                    look_again(&mut round, wanted, sessions).await;
                 }
                 Ok(Err(holder)) => {
                     round.held = Some((step, holder));
@@ -102,7 +102,7 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
             Ok(()) => round.performed.push(step),
             Err(error) => round.failed.push((step, error)),
         }
-        look_again(&mut round, wanted, sessions, sizes).await;
+        look_again(&mut round, wanted, sessions).await;
     }
     if let Some(session) = lock {
         give_back(&session, sessions).await;
@@ -147,8 +147,11 @@ fn next(round: &Round) -> Option<Step> {
     round.plan.steps.iter().find(|step| !tried(step)).cloned()
 }
 
-async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions, sizes: Sizes) {
-    round.observed = observe(sessions, wanted, sizes).await;
+async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions) {
+    let mut observed = observe(sessions, wanted, Sizes::Skip).await;
+    // Measuring asks for every shard's files: once per round is enough.
+    observed.keep_sizes(&round.observed);
+    round.observed = observed;
     round.plan = plan(wanted, sessions.topology(), &round.observed);
 }
 

@@ -9,7 +9,7 @@ pub struct Wanted {
     pub workers: u32,
     /// Shards of each colocation group.
     pub shard_count: i32,
-    /// The shard policy.
+    /// The shard policy: the tables of dialog-api, and those that the resource adds.
     pub tables: Vec<Table>,
 }
 
@@ -19,7 +19,7 @@ impl From<&DialogClusterSpec> for Wanted {
             // The schema keeps the count within 0 and 99.
             workers: u32::try_from(spec.workers.count).unwrap_or(0),
             shard_count: spec.sharding.shard_count,
-            tables: spec.sharding.tables.clone(),
+            tables: [Table::dialog_api(), spec.sharding.tables.clone()].concat(),
         }
     }
 }

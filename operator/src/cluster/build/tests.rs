@@ -9,7 +9,9 @@ use serde_json::json;
 use super::*;
 use crate::api::DialogCluster;
 use crate::cluster::certificates::Secrets;
+use crate::cluster::instance::{Instance, Member};
 use crate::cluster::observe::{Claim, Observed, ObservedGroup};
+use crate::cluster::target::GroupTarget;
 use crate::context::Settings;
 use crate::names::Group;
 
@@ -138,9 +140,9 @@ fn every_object_belongs_to_its_cluster() {
     let count = text.matches("\"ownerReferences\":[{").count();
     let objects: usize = text.matches("\"controller\":true").count();
     assert_eq!((count, objects), (count, count));
-    // Coordinator and worker: 6 Secrets, 9 ConfigMaps, 2 ServiceAccounts, 2 for RBAC, 7 Services, 2 StatefulSets,
+    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 2 ServiceAccounts, 2 for RBAC, 7 Services, 2 StatefulSets,
     // Deployment, Ingress, and budgets for the coordinator and dialog-api.
-    assert_eq!(count, 6 + 9 + 2 + 2 + 7 + 2 + 1 + 1 + 2);
+    assert_eq!(count, 8 + 9 + 2 + 2 + 7 + 2 + 1 + 1 + 2);
 }
 
 fn replicas(objects: &Objects) -> Vec<i32> {
@@ -169,6 +171,33 @@ fn volumes_that_outlived_a_cluster_are_adopted_and_nobody_may_make_a_new_databas
     let adopted = objects(&full(), &observed);
     assert_eq!(replicas(&adopted), [2, 1]);
     assert!(!may_bootstrap(&adopted, Group::Coordinator) && may_bootstrap(&adopted, Group::Worker(0)));
+}
+
+#[test]
+fn an_instance_is_taken_away_only_while_one_that_stays_is_certainly_the_primary() {
+    let instance = |ordinal: i32, is_primary: bool| Instance {
+        pod: format!("chat-coordinator-{ordinal}"),
+        ordinal,
+        is_primary,
+        is_ready: true,
+        patroni: Member { state: "running".to_owned(), ..Member::default() },
+        ..Instance::default()
+    };
+    let group = |label: i32, leader: i32| ObservedGroup {
+        replicas: 2,
+        system_identifier: Some("7".to_owned()),
+        leader: Some(format!("chat-coordinator-{leader}")),
+        instances: vec![instance(0, label == 0), instance(1, label == 1)],
+        ..ObservedGroup::default()
+    };
+    let replicas = |group: &ObservedGroup| GroupTarget::new(1, Some(group), Some(1)).replicas;
+    assert_eq!(replicas(&group(0, 0)), 1);
+    assert_eq!(replicas(&group(1, 1)), 2);
+    // In the middle of a switchover the label is of the old primary.
+    assert_eq!(replicas(&group(0, 1)), 2);
+    let mut starting = group(0, 0);
+    starting.instances[0].patroni.state = "starting".to_owned();
+    assert_eq!(replicas(&starting), 2);
 }
 
 #[test]

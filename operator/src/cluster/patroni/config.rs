@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::cluster::build::meta;
-use crate::cluster::build::pod::TLS_DIRECTORY;
+use crate::cluster::build::pod::{PATRONI_TLS_DIRECTORY, TLS_DIRECTORY};
 use crate::cluster::certificates::{API, CA, CERTIFICATE, KEY, NODE, OPERATOR};
 use crate::cluster::target::Target;
 use crate::names::{Group, PATRONI_PORT, POSTGRES_PORT, ROLE_LABEL, SCOPE_LABEL};
@@ -51,6 +51,7 @@ fn text(value: &Value) -> String {
 fn local_part(target: &Target, group: Group) -> Map<String, Value> {
     let names = &target.names;
     let tls = |file: &str| format!("{TLS_DIRECTORY}/{file}");
+    let commander = |file: &str| format!("{PATRONI_TLS_DIRECTORY}/{file}");
     let role = |name: &str| {
         json!({
             "username": name,
@@ -78,11 +79,12 @@ fn local_part(target: &Target, group: Group) -> Map<String, Value> {
             "listen": format!("0.0.0.0:{PATRONI_PORT}"),
             "certfile": tls(CERTIFICATE),
             "keyfile": tls(KEY),
-            "cafile": tls(CA),
-            // Probes of the kubelet have no certificate; whoever changes something needs one.
+            // Probes of the kubelet have no certificate; whoever changes something needs one of this authority, which
+            // is not the one of the databases: dialog-api has a certificate of that.
+            "cafile": commander(CA),
             "verify_client": "optional",
         },
-        "ctl": { "cacert": tls(CA), "certfile": tls(CERTIFICATE), "keyfile": tls(KEY) },
+        "ctl": { "cacert": tls(CA), "certfile": commander(CERTIFICATE), "keyfile": commander(KEY) },
         "log": { "level": "INFO", "deduplicate_heartbeat_logs": true },
         "watchdog": { "mode": "off" },
         "postgresql": {
@@ -227,6 +229,17 @@ pub fn difference(current: &Value, desired: &Value) -> Option<Value> {
     patch(current, desired, false)
 }
 
+/// The names of what a change changes, such as `postgresql.parameters.work_mem`.
+#[must_use]
+pub fn keys(change: &Value) -> Vec<String> {
+    let Value::Object(entries) = change else { return Vec::new() };
+    let below = |(key, value): (&String, &Value)| match keys(value) {
+        below if below.is_empty() => vec![key.clone()],
+        below => below.into_iter().map(|name| format!("{key}.{name}")).collect(),
+    };
+    entries.iter().flat_map(below).collect()
+}
+
 fn patch(current: &Value, desired: &Value, only_desired: bool) -> Option<Value> {
     let (Value::Object(now), Value::Object(wanted)) = (current, desired) else {
         return (current != desired).then(|| desired.clone());
@@ -261,6 +274,11 @@ mod tests {
         assert_eq!(
             difference(&current, &desired),
             Some(json!({"ttl": 20, "postgresql": {"parameters": {"b": "2", "c": null}}}))
+        );
+        let names = ["postgresql.parameters.b", "postgresql.parameters.c", "ttl"];
+        assert_eq!(
+            difference(&current, &desired).map(|change| keys(&change)),
+            Some(names.map(str::to_owned).to_vec())
         );
         assert_eq!(difference(&Value::Null, &desired), Some(desired));
     }

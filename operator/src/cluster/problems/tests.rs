@@ -55,6 +55,7 @@ fn serving() -> Observed {
     let group = ObservedGroup {
         replicas: 1,
         system_identifier: Some("1".to_owned()),
+        leader: Some("chat-coordinator-0".to_owned()),
         instances: vec![primary],
         ..ObservedGroup::default()
     };

@@ -181,7 +181,7 @@ impl Truth {
                 self.member(*group).unwrap().should_have_shards = *value;
                 assert!(self.members.iter().any(|member| member.should_have_shards), "nobody holds shards");
             }
-            Step::CreateReferenceTable { table } => {
+            Step::CreateReferenceTable { table, .. } => {
                 let group_ids = self.members.iter().map(|member| member.group_id).collect();
                 self.tables.get_mut(table).unwrap().spread = Spread::Reference { group_ids };
             }

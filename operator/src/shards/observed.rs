@@ -1,6 +1,6 @@
 //! What the servers said: one value, read at one time, from which everything is decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::topology::Topology;
 use crate::names::Group;
@@ -15,6 +15,8 @@ pub struct Observed {
     pub catalog: Option<Catalog>,
     /// The tables of the policy that exist in the coordinator's database, by name.
     pub tables: BTreeMap<String, Table>,
+    /// The groups that have servers in Kubernetes, asked for or not, registered or not.
+    pub existing: BTreeSet<Group>,
 }
 
 impl Observed {

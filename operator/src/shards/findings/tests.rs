@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::api::DialogClusterSpec;
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, Finding, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, Finding, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
+    WAL_LEVEL_LOGICAL,
 };
 use crate::names::{Group, Names};
 use crate::pg::Endpoint;
@@ -65,6 +66,7 @@ fn at_rest() -> Observed {
             operations: vec![],
         }),
         tables: tables.collect(),
+        existing: groups.into(),
     }
 }
 
@@ -266,4 +268,23 @@ fn balance_is_counted_in_what_moves_together() {
     assert_eq!(say(BALANCED, spread([26, 24])).1, "Uneven");
     let (status, reason, _) = say(BALANCED, |observed| catalog(observed).placements.clear());
     assert_eq!((status, reason), ("Unknown", "NoShards"));
+}
+
+#[test]
+fn a_group_too_many_is_named_before_it_is_registered_and_while_nothing_answers() {
+    assert_eq!(say(SCALE_IN_BLOCKED, |_| {}).0, "False");
+    let (status, reason, message) = say(SCALE_IN_BLOCKED, |observed| {
+        observed.existing.insert(Group::Worker(3));
+    });
+    assert_eq!((status, reason), ("True", "NotSupported"));
+    assert!(message.contains("there are worker-3 (not registered) as well"), "{message}");
+    assert!(message.contains("set the count to 4"), "{message}");
+
+    let (status, _, message) = say(SCALE_IN_BLOCKED, |observed| {
+        observed.existing.insert(Group::Worker(1));
+        observed.nodes.insert(Group::Coordinator, Node::Down("refused".to_owned()));
+        observed.catalog = None;
+    });
+    assert_eq!(status, "True");
+    assert!(message.contains("there are worker-1 as well"), "{message}");
 }

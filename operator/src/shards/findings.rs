@@ -13,6 +13,8 @@ use crate::condition::{
 };
 use crate::names::Group;
 
+mod parameters;
+
 const NO_CITUS: &str = "the cluster has no Citus: see the condition CitusAvailable";
 
 /// The conditions of this controller, in a fixed order.
@@ -21,6 +23,7 @@ pub(super) fn of(world: &World<'_>, tables: &Report, draft: &Draft) -> Vec<Findi
         citus_available(world, draft),
         metadata_synced(world, draft),
         wal_level_logical(world),
+        parameters::applied(world),
         schema_distributed(world, tables, draft),
         balanced(world),
         scale_in_blocked(world),

@@ -1,5 +1,6 @@
 //! One round of the controller: observe, plan, act, one step at a time and each from a fresh look.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::act::{self, perform};
@@ -63,9 +64,17 @@ impl Round {
     }
 }
 
-/// Observes, plans and acts until nothing more can be done now, or `most` steps are done.
-pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usize) -> Round {
-    let observed = observe(sessions, wanted, sizes).await;
+/// Observes, plans and acts until nothing more can be done now, or `most` steps are done. `existing` are the groups that
+/// have servers in Kubernetes.
+pub async fn round(
+    wanted: &Wanted,
+    existing: &BTreeSet<Group>,
+    sessions: &Sessions,
+    sizes: Sizes,
+    most: usize,
+) -> Round {
+    let mut observed = observe(sessions, wanted, sizes).await;
+    observed.existing.clone_from(existing);
     let plan = plan(wanted, sessions.topology(), &observed);
     let mut round =
         Round { observed, plan, performed: Vec::new(), failed: Vec::new(), held: None, long: None };
@@ -151,6 +160,7 @@ async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions) {
     let mut observed = observe(sessions, wanted, Sizes::Skip).await;
     // Measuring asks for every shard's files: once per round is enough.
     observed.keep_sizes(&round.observed);
+    observed.existing.clone_from(&round.observed.existing);
     round.observed = observed;
     round.plan = plan(wanted, sessions.topology(), &round.observed);
 }

@@ -359,7 +359,7 @@ prop_compose! {
         }
         let nodes = if on_coordinator { vec![0; 48] } else { vec![1; 48] };
         let colocation = BTreeMap::from([(1, nodes.clone()), (2, nodes)]);
-        (Wanted { workers, shard_count: 48, tables: policy }, Truth { topology, servers, members, tables, colocation })
+        (Wanted { workers, shard_count: 48, tables: policy, parameters: BTreeMap::new() }, Truth { topology, servers, members, tables, colocation })
     }
 }
 

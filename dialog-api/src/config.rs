@@ -16,9 +16,10 @@ pub enum LogFormat {
 /// Whether the tables have to be distributed by Citus before requests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Distribution {
-    /// Wait for distributed tables if the citus extension is installed in the database.
+    /// If the citus extension is installed in the database, wait until empty tables are distributed; serve
+    /// tables that hold rows already as they are.
     Auto,
-    /// Wait for the citus extension and for distributed tables.
+    /// Wait for the citus extension and until all tables are distributed.
     Required,
     /// Do not look.
     Off,

@@ -12,12 +12,12 @@ use dialog_api::{database::statements::Sql, dialogs::Pair, migrations::TABLES};
 use futures::StreamExt as _;
 use testbed::{
     certificates::Authority,
-    postgres::{Server, citus_or_skip},
+    postgres::{Server, Shutdown, citus_or_skip},
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
-use crate::support::{Load, Service, service::SOON};
+use crate::support::{Load, Service, User, service::SOON};
 
 const SHARDS: i32 = 12;
 
@@ -180,6 +180,50 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     assert_eq!(client.send(&carol, &dan, "after").await?.status, 200);
     assert_eq!(client.texts(&dan, &carol).await?, ["after"]);
     Ok(())
+}
+
+/// One worker of two is away: what it holds is answered 503, never 500, and comes back by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_crashes_and_recovers() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::new().await?;
+    let directory = tempfile::tempdir()?;
+    let service = cluster.service(directory.path(), &["--database-timeout", "1s"])?;
+    wait_for_undistributed_tables(&service).await?;
+    cluster.distribute().await?;
+    service.wait_until_ready().await?;
+    let load = Load::start(&service, 8).await?;
+    load.acknowledge(200).await?;
+
+    cluster.workers[0].stop(Shutdown::Immediate)?;
+    // Its shards are half of all: soon somebody asks for one.
+    let (client, deadline) = (service.client(), std::time::Instant::now() + SOON);
+    let refused = loop {
+        let stranger = User::unknown();
+        let login = serde_json::json!({"id": stranger.id, "password": "x"});
+        let response = client.post("/login", &login).await?;
+        if response.status != 404 {
+            break response;
+        }
+        assert!(std::time::Instant::now() < deadline, "nobody notices");
+    };
+    refused.assert_error(503);
+
+    cluster.workers[0].start()?;
+    let deadline = std::time::Instant::now() + SOON;
+    for pair in 0..8 {
+        // Half of these live on the worker that was away.
+        while client.user(&format!("user {pair}")).await.is_err() {
+            assert!(std::time::Instant::now() < deadline, "it does not recover\n{}", service.log_text());
+        }
+    }
+    load.acknowledge(200).await?;
+    let ledger = load.stop().await?;
+    let only_503 = ledger.refused.keys().all(|status| *status == 503);
+    assert!(only_503 && !ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
+    ledger.check(&cluster.coordinator.connect("dialog").await?).await
 }
 
 async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {

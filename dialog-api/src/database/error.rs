@@ -69,13 +69,12 @@ fn verdict_of_state(state: &str, message: &str) -> Verdict {
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25006" | "26000" => Verdict::TryElsewhere,
         "0A000" if message.contains("cached plan") => Verdict::TryElsewhere,
         // Serialization failure (also a shard that was split meanwhile), deadlock, lock or statement timeout.
-        "40001" | "40P01" | "55P03" | "57014" => Verdict::TryAgain,
+        // Internal errors: by that state Citus reports a connection to a worker that breaks in the middle of
+        // a statement, and a placement or shard that its metadata no longer know; PostgreSQL what a statement
+        // sees of DDL beside it ("cache lookup failed", "could not open relation").
+        "40001" | "40P01" | "55P03" | "57014" | "XX000" => Verdict::TryAgain,
         // A shard that was moved or split between plan and execution, and is gone where it was.
         "42P01" if is_about_a_shard(message) => Verdict::TryAgain,
-        // Internal errors. Citus reports a connection to a worker that breaks in the middle of a statement
-        // by this state, and a placement or shard that its metadata no longer know; PostgreSQL what a
-        // statement sees of DDL beside it ("cache lookup failed", "could not open relation").
-        "XX000" => Verdict::TryAgain,
         // A connection between the nodes of a Citus cluster; disk, memory or connections exhausted.
         _ if state.starts_with("08") || state.starts_with("53") => Verdict::TryAgain,
         _ => Verdict::Refused,

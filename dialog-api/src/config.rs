@@ -148,7 +148,7 @@ pub struct Limits {
     #[arg(long, env = "DIALOG_API_BODY_LIMIT", default_value_t = 65_536)]
     pub body_limit: usize,
 
-    /// Open connections; more wait to be accepted
+    /// Open connections; for one more, the connection that has been idle longest ends, or it waits
     #[arg(long, env = "DIALOG_API_MAX_CONNECTIONS", default_value_t = 8_192,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,

@@ -5,7 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::{Context as _, Result};
 use dialog_api::{database::statements::Sql, dialogs::Pair, migrations::TABLES};
@@ -195,6 +199,14 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     cluster.distribute().await?;
     service.wait_until_ready().await?;
     let load = Load::start(&service, 8).await?;
+    load.acknowledge(200).await?;
+
+    // A session of a worker dies without a word, and takes all others of the worker with it.
+    let postgres = cluster.workers[0].connect("postgres").await?;
+    let session = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'citus_internal%'
+                   ORDER BY state = 'active' DESC LIMIT 1";
+    let pid: i32 = postgres.query_one(session, &[]).await?.get(0);
+    assert!(Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status()?.success());
     load.acknowledge(200).await?;
 
     cluster.workers[0].stop(Shutdown::Immediate)?;

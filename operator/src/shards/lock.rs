@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 use crate::pg::{self, Session};
 
 /// The two keys of the lock: `dial` in ASCII, and its number.
-const KEYS: (i32, i32) = (1_684_631_916, 1);
+pub const KEYS: (i32, i32) = (1_684_631_916, 1);
 
 /// Who holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,4 +58,12 @@ pub async fn try_acquire(session: &Session) -> Result<Option<Holder>, pg::Error>
 pub async fn release(session: &Session) -> Result<(), pg::Error> {
     let keys: [pg::Parameter<'_>; 2] = [(&KEYS.0, Type::INT4), (&KEYS.1, Type::INT4)];
     session.query("SELECT pg_advisory_unlock($1, $2)", &keys).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn dialog_api_asks_for_the_same_lock() {
+        assert_eq!(super::KEYS, dialog_api::migrations::TOPOLOGY_LOCK);
+    }
 }

@@ -1,6 +1,7 @@
 //! Servers that are away, not as they should be, or in somebody else's hands.
 
 use anyhow::{Result, bail};
+use dialog_api::migrations::TOPOLOGY_LOCK;
 use dialog_operator::api::NodeState;
 use dialog_operator::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
@@ -68,6 +69,11 @@ async fn a_coordinator_that_is_away_stops_every_change() -> Result<()> {
     Ok(())
 }
 
+/// A call of `function` with the keys that dialog-api locks.
+fn topology_lock(function: &str) -> String {
+    format!("SELECT {function}({}, {})", TOPOLOGY_LOCK.0, TOPOLOGY_LOCK.1)
+}
+
 #[tokio::test]
 async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
     needs_citus!();
@@ -79,7 +85,7 @@ async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
     let other = world.ask_client(Group::Coordinator).await?;
     let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     other
-        .batch_execute("SET application_name = 'dialog-api'; SELECT pg_advisory_lock(1684631916, 1)")
+        .batch_execute(&format!("SET application_name = 'dialog-api'; {}", topology_lock("pg_advisory_lock")))
         .await?;
     let round = world.round(&wanted).await?;
     assert!(round.performed.is_empty(), "{:?}", round.performed);
@@ -90,12 +96,15 @@ async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
     assert_eq!((status, reason), ("False", "TopologyLocked"));
     assert!(message.contains(&format!("held by dialog-api (pid {pid}")), "{message}");
 
-    other.batch_execute("SELECT pg_advisory_unlock(1684631916, 1)").await?;
+    other.batch_execute(&topology_lock("pg_advisory_unlock")).await?;
     let round = world.round(&wanted).await?;
     assert!(round.held.is_none() && round.is_settled(), "{round:?}");
     // And the operator has given it back.
-    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1684631916";
-    assert_eq!(world.number(Group::Coordinator, locks).await?, 0);
+    let locks = format!(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {}",
+        TOPOLOGY_LOCK.0
+    );
+    assert_eq!(world.number(Group::Coordinator, &locks).await?, 0);
     Ok(())
 }
 
@@ -176,9 +185,10 @@ async fn an_operation_that_outlived_its_operator_is_waited_for() -> Result<()> {
     // A session as the operator leaves it behind, in the middle of its statement, with the lock.
     let left = world.ask_client(Group::Coordinator).await?;
     let pid: i32 = left.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-    left.batch_execute(
-        "SET application_name = 'dialog-operator: distribute messages'; SELECT pg_advisory_lock(1684631916, 1)",
-    )
+    left.batch_execute(&format!(
+        "SET application_name = 'dialog-operator: distribute messages'; {}",
+        topology_lock("pg_advisory_lock")
+    ))
     .await?;
     let blocker = world.ask_client(Group::Coordinator).await?;
     blocker.batch_execute("SELECT pg_advisory_lock(42)").await?;

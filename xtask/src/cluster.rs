@@ -282,12 +282,23 @@ fn timeout() -> String {
     format!("--timeout={}s", PATIENCE.as_secs())
 }
 
+/// How often the engine is asked to remove the containers before that counts as failed; about a minute.
+const REMOVALS: u32 = 6;
+
 /// Containers with their volumes, and networks.
 fn remove_everything(engine: &Engine, log: &Log) -> Result<()> {
-    let containers = command::output(engine.docker().args(["ps", "--all", "--quiet"]))?;
-    if !containers.is_empty() {
-        command::run(engine.docker().args(["rm", "--force", "--volumes"]).args(containers.lines()), log)?;
+    // The engine waits ten seconds for a killed container to end. The hundreds of processes of a node can take longer
+    // on a busy machine, so it is asked again.
+    let mut removed = Ok(());
+    for _ in 0..REMOVALS {
+        let containers = command::output(engine.docker().args(["ps", "--all", "--quiet"]))?;
+        if containers.is_empty() {
+            break;
+        }
+        removed =
+            command::run(engine.docker().args(["rm", "--force", "--volumes"]).args(containers.lines()), log);
     }
+    removed?;
     command::run(engine.docker().args(["network", "prune", "--force"]), log)
 }
 

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::DeleteParams;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::certificates::Certificates;
 use super::instance::Instance;
@@ -42,39 +42,52 @@ pub async fn act(
     certificates: &Certificates,
     step: Step,
 ) -> Result<Step, Error> {
+    let names = &target.names;
+    // Needs no Patroni, and may be what it takes to be understood by it: its certificates are mounted at the start.
+    if let Step::Replace { pod, why } = &step {
+        replace(context, names, pod, why).await?;
+        return Ok(step);
+    }
     let patroni = Client::new(certificates)?;
+    if let Step::SwitchOver { group, from, to } = &step {
+        info!(%group, %from, %to, namespace = names.namespace(), "switching over");
+        let switched = patroni.switch_over(&address(names, *group, from), to).await;
+        let outdated = observed.groups.get(group).is_some_and(|group| group.is_outdated(from));
+        return match switched {
+            // It is to be restarted anyway, and hands over when it is stopped.
+            Err(error) if outdated => {
+                warn!(%error, "cannot switch over first");
+                replace(context, names, from, "it does not take orders").await.map(|()| step)
+            }
+            result => result.map(|()| step),
+        };
+    }
     if configure(&patroni, target, observed).await? {
         return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
     }
-    let names = &target.names;
-    match &step {
-        Step::Nothing | Step::Wait(_) | Step::Helpless { .. } => {}
-        Step::Replace { pod, why } => {
-            info!(%pod, namespace = names.namespace(), why, "replacing an instance");
-            let pods: Api<Pod> = Api::namespaced(context.client.clone(), names.namespace());
-            match pods.delete(pod, &DeleteParams::default()).await {
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                result => result.map(drop).map_err(Error::kubernetes("delete", format!("Pod {pod}")))?,
-            }
+    if let Step::Restart { group, pod, parameters } = &step {
+        let instance = address(names, *group, pod);
+        let report = patroni.report(&instance).await?;
+        let configured = observed.groups.get(group).and_then(|group| group.configured);
+        if report.pending_restart && restarted_since(report.started(), configured) {
+            return Ok(Step::Helpless { pod: pod.clone(), parameters: parameters.clone() });
         }
-        Step::SwitchOver { group, from, to } => {
-            info!(%group, %from, %to, namespace = names.namespace(), "switching over");
-            patroni.switch_over(&address(names, *group, from), to).await?;
-        }
-        Step::Restart { group, pod, parameters } => {
-            let instance = address(names, *group, pod);
-            let report = patroni.report(&instance).await?;
-            let configured = observed.groups.get(group).and_then(|group| group.configured);
-            if report.pending_restart && restarted_since(report.started(), configured) {
-                return Ok(Step::Helpless { pod: pod.clone(), parameters: parameters.clone() });
-            }
-            if report.pending_restart {
-                info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
-                patroni.restart(&instance).await?;
-            }
+        if report.pending_restart {
+            info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
+            patroni.restart(&instance).await?;
         }
     }
     Ok(step)
+}
+
+/// Deletes a pod; its StatefulSet makes it anew.
+async fn replace(context: &Context, names: &Names, pod: &str, why: &str) -> Result<(), Error> {
+    info!(%pod, namespace = names.namespace(), why, "replacing an instance");
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), names.namespace());
+    match pods.delete(pod, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result.map(drop).map_err(Error::kubernetes("delete", format!("Pod {pod}"))),
+    }
 }
 
 /// Whether PostgreSQL was started after its configuration was changed last.

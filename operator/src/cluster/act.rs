@@ -20,6 +20,9 @@ use crate::names::{Group, Names};
 /// A change and a restart are this far apart at least before the one is said not to have helped the other.
 const APART: SignedDuration = SignedDuration::from_secs(5);
 
+/// After this time Patroni has noticed a change of its configuration.
+const NOTICED: SignedDuration = SignedDuration::from_secs(15);
+
 /// The next step of an update.
 #[must_use]
 pub fn next(target: &Target, observed: &Observed, now: Timestamp) -> Step {
@@ -41,6 +44,7 @@ pub async fn act(
     observed: &Observed,
     certificates: &Certificates,
     step: Step,
+    now: Timestamp,
 ) -> Result<Step, Error> {
     let names = &target.names;
     // Needs no Patroni, and may be what it takes to be understood by it: its certificates are mounted at the start.
@@ -62,7 +66,9 @@ pub async fn act(
             result => result.map(|()| step),
         };
     }
-    if configure(&patroni, target, observed).await? {
+    let changed = configure(&patroni, target, observed).await?;
+    if changed || step == Step::Nothing && observed.groups.values().any(|group| is_new(group.configured, now))
+    {
         return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
     }
     if let Step::Restart { group, pod, parameters } = &step {
@@ -90,6 +96,11 @@ async fn replace(context: &Context, names: &Names, pod: &str, why: &str) -> Resu
     }
 }
 
+/// Whether Patroni may not have said yet what a change of its configuration asks for: it looks every few seconds.
+fn is_new(configured: Option<Timestamp>, now: Timestamp) -> bool {
+    configured.is_some_and(|at| now.duration_since(at).abs() < NOTICED)
+}
+
 /// Whether PostgreSQL was started after its configuration was changed last.
 fn restarted_since(started: Option<Timestamp>, configured: Option<Timestamp>) -> bool {
     let (Some(started), Some(configured)) = (started, configured) else { return false };
@@ -101,11 +112,14 @@ async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Re
     let mut changed = false;
     for (&group, there) in &observed.groups {
         // Any Patroni takes it, even while PostgreSQL does not start: so a value that it does not start with can be
-        // taken back.
-        let reachable = |instance: &&Instance| !instance.is_terminating && !instance.patroni.state.is_empty();
-        let Some(instance) = there.primary().or_else(|| there.instances.iter().find(reachable)) else {
-            continue;
+        // taken back. One that is to be replaced may have certificates that do not match any more.
+        let listens = |instance: &&Instance| {
+            !instance.is_terminating
+                && !instance.patroni.state.is_empty()
+                && !there.is_outdated(&instance.pod)
         };
+        let primary = there.primary().filter(listens);
+        let Some(instance) = primary.or_else(|| there.instances.iter().find(listens)) else { continue };
         let Some(current) = &there.configuration else { continue };
         if let Some(change) = config::difference(current, &config::dynamic(target, group)) {
             // Names only: a value may be somebody's secret.
@@ -133,6 +147,7 @@ mod tests {
         assert!(!restarted_since(at(100), at(200)));
         assert!(!restarted_since(at(202), at(200)));
         assert!(restarted_since(at(206), at(200)));
+        assert!(is_new(at(190), at(200).unwrap()) && !is_new(at(180), at(200).unwrap()));
         assert!(!restarted_since(None, at(200)) && !restarted_since(at(200), None));
     }
 }

@@ -16,15 +16,19 @@ pub enum LogFormat {
 /// Whether the tables have to be distributed by Citus before requests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Distribution {
-    /// Wait for distributed tables if the citus extension is installed in the database.
+    /// If the citus extension is installed in the database, wait until empty tables are distributed; serve
+    /// tables that hold rows already as they are.
     Auto,
-    /// Wait for the citus extension and for distributed tables.
+    /// Wait for the citus extension and until all tables are distributed.
     Required,
     /// Do not look.
     Off,
 }
 
 /// Chat HTTP service on PostgreSQL, aware of Citus' shards.
+///
+/// Serves POST `/user/register`, POST `/login`, POST `/dialog/{user_id}/send` and GET `/dialog/{user_id}/list`; a
+/// list is the newest 100 messages of a dialog. See docs/http-api.md.
 ///
 /// Every flag can be given as the environment variable named beside it. Durations are written with their
 /// unit: 500ms, 5s, 24h.
@@ -147,7 +151,7 @@ pub struct Limits {
     #[arg(long, env = "DIALOG_API_BODY_LIMIT", default_value_t = 65_536)]
     pub body_limit: usize,
 
-    /// Open connections; more wait to be accepted
+    /// Open connections; for one more, the connection that has been idle longest ends, or it waits
     #[arg(long, env = "DIALOG_API_MAX_CONNECTIONS", default_value_t = 8_192,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,

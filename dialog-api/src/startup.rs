@@ -95,16 +95,46 @@ async fn missing(client: &Client, distribution: Distribution) -> anyhow::Result<
         return Ok((distribution == Distribution::Required)
             .then(|| "the citus extension in this database (--distribution required)".into()));
     }
-    let tables = TABLES.as_slice();
+    let plain = plain_tables(client).await?;
+    if plain.is_empty() {
+        return Ok(None);
+    }
+    if distribution == Distribution::Auto && any_holds_rows(client, &plain).await? {
+        let tables = plain.join(", ");
+        tracing::warn!(
+            tables,
+            "these tables are not distributed and rows are in them already: served as they are"
+        );
+        return Ok(None);
+    }
+    Ok(Some(format!("these tables to be distributed: {}", plain.join(", "))))
+}
+
+/// The service's tables that Citus does not know, in alphabetical order.
+async fn plain_tables(client: &Client) -> anyhow::Result<Vec<String>> {
     let rows = client
         .query(
             "SELECT name FROM unnest($1::text[]) AS name WHERE NOT EXISTS (
                  SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass('public.' || name))
              ORDER BY name",
-            &[&tables],
+            &[&TABLES.as_slice()],
         )
         .await
         .context("read pg_dist_partition")?;
-    let local: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-    Ok((!local.is_empty()).then(|| format!("these tables to be distributed: {}", local.join(", "))))
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Whether any of these tables holds a row.
+///
+/// Waiting spares the copy of rows that come before the distribution. Once there are some nothing is spared,
+/// and the wait could be long: copying them takes its time, the other tables have to queue behind it, and
+/// what is in the way of it may need a person.
+async fn any_holds_rows(client: &Client, tables: &[String]) -> anyhow::Result<bool> {
+    let question: Vec<String> =
+        tables.iter().map(|table| format!("EXISTS (SELECT FROM public.{table})")).collect();
+    let row = client
+        .query_one(&format!("SELECT {}", question.join(" OR ")), &[])
+        .await
+        .context("look for rows in tables that are not distributed")?;
+    Ok(row.get(0))
 }

@@ -224,16 +224,23 @@ pub struct ShardingSpec {
         .message("sharding.shardCount: is immutable; the tables are cut already"))]
     #[serde(default = "defaults::shard_count")]
     pub shard_count: i32,
-    /// The shard policy: which tables are distributed, by which column, and which are colocated. Tables can be added;
-    /// an entry cannot be changed or taken away.
-    #[schemars(length(min = 1, max = 64))]
+    /// The shard policy for tables beside dialog-api's own, which are always distributed: `messages`, `dialogs` and
+    /// `dialog_state` by `dialog_id` in the group `dialog`; `users`, `credentials` and `user_dialogs` by `user_id` in
+    /// the group `user`. Tables can be added; an entry cannot be changed or taken away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[x_kube(validation = Rule::new("oldSelf.all(o, self.exists(n, n == o))")
         .message("sharding.tables: an entry is immutable and cannot be removed; tables can only be added"))]
     #[x_kube(validation = Rule::new("self.all(t, self.all(u, !has(t.group) || !has(u.group) || t.group != u.group \
         || t.column == u.column))")
         .message("sharding.tables: tables of one group must be distributed by the same column"))]
-    #[serde(default = "Table::dialog_api")]
+    #[x_kube(validation = Rule::new("self.all(t, !has(t.group) || (t.group != 'dialog' || t.column == 'dialog_id') \
+        && (t.group != 'user' || t.column == 'user_id'))")
+        .message("sharding.tables: the group dialog goes by the column dialog_id, the group user by user_id"))]
+    #[x_kube(validation = Rule::new("self.all(t, !(t.name in ['messages', 'dialogs', 'dialog_state', 'users', \
+        'credentials', 'user_dialogs', 'schema_migrations']))")
+        .message("sharding.tables: names a table of dialog-api, which the operator distributes by itself"))]
     pub tables: Vec<Table>,
 }
 

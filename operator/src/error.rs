@@ -64,6 +64,9 @@ pub enum Error {
         /// What the library says.
         reason: String,
     },
+    /// A reconciliation ended in a panic: a mistake in this program, kept to the one object.
+    #[error("this is a bug in the operator, please report it: {0}")]
+    Panicked(String),
     /// A reconciliation took longer than its controller allows.
     #[error("no result after {} s; it starts over", .0.as_secs())]
     Deadline(Duration),
@@ -82,6 +85,8 @@ pub enum Class {
     Patroni,
     /// Keys and certificates.
     Certificate,
+    /// A bug in the operator.
+    Panicked,
     /// The reconciliation took too long.
     Deadline,
 }
@@ -96,6 +101,7 @@ impl Class {
             Self::Database => "database",
             Self::Patroni => "patroni",
             Self::Certificate => "certificate",
+            Self::Panicked => "panicked",
             Self::Deadline => "deadline",
         }
     }
@@ -117,6 +123,7 @@ impl Error {
             Self::Database { .. } => Class::Database,
             Self::Patroni { .. } => Class::Patroni,
             Self::Certificate { .. } | Self::Identity { .. } => Class::Certificate,
+            Self::Panicked(_) => Class::Panicked,
             Self::Deadline(_) => Class::Deadline,
         }
     }
@@ -131,6 +138,7 @@ impl Error {
             Self::Database { .. } => "DatabaseError",
             Self::Patroni { .. } => "PatroniError",
             Self::Certificate { .. } | Self::Identity { .. } => "CertificateError",
+            Self::Panicked(_) => "OperatorBug",
             Self::Deadline(_) => "DeadlineExceeded",
         }
     }

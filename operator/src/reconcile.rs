@@ -7,9 +7,11 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::controller::{Action, Error as ControllerError, ReconcileRequest};
@@ -198,7 +200,7 @@ impl<R: Reconciler> Step<R> {
         if let Some(early) = lock(&self.paces).entry(key.clone()).or_default().begin(started) {
             return Ok(Action::requeue(early));
         }
-        let result = tokio::time::timeout(R::DEADLINE, self.attempt(&key))
+        let result = tokio::time::timeout(R::DEADLINE, contained(self.attempt(&key)))
             .await
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
         let (ended, again) = match &result {
@@ -253,6 +255,17 @@ impl<R: Reconciler> Step<R> {
     }
 }
 
+/// Makes a panic an error: a bug that one object brings out must not stop the work on the others.
+///
+/// What it leaves behind is consistent, because nothing is remembered from one reconciliation to the next.
+async fn contained(attempt: impl Future<Output = Result<Outcome, Error>>) -> Result<Outcome, Error> {
+    AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::Panicked(text.unwrap_or_else(|| "it panicked without a message".to_owned())))
+    })
+}
+
 /// At most the 1,024 bytes that the note of an Event may have.
 #[must_use]
 pub fn shorten(note: &str) -> String {
@@ -272,6 +285,15 @@ fn lock(paces: &Paces) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<Watched>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_of_one_reconciliation() {
+        let Err(Error::Panicked(text)) = contained(async { panic!("no {}", "shards") }).await else {
+            panic!("a panic went through");
+        };
+        assert_eq!(text, "no shards");
+        assert_eq!(contained(async { Ok(Outcome::Done) }).await.unwrap(), Outcome::Done);
+    }
 
     #[test]
     fn a_long_note_is_cut_at_a_character() {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kube::{Client, Config};
 use rand::RngExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::cli::Run;
@@ -79,18 +79,14 @@ async fn lead(candidate: Candidate, context: Context, stop: CancellationToken) -
         () = stop.cancelled() => return Ok(()),
     };
     context.metrics.leads(true);
-    let controllers = TaskTracker::new();
-    start(&controllers, &context, &stop);
-    controllers.close();
+    let mut controllers = start(&context, &stop);
 
-    let lost = tokio::select! {
-        lost = leader.keep() => Some(lost),
-        () = stopped(&controllers, &stop) => None,
+    let ended = tokio::select! {
+        reason = leader.keep() => Err(reason.context("lost the lead")),
+        ended = stopped(&mut controllers, &stop) => ended,
     };
     context.metrics.leads(false);
-    if let Some(reason) = lost {
-        return Err(reason.context("lost the lead"));
-    }
+    ended?;
     leader
         .release()
         .await
@@ -99,22 +95,38 @@ async fn lead(candidate: Candidate, context: Context, stop: CancellationToken) -
 }
 
 /// Starts every controller.
-fn start(tasks: &TaskTracker, context: &Context, stop: &CancellationToken) {
+fn start(context: &Context, stop: &CancellationToken) -> JoinSet<()> {
+    let mut controllers = JoinSet::new();
     let cluster = Arc::new(cluster::Controller::new(context.clone()));
     let related = cluster::Controller::related(context);
-    tasks.spawn(reconcile::run(cluster, context.clone(), related, stop.clone()));
+    controllers.spawn(reconcile::run(cluster, context.clone(), related, stop.clone()));
     let shards = Arc::new(shards::Controller::new(context.clone()));
     let related = shards::Controller::related(context);
-    tasks.spawn(reconcile::run(shards, context.clone(), related, stop.clone()));
+    controllers.spawn(reconcile::run(shards, context.clone(), related, stop.clone()));
+    controllers
 }
 
 /// Returns when the controllers have ended after `stop`, or have had time enough to.
-async fn stopped(controllers: &TaskTracker, stop: &CancellationToken) {
-    stop.cancelled().await;
+///
+/// # Errors
+/// If a controller ends by itself: the process must then end too, so that another one takes the lead.
+async fn stopped(controllers: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        ended = controllers.join_next() => {
+            return match ended {
+                Some(Err(error)) => Err(error).context("a controller failed"),
+                _ => Err(anyhow!("a controller ended although nobody asked it to")),
+            };
+        }
+    }
     info!("stopping");
-    if tokio::time::timeout(GRACE, controllers.wait()).await.is_err() {
+    let all = async { while controllers.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
         warn!("a reconciliation did not end within {} s; every step can be repeated", GRACE.as_secs());
     }
+    Ok(())
 }
 
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
@@ -126,4 +138,27 @@ fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<impl Future<Output 
         }
         stop.cancel();
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_controller_that_ends_by_itself_ends_the_process() {
+        let stop = CancellationToken::new();
+        let mut controllers = JoinSet::new();
+        controllers.spawn(std::future::pending());
+        controllers.spawn(async {});
+        assert!(stopped(&mut controllers, &stop).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn controllers_that_end_when_asked_to_are_no_error() {
+        let stop = CancellationToken::new();
+        let mut controllers = JoinSet::new();
+        controllers.spawn(stop.clone().cancelled_owned());
+        stop.cancel();
+        assert!(stopped(&mut controllers, &stop).await.is_ok());
+    }
 }

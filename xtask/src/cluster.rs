@@ -4,8 +4,9 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cache::{self, Cache};
 use crate::command::{self, Log};
@@ -25,6 +26,8 @@ const PUBLISHED_NODE: &str =
     "kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed";
 /// Where `kind-config.yaml` publishes the ingress on this machine.
 pub(crate) const INGRESS: &str = "127.0.0.1:8080";
+/// How long each part of it may take to be ready.
+const PATIENCE: Duration = Duration::from_mins(2);
 /// What has to be up before the cluster is, as namespace and Deployment.
 const DEPLOYMENTS: &[(&str, &str)] =
     &[("kube-system", "coredns"), ("local-path-storage", "local-path-provisioner"), ("traefik", "traefik")];
@@ -189,13 +192,12 @@ impl Cluster {
         }
         progress.step("Kubernetes", |log| {
             command::run(self.engine.docker().args(["start", NODE]), log)?;
-            command::run(
-                self.kubectl().args(["wait", "--for=condition=Ready", "node", NODE, "--timeout=120s"]),
-                log,
-            )
-            .context(
-                "the node does not serve again: take it down (`cargo xtask cluster down`) and bring it up",
-            )
+            ensure!(
+                command::wait_until(PATIENCE, || self.is_ready()),
+                "the node does not serve again after {} s: take it down (`cargo xtask cluster down`) and bring it up",
+                PATIENCE.as_secs()
+            );
+            command::run(self.kubectl().args(["wait", "--for=condition=Ready", "node", NODE, &timeout()]), log)
         })
     }
 
@@ -205,7 +207,16 @@ impl Cluster {
             command::run(self.kind().args(["delete", "cluster", "--name", NAME]), log)?;
             command::run(
                 self.kind()
-                    .args(["create", "cluster", "--name", NAME, "--image", image, "--wait", "120s"])
+                    .args([
+                        "create",
+                        "cluster",
+                        "--name",
+                        NAME,
+                        "--image",
+                        image,
+                        "--wait",
+                        &format!("{}s", PATIENCE.as_secs()),
+                    ])
                     .arg("--config")
                     .arg(repository().join("kind-config.yaml"))
                     .arg("--kubeconfig")
@@ -237,7 +248,7 @@ impl Cluster {
         for (namespace, deployment) in DEPLOYMENTS {
             command::run(
                 self.kubectl()
-                    .args(["wait", "--for=condition=Available", "deployment", deployment, "--timeout=120s"])
+                    .args(["wait", "--for=condition=Available", "deployment", deployment, &timeout()])
                     .args(["--namespace", namespace]),
                 log,
             )?;
@@ -265,6 +276,10 @@ fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
         Engine::Own(own) => own.start(progress),
         machine @ Engine::Machine => Ok(machine),
     }
+}
+
+fn timeout() -> String {
+    format!("--timeout={}s", PATIENCE.as_secs())
 }
 
 /// Containers with their volumes, and networks.

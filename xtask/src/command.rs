@@ -6,9 +6,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+/// How often [`wait_until`] looks.
+const INTERVAL: Duration = Duration::from_millis(50);
 /// How many lines of a log a failure shows.
 const TAIL_LINES: usize = 20;
 
@@ -116,6 +120,20 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// Looks until `condition` holds, for at most `patience`; says whether it came to hold.
+pub(crate) fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(INTERVAL);
+    }
 }
 
 /// The command as one would type it, without its environment.

@@ -9,14 +9,13 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::cache::{self, Cache, Key};
-use crate::command::{self, Log};
+use crate::command::{self, Log, wait_until};
 use crate::progress::Progress;
 use crate::{debian, runtime};
 
@@ -24,8 +23,6 @@ use crate::{debian, runtime};
 const PACKAGES: &[&str] = &["docker.io", "iptables"];
 /// How long it may take to answer after its start, and to end after it was told to.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// How often to look meanwhile.
-const INTERVAL: Duration = Duration::from_millis(50);
 
 /// A Docker engine.
 #[derive(Debug, Clone)]
@@ -121,8 +118,7 @@ impl Own {
     /// The engine's process, if it runs. A pid file that outlived its process, or whose number now
     /// belongs to another program, counts for nothing.
     pub(crate) fn pid(&self) -> Option<u32> {
-        let pid = fs::read_to_string(self.run.join("docker.pid")).ok()?.trim().parse().ok()?;
-        self.owns(pid).then_some(pid)
+        live(&self.pid_file(), &self.daemon_configuration())
     }
 
     /// Starts it, unless it runs already, and waits until it answers.
@@ -144,7 +140,7 @@ impl Own {
         if let Some(pid) = self.pid() {
             let log = self.log()?;
             command::run(Command::new("kill").args(["-TERM", &pid.to_string()]), &log)?;
-            if !wait_until(|| !self.owns(pid)) {
+            if !wait_until(PATIENCE, || self.pid().is_none()) {
                 bail!("the Docker engine (process {pid}) has not ended after {} s", PATIENCE.as_secs());
             }
         }
@@ -153,11 +149,18 @@ impl Own {
 
     fn launch(&self, engine: &Engine) -> Result<()> {
         fs::create_dir_all(&self.run).with_context(|| format!("cannot create {}", self.run.display()))?;
-        if self.pid().is_none() {
-            // A daemon refuses to start next to a pid file whose number is alive, whoever it is.
-            cache::remove(&self.run.join("docker.pid"))?;
+        // Of an engine that was killed. A daemon takes the number in a pid file for the process it means
+        // as long as any process has that number, even one that is dead and was not collected yet.
+        let containerd = self.run.join("exec/containerd");
+        for (file, configuration) in [
+            (self.pid_file(), self.daemon_configuration()),
+            (containerd.join("containerd.pid"), containerd.join("containerd.toml")),
+        ] {
+            if live(&file, &configuration).is_none() {
+                cache::remove(&file)?;
+            }
         }
-        let configuration = self.home.join("daemon.json");
+        let configuration = self.daemon_configuration();
         fs::write(&configuration, self.configuration()?.to_string())
             .with_context(|| format!("cannot write {}", configuration.display()))?;
         let log = Log::create(self.home.join("dockerd.log"))?;
@@ -171,7 +174,7 @@ impl Own {
             .process_group(0)
             .spawn()
             .context("cannot run dockerd")?;
-        let answered = wait_until(|| has_ended(&mut child) || engine.answers());
+        let answered = wait_until(PATIENCE, || has_ended(&mut child) || engine.answers());
         if has_ended(&mut child) {
             return Err(command::failure("dockerd", "ended at once", &log));
         }
@@ -208,11 +211,12 @@ impl Own {
         Ok(configuration)
     }
 
-    /// Whether `pid` is this engine: its command line names our configuration.
-    fn owns(&self, pid: u32) -> bool {
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let ours = self.home.join("daemon.json");
-        arguments.split(|byte| *byte == 0).any(|word| word == ours.as_os_str().as_encoded_bytes())
+    fn pid_file(&self) -> PathBuf {
+        self.run.join("docker.pid")
+    }
+
+    fn daemon_configuration(&self) -> PathBuf {
+        self.home.join("daemon.json")
     }
 
     fn log(&self) -> Result<Log> {
@@ -223,7 +227,11 @@ impl Own {
         let log = self.log()?;
         let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
         for mount in mounts_below(&mounts, &[&self.home, &self.run]) {
-            command::run(Command::new("umount").arg(mount), &log)?;
+            // Processes of a container that have just ended may hold it for a moment.
+            let unmount = || command::run(Command::new("umount").arg(mount), &log).is_ok();
+            if !wait_until(PATIENCE, unmount) {
+                return Err(command::failure(&format!("umount {mount}"), "keeps failing", &log));
+            }
         }
         cache::remove(&self.run)?;
         let hierarchies = fs::read_dir("/sys/fs/cgroup").context("cannot read /sys/fs/cgroup")?;
@@ -240,6 +248,15 @@ impl Own {
         }
         Ok(())
     }
+}
+
+/// The process in `pid_file`, if it lives and is the one that was meant: its command line names
+/// `configuration`. One that has ended has no command line, whether or not it was collected.
+fn live(pid_file: &Path, configuration: &Path) -> Option<u32> {
+    let pid = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = arguments.split(|byte| *byte == 0);
+    words.any(|word| word == configuration.as_os_str().as_encoded_bytes()).then_some(pid)
 }
 
 /// Mount points below any of `folders`, the innermost first.
@@ -264,19 +281,6 @@ fn has_ended(child: &mut Child) -> bool {
     matches!(child.try_wait(), Ok(Some(_)))
 }
 
-fn wait_until(mut done: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if done() {
-            return true;
-        }
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(INTERVAL);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,11 +293,22 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_that_belongs_to_another_program_is_not_the_engine() {
-        let home = tempfile::tempdir().unwrap();
-        let own = Own { home: home.path().into(), run: home.path().into(), cgroup: String::new() };
-        assert_eq!(own.pid(), None);
-        fs::write(home.path().join("docker.pid"), std::process::id().to_string()).unwrap();
-        assert_eq!(own.pid(), None);
+    fn only_the_process_that_was_meant_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pid_file, configuration) = (folder.path().join("pid"), folder.path().join("configuration"));
+        assert_eq!(live(&pid_file, &configuration), None);
+        fs::write(&pid_file, std::process::id().to_string()).unwrap();
+        assert_eq!(live(&pid_file, &configuration), None, "this test's process knows no such file");
+
+        let mut command = Command::new("tail");
+        command.args(["--follow=name", "--retry"]).arg(&configuration).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        fs::write(&pid_file, format!("{}\n", child.id())).unwrap();
+        let counted = wait_until(PATIENCE, || live(&pid_file, &configuration) == Some(child.id()));
+        child.kill().unwrap();
+        // Dead, and still with a number until it is waited for.
+        let uncounted = wait_until(PATIENCE, || live(&pid_file, &configuration).is_none());
+        child.wait().unwrap();
+        assert!(counted && uncounted, "counted: {counted}, no longer counted: {uncounted}");
     }
 }

@@ -7,8 +7,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -161,11 +160,11 @@ impl Builder<'_> {
                 .args(["--name", BUILDER, "--entrypoint", "containerd", node]),
             log,
         )?;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !command::succeeds(docker().args(["exec", BUILDER, "ctr", "version"])) {
-            ensure!(Instant::now() < deadline, "containerd in the container {BUILDER} does not answer");
-            thread::sleep(Duration::from_millis(100));
-        }
+        let answers = || command::succeeds(docker().args(["exec", BUILDER, "ctr", "version"]));
+        ensure!(
+            command::wait_until(Duration::from_secs(30), answers),
+            "containerd in the container {BUILDER} does not answer"
+        );
         let mut import = docker();
         import
             .args(["exec", "--interactive", BUILDER, "ctr", "--namespace=k8s.io", "images", "import"])

@@ -232,6 +232,10 @@ pub(crate) fn module(path: &str, template: &str) -> Result<String> {
 fn go() -> Command {
     let mut command = Command::new("go");
     command.current_dir(sources()).env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOFLAGS", "");
+    if std::env::var_os("GOGC").is_none() {
+        // The compiler's own garbage collection: a tenth less work for some memory more.
+        command.env("GOGC", "400");
+    }
     command
 }
 

@@ -60,19 +60,33 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(|source| source.downcast_ref::<std::io::Error>().is_some())
 }
 
-/// Judges by SQLSTATE. The message matters for one state that PostgreSQL uses for two things.
+/// Judges by SQLSTATE. The message matters for the states that are used for two things.
 fn verdict_of_state(state: &str, message: &str) -> Verdict {
     match state {
-        // The server is ending, starting, or read-only since it was demoted; the prepared statement is gone,
-        // or its plan is from before a migration.
+        // The server is ending, starting, or read-only since it was demoted (a worker's error comes through
+        // the coordinator, whose session may hold on to the wrong connection); the prepared statement is
+        // gone, or its plan is from before a migration.
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25006" | "26000" => Verdict::TryElsewhere,
         "0A000" if message.contains("cached plan") => Verdict::TryElsewhere,
-        // Serialization failure, deadlock, lock or statement timeout.
-        "40001" | "40P01" | "55P03" | "57014" => Verdict::TryAgain,
+        // Serialization failure (also a shard that was split meanwhile), deadlock, lock or statement timeout.
+        // Internal errors: by that state Citus reports a connection to a worker that breaks in the middle of
+        // a statement, and a placement or shard that its metadata no longer know; PostgreSQL what a statement
+        // sees of DDL beside it ("cache lookup failed", "could not open relation").
+        "40001" | "40P01" | "55P03" | "57014" | "XX000" => Verdict::TryAgain,
+        // A shard that was moved or split between plan and execution, and is gone where it was.
+        "42P01" if is_about_a_shard(message) => Verdict::TryAgain,
         // A connection between the nodes of a Citus cluster; disk, memory or connections exhausted.
         _ if state.starts_with("08") || state.starts_with("53") => Verdict::TryAgain,
         _ => Verdict::Refused,
     }
+}
+
+/// Whether `relation "NAME" does not exist` is about a shard: the name of a table of this service never ends
+/// in a number, that of a shard does.
+fn is_about_a_shard(message: &str) -> bool {
+    let name = message.split('"').nth(1).unwrap_or_default();
+    name.rsplit_once('_')
+        .is_some_and(|(_, id)| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -99,8 +113,37 @@ mod tests {
 
     #[test]
     fn what_would_end_the_same_is_refused() {
-        for state in ["23505", "23514", "22021", "42P01", "42501", "0A000", "XX000"] {
+        for state in ["23505", "23514", "22021", "42P01", "42501", "0A000", "XX001", "XX002"] {
             assert_eq!(verdict_of_state(state, "not supported"), Verdict::Refused, "{state}");
+        }
+        let message = r#"relation "public.dialog_state" does not exist"#;
+        assert_eq!(verdict_of_state("42P01", message), Verdict::Refused);
+    }
+
+    #[test]
+    fn what_happens_while_shards_move_and_workers_fail_over_passes() {
+        for (state, message) in [
+            // libpq's words without a state, which Citus passes on as an internal error.
+            ("XX000", "server closed the connection unexpectedly"),
+            ("XX000", "SSL connection has been closed unexpectedly"),
+            ("XX000", "could not find valid entry for shard 102008"),
+            ("XX000", "could not open relation with OID 16999"),
+            ("08006", "connection to the remote node dialog_api@chat-worker-0:5432 failed"),
+            ("08006", "could not establish any connections to the node chat-worker-0:5432 after 30000 ms"),
+            ("40001", "shard for the given value does not exist"),
+            ("40P01", "canceling the transaction since it was involved in a distributed deadlock"),
+            ("55P03", "canceling statement due to lock timeout"),
+            ("42P01", r#"relation "public.messages_102008" does not exist"#),
+        ] {
+            assert_eq!(verdict_of_state(state, message), Verdict::TryAgain, "{state}: {message}");
+        }
+        for (state, message) in [
+            ("25006", "cannot execute INSERT in a read-only transaction"),
+            ("25006", "writing to worker nodes is not currently allowed"),
+            ("57P01", "terminating connection due to administrator command"),
+            ("57P03", "the database system is starting up"),
+        ] {
+            assert_eq!(verdict_of_state(state, message), Verdict::TryElsewhere, "{state}: {message}");
         }
     }
 }

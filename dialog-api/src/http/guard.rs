@@ -23,13 +23,34 @@ use tokio::{
 };
 
 /// Where a connection is: even while a head is waited for, odd while a request is handled.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Phase(Arc<AtomicU64>);
+#[derive(Clone, Debug)]
+pub(super) struct Phase(Arc<Progress>);
+
+#[derive(Debug)]
+struct Progress {
+    number: AtomicU64,
+    connected: Instant,
+    /// When the number last changed, in milliseconds after the connection was made.
+    changed: AtomicU64,
+}
+
+impl Default for Phase {
+    /// That of a new connection.
+    fn default() -> Self {
+        Self(Arc::new(Progress {
+            number: AtomicU64::new(0),
+            connected: Instant::now(),
+            changed: AtomicU64::new(0),
+        }))
+    }
+}
 
 impl Phase {
     /// A request's head is complete, or its response is ready.
     pub(super) fn next(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        let changed = u64::try_from(self.0.connected.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.changed.store(changed, Ordering::Relaxed);
+        self.0.number.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether no request has arrived yet.
@@ -37,8 +58,14 @@ impl Phase {
         self.now() == 0
     }
 
+    /// For how long a head has been waited for; nothing while a request is handled.
+    pub(super) fn idle(&self) -> Option<Duration> {
+        let changed = Duration::from_millis(self.0.changed.load(Ordering::Relaxed));
+        self.now().is_multiple_of(2).then(|| self.0.connected.elapsed().saturating_sub(changed))
+    }
+
     fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.number.load(Ordering::Relaxed)
     }
 }
 

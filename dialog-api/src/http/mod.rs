@@ -6,6 +6,7 @@ mod extract;
 mod guard;
 mod observe;
 mod operations;
+mod places;
 pub mod serve;
 mod users;
 

@@ -13,12 +13,14 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::guard::{Guarded, Phase};
+use super::{
+    guard::{Guarded, Phase},
+    places::Places,
+};
 use crate::{config::Limits, metrics::Metrics};
 
 /// Largest head of a request, in bytes.
@@ -39,11 +41,11 @@ pub async fn serve(
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
 ) -> bool {
-    let slots = Arc::new(Semaphore::new(limits.max_connections as usize));
+    let places = Places::new(limits.max_connections as usize);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).max_buf_size(HEAD_LIMIT).header_read_timeout(limits.idle_timeout);
     let connections = TaskTracker::new();
-    let accept = |stream: TcpStream, slot| {
+    let accept = |stream: TcpStream, place| {
         let _ = stream.set_nodelay(true);
         let phase = Phase::default();
         let guarded = Guarded::new(stream, phase.clone(), limits.header_timeout, limits.body_timeout);
@@ -60,14 +62,16 @@ pub async fn serve(
         });
         let connection = http.serve_connection(TokioIo::new(guarded), service);
         let (stop, client) = (stop.clone(), metrics.client_connected());
+        let entry = places.enter(begun.clone());
         connections.spawn(async move {
-            let _held = (slot, client);
+            let _held = (place, client);
             let mut connection = std::pin::pin!(connection);
             // In this order, so that what has arrived is read before the end is considered.
             let outcome = tokio::select! {
                 biased;
                 outcome = connection.as_mut() => outcome,
                 () = stop.cancelled() => finish(connection, &begun).await,
+                () = entry.asked_to_give_way() => give_way(connection, &begun).await,
             };
             if let Err(error) = outcome {
                 tracing::debug!(%error, "connection of a client ended");
@@ -75,19 +79,30 @@ pub async fn serve(
         });
     };
 
-    while let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&slots).acquire_owned()).await {
-        match stop.run_until_cancelled(listener.accept()).await {
-            Some(Ok((stream, _))) => accept(stream, slot),
-            Some(Err(error)) => pause_after(&error).await,
-            None => break,
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            // One more than there are places, if the end comes while this one waits for its own.
+            Ok((stream, _)) => accept(stream, stop.run_until_cancelled(places.take()).await.flatten()),
+            Err(error) => pause_after(&error).await,
         }
     }
-    while let (Ok(slot), Some(Ok((stream, _)))) =
-        (Arc::clone(&slots).try_acquire_owned(), futures::FutureExt::now_or_never(listener.accept()))
-    {
-        accept(stream, slot);
+    match listener.into_std() {
+        // Asked directly: the runtime knows of a new connection only some time after the kernel.
+        Ok(listener) => {
+            while let Some(place) = places.try_take() {
+                let accepted = listener.accept().and_then(|(stream, _)| {
+                    stream.set_nonblocking(true)?;
+                    TcpStream::from_std(stream)
+                });
+                match accepted {
+                    Ok(stream) => accept(stream, Some(place)),
+                    Err(_) => break,
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "connections that wait to be accepted are lost"),
     }
-    drop(listener);
+    tracing::info!(connections = connections.len(), "no longer accepting");
     connections.close();
     timeout(limits.shutdown_timeout, connections.wait()).await.is_ok()
 }
@@ -104,6 +119,19 @@ where
         && let Ok(outcome) = timeout(FIRST_REQUEST, connection.as_mut()).await
     {
         return outcome;
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
+/// Ends a connection whose place somebody else needs: at once if nothing was ever asked on it, otherwise as
+/// soon as the last response has been taken.
+async fn give_way<C>(mut connection: Pin<&mut C>, phase: &Phase) -> hyper::Result<()>
+where
+    C: hyper_util::server::graceful::GracefulConnection<Error = hyper::Error>,
+{
+    if phase.is_new() {
+        return Ok(());
     }
     connection.as_mut().graceful_shutdown();
     connection.await

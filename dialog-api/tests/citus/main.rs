@@ -5,19 +5,23 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::{Context as _, Result};
 use dialog_api::{database::statements::Sql, dialogs::Pair, migrations::TABLES};
 use futures::StreamExt as _;
 use testbed::{
     certificates::Authority,
-    postgres::{Server, citus_or_skip},
+    postgres::{Server, Shutdown, citus_or_skip},
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
-use crate::support::{Service, service::SOON};
+use crate::support::{Load, Service, User, service::SOON};
 
 const SHARDS: i32 = 12;
 
@@ -38,6 +42,7 @@ impl Cluster {
             postgres.batch_execute("CREATE ROLE dialog_api LOGIN").await?;
             postgres.batch_execute("CREATE DATABASE dialog OWNER dialog_api").await?;
             node.connect("dialog").await?.batch_execute("CREATE EXTENSION citus").await?;
+            allow_output_plugin(&postgres).await?;
         }
         let sql = coordinator.connect("dialog").await?;
         let port = |node: &Server| i32::from(node.port());
@@ -69,15 +74,36 @@ impl Cluster {
         Ok(())
     }
 
-    fn service(&self, directory: &std::path::Path) -> Result<Service> {
+    /// Starts the service for this cluster. The directory holds its certificates and has to outlive it.
+    fn service(&self, directory: &std::path::Path, more: &[&str]) -> Result<Service> {
         let files = self.authority.write(&self.authority.client("dialog-api")?, directory)?;
         let [ca, certificate, key] =
             [&files.ca, &files.certificate, &files.key].map(|path| path.display().to_string());
         let port = self.coordinator.port().to_string();
         let flags = ["--database-host", "localhost", "--database-port", &port, "--tls-ca", &ca];
-        let more = ["--tls-cert", &certificate, "--tls-key", &key, "--distribution", "required"];
-        Service::spawn_with(&[&flags[..], &more[..]].concat())
+        let identity = ["--tls-cert", &certificate, "--tls-key", &key];
+        Service::spawn_with(&[&flags[..], &identity[..], more].concat())
     }
+}
+
+/// Has the server load Citus' output plugin, which cutting a table under load needs. Minors that do not know
+/// the parameter load any.
+async fn allow_output_plugin(postgres: &Client) -> Result<()> {
+    const LISTED: &str =
+        "SELECT setting LIKE '%citus%' FROM pg_settings WHERE name = 'output_plugin_libraries'";
+    if postgres.query_opt(LISTED, &[]).await?.is_none() {
+        return Ok(());
+    }
+    postgres
+        .batch_execute("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, citus")
+        .await?;
+    postgres.batch_execute("SELECT pg_reload_conf()").await?;
+    let deadline = std::time::Instant::now() + SOON;
+    while !postgres.query_one(LISTED, &[]).await?.get::<_, bool>(0) {
+        anyhow::ensure!(std::time::Instant::now() < deadline, "output_plugin_libraries was not reloaded");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +113,7 @@ async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()>
     }
     let cluster = Cluster::new().await?;
     let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path())?;
+    let service = cluster.service(directory.path(), &["--distribution", "required"])?;
     wait_for_undistributed_tables(&service).await?;
     cluster.distribute().await?;
     service.wait_until_ready().await?;
@@ -105,6 +131,111 @@ async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()>
     list_is_one_task(&sql, dialog).await?;
     every_statement_is_one_task(&cluster.coordinator).await?;
     messages_are_in_one_shard(&sql, dialog).await
+}
+
+/// A database that was in use before it got Citus: the service serves it, and goes on while its tables are cut
+/// into shards below it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let cluster = Cluster::new().await?;
+    let directory = tempfile::tempdir()?;
+    let before = cluster.service(directory.path(), &["--distribution", "off"])?;
+    before.wait_until_ready().await?;
+    let client = before.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    assert_eq!(client.send(&ada, &bob, "before").await?.status, 200);
+    drop(before);
+
+    let service = cluster.service(directory.path(), &["--distribution", "auto"])?;
+    service.wait_until_ready().await?;
+    let load = Load::start(&service, 2).await?;
+    load.acknowledge(100).await?;
+    let sql = cluster.coordinator.connect("dialog").await?;
+    sql.batch_execute("SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', false) FROM pg_dist_node WHERE groupid = 0")
+        .await?;
+    // As the operator does it: what holds rows is copied while it is written to.
+    for (table, with_rows, column, more) in [
+        ("messages", true, "dialog_id", "colocate_with := 'none', shard_count := 4"),
+        ("dialogs", true, "dialog_id", "colocate_with := 'messages'"),
+        ("dialog_state", false, "dialog_id", "colocate_with := 'messages'"),
+        ("users", true, "user_id", "colocate_with := 'none', shard_count := 4"),
+        ("credentials", true, "user_id", "colocate_with := 'users'"),
+        ("user_dialogs", false, "user_id", "colocate_with := 'users'"),
+    ] {
+        let how = if with_rows { "_concurrently" } else { "" };
+        sql.batch_execute(&format!("SELECT create_distributed_table{how}('{table}', '{column}', {more})"))
+            .await
+            .with_context(|| format!("distribute {table}"))?;
+        load.acknowledge(50).await?;
+    }
+    let ledger = load.stop().await?;
+    assert!(ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
+    ledger.check(&sql).await?;
+
+    // Nothing was written to the coordinator's own, now hidden table, and every statement finds its rows.
+    let left: i64 = sql.query_one("SELECT pg_relation_size('messages')", &[]).await?.get(0);
+    assert_eq!(left, 0, "bytes left in the table that was distributed");
+    let client = service.client();
+    assert_eq!(client.texts(&bob, &ada).await?, ["before"]);
+    let (carol, dan) = (client.user("Carol").await?, client.user("Dan").await?);
+    assert_eq!(client.send(&carol, &dan, "after").await?.status, 200);
+    assert_eq!(client.texts(&dan, &carol).await?, ["after"]);
+    Ok(())
+}
+
+/// One worker of two is away: what it holds is answered 503, never 500, and comes back by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_crashes_and_recovers() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::new().await?;
+    let directory = tempfile::tempdir()?;
+    let service = cluster.service(directory.path(), &["--database-timeout", "1s"])?;
+    wait_for_undistributed_tables(&service).await?;
+    cluster.distribute().await?;
+    service.wait_until_ready().await?;
+    let load = Load::start(&service, 8).await?;
+    load.acknowledge(200).await?;
+
+    // A session of a worker dies without a word, and takes all others of the worker with it.
+    let postgres = cluster.workers[0].connect("postgres").await?;
+    let session = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'citus_internal%'
+                   ORDER BY state = 'active' DESC LIMIT 1";
+    let pid: i32 = postgres.query_one(session, &[]).await?.get(0);
+    assert!(Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status()?.success());
+    load.acknowledge(200).await?;
+
+    cluster.workers[0].stop(Shutdown::Immediate)?;
+    // Its shards are half of all: soon somebody asks for one.
+    let (client, deadline) = (service.client(), std::time::Instant::now() + SOON);
+    let refused = loop {
+        let stranger = User::unknown();
+        let login = serde_json::json!({"id": stranger.id, "password": "x"});
+        let response = client.post("/login", &login).await?;
+        if response.status != 404 {
+            break response;
+        }
+        assert!(std::time::Instant::now() < deadline, "nobody notices");
+    };
+    refused.assert_error(503);
+
+    cluster.workers[0].start()?;
+    let deadline = std::time::Instant::now() + SOON;
+    for pair in 0..8 {
+        // Half of these live on the worker that was away.
+        while client.user(&format!("user {pair}")).await.is_err() {
+            assert!(std::time::Instant::now() < deadline, "it does not recover\n{}", service.log_text());
+        }
+    }
+    load.acknowledge(200).await?;
+    let ledger = load.stop().await?;
+    let only_503 = ledger.refused.keys().all(|status| *status == 503);
+    assert!(only_503 && !ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
+    ledger.check(&cluster.coordinator.connect("dialog").await?).await
 }
 
 async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {

@@ -73,23 +73,63 @@ async fn idleness_has_an_end_as_well() -> Result<()> {
     Ok(())
 }
 
+/// A request whose body is still to come.
+async fn busy(address: SocketAddr) -> Result<TcpStream> {
+    let mut stream = connect(address).await?;
+    stream
+        .write_all(
+            b"POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+              content-length: 2\r\nconnection: close\r\n\r\n",
+        )
+        .await?;
+    Ok(stream)
+}
+
 #[tokio::test]
-async fn more_connections_than_allowed_wait_for_their_turn() -> Result<()> {
+async fn more_busy_connections_than_allowed_wait_for_their_turn() -> Result<()> {
     let server = database().await?;
-    let flags = ["--max-connections", "4", "--header-timeout", "30s"];
-    let service = Service::spawn(&server, &flags)?;
+    let flags = ["--max-connections", "4", "--body-timeout", "60s", "--request-timeout", "60s"];
+    let service = Service::start(&server, &flags).await?;
     let mut first = Vec::new();
     for _ in 0..4 {
-        let mut stream = connect(service.address()).await?;
-        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
-        first.push(stream);
+        first.push(busy(service.address()).await?);
     }
     let mut fifth = connect(service.address()).await?;
     fifth.write_all(HEALTH).await?;
-    let waits = timeout(Duration::from_millis(300), fifth.read_u8()).await;
+    let waits = timeout(Duration::from_secs(2), fifth.read_u8()).await;
     assert!(waits.is_err(), "{waits:?}");
-    first.pop();
+    for mut stream in first {
+        stream.write_all(b"{}").await?;
+        assert!(read_to_end(&mut stream).await?.starts_with("HTTP/1.1 400"));
+    }
     assert_eq!(timeout(SOON, fifth.read_u8()).await??, b'H');
+    Ok(())
+}
+
+#[tokio::test]
+async fn idle_connections_give_way_and_busy_ones_do_not() -> Result<()> {
+    let server = database().await?;
+    let limits = ["--max-connections", "4", "--header-timeout", "60s", "--idle-timeout", "60s"];
+    let patience = ["--body-timeout", "60s", "--request-timeout", "60s"];
+    let service = Service::start(&server, &[&limits[..], &patience[..]].concat()).await?;
+    let mut busy = busy(service.address()).await?;
+    let mut silent = connect(service.address()).await?;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connect(service.address()).await?;
+        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
+        idle.push(stream);
+    }
+    // More than there are places, each of which stays idle afterwards.
+    for _ in 0..4 {
+        let mut stream = connect(service.address()).await?;
+        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
+        idle.push(stream);
+    }
+    assert_eq!(read_to_end(&mut silent).await?, "");
+    assert_eq!(read_to_end(&mut idle[0]).await?, "");
+    busy.write_all(b"{}").await?;
+    assert!(read_to_end(&mut busy).await?.starts_with("HTTP/1.1 400"), "a busy connection was ended");
     Ok(())
 }
 
@@ -153,20 +193,14 @@ async fn a_body_that_breaks_off_or_never_ends() -> Result<()> {
 async fn idle_connections_cost_little() -> Result<()> {
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;
-    let before = resident_kib(service.pid())?;
+    let before = service.resident_kib()?;
     let mut idle = Vec::new();
     for _ in 0..500 {
         let mut stream = connect(service.address()).await?;
         assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
         idle.push(stream);
     }
-    let each = (resident_kib(service.pid())? - before) / 500;
+    let each = (service.resident_kib()? - before) / 500;
     assert!(each < 64, "{each} KiB for each idle connection");
     Ok(())
-}
-
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
 }

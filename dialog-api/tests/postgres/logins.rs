@@ -67,6 +67,30 @@ async fn logins_do_not_starve_messages() -> Result<()> {
     Ok(())
 }
 
+/// Each hash takes 19 MiB; when the flood is over they are the system's again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_logins_is_given_back() -> Result<()> {
+    let server = database().await?;
+    let service =
+        Service::start(&server, &["--password-memory", "19456", "--password-concurrency", "4"]).await?;
+    let client = service.client();
+    let ada = client.user("Ada").await?;
+    let before = service.resident_kib()?;
+    let mut logins = JoinSet::new();
+    for _ in 0..24 {
+        let (client, ada) = (client.clone(), ada.clone());
+        logins.spawn(
+            async move { client.post("/login", &json!({"id": ada.id, "password": ada.password})).await },
+        );
+    }
+    while let Some(response) = logins.join_next().await {
+        assert_eq!(response??.status, 200);
+    }
+    let grown = service.resident_kib()?.saturating_sub(before);
+    assert!(grown < 8 * 1024, "{grown} KiB more than before");
+    Ok(())
+}
+
 /// What takes the time is the hash: somebody unknown costs as much as a wrong password. Counted in processor
 /// time, which a busy machine does not change.
 #[tokio::test]

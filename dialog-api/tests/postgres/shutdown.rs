@@ -4,23 +4,52 @@ use std::time::Duration;
 
 use anyhow::Result;
 use http::Method;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::support::{Load, Service, database};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_accepted_request_is_lost_under_load() -> Result<()> {
     let server = database().await?;
-    let mut service = Service::start(&server, &["--drain-delay", "500ms"]).await?;
+    let mut service = Service::start(&server, &["--drain-delay", "3s"]).await?;
     let load = Load::start(&service, 16).await?;
     load.acknowledge(500).await?;
     service.signal("TERM")?;
     service.wait_for_log("ending")?;
     assert_eq!(service.client().get("/ready").await?.status, 503, "load balancers are told");
     load.acknowledge(50).await?;
-    assert_eq!(service.wait().await?.code(), Some(0), "{}", service.log_text());
     let ledger = load.stop().await?;
+    assert_eq!(service.wait().await?.code(), Some(0), "{}", service.log_text());
     assert!(ledger.refused.is_empty(), "{:?}", ledger.refused);
+    assert_eq!(ledger.not_accepted, 0, "it goes on accepting until load balancers have noticed");
     ledger.check(&server.connect("dialog").await?).await
+}
+
+/// The connection was accepted, so its request is answered, even if it comes after the port has closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_request_of_a_new_connection_is_answered() -> Result<()> {
+    let server = database().await?;
+    let mut service = Service::start(&server, &[]).await?;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        streams.push(TcpStream::connect(service.address()).await?);
+    }
+    service.signal("TERM")?;
+    service.wait_for_log("no longer accepting")?;
+    assert!(TcpStream::connect(service.address()).await.is_err(), "the port is closed");
+    for stream in &mut streams {
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    }
+    for mut stream in streams {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    }
+    assert_eq!(service.wait().await?.code(), Some(0), "{}", service.log_text());
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

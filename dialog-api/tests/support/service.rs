@@ -127,6 +127,13 @@ impl Service {
         self.process.id()
     }
 
+    /// Memory it occupies, in KiB.
+    pub(crate) fn resident_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
+        Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
+    }
+
     /// Waits for a line of the log that contains the text.
     pub(crate) fn wait_for_log(&self, text: &str) -> Result<String> {
         self.log.wait_for(text)

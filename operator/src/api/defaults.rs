@@ -1,10 +1,10 @@
 //! The values of what a `DialogCluster` leaves out. The API server writes them into the object, so that what runs can
 //! be read there.
 
+use super::WorkersSpec;
 use super::{
     Amount, ApiSpec, CoordinatorSpec, PlacementSpec, Reclaim, ResourcesSpec, ShardingSpec, StorageSpec,
 };
-use super::{Table, WorkersSpec};
 
 impl Default for StorageSpec {
     fn default() -> Self {
@@ -37,7 +37,7 @@ impl Default for WorkersSpec {
 
 impl Default for ShardingSpec {
     fn default() -> Self {
-        Self { shard_count: shard_count(), tables: Table::dialog_api() }
+        Self { shard_count: shard_count(), tables: Vec::new() }
     }
 }
 

@@ -127,7 +127,18 @@ fn refused_at_first() -> Vec<Case> {
         ),
         ("capital letters in a host", host("Chat.example.org"), &["api.ingress.host", "lower case"]),
         ("no host", json!({ "api": { "ingress": {} } }), &["spec.api.ingress.host", "Required value"]),
-        ("no tables", tables(&json!([])), &["spec.sharding.tables", "at least 1 items"]),
+        (
+            "a table of dialog-api",
+            tables(&json!([table("messages", "dialog_id")])),
+            &["sharding.tables", "table of dialog-api"],
+        ),
+        (
+            "another column in a group of dialog-api",
+            tables(
+                &json!([{ "name": "reactions", "kind": "Distributed", "group": "dialog", "column": "user_id" }]),
+            ),
+            &["sharding.tables", "the group dialog goes by the column dialog_id"],
+        ),
         (
             "no column",
             tables(&json!([{ "name": "t", "kind": "Distributed", "group": "g" }])),

@@ -34,7 +34,8 @@ async fn an_empty_spec_is_completed() -> Result<()> {
     ] {
         ensure!(spec.pointer(path) == Some(&value), "{path} is {:?} in {spec}", spec.pointer(path));
     }
-    ensure!(spec["sharding"]["tables"].as_array().is_some_and(|tables| tables.len() == 6));
+    // The list of dialog-api's tables may grow with a version; an object must not hold today's.
+    ensure!(spec["sharding"].get("tables").is_none(), "{spec}");
     let read = bed.clusters().get("chat").await?;
     ensure!(serde_json::to_value(&read.spec)? == *spec, "what is read is not what was written");
     Ok(())

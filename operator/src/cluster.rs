@@ -88,7 +88,7 @@ impl Controller {
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
         let step = act::next(target, observed, now);
-        act::act(&self.context, target, observed, certificates, step).await
+        act::act(&self.context, target, observed, certificates, step, now).await
     }
 }
 

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::DeleteParams;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::certificates::Certificates;
 use super::instance::Instance;
@@ -19,6 +19,9 @@ use crate::names::{Group, Names};
 
 /// A change and a restart are this far apart at least before the one is said not to have helped the other.
 const APART: SignedDuration = SignedDuration::from_secs(5);
+
+/// After this time Patroni has noticed a change of its configuration.
+const NOTICED: SignedDuration = SignedDuration::from_secs(15);
 
 /// The next step of an update.
 #[must_use]
@@ -41,40 +44,61 @@ pub async fn act(
     observed: &Observed,
     certificates: &Certificates,
     step: Step,
+    now: Timestamp,
 ) -> Result<Step, Error> {
+    let names = &target.names;
+    // Needs no Patroni, and may be what it takes to be understood by it: its certificates are mounted at the start.
+    if let Step::Replace { pod, why } = &step {
+        replace(context, names, pod, why).await?;
+        return Ok(step);
+    }
     let patroni = Client::new(certificates)?;
-    if configure(&patroni, target, observed).await? {
+    if let Step::SwitchOver { group, from, to } = &step {
+        info!(%group, %from, %to, namespace = names.namespace(), "switching over");
+        let switched = patroni.switch_over(&address(names, *group, from), to).await;
+        let outdated = observed.groups.get(group).is_some_and(|group| group.is_outdated(from));
+        return match switched {
+            // It is to be restarted anyway, and hands over when it is stopped.
+            Err(error) if outdated => {
+                warn!(%error, "cannot switch over first");
+                replace(context, names, from, "it does not take orders").await.map(|()| step)
+            }
+            result => result.map(|()| step),
+        };
+    }
+    let changed = configure(&patroni, target, observed).await?;
+    if changed || step == Step::Nothing && observed.groups.values().any(|group| is_new(group.configured, now))
+    {
         return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
     }
-    let names = &target.names;
-    match &step {
-        Step::Nothing | Step::Wait(_) | Step::Helpless { .. } => {}
-        Step::Replace { pod, why } => {
-            info!(%pod, namespace = names.namespace(), why, "replacing an instance");
-            let pods: Api<Pod> = Api::namespaced(context.client.clone(), names.namespace());
-            match pods.delete(pod, &DeleteParams::default()).await {
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                result => result.map(drop).map_err(Error::kubernetes("delete", format!("Pod {pod}")))?,
-            }
+    if let Step::Restart { group, pod, parameters } = &step {
+        let instance = address(names, *group, pod);
+        let report = patroni.report(&instance).await?;
+        let configured = observed.groups.get(group).and_then(|group| group.configured);
+        if report.pending_restart && restarted_since(report.started(), configured) {
+            return Ok(Step::Helpless { pod: pod.clone(), parameters: parameters.clone() });
         }
-        Step::SwitchOver { group, from, to } => {
-            info!(%group, %from, %to, namespace = names.namespace(), "switching over");
-            patroni.switch_over(&address(names, *group, from), to).await?;
-        }
-        Step::Restart { group, pod, parameters } => {
-            let instance = address(names, *group, pod);
-            let report = patroni.report(&instance).await?;
-            let configured = observed.groups.get(group).and_then(|group| group.configured);
-            if report.pending_restart && restarted_since(report.started(), configured) {
-                return Ok(Step::Helpless { pod: pod.clone(), parameters: parameters.clone() });
-            }
-            if report.pending_restart {
-                info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
-                patroni.restart(&instance).await?;
-            }
+        if report.pending_restart {
+            info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
+            patroni.restart(&instance).await?;
         }
     }
     Ok(step)
+}
+
+/// Deletes a pod; its StatefulSet makes it anew.
+async fn replace(context: &Context, names: &Names, pod: &str, why: &str) -> Result<(), Error> {
+    info!(%pod, namespace = names.namespace(), why, "replacing an instance");
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), names.namespace());
+    match pods.delete(pod, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result.map(drop).map_err(Error::kubernetes("delete", format!("Pod {pod}"))),
+    }
+}
+
+/// Whether Patroni may not have said yet what a change of its configuration asks for: it looks every few seconds.
+fn is_new(configured: Option<Timestamp>, now: Timestamp) -> bool {
+    configured.is_some_and(|at| now.duration_since(at).abs() < NOTICED)
 }
 
 /// Whether PostgreSQL was started after its configuration was changed last.
@@ -88,11 +112,14 @@ async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Re
     let mut changed = false;
     for (&group, there) in &observed.groups {
         // Any Patroni takes it, even while PostgreSQL does not start: so a value that it does not start with can be
-        // taken back.
-        let reachable = |instance: &&Instance| !instance.is_terminating && !instance.patroni.state.is_empty();
-        let Some(instance) = there.primary().or_else(|| there.instances.iter().find(reachable)) else {
-            continue;
+        // taken back. One that is to be replaced may have certificates that do not match any more.
+        let listens = |instance: &&Instance| {
+            !instance.is_terminating
+                && !instance.patroni.state.is_empty()
+                && !there.is_outdated(&instance.pod)
         };
+        let primary = there.primary().filter(listens);
+        let Some(instance) = primary.or_else(|| there.instances.iter().find(listens)) else { continue };
         let Some(current) = &there.configuration else { continue };
         if let Some(change) = config::difference(current, &config::dynamic(target, group)) {
             // Names only: a value may be somebody's secret.
@@ -120,6 +147,7 @@ mod tests {
         assert!(!restarted_since(at(100), at(200)));
         assert!(!restarted_since(at(202), at(200)));
         assert!(restarted_since(at(206), at(200)));
+        assert!(is_new(at(190), at(200).unwrap()) && !is_new(at(180), at(200).unwrap()));
         assert!(!restarted_since(None, at(200)) && !restarted_since(at(200), None));
     }
 }

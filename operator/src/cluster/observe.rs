@@ -73,6 +73,14 @@ impl ObservedGroup {
         self.system_identifier.as_ref().is_some_and(|identifier| !identifier.is_empty())
     }
 
+    /// Whether a pod is of an older template than its StatefulSet has now.
+    #[must_use]
+    pub fn is_outdated(&self, pod: &str) -> bool {
+        let instance = self.instances.iter().find(|instance| instance.pod == pod);
+        self.revision.is_some()
+            && instance.is_some_and(|found| !found.is_terminating && found.revision != self.revision)
+    }
+
     /// The primary: the instance that holds Patroni's lock and knows it.
     ///
     /// During a switchover the old primary's label is out of date for a moment, so the label alone says nothing.

@@ -92,7 +92,10 @@ impl Step {
 #[must_use]
 pub fn next(groups: &BTreeMap<Group, (&ObservedGroup, i32)>, now: Timestamp) -> Step {
     let broken = groups.values().find_map(|(group, _)| {
-        group.instances.iter().find(|instance| is_outdated(group, instance) && is_stuck(group, instance, now))
+        group
+            .instances
+            .iter()
+            .find(|instance| group.is_outdated(&instance.pod) && is_stuck(group, instance, now))
     });
     if let Some(instance) = broken {
         return Step::Replace { pod: instance.pod.clone(), why: "it is out of date and does not serve" };
@@ -128,10 +131,10 @@ fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
     }
     let replace =
         |instance: &Instance| Step::Replace { pod: instance.pod.clone(), why: "its template has changed" };
-    if let Some(standby) = standbys.iter().rev().find(|standby| is_outdated(group, standby)) {
+    if let Some(standby) = standbys.iter().rev().find(|standby| group.is_outdated(&standby.pod)) {
         return Some(replace(standby));
     }
-    if let Some(primary) = primary.filter(|primary| is_outdated(group, primary)) {
+    if let Some(primary) = primary.filter(|primary| group.is_outdated(&primary.pod)) {
         return switch(&|_| true).or_else(|| Some(replace(primary)));
     }
     let restart = |instance: &Instance| Step::Restart {
@@ -145,10 +148,6 @@ fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
         return Some(restart(primary));
     }
     standbys.into_iter().rev().find(pending).or(primary).map(restart)
-}
-
-fn is_outdated(group: &ObservedGroup, instance: &Instance) -> bool {
-    !instance.is_terminating && group.revision.is_some() && instance.revision != group.revision
 }
 
 fn is_stuck(group: &ObservedGroup, instance: &Instance, now: Timestamp) -> bool {

@@ -22,6 +22,8 @@ use crate::tls;
 const QUESTION: Duration = Duration::from_secs(5);
 /// Time limit of an order: Patroni answers when it was carried out.
 const ORDER: Duration = Duration::from_secs(40);
+/// A restart is not waited for any longer.
+const RESTART: Duration = Duration::from_secs(10);
 /// No answer is longer.
 const LIMIT: usize = 1 << 20;
 
@@ -103,10 +105,12 @@ impl Client {
     /// Restarts PostgreSQL of an instance, if a parameter still waits for that.
     ///
     /// # Errors
-    /// If it refuses, or has not come up again in time.
+    /// If it refuses. One that takes long, or forever with a value PostgreSQL does not start with, goes on by itself:
+    /// the instance says how it is.
     pub async fn restart(&self, instance: &Address) -> Result<(), Error> {
         let order = json!({ "restart_pending": true });
-        self.order(instance, "restart PostgreSQL", Method::POST, "/restart", &order).await
+        let restart = self.order(instance, "restart PostgreSQL", Method::POST, "/restart", &order);
+        tokio::time::timeout(RESTART, restart).await.unwrap_or(Ok(()))
     }
 
     /// Makes `to` the primary in place of `from`.

@@ -36,7 +36,7 @@ pub mod target;
 use certificates::Certificates;
 use observe::{Observed, observe};
 use rollout::Step;
-use target::Target;
+use target::{Refusal, Target};
 
 /// While something happens by itself.
 const SOON: Duration = Duration::from_secs(5);
@@ -85,9 +85,10 @@ impl Controller {
         certificates: &Certificates,
         now: Timestamp,
     ) -> Result<Step, Error> {
-        apply::apply(&self.context.client, target, build::build(target, certificates)).await?;
+        let objects = build::build(target, certificates);
+        Box::pin(apply::apply(&self.context.client, target, objects)).await?;
         let step = act::next(target, observed, now);
-        act::act(&self.context, target, observed, certificates, step, now).await
+        act::act(&self.context, target, observed, certificates, step).await
     }
 }
 
@@ -100,7 +101,9 @@ impl Reconciler for Controller {
         let cluster = cluster.as_ref();
         if cluster.metadata.deletion_timestamp.is_some() {
             let message = "the cluster is being deleted; its objects go with it";
-            self.report(cluster, report::refusal(cluster, Phase::Deleting, "Deleting", message)).await?;
+            let now = Timestamp::now();
+            let report = report::refusal(cluster, Some(Phase::Deleting), "Deleting", message, None, now);
+            self.report(cluster, report).await?;
             return Ok(Outcome::Done);
         }
         let names = Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default());
@@ -109,7 +112,13 @@ impl Reconciler for Controller {
         let target = match Target::new(cluster, &self.context.settings, &observed) {
             Ok(target) => target,
             Err(refusal) => {
-                let report = report::refusal(cluster, Phase::Creating, refusal.reason, &refusal.message);
+                let groups = observed.groups.keys().copied().collect();
+                let there = observed.secrets.contains_key(&names.authority());
+                let certificates = there
+                    .then(|| Certificates::ensure(&observed.secrets, &names, &groups, now))
+                    .transpose()?;
+                let Refusal { reason, message } = &refusal;
+                let report = report::refusal(cluster, None, reason, message, certificates.as_ref(), now);
                 self.report(cluster, report).await?;
                 return Ok(Outcome::Wait(LATER, refusal.message));
             }
@@ -133,6 +142,8 @@ impl Reconciler for Controller {
         self.report(cluster, report).await?;
         match (failure, problems.first(), step) {
             (Some(error), ..) => Err(error),
+            _ if cluster.spec.paused => Ok(Outcome::Done),
+            (None, None, Step::Helpless { pod, .. }) => Ok(Outcome::Wait(LATER, pod)),
             (None, None, Step::Nothing) => Ok(Outcome::Done),
             (None, None, step) => Ok(Outcome::Wait(SOON, step.describe().unwrap_or_default())),
             (None, Some(problem), _) => {

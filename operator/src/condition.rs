@@ -25,6 +25,8 @@ pub const WAL_LEVEL_LOGICAL: &str = "WalLevelLogical";
 pub const SCHEMA_DISTRIBUTED: &str = "SchemaDistributed";
 /// Shards: the shards are spread evenly over the nodes that should hold them.
 pub const BALANCED: &str = "Balanced";
+/// Shards: every node has the parameters of `spec.postgres.parameters`.
+pub const PARAMETERS_APPLIED: &str = "ParametersApplied";
 /// Shards: fewer workers are asked for than hold shards, and why they are kept.
 pub const SCALE_IN_BLOCKED: &str = "ScaleInBlocked";
 

@@ -15,6 +15,15 @@ pub enum Error {
         /// What the client says.
         source: Box<kube::Error>,
     },
+    /// An object of this name is there already, and is not this cluster's.
+    #[error(
+        "{object} exists and does not belong to this cluster, so it is left as it is; delete or rename it, or give the \
+         DialogCluster another name"
+    )]
+    NameTaken {
+        /// Kind and name.
+        object: String,
+    },
     /// The object is not what its schema says; only possible if it was written past the schema.
     #[error("cannot read the DialogCluster: {reason}; correct it with `kubectl edit`")]
     Malformed {
@@ -109,7 +118,7 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Kubernetes { .. } => Class::Kubernetes,
+            Self::Kubernetes { .. } | Self::NameTaken { .. } => Class::Kubernetes,
             Self::Malformed { .. } => Class::Malformed,
             Self::Database { .. } => Class::Database,
             Self::Patroni { .. } => Class::Patroni,
@@ -124,6 +133,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Kubernetes { .. } => "KubernetesError",
+            Self::NameTaken { .. } => "NameTaken",
             Self::Malformed { .. } => "Malformed",
             Self::Database { .. } => "DatabaseError",
             Self::Patroni { .. } => "PatroniError",

@@ -16,3 +16,4 @@ pub mod run;
 pub mod shards;
 pub mod status;
 pub mod telemetry;
+pub mod tls;

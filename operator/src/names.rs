@@ -145,6 +145,18 @@ impl Names {
         format!("{}-ca", self.cluster)
     }
 
+    /// The Secret with the authority of those who may command Patroni.
+    #[must_use]
+    pub fn patroni_authority(&self) -> String {
+        format!("{}-patroni-ca", self.cluster)
+    }
+
+    /// The Secret with the certificate that instances and the operator show to Patroni.
+    #[must_use]
+    pub fn patroni_certificate(&self) -> String {
+        format!("{}-patroni-tls", self.cluster)
+    }
+
     /// The Secret with the certificate of a group's instances.
     #[must_use]
     pub fn group_certificate(&self, group: Group) -> String {

@@ -5,21 +5,20 @@
 //! every wait has an end, except where the caller asks for none.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::tls;
+
 mod error;
 
-pub use error::{Cause, Error, IdentityError};
+pub use crate::tls::Error as IdentityError;
+pub use error::{Cause, Error};
 
 /// The name under which the operator's sessions are seen in `pg_stat_activity`; longer ones begin with it.
 pub const APPLICATION: &str = "dialog-operator";
@@ -132,30 +131,8 @@ impl Identity {
     /// # Errors
     /// When a part is missing, is not PEM, or does not fit the others.
     pub fn from_pem(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
-        let mut roots = rustls::RootCertStore::empty();
-        for root in certificates("ca.crt", authority)? {
-            roots.add(root).map_err(|error| IdentityError::new("ca.crt", error))?;
-        }
-        let chain = certificates("tls.crt", certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| IdentityError::new("tls.key", error))?;
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| IdentityError::new("tls.crt", error))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(|error| IdentityError::new("tls.key", error))?;
-        Ok(Self { connector: MakeRustlsConnect::new(config) })
+        Ok(Self { connector: MakeRustlsConnect::new(tls::client(authority, certificate, key)?) })
     }
-}
-
-fn certificates(part: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| IdentityError::new(part, error))?;
-    if found.is_empty() {
-        return Err(IdentityError::new(part, "it holds no certificate"));
-    }
-    Ok(found)
 }
 
 /// One session of one database. Its connection ends with it.

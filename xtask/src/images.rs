@@ -48,8 +48,10 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
             Engine::Machine => None,
             Engine::Own(_) => Some(base_image::debian(cache, engine, progress)?),
         };
-        progress
-            .step("Image postgres", |log| postgres.build(engine, base.as_deref(), &postgres_name, log))?;
+        progress.step("Image postgres", |log| {
+            postgres.build(engine, base.as_deref(), &postgres_name, log)?;
+            engine.remove_other_tags(&postgres_name, log)
+        })?;
     }
     let base = base_image::cc(cache, engine, progress)?;
     let binaries = compile(progress)?;
@@ -61,7 +63,8 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
         let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
         if !engine.has_image(&name) {
             progress.step(&format!("Image {}", image_of(package)), |log| {
-                build_program(engine, package, &binary, base.as_deref(), &name, log)
+                build_program(engine, package, &binary, base.as_deref(), &name, log)?;
+                engine.remove_other_tags(&name, log)
             })?;
         }
         Ok(name)

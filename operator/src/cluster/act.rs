@@ -1,14 +1,13 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::DeleteParams;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::certificates::Certificates;
+use super::instance::Instance;
 use super::observe::Observed;
 use super::patroni::client::{Address, Client};
 use super::patroni::config;
@@ -18,8 +17,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::names::{Group, Names};
 
-/// If a parameter still waits for a restart after one that was this recent, another will not help.
-const RESTARTED: Duration = Duration::from_mins(1);
+/// A change and a restart are this far apart at least before the one is said not to have helped the other.
+const APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// The next step of an update.
 #[must_use]
@@ -42,63 +41,64 @@ pub async fn act(
     observed: &Observed,
     certificates: &Certificates,
     step: Step,
-    now: Timestamp,
 ) -> Result<Step, Error> {
     let patroni = Client::new(certificates)?;
     if configure(&patroni, target, observed).await? {
         return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
     }
-    take(context, &target.names, &patroni, &step, now).await?;
-    Ok(step)
-}
-
-async fn take(
-    context: &Context,
-    names: &Names,
-    patroni: &Client,
-    step: &Step,
-    now: Timestamp,
-) -> Result<(), Error> {
-    match step {
-        Step::Nothing | Step::Wait(_) => Ok(()),
+    let names = &target.names;
+    match &step {
+        Step::Nothing | Step::Wait(_) | Step::Helpless { .. } => {}
         Step::Replace { pod, why } => {
             info!(%pod, namespace = names.namespace(), why, "replacing an instance");
             let pods: Api<Pod> = Api::namespaced(context.client.clone(), names.namespace());
             match pods.delete(pod, &DeleteParams::default()).await {
-                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-                result => result.map(drop).map_err(Error::kubernetes("delete", format!("Pod {pod}"))),
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                result => result.map(drop).map_err(Error::kubernetes("delete", format!("Pod {pod}")))?,
             }
         }
         Step::SwitchOver { group, from, to } => {
             info!(%group, %from, %to, namespace = names.namespace(), "switching over");
-            patroni.switch_over(&address(names, *group, from), to).await
+            patroni.switch_over(&address(names, *group, from), to).await?;
         }
         Step::Restart { group, pod, parameters } => {
             let instance = address(names, *group, pod);
             let report = patroni.report(&instance).await?;
-            let recent = report.started().is_some_and(|at| now.duration_since(at).unsigned_abs() < RESTARTED);
-            if !report.pending_restart {
-                return Ok(());
+            let configured = observed.groups.get(group).and_then(|group| group.configured);
+            if report.pending_restart && restarted_since(report.started(), configured) {
+                return Ok(Step::Helpless { pod: pod.clone(), parameters: parameters.clone() });
             }
-            if recent {
-                warn!(%pod, namespace = names.namespace(), ?parameters, "still waits for a restart after a recent one");
-                return Ok(());
+            if report.pending_restart {
+                info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
+                patroni.restart(&instance).await?;
             }
-            info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
-            patroni.restart(&instance).await
         }
     }
+    Ok(step)
+}
+
+/// Whether PostgreSQL was started after its configuration was changed last.
+fn restarted_since(started: Option<Timestamp>, configured: Option<Timestamp>) -> bool {
+    let (Some(started), Some(configured)) = (started, configured) else { return false };
+    started.duration_since(configured) > APART
 }
 
 /// Sends to each group what its dynamic configuration lacks; says whether there was anything.
 async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Result<bool, Error> {
     let mut changed = false;
     for (&group, there) in &observed.groups {
-        let Some(primary) = there.primary().filter(|primary| primary.is_ready) else { continue };
+        // Any Patroni takes it, even while PostgreSQL does not start: so a value that it does not start with can be
+        // taken back.
+        let reachable = |instance: &&Instance| !instance.is_terminating && !instance.patroni.state.is_empty();
+        let Some(instance) = there.primary().or_else(|| there.instances.iter().find(reachable)) else {
+            continue;
+        };
         let Some(current) = &there.configuration else { continue };
         if let Some(change) = config::difference(current, &config::dynamic(target, group)) {
-            info!(%group, namespace = target.names.namespace(), %change, "changing the dynamic configuration");
-            patroni.configure(&address(&target.names, group, &primary.pod), &change).await?;
+            // Names only: a value may be somebody's secret.
+            let keys = config::keys(&change);
+            info!(%group, namespace = target.names.namespace(), ?keys, "changing the dynamic configuration");
+            patroni.configure(&address(&target.names, group, &instance.pod), &change).await?;
             changed = true;
         }
     }
@@ -108,4 +108,18 @@ async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Re
 fn address(names: &Names, group: Group, pod: &str) -> Address {
     let host = format!("{pod}.{}", names.host_of_service(&names.instances(group)));
     Address { pod: pod.to_owned(), host }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_helps_only_what_was_changed_before_it() {
+        let at = |second| Timestamp::from_second(second).ok();
+        assert!(!restarted_since(at(100), at(200)));
+        assert!(!restarted_since(at(202), at(200)));
+        assert!(restarted_since(at(206), at(200)));
+        assert!(!restarted_since(None, at(200)) && !restarted_since(at(200), None));
+    }
 }

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
-use kube::core::NamespaceResourceScope;
+use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,19 @@ pub async fn apply(client: &Client, target: &Target, objects: Objects) -> Result
         disruption_budgets,
     } = objects;
     let writer = Writer { client, names: &target.names, owner: &target.owner.uid };
+    // Nothing is written while one of the names is somebody else's.
+    tokio::try_join!(
+        writer.check(&secrets),
+        writer.check(&config_maps),
+        writer.check(&service_accounts),
+        writer.check(&roles),
+        writer.check(&role_bindings),
+        writer.check(&services),
+        writer.check(&stateful_sets),
+        writer.check(&deployments),
+        writer.check(&ingresses),
+        writer.check(&disruption_budgets),
+    )?;
     writer.all(&secrets).await?;
     writer.all(&config_maps).await?;
     writer.all(&service_accounts).await?;
@@ -82,6 +95,44 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// The metadata of the objects of a kind that carry the cluster's label.
+    async fn labelled<K>(&self) -> Result<Vec<PartialObjectMeta<K>>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let selector = format!("{CLUSTER_LABEL}={}", self.names.cluster());
+        let found = self.api::<K>().list_metadata(&ListParams::default().labels(&selector)).await;
+        let found = found.map_err(Error::kubernetes("list", format!("{}s with {selector}", K::kind(&()))))?;
+        Ok(found.items)
+    }
+
+    fn owns(&self, object: &impl ResourceExt) -> bool {
+        object.owner_references().iter().any(|owner| owner.uid == self.owner)
+    }
+
+    /// Fails if one of the objects exists and is not this cluster's.
+    async fn check<K>(&self, objects: &[K]) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let ours: BTreeSet<String> = self
+            .labelled::<K>()
+            .await?
+            .iter()
+            .filter(|object| self.owns(*object))
+            .map(ResourceExt::name_any)
+            .collect();
+        let api = self.api::<K>();
+        for name in objects.iter().map(ResourceExt::name_any).filter(|name| !ours.contains(name)) {
+            let object = format!("{} {name}", K::kind(&()));
+            let found = api.get_metadata_opt(&name).await.map_err(Error::kubernetes("read", &*object))?;
+            if found.is_some_and(|found| !self.owns(&found)) {
+                return Err(Error::NameTaken { object });
+            }
+        }
+        Ok(())
+    }
+
     /// Deletes the cluster's objects of a kind that are not among `wanted`.
     async fn prune<K>(&self, wanted: &[K]) -> Result<(), Error>
     where
@@ -89,15 +140,9 @@ impl Writer<'_> {
     {
         let api = self.api::<K>();
         let wanted: BTreeSet<String> = wanted.iter().map(ResourceExt::name_any).collect();
-        let selector = format!("{CLUSTER_LABEL}={}", self.names.cluster());
-        let found = api
-            .list_metadata(&ListParams::default().labels(&selector))
-            .await
-            .map_err(Error::kubernetes("list", format!("{}s with {selector}", K::kind(&()))))?;
-        for object in found {
+        for object in self.labelled::<K>().await? {
             let name = object.name_any();
-            let ours = object.owner_references().iter().any(|owner| owner.uid == self.owner);
-            if !ours || wanted.contains(&name) || object.metadata.deletion_timestamp.is_some() {
+            if !self.owns(&object) || wanted.contains(&name) || object.metadata.deletion_timestamp.is_some() {
                 continue;
             }
             info!(kind = %K::kind(&()), %name, namespace = self.names.namespace(), "deleting what is not asked for");

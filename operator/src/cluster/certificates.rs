@@ -1,6 +1,9 @@
 //! The certificates of one cluster: an authority, a certificate per database group, one each for the operator and for
 //! dialog-api. They are made once and kept in Secrets; there are no passwords.
 //!
+//! Patroni takes orders from whoever has a certificate of the authority that it is given, whatever the name in it. So
+//! that authority is another one, and dialog-api has no certificate of it.
+//!
 //! Whether a certificate can be kept is decided by what it says, never by when or by whom it was made.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +44,8 @@ pub const NODE: &str = "dialog-node";
 pub const OPERATOR: &str = "dialog-operator";
 /// The common name in dialog-api's certificate.
 pub const API: &str = "dialog-api";
+/// The common name in the certificate of those who may command Patroni.
+pub const PATRONI: &str = "dialog-patroni";
 
 const AUTHORITY_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
@@ -92,6 +97,10 @@ pub struct Certificates {
     pub operator: Pair,
     /// What dialog-api shows to databases.
     pub api: Pair,
+    /// The authority of those who may command Patroni.
+    pub patroni_authority: Pair,
+    /// What instances and the operator show to Patroni.
+    pub patroni: Pair,
     /// What signs the tokens of dialog-api.
     pub token: TokenKey,
 }
@@ -154,16 +163,26 @@ impl Certificates {
     ) -> Result<Self, Error> {
         let now = OffsetDateTime::from_unix_timestamp(now.as_second())
             .map_err(|error| failed(names.authority(), &error))?;
-        let authority =
-            match read(secrets, &names.authority(), CA, CA_KEY).filter(|pair| pair.facts.is_authority) {
-                Some(pair) => pair,
-                None => new_authority(names, now)?,
-            };
-        let issuer = Ca { name: names.authority(), pair: &authority };
-        let leaf = |secret: String, wanted: Wanted| match kept(secrets, &secret, &authority, &wanted) {
+        let authority = |secret: String| match read(secrets, &secret, CA, CA_KEY)
+            .filter(|pair| pair.facts.is_authority)
+        {
+            Some(pair) => Ok(pair),
+            None => new_authority(names, secret, now),
+        };
+        let leaf_of = |issuer: &Ca<'_>, secret: String, wanted: Wanted| match kept(
+            secrets,
+            &secret,
+            issuer.pair,
+            &wanted,
+        ) {
             Some(pair) => Ok(pair),
             None => issuer.issue(&secret, &wanted, now),
         };
+        let patroni_authority = authority(names.patroni_authority())?;
+        let authority = authority(names.authority())?;
+        let issuer = Ca { name: names.authority(), pair: &authority };
+        let leaf = |secret: String, wanted: Wanted| leaf_of(&issuer, secret, wanted);
+        let commanders = Ca { name: names.patroni_authority(), pair: &patroni_authority };
         Ok(Self {
             groups: groups
                 .iter()
@@ -171,6 +190,8 @@ impl Certificates {
                 .collect::<Result<_, Error>>()?,
             operator: leaf(names.operator_certificate(), Wanted::client(OPERATOR))?,
             api: leaf(names.api_certificate(), Wanted::client(API))?,
+            patroni: leaf_of(&commanders, names.patroni_certificate(), Wanted::client(PATRONI))?,
+            patroni_authority,
             token: token(secrets, &names.api_token()).unwrap_or_else(new_token),
             authority,
         })
@@ -184,12 +205,22 @@ impl Certificates {
             ("the certificate authority".to_owned(), &self.authority),
             ("the operator's certificate".to_owned(), &self.operator),
             ("the certificate of dialog-api".to_owned(), &self.api),
+            ("the authority of Patroni's commanders".to_owned(), &self.patroni_authority),
+            ("the certificate for commands to Patroni".to_owned(), &self.patroni),
         ]
         .into_iter()
         .chain(groups)
         .map(|(holder, pair)| (holder, pair.facts.not_after))
         .min_by_key(|(_, expiry)| *expiry)
         .unwrap_or_default()
+    }
+}
+
+impl Certificates {
+    /// Changes whenever the key for tokens does. Keyed, because that key may have been put there by hand, and be weak.
+    #[must_use]
+    pub fn token_fingerprint(&self) -> String {
+        fingerprint(&format!("{}{}", self.authority.key, self.token.expose()))
     }
 }
 
@@ -201,7 +232,7 @@ impl Pair {
     }
 }
 
-/// A short hash of something that is not secret.
+/// A short hash, of something that is not secret or that nobody could guess.
 #[must_use]
 pub fn fingerprint(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().take(8).fold(String::new(), |mut hex, byte| {
@@ -248,15 +279,13 @@ fn new_token() -> TokenKey {
     TokenKey(base64::engine::general_purpose::STANDARD.encode(key))
 }
 
-fn new_authority(names: &Names, now: OffsetDateTime) -> Result<Pair, Error> {
-    let object = names.authority();
+fn new_authority(names: &Names, object: String, now: OffsetDateTime) -> Result<Pair, Error> {
     let mut params = CertificateParams::default();
     // The name tells authorities of the same cluster apart: after a new one is made, both can be in use for a while.
     let serial = rand::rng().random::<u32>();
-    params.distinguished_name.push(
-        DnType::CommonName,
-        format!("dialog authority {}/{} {serial:08x}", names.namespace(), names.cluster()),
-    );
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{object} {} {serial:08x}", names.namespace()));
     params.not_before = now - SKEW;
     params.not_after = now + Duration::days(AUTHORITY_DAYS);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

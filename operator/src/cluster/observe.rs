@@ -6,12 +6,14 @@ use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::condition::CLUSTER_MANAGER;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 
@@ -54,6 +56,10 @@ pub struct ObservedGroup {
     pub system_identifier: Option<String>,
     /// The pod that holds Patroni's lock.
     pub leader: Option<String>,
+    /// The standbys that have everything that was acknowledged, by Patroni; empty where nothing waits for standbys.
+    pub synchronous: BTreeSet<String>,
+    /// When Patroni's dynamic configuration was written last.
+    pub configured: Option<Timestamp>,
     /// Patroni's dynamic configuration.
     pub configuration: Option<Value>,
     /// Why its StatefulSet cannot create pods.
@@ -87,6 +93,8 @@ pub struct Claim {
     pub bound: bool,
     /// The class it asks for.
     pub class: Option<String>,
+    /// Why its volume cannot be made.
+    pub failure: Option<String>,
 }
 
 /// dialog-api's Deployment.
@@ -163,7 +171,8 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     for (name, group) in &mut observed.groups {
         group.instances.sort_by_key(|instance| instance.ordinal);
         if i32::try_from(group.instances.len()).is_ok_and(|count| count < group.replicas) {
-            group.creation_failure = list.creation_failure(&names.group(*name)).await?;
+            group.creation_failure =
+                list.complaint("StatefulSet", &names.group(*name), "FailedCreate").await?;
         }
     }
     for map in &maps {
@@ -171,10 +180,15 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         let Some(group) = observed.groups.get_mut(&name) else { continue };
         let annotations = map.annotations();
         if map.name_any() == names.patroni_state(name, "config") {
+            group.configured = written_by_patroni(map);
             group.system_identifier = annotations.get("initialize").cloned();
             group.configuration = annotations.get("config").and_then(|text| serde_json::from_str(text).ok());
         } else if map.name_any() == names.patroni_state(name, "leader") {
             group.leader = annotations.get("leader").cloned();
+        } else if map.name_any() == names.patroni_state(name, "sync") {
+            let standbys = annotations.get("sync_standby").map(String::as_str).unwrap_or_default();
+            group.synchronous =
+                standbys.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         }
     }
     for claim in &claims {
@@ -182,7 +196,12 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         let prefix = format!("data-{}-", names.group(group));
         let ordinal = claim.name_any().strip_prefix(&prefix).and_then(|ordinal| ordinal.parse().ok());
         if let Some(ordinal) = ordinal {
-            observed.claims.entry(group).or_default().insert(ordinal, volume_claim(claim));
+            let mut claim = volume_claim(claim);
+            if !claim.bound {
+                claim.failure =
+                    list.complaint("PersistentVolumeClaim", &claim.name, "ProvisioningFailed").await?;
+            }
+            observed.claims.entry(group).or_default().insert(ordinal, claim);
         }
     }
     Ok(observed)
@@ -213,14 +232,14 @@ impl Lister<'_> {
 }
 
 impl Lister<'_> {
-    /// The last reason why a StatefulSet could not create a pod; it tells in Events only.
-    async fn creation_failure(&self, set: &str) -> Result<Option<String>, Error> {
+    /// What was complained of last about an object. Some controllers say it in Events only.
+    async fn complaint(&self, kind: &str, name: &str, reason: &str) -> Result<Option<String>, Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), self.names.namespace());
-        let fields = format!("involvedObject.kind=StatefulSet,involvedObject.name={set},reason=FailedCreate");
+        let fields = format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         let found = api
             .list(&ListParams::default().fields(&fields))
             .await
-            .map_err(Error::kubernetes("list", format!("Events of StatefulSet {set}")))?;
+            .map_err(Error::kubernetes("list", format!("Events of {kind} {name}")))?;
         let last = found.items.into_iter().max_by_key(|event| {
             event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
         });
@@ -249,6 +268,13 @@ fn group_of(object: &impl ResourceExt) -> Option<Group> {
     Group::parse(object.labels().get(GROUP_LABEL)?)
 }
 
+/// When somebody other than us wrote to an object last.
+fn written_by_patroni(map: &ConfigMap) -> Option<Timestamp> {
+    let fields = map.metadata.managed_fields.iter().flatten();
+    let others = fields.filter(|fields| fields.manager.as_deref() != Some(CLUSTER_MANAGER));
+    others.filter_map(|fields| fields.time.as_ref().map(|time| time.0)).max()
+}
+
 fn stateful_set(set: &StatefulSet) -> ObservedGroup {
     let status = set.status.as_ref();
     // Until its controller has seen this generation, the status speaks of an older one.
@@ -263,6 +289,7 @@ fn stateful_set(set: &StatefulSet) -> ObservedGroup {
 fn volume_claim(claim: &PersistentVolumeClaim) -> Claim {
     Claim {
         name: claim.name_any(),
+        failure: None,
         bound: claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound"),
         class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
     }

@@ -85,6 +85,13 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
                 matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
                     && !is_young(instance, SCHEDULING, now)
             });
+        if let Some(failure) = &claim.failure {
+            problems.push(Problem::lasting(
+                "VolumeNotProvisioned",
+                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+            ));
+            continue;
+        }
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
@@ -202,10 +209,28 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
     })
 }
 
+/// Reasons of the controller of the database that do not go away by themselves.
+const NEEDS_SOMEBODY: [&str; 10] = [
+    "ColumnMissing",
+    "NoReplicaIdentity",
+    "NotATable",
+    "NotColocated",
+    "PolicyIncomplete",
+    "RowsOnCoordinator",
+    "SettingsDiffer",
+    "SpreadOtherwise",
+    "TypesDiffer",
+    "VersionsDiffer",
+];
+
 /// What the controller of the database says.
 fn database(cluster: &DialogCluster) -> Option<Problem> {
     let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let find = |kind| condition::find(conditions, kind);
+    // What was said of an older generation says nothing of this one; nobody speaks of it while it is paused.
+    let find = |kind| {
+        condition::find(conditions, kind)
+            .filter(|found| cluster.spec.paused || found.observed_generation >= cluster.metadata.generation)
+    };
     let waits = || Problem::passing("PreparingDatabase", "the database is being prepared".to_owned());
     let Some(citus) = find(CITUS_AVAILABLE) else { return Some(waits()) };
     if citus.status == "False" && ["NotInImage", "NotPreloaded"].contains(&citus.reason.as_str()) {
@@ -216,7 +241,14 @@ fn database(cluster: &DialogCluster) -> Option<Problem> {
     [CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED].into_iter().find_map(|kind| match find(kind) {
         Some(condition) if condition.status == "True" => None,
         Some(condition) => {
-            Some(Problem::passing("PreparingDatabase", format!("{kind}: {}", condition.message)))
+            let message = format!("{kind}: {}", condition.message);
+            Some(match condition.reason.as_str() {
+                reason if NEEDS_SOMEBODY.contains(&reason) => {
+                    Problem::lasting("DatabaseNotAsDeclared", message)
+                }
+                "NotObserved" => Problem::passing("DatabaseUnreachable", message),
+                _ => Problem::passing("PreparingDatabase", message),
+            })
         }
         None => Some(waits()),
     })

@@ -44,6 +44,18 @@ pub fn report(
     };
     let underway = problems.iter().find(|problem| problem.passes);
     let progressing = match (step.describe(), underway) {
+        _ if cluster.spec.paused => {
+            let held = step.describe().map(|step| format!("; then, {step}")).unwrap_or_default();
+            Finding::new(
+                PROGRESSING,
+                false,
+                "Paused",
+                format!("nothing changes until spec.paused is false{held}"),
+            )
+        }
+        (Some(step_text), _) if matches!(step, Step::Helpless { .. }) => {
+            Finding::new(PROGRESSING, false, "RestartDidNotHelp", step_text)
+        }
         (Some(step), _) => Finding::new(PROGRESSING, true, "Updating", step),
         (None, Some(problem)) => Finding::new(PROGRESSING, true, problem.reason, problem.message.clone()),
         (None, None) if problems.is_empty() && observed.api.as_ref().is_some_and(|api| !api.current) => {
@@ -74,8 +86,16 @@ pub fn report(
 
 /// The report of a cluster for which nothing can be built, or nothing more will be.
 #[must_use]
-pub fn refusal(cluster: &DialogCluster, phase: Phase, reason: &'static str, message: &str) -> Report {
+pub fn refusal(
+    cluster: &DialogCluster,
+    phase: Option<Phase>,
+    reason: &'static str,
+    message: &str,
+    certificates: Option<&Certificates>,
+    now: Timestamp,
+) -> Report {
     let before = cluster.status.clone().unwrap_or_default();
+    let phase = phase.unwrap_or(if served(cluster) { Phase::Degraded } else { Phase::Creating });
     let status = DialogClusterStatus {
         observed_generation: cluster.metadata.generation,
         phase: Some(phase),
@@ -84,20 +104,25 @@ pub fn refusal(cluster: &DialogCluster, phase: Phase, reason: &'static str, mess
         url: before.url,
         ..DialogClusterStatus::default()
     };
-    let findings =
+    let mut findings =
         vec![Finding::new(READY, false, reason, message), Finding::new(PROGRESSING, false, reason, message)];
+    findings.extend(certificates.map(|certificates| validity(certificates, now)));
     (status, findings)
 }
 
-fn phase(cluster: &DialogCluster, ready: bool, progressing: bool, step: &Step) -> Phase {
-    let served = cluster.status.as_ref().and_then(|status| status.phase).is_some_and(|phase| match phase {
+/// Whether the cluster has served before.
+fn served(cluster: &DialogCluster) -> bool {
+    cluster.status.as_ref().and_then(|status| status.phase).is_some_and(|phase| match phase {
         Phase::Creating | Phase::Deleting => false,
         Phase::Ready | Phase::Updating | Phase::Degraded | Phase::Paused => true,
-    });
+    })
+}
+
+fn phase(cluster: &DialogCluster, ready: bool, progressing: bool, step: &Step) -> Phase {
     match (ready, progressing) {
         _ if cluster.spec.paused => Phase::Paused,
         (true, false) => Phase::Ready,
-        (false, _) if !served => Phase::Creating,
+        (false, _) if !served(cluster) => Phase::Creating,
         (false, _) if *step == Step::Nothing => Phase::Degraded,
         _ => Phase::Updating,
     }

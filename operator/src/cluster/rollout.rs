@@ -57,6 +57,13 @@ pub enum Step {
         /// The parameters.
         parameters: Vec<String>,
     },
+    /// Nothing: a restart after the last change of the parameters did not help.
+    Helpless {
+        /// The pod.
+        pod: String,
+        /// The parameters.
+        parameters: Vec<String>,
+    },
 }
 
 impl Step {
@@ -73,6 +80,10 @@ impl Step {
             Self::Restart { pod, parameters, .. } => {
                 Some(format!("PostgreSQL of {pod} restarts for {}", parameters.join(", ")))
             }
+            Self::Helpless { pod, parameters } => Some(format!(
+                "PostgreSQL of {pod} was restarted and still does not use {}; correct them in spec.postgres.parameters",
+                parameters.join(", ")
+            )),
         }
     }
 }
@@ -88,8 +99,12 @@ pub fn next(groups: &BTreeMap<Group, (&ObservedGroup, i32)>, now: Timestamp) -> 
     }
     // Workers are greater than the coordinator; among themselves they go by number.
     let workers = groups.iter().filter(|(group, _)| **group != Group::Coordinator);
-    let mut ordered = workers.chain(groups.get_key_value(&Group::Coordinator));
-    let Some(step) = ordered.find_map(|(group, (observed, asked))| in_group(*group, observed, *asked)) else {
+    let ordered = workers.chain(groups.get_key_value(&Group::Coordinator));
+    let mut steps: Vec<Step> =
+        ordered.filter_map(|(group, (observed, asked))| in_group(*group, observed, *asked)).collect();
+    // Replacing a pod restarts its server as well.
+    steps.sort_by_key(|step| matches!(step, Step::Restart { .. }));
+    let Some(step) = steps.into_iter().next() else {
         return Step::Nothing;
     };
     groups.iter().find_map(|(group, (observed, _))| unready(*group, observed)).map_or(step, Step::Wait)
@@ -100,12 +115,16 @@ fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
     let primary = group.primary();
     let is_standby = |instance: &&Instance| primary.is_none_or(|primary| primary.pod != instance.pod);
     let standbys: Vec<&Instance> = group.instances.iter().filter(is_standby).collect();
-    let switch = |to: Option<&Instance>| {
-        let (from, to) = (primary?, to?);
+    // Where writes wait for standbys, Patroni promotes only one that has everything.
+    let switch = |suits: &dyn Fn(&Instance) -> bool| {
+        let complete =
+            |standby: &&&Instance| group.synchronous.is_empty() || group.synchronous.contains(&standby.pod);
+        let candidates = || standbys.iter().filter(complete);
+        let (from, to) = (primary?, candidates().find(|standby| suits(standby)).or(candidates().next())?);
         Some(Step::SwitchOver { group: name, from: from.pod.clone(), to: to.pod.clone() })
     };
     if primary.is_some_and(|primary| primary.ordinal >= asked) {
-        return switch(standbys.iter().copied().find(|standby| standby.ordinal < asked));
+        return switch(&|standby| standby.ordinal < asked);
     }
     let replace =
         |instance: &Instance| Step::Replace { pod: instance.pod.clone(), why: "its template has changed" };
@@ -113,7 +132,7 @@ fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
         return Some(replace(standby));
     }
     if let Some(primary) = primary.filter(|primary| is_outdated(group, primary)) {
-        return switch(standbys.first().copied()).or_else(|| Some(replace(primary)));
+        return switch(&|_| true).or_else(|| Some(replace(primary)));
     }
     let restart = |instance: &Instance| Step::Restart {
         group: name,

@@ -8,20 +8,6 @@ use tokio_postgres::error::SqlState;
 
 use super::Login;
 
-/// A part of the operator's identity that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{part}: {reason}; the operator's Secret holds ca.crt, tls.crt and tls.key, all PEM and of one kind")]
-pub struct IdentityError {
-    part: &'static str,
-    reason: String,
-}
-
-impl IdentityError {
-    pub(super) fn new(part: &'static str, reason: impl fmt::Display) -> Self {
-        Self { part, reason: reason.to_string() }
-    }
-}
-
 /// A failure of one session; it says where it was, as whom, and what to do.
 #[derive(Debug)]
 pub struct Error {

@@ -10,7 +10,8 @@ use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
 use crate::pg::{self, Parameter, Session, identifier};
 
-/// How long a change of Citus' catalogs may take: a new node is sent all of them.
+/// How long a change of Citus' catalogs may take: a new node is sent all of them. What copies rows has no limit, in
+/// sessions of its own.
 const CHANGE_LIMIT: Duration = Duration::from_mins(2);
 
 /// Why a step was not done.
@@ -69,7 +70,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
             node(sessions, *group, &statement).await?;
         }
-        Step::CreateReferenceTable { table } => {
+        Step::CreateReferenceTable { table, .. } => {
             let statement = "SELECT create_reference_table($1::text::regclass)";
             let table = qualified(table);
             catalogs(sessions).await?.query(statement, &[(&table, Type::TEXT)]).await?;

@@ -1,6 +1,6 @@
 //! The controller's connection to Kubernetes: what it reads there, what it writes, and what it remembers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use futures::FutureExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ListParams, PartialObjectMeta};
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::predicates;
 use kube::runtime::reflector::ObjectRef;
@@ -28,7 +29,7 @@ use crate::api::{DialogCluster, NodeStatus};
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{CLUSTER_LABEL, Names};
+use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
 use crate::reconcile::{Outcome, Reconciler, owners, shorten};
 use crate::status;
@@ -92,6 +93,20 @@ impl Controller {
         Identity::from_pem(part("ca.crt"), part("tls.crt"), part("tls.key"))
             .map(Some)
             .map_err(|source| Error::Identity { secret: name, source })
+    }
+
+    /// The groups that have a StatefulSet, asked for or not.
+    async fn existing(&self, names: &Names) -> Result<BTreeSet<Group>, Error> {
+        let sets: Api<StatefulSet> = Api::namespaced(self.context.client.clone(), names.namespace());
+        let selector = format!("{CLUSTER_LABEL}={}", names.cluster());
+        let list = sets.list_metadata(&ListParams::default().labels(&selector)).await;
+        let list = list.map_err(Error::kubernetes("list", format!("StatefulSets with {selector}")))?;
+        // Somebody's own object with our label has another name.
+        let group = |set: PartialObjectMeta<StatefulSet>| {
+            let group = Group::parse(set.labels().get(GROUP_LABEL)?)?;
+            (names.group(group) == set.name_any()).then_some(group)
+        };
+        Ok(list.items.into_iter().filter_map(group).collect())
     }
 
     /// Whether it is time to measure shards again.
@@ -201,7 +216,8 @@ impl Reconciler for Controller {
         let ended = self.ended(&key);
         let most = if cluster.spec.paused { 0 } else { MOST_STEPS };
 
-        let mut round = round(&wanted, &sessions, self.sizes(&key), most).await;
+        let existing = self.existing(&names).await?;
+        let mut round = round(&wanted, &existing, &sessions, self.sizes(&key), most).await;
         drop(sessions);
         match ended {
             Some((step, Ok(None))) => round.performed.push(step),

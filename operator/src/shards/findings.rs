@@ -13,6 +13,8 @@ use crate::condition::{
 };
 use crate::names::Group;
 
+mod parameters;
+
 const NO_CITUS: &str = "the cluster has no Citus: see the condition CitusAvailable";
 
 /// The conditions of this controller, in a fixed order.
@@ -21,6 +23,7 @@ pub(super) fn of(world: &World<'_>, tables: &Report, draft: &Draft) -> Vec<Findi
         citus_available(world, draft),
         metadata_synced(world, draft),
         wal_level_logical(world),
+        parameters::applied(world),
         schema_distributed(world, tables, draft),
         balanced(world),
         scale_in_blocked(world),
@@ -330,16 +333,21 @@ fn uneven(catalog: &Catalog) -> Vec<String> {
 }
 
 fn scale_in_blocked(world: &World<'_>) -> Finding {
-    let surplus: Vec<String> = world.surplus().iter().map(ToString::to_string).collect();
-    if surplus.is_empty() {
+    let surplus = world.surplus();
+    let Some(Group::Worker(last)) = surplus.last() else {
         return Finding::new(SCALE_IN_BLOCKED, false, "NothingToRemove", "no more workers than asked for");
-    }
+    };
+    let known = world.catalog().is_some();
+    let name = |group: &Group| match world.member(*group) {
+        None if known => format!("{group} (not registered)"),
+        _ => group.to_string(),
+    };
     let message = format!(
-        "spec.workers.count is {}, and {} are part of the cluster: this version keeps them, with their shards; set the \
-         count to {} to agree",
+        "spec.workers.count is {}, and there are {} as well: this version keeps them, with their data; set the count to \
+         {} to agree",
         world.wanted.workers,
-        surplus.join(", "),
-        world.workers().count()
+        surplus.iter().map(name).collect::<Vec<_>>().join(", "),
+        last + 1
     );
     Finding::new(SCALE_IN_BLOCKED, true, "NotSupported", message)
 }

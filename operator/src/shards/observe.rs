@@ -1,6 +1,6 @@
 //! Reads what the servers say. Nothing here changes anything.
 //!
-//! A round over a steady cluster is one session and four statements per node, and about ten on the coordinator.
+//! A round over a steady cluster is one session and five statements per node, and about ten on the coordinator.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use crate::pg::{self, Session};
 use tokio_postgres::types::Type;
 
 mod catalog;
+mod parameters;
 
 /// Servers that are asked at the same time.
 const AT_ONCE: usize = 16;
@@ -46,7 +47,7 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
     let groups = members(wanted, sessions.topology(), observed.catalog.as_ref());
     let others = groups.into_iter().filter(|group| *group != Group::Coordinator);
     observed.nodes = stream::iter(others)
-        .map(|group| async move { (group, worker(sessions, group, sizes).await) })
+        .map(|group| async move { (group, worker(sessions, group, wanted, sizes).await) })
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
@@ -54,8 +55,8 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
     observed
 }
 
-async fn worker(sessions: &Sessions, group: Group, sizes: Sizes) -> Node {
-    match node(sessions, group, sizes).await {
+async fn worker(sessions: &Sessions, group: Group, wanted: &Wanted, sizes: Sizes) -> Node {
+    match node(sessions, group, wanted, sizes).await {
         Ok((node, _)) => node,
         Err(error) => Node::Down(error.to_string()),
     }
@@ -67,7 +68,7 @@ async fn coordinator(
     sizes: Sizes,
     observed: &mut Observed,
 ) -> Result<Node, pg::Error> {
-    let (mut node, session) = node(sessions, Group::Coordinator, sizes).await?;
+    let (mut node, session) = node(sessions, Group::Coordinator, wanted, sizes).await?;
     if let (Node::Up(facts), Some(session)) = (&mut node, session) {
         let citus = facts.citus.preloaded && facts.citus.installed.is_some();
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
@@ -85,6 +86,7 @@ async fn coordinator(
 async fn node(
     sessions: &Sessions,
     group: Group,
+    wanted: &Wanted,
     sizes: Sizes,
 ) -> Result<(Node, Option<Arc<Session>>), pg::Error> {
     let Entered { session, door, mut facts, in_recovery, refusal } = enter(sessions, group).await?;
@@ -102,6 +104,8 @@ async fn node(
     if whole || door == Door::Bootstrap {
         facts.settings = current_settings(&session).await?;
         facts.overrides = overrides(&session).await?;
+        let names: Vec<&str> = wanted.parameters.keys().map(String::as_str).collect();
+        facts.parameters = parameters::read(&session, &names).await?;
     }
     facts.inside = door == Door::Dialog;
     if !(facts.inside && whole) {

@@ -1,6 +1,6 @@
 //! What the servers said: one value, read at one time, from which everything is decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::topology::Topology;
 use crate::names::Group;
@@ -15,6 +15,8 @@ pub struct Observed {
     pub catalog: Option<Catalog>,
     /// The tables of the policy that exist in the coordinator's database, by name.
     pub tables: BTreeMap<String, Table>,
+    /// The groups that have servers in Kubernetes, asked for or not, registered or not.
+    pub existing: BTreeSet<Group>,
 }
 
 impl Observed {
@@ -24,6 +26,15 @@ impl Observed {
         match self.nodes.get(&group)? {
             Node::Up(facts) => Some(facts),
             Node::Down(_) => None,
+        }
+    }
+
+    /// Takes over the sizes that were measured `before`, where they were not measured this time.
+    pub fn keep_sizes(&mut self, before: &Self) {
+        for (group, node) in &mut self.nodes {
+            if let Node::Up(facts) = node {
+                facts.bytes = facts.bytes.or(before.facts(*group).and_then(|facts| facts.bytes));
+            }
         }
     }
 }
@@ -54,10 +65,25 @@ pub struct Facts {
     pub citus: Citus,
     /// The settings that the operator asks for, as they are in force; absent where the server does not know one.
     pub settings: BTreeMap<String, String>,
+    /// The parameters that the resource declares, by name.
+    pub parameters: BTreeMap<String, Parameter>,
     /// Settings of the operator's that somebody changed by `ALTER SYSTEM`.
     pub overrides: Vec<String>,
     /// Bytes of the shards placed here; `None` while there are no catalogs to tell, or nobody asked.
     pub bytes: Option<i64>,
+}
+
+/// What became of a declared parameter on one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameter {
+    /// The server has a parameter of this name.
+    pub known: bool,
+    /// The value in the server's configuration files that counts.
+    pub written: Option<String>,
+    /// Why the server would not take that value now.
+    pub error: Option<String>,
+    /// The value is taken at the next start.
+    pub restart_pending: bool,
 }
 
 /// A role's attributes.

@@ -1,5 +1,6 @@
 //! One round of the controller: observe, plan, act, one step at a time and each from a fresh look.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::act::{self, perform};
@@ -63,9 +64,17 @@ impl Round {
     }
 }
 
-/// Observes, plans and acts until nothing more can be done now, or `most` steps are done.
-pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usize) -> Round {
-    let observed = observe(sessions, wanted, sizes).await;
+/// Observes, plans and acts until nothing more can be done now, or `most` steps are done. `existing` are the groups that
+/// have servers in Kubernetes.
+pub async fn round(
+    wanted: &Wanted,
+    existing: &BTreeSet<Group>,
+    sessions: &Sessions,
+    sizes: Sizes,
+    most: usize,
+) -> Round {
+    let mut observed = observe(sessions, wanted, sizes).await;
+    observed.existing.clone_from(existing);
     let plan = plan(wanted, sessions.topology(), &observed);
     let mut round =
         Round { observed, plan, performed: Vec::new(), failed: Vec::new(), held: None, long: None };
@@ -81,7 +90,7 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
                 Ok(Ok(session)) => {
                     lock = Some(session);
                     // What was seen without the lock may have been changed by whoever held it.
-                    look_again(&mut round, wanted, sessions, sizes).await;
+                    look_again(&mut round, wanted, sessions).await;
                 }
                 Ok(Err(holder)) => {
                     round.held = Some((step, holder));
@@ -102,7 +111,7 @@ pub async fn round(wanted: &Wanted, sessions: &Sessions, sizes: Sizes, most: usi
             Ok(()) => round.performed.push(step),
             Err(error) => round.failed.push((step, error)),
         }
-        look_again(&mut round, wanted, sessions, sizes).await;
+        look_again(&mut round, wanted, sessions).await;
     }
     if let Some(session) = lock {
         give_back(&session, sessions).await;
@@ -147,8 +156,12 @@ fn next(round: &Round) -> Option<Step> {
     round.plan.steps.iter().find(|step| !tried(step)).cloned()
 }
 
-async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions, sizes: Sizes) {
-    round.observed = observe(sessions, wanted, sizes).await;
+async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions) {
+    let mut observed = observe(sessions, wanted, Sizes::Skip).await;
+    // Measuring asks for every shard's files: once per round is enough.
+    observed.keep_sizes(&round.observed);
+    observed.existing.clone_from(&round.observed.existing);
+    round.observed = observed;
     round.plan = plan(wanted, sessions.topology(), &round.observed);
 }
 

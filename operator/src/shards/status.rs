@@ -6,8 +6,8 @@ use super::wanted::Wanted;
 use super::world::{World, members};
 use crate::api::{DialogClusterStatus, NodeState, NodeStatus};
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED, SHARDS_MANAGER,
-    WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
+    SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
 };
 use crate::names::Group;
 use crate::status::Part;
@@ -20,6 +20,7 @@ pub const PART: Part = Part {
         CITUS_AVAILABLE,
         METADATA_SYNCED,
         WAL_LEVEL_LOGICAL,
+        PARAMETERS_APPLIED,
         SCHEMA_DISTRIBUTED,
         BALANCED,
         SCALE_IN_BLOCKED,

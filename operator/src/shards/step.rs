@@ -74,8 +74,10 @@ pub enum Step {
     CreateReferenceTable {
         /// The table.
         table: String,
+        /// Whether it holds rows; copying them takes as long as there are many.
+        holds_rows: bool,
     },
-    /// Copy the reference tables to the nodes that lack them.
+    /// Copy the reference tables to the nodes that lack them. Takes as long as the tables are large.
     ReplicateReferenceTables,
     /// Cut an empty table into shards.
     DistributeTable(Distribution),
@@ -151,7 +153,12 @@ impl Step {
     /// Whether it takes as long as the data is large.
     #[must_use]
     pub fn is_long(&self) -> bool {
-        matches!(self, Self::DistributeConcurrently(_))
+        matches!(
+            self,
+            Self::DistributeConcurrently(_)
+                | Self::ReplicateReferenceTables
+                | Self::CreateReferenceTable { holds_rows: true, .. }
+        )
     }
 
     /// Whether it comes before the coordinator has a database to hold the topology lock in.
@@ -209,7 +216,7 @@ impl fmt::Display for Step {
                 write!(f, "let new shards be placed on {group}")
             }
             Self::SetShouldHaveShards { group, value: false } => write!(f, "keep new shards off {group}"),
-            Self::CreateReferenceTable { table } => write!(f, "copy the table {table} to every node"),
+            Self::CreateReferenceTable { table, .. } => write!(f, "copy the table {table} to every node"),
             Self::ReplicateReferenceTables => f.write_str("copy the reference tables to every node"),
             Self::DistributeTable(distribution) => write!(f, "distribute {distribution}"),
             Self::DistributeConcurrently(distribution) => {

@@ -1,5 +1,7 @@
 //! What the resource asks of the database, and nothing of the rest.
 
+use std::collections::BTreeMap;
+
 use crate::api::{DialogClusterSpec, Table};
 
 /// The part of a `DialogCluster` that this controller acts on.
@@ -11,6 +13,8 @@ pub struct Wanted {
     pub shard_count: i32,
     /// The shard policy: the tables of dialog-api, and those that the resource adds.
     pub tables: Vec<Table>,
+    /// PostgreSQL's own parameters on every node.
+    pub parameters: BTreeMap<String, String>,
 }
 
 impl From<&DialogClusterSpec> for Wanted {
@@ -20,6 +24,7 @@ impl From<&DialogClusterSpec> for Wanted {
             workers: u32::try_from(spec.workers.count).unwrap_or(0),
             shard_count: spec.sharding.shard_count,
             tables: [Table::dialog_api(), spec.sharding.tables.clone()].concat(),
+            parameters: spec.postgres.parameters.clone(),
         }
     }
 }

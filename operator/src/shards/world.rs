@@ -67,11 +67,11 @@ impl<'a> World<'a> {
         self.groups().into_iter().filter(|group| *group != Group::Coordinator)
     }
 
-    /// Registered workers beyond the count that is wanted.
+    /// Workers beyond the count that is wanted: they are registered, or have servers all the same.
     #[must_use]
-    pub fn surplus(&self) -> Vec<Group> {
+    pub fn surplus(&self) -> BTreeSet<Group> {
         let beyond = |group: &Group| matches!(group, Group::Worker(number) if *number >= self.wanted.workers);
-        self.workers().filter(beyond).collect()
+        self.groups().into_iter().chain(self.observed.existing.iter().copied()).filter(beyond).collect()
     }
 
     /// The row of `group` in `pg_dist_node`.

@@ -120,6 +120,8 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
         "Secret chat-operator-tls",
         "Secret chat-api-tls",
         "Secret chat-api-token",
+        "Secret chat-patroni-ca",
+        "Secret chat-patroni-tls",
         "ConfigMap chat-patroni",
         "ConfigMap chat-coordinator-leader",
         "ServiceAccount chat-patroni",
@@ -234,6 +236,30 @@ async fn an_ingress_that_is_not_asked_for_any_more_goes() -> Result<()> {
     })
     .await?;
     ensure!(ingresses.get_opt("mine").await?.is_some(), "somebody else's Ingress was deleted");
+    controller.stop().await
+}
+
+#[tokio::test]
+async fn a_name_that_is_somebody_elses_is_left_alone() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("taken").await?;
+    let services: Api<Service> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    let mine = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "chat-api" },
+        "spec": { "ports": [{ "port": 9 }], "selector": { "app": "mine" } },
+    });
+    let before = services.patch("chat-api", &PatchParams::apply("somebody"), &Patch::Apply(&mine)).await?;
+    bed.apply("chat", &json!({ "workers": { "count": 0 } })).await?;
+    let controller = Running::start(&bed);
+    let cluster = until_ready_says(&bed, "chat", "NameTaken").await?;
+    let conditions = cluster.status.unwrap_or_default().conditions;
+    let message = condition::find(&conditions, READY).map(|ready| ready.message.clone()).unwrap_or_default();
+    ensure!(message.contains("Service chat-api"), "{message}");
+    ensure!(services.get("chat-api").await? == before, "somebody else's Service was changed");
+    ensure!(bed.versions::<StatefulSet>().await?.is_empty(), "something was written all the same");
+
+    services.delete("chat-api", &DeleteParams::default()).await?;
+    until_ready_says(&bed, "chat", "Creating").await?;
     controller.stop().await
 }
 

@@ -235,6 +235,16 @@ async fn each_invalid_object_is_refused_with_the_field_and_the_reason() -> Resul
 }
 
 #[tokio::test]
+async fn each_parameter_that_the_operator_sets_is_refused() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("owned-parameters").await?;
+    for (name, _) in dialog_operator::cluster::patroni::config::owned(100) {
+        check(name, bed.apply("chat", &parameter(name)).await, &["postgres.parameters"])?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_invalid_name_is_refused() -> Result<()> {
     needs_apiserver!();
     let bed = Bed::new("names").await?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use dialog_operator::condition::SCHEMA_DISTRIBUTED;
@@ -10,7 +11,7 @@ use dialog_operator::shards::step::Step;
 use tokio_postgres::types::Type;
 
 use crate::needs_citus;
-use crate::world::{World, condition, placements, wanted};
+use crate::world::{World, condition, distributed, placements, reference, wanted};
 
 const ROWS: &str = "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
     SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'before', now()
@@ -105,5 +106,52 @@ async fn rows_stay_where_they_are_when_their_shards_would_not_leave_the_coordina
     assert!(message.contains("move the group's shards to workers"), "{message}");
     let api = world.api(Group::Coordinator).await?;
     assert_eq!(api.query_one("SELECT count(*) FROM messages", &[]).await?.get::<_, i64>(0), 20_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn copies_of_reference_tables_have_all_the_time_they_need() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    let mut policy = wanted(1);
+    world.settle(&policy).await?;
+    let api = world.api(Group::Coordinator).await?;
+    api.run("CREATE TABLE emoji (code text PRIMARY KEY); INSERT INTO emoji VALUES ('x'), ('y')").await?;
+    policy.tables = vec![reference("emoji")];
+
+    // Somebody's transaction holds the table, so that copying it takes longer than anything else may.
+    let writer = world.ask_client(Group::Coordinator).await?;
+    writer.batch_execute("BEGIN; INSERT INTO public.emoji VALUES ('z')").await?;
+    let round = world.round(&policy).await?;
+    let create = Step::CreateReferenceTable { table: "emoji".to_owned(), holds_rows: true };
+    assert_eq!(round.long.as_ref(), Some(&create), "{round:?}");
+    assert!(round.performed.is_empty() && round.failed.is_empty(), "{round:?}");
+    let wait_for_operation = async || -> Result<()> {
+        let seen = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+                    AND application_name = 'dialog-operator: copy the table emoji to every node'";
+        while world.number(Group::Coordinator, seen).await? == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // The next operator finds it, and leaves the cluster alone.
+        let round = world.round(&policy).await?;
+        assert!(round.performed.is_empty() && round.long.is_none(), "{round:?}");
+        let (status, reason, message) = condition(&round, SCHEMA_DISTRIBUTED);
+        assert_eq!((status, reason), ("False", "Distributing"));
+        assert!(message.contains("copy the table emoji to every node"), "{message}");
+        writer.batch_execute("COMMIT").await.map_err(Into::into)
+    };
+    tokio::try_join!(world.carry_out(&policy, &create), wait_for_operation())?;
+    assert_eq!(world.number(Group::Worker(0), "SELECT count(*) FROM public.emoji").await?, 3);
+
+    // A new worker lacks the copies. They come first: Citus would make them up in the middle of any other step.
+    world.add(Group::Worker(1))?;
+    policy.workers = 2;
+    api.run("CREATE TABLE pins (dialog_id uuid PRIMARY KEY)").await?;
+    policy.tables.push(distributed("pins", "dialog_id", "dialog"));
+    let round = world.round(&policy).await?;
+    assert_eq!(round.long, Some(Step::ReplicateReferenceTables), "{round:?}");
+    assert!(!round.performed.iter().any(|step| matches!(step, Step::DistributeTable(_))), "{round:?}");
+    world.settle(&policy).await?;
+    assert_eq!(world.number(Group::Worker(1), "SELECT count(*) FROM public.emoji").await?, 3);
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! Servers that are away, not as they should be, or in somebody else's hands.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use dialog_operator::api::NodeState;
 use dialog_operator::condition::{
-    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
 use dialog_operator::names::Group;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
+use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::Shutdown;
 
 use crate::needs_citus;
@@ -200,4 +201,77 @@ async fn an_operation_that_outlived_its_operator_is_waited_for() -> Result<()> {
     let steps = world.settle(&wanted).await?;
     assert_eq!(steps.len(), wanted.tables.len(), "{steps:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn parameters_that_do_not_take_effect_are_named() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    let mut wanted = wanted(1);
+    world.settle(&wanted).await?;
+    assert_eq!(condition(&world.round(&wanted).await?, PARAMETERS_APPLIED).1, "Applied");
+    let declare = |parameters: &[(&str, &str)]| {
+        parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+
+    // What reaches no file is what Patroni left out.
+    wanted.parameters = declare(&[("wrok_mem", "64MB"), ("work_mem", "64MB"), ("my.own", "1")]);
+    let (status, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
+    assert_eq!((status, reason), ("False", "ParametersIgnored"));
+    assert!(message.contains("worker-0's PostgreSQL has no parameter wrok_mem"), "{message}");
+    assert!(message.contains("work_mem is not in the configuration of coordinator"), "{message}");
+
+    let groups = [Group::Coordinator, Group::Worker(0)];
+    let write = |world: &mut World, name: &str, value: &str| {
+        groups.into_iter().try_for_each(|group| world.server(group).set_parameter(name, value))
+    };
+    wanted.parameters = declare(&[("work_mem", "64MB"), ("my.own", "1"), ("datestyle", "ISO, DMY")]);
+    for (name, value) in &wanted.parameters {
+        write(&mut world, name, value)?;
+    }
+    let (status, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
+    assert_eq!((status, reason), ("True", "Applied"), "{message}");
+
+    // A value that PostgreSQL refuses: it keeps the old one, and only its log would say so.
+    wanted.parameters = declare(&[("work_mem", "1kB")]);
+    write(&mut world, "work_mem", "1kB")?;
+    let (status, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
+    assert_eq!((status, reason), ("False", "ParametersRejected"));
+    assert!(message.contains("worker-0's PostgreSQL refuses work_mem = 1kB: "), "{message}");
+
+    // Somebody's ALTER SYSTEM outranks what is declared.
+    wanted.parameters = declare(&[("work_mem", "64MB")]);
+    write(&mut world, "work_mem", "64MB")?;
+    world.ask(Group::Worker(0), "ALTER SYSTEM SET work_mem = '8MB'").await?;
+    let (_, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
+    assert_eq!(reason, "ParametersIgnored");
+    assert!(message.starts_with("work_mem is 8MB in the configuration of worker-0, not 64MB"), "{message}");
+    world.ask(Group::Worker(0), "ALTER SYSTEM RESET work_mem").await?;
+
+    // One that takes a restart is waited for, and is there after it.
+    wanted.parameters = declare(&[("work_mem", "64MB"), ("max_connections", "120")]);
+    write(&mut world, "max_connections", "120")?;
+    let (status, reason, message) = eventually_not(&world, &wanted, "ParametersRejected").await?;
+    assert_eq!((status, reason), ("False", "RestartPending"), "{message}");
+    for group in groups {
+        world.server(group).restart(Shutdown::Fast)?;
+    }
+    let (status, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
+    assert_eq!((status, reason), ("True", "Applied"), "{message}");
+    Ok(())
+}
+
+/// The condition of the parameters once its reason is another than `reason`.
+async fn eventually_not(
+    world: &World,
+    wanted: &Wanted,
+    reason: &str,
+) -> Result<(&'static str, &'static str, String)> {
+    for _ in 0..20 {
+        let found = condition(&world.round(wanted).await?, PARAMETERS_APPLIED);
+        if found.1 != reason {
+            return Ok(found);
+        }
+    }
+    bail!("it stays {reason}")
 }

@@ -1,6 +1,7 @@
 //! From empty servers to a cluster at rest.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dialog_operator::api::NodeState;
@@ -162,5 +163,41 @@ async fn a_certificate_is_good_for_its_own_roles_only() -> Result<()> {
         .await?;
     let found: [&str; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
     ensure!(found == ["pg_catalog", "dialog-operator", "15s", "a parameter"], "{found:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn shards_are_measured_once_per_round() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    world.add_with(Group::Worker(1), |builder| builder.parameter("track_functions", "all"))?;
+    let wanted = wanted(2);
+    world.round(&wanted).await?;
+    world.migrate().await?;
+    world.settle(&wanted).await?;
+
+    // More than one thing to mend, so that the round looks again and again.
+    for group in [Group::Worker(0), Group::Worker(1)] {
+        world.ask(group, "ALTER ROLE dialog_api NOLOGIN").await?;
+    }
+    let operator_is_gone = async || -> Result<()> {
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dialog-operator'";
+        while world.number(Group::Worker(1), sessions).await? > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    };
+    // A session reports what it called when it ends. The name of each shard is made to measure it.
+    let calls =
+        "SELECT coalesce(sum(calls), 0)::int8 FROM pg_stat_user_functions WHERE funcname = 'shard_name'";
+    operator_is_gone().await?;
+    let before = world.number(Group::Worker(1), calls).await?;
+    let round = world.round(&wanted).await?;
+    assert!(round.performed.len() >= 2, "{:?}", round.performed);
+    operator_is_gone().await?;
+    assert_eq!(world.number(Group::Worker(1), calls).await? - before, 144);
+
+    let shown = status(&wanted, &world.topology(), &round.observed, None);
+    assert!(shown.nodes[2].bytes > 0, "what was measured is kept through the round: {:?}", shown.nodes);
     Ok(())
 }

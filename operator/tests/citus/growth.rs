@@ -68,6 +68,16 @@ async fn a_worker_more_is_registered_and_a_worker_less_is_kept() -> Result<()> {
     let before = placements(&world).await?;
 
     world.add(Group::Worker(2))?;
+    // The count is lowered before the third was ever registered.
+    let round = world.round(&wanted(2)).await?;
+    assert!(round.performed.is_empty() && round.is_settled(), "{:?}", round.plan);
+    let (status, reason, message) = condition(&round, SCALE_IN_BLOCKED);
+    assert_eq!((status, reason), ("True", "NotSupported"));
+    assert!(
+        message.contains("there are worker-2 (not registered)") && message.contains("count to 3"),
+        "{message}"
+    );
+
     let steps = world.settle(&wanted(3)).await?;
     assert_eq!(steps.last(), Some(&Step::AddNode { group: Group::Worker(2) }), "{steps:?}");
     let round = world.round(&wanted(3)).await?;

@@ -93,8 +93,8 @@ async fn an_operator_that_ends_in_the_middle_of_anything_is_continued_by_the_nex
     let mut migrated = false;
     // Ever later moments, so that each statement is hit sooner or later and the last operator comes through.
     for moment in 0_u64.. {
-        let sessions = world.sessions()?;
-        let attempt = round(&wanted, &sessions, Sizes::Skip, usize::MAX);
+        let (sessions, existing) = (world.sessions()?, world.existing());
+        let attempt = round(&wanted, &existing, &sessions, Sizes::Skip, usize::MAX);
         match tokio::time::timeout(Duration::from_millis(5 + moment * 15), attempt).await {
             Err(_) => cut_short += 1,
             Ok(round) if round.is_settled() && !migrated => {

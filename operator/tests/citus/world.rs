@@ -1,6 +1,6 @@
 //! Real servers, and the controller's engine over them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -100,6 +100,11 @@ impl World {
         Ok(Sessions::new(self.topology(), self.identity("dialog-operator")?))
     }
 
+    /// The groups that have a server.
+    pub fn existing(&self) -> BTreeSet<Group> {
+        self.servers.keys().copied().collect()
+    }
+
     /// One round of an operator that has just started.
     pub async fn round(&self, wanted: &Wanted) -> Result<Round> {
         self.round_of(wanted, usize::MAX).await
@@ -107,7 +112,7 @@ impl World {
 
     /// One round that ends after `most` steps, as if the operator had been killed.
     pub async fn round_of(&self, wanted: &Wanted, most: usize) -> Result<Round> {
-        Ok(round(wanted, &self.sessions()?, Sizes::Measure, most).await)
+        Ok(round(wanted, &self.existing(), &self.sessions()?, Sizes::Measure, most).await)
     }
 
     /// Runs rounds until nothing is left to do or to wait for; the steps that were done.

@@ -6,8 +6,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::ObjectMeta;
 
 use super::meta;
-use super::pod::{self, TLS_DIRECTORY};
-use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY, fingerprint};
+use super::pod::{self, MOUNTED, TLS_DIRECTORY};
+use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY};
 use crate::cluster::target::Target;
 use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
 
@@ -18,14 +18,13 @@ const TERMINATION_SECONDS: i64 = 30;
 /// The role of dialog-api in the database.
 const ROLE: &str = "dialog_api";
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
-const MOUNTED: &str = "dialogcluster.io/mounted";
 
 /// The Deployment.
 #[must_use]
 pub fn deployment(target: &Target, certificates: &Certificates) -> Deployment {
     let names = &target.names;
     let labels = meta::component(names, meta::API);
-    let mounted = format!("{}-{}", certificates.api.fingerprint(), fingerprint(certificates.token.expose()));
+    let mounted = format!("{}-{}", certificates.api.fingerprint(), certificates.token_fingerprint());
     Deployment {
         metadata: meta::object(names, names.api(), labels.clone()),
         spec: Some(DeploymentSpec {

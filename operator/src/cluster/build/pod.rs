@@ -13,6 +13,11 @@ use crate::api::{ResourceAmounts, ResourcesSpec};
 /// Where the certificates are, in every pod.
 pub const TLS_DIRECTORY: &str = "/etc/dialog/tls";
 
+/// Where the certificate for commands to Patroni is, in the pods of databases.
+pub const PATRONI_TLS_DIRECTORY: &str = "/etc/dialog/patroni-tls";
+/// Annotation of pods that changes when they have to be restarted for what they mount.
+pub const MOUNTED: &str = "dialogcluster.io/mounted";
+
 /// A pod that runs as this user and group, and may be admitted in a restricted namespace.
 #[must_use]
 pub fn security(id: i64) -> PodSecurityContext {

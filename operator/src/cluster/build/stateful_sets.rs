@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::core::ObjectMeta;
 
-use super::pod::{self, TLS_DIRECTORY};
+use super::pod::{self, MOUNTED, PATRONI_TLS_DIRECTORY, TLS_DIRECTORY};
 use super::{config_maps, meta};
 use crate::api::{Reclaim, StorageSpec};
 use crate::cluster::certificates::{Certificates, Pair, fingerprint};
@@ -24,22 +24,20 @@ const TERMINATION_SECONDS: i64 = 120;
 /// The directory of Patroni's configuration.
 const CONFIGURATION: &str = "/etc/dialog/patroni";
 
-/// Annotation of pods that changes when they have to be restarted for what they mount.
-const MOUNTED: &str = "dialogcluster.io/mounted";
-
 /// The StatefulSet of each group.
 #[must_use]
 pub fn stateful_sets(target: &Target, certificates: &Certificates) -> Vec<StatefulSet> {
-    target.groups.keys().map(|&group| stateful_set(target, group, certificates.groups.get(&group))).collect()
+    target.groups.keys().map(|&group| stateful_set(target, group, certificates)).collect()
 }
 
-fn stateful_set(target: &Target, group: Group, certificate: Option<&Pair>) -> StatefulSet {
+fn stateful_set(target: &Target, group: Group, certificates: &Certificates) -> StatefulSet {
     let names = &target.names;
     let spec = target.group(group);
     let mounted = format!(
-        "{}-{}",
+        "{}-{}-{}",
         fingerprint(&config::local(target, group)),
-        certificate.map(Pair::fingerprint).unwrap_or_default()
+        certificates.groups.get(&group).map(Pair::fingerprint).unwrap_or_default(),
+        certificates.patroni.fingerprint()
     );
     StatefulSet {
         metadata: meta::object(names, names.group(group), meta::group(names, group)),
@@ -129,6 +127,7 @@ fn pod_spec(target: &Target, group: Group) -> PodSpec {
                 ..Volume::default()
             },
             pod::secret_volume("tls", names.group_certificate(group)),
+            pod::secret_volume("patroni-tls", names.patroni_certificate()),
             pod::empty_volume("run", None),
             pod::empty_volume("tmp", None),
             // Parallel queries share memory; the runtime's default is 64 MiB.
@@ -165,6 +164,7 @@ fn container(target: &Target, group: Group) -> Container {
             pod::mount("data", config::VOLUME, false),
             pod::mount("configuration", CONFIGURATION, true),
             pod::mount("tls", TLS_DIRECTORY, true),
+            pod::mount("patroni-tls", PATRONI_TLS_DIRECTORY, true),
             pod::mount("run", config::SOCKETS, false),
             pod::mount("tmp", "/tmp", false),
             pod::mount("shm", "/dev/shm", false),

@@ -90,6 +90,29 @@ fn a_year_and_ten_years() {
     assert_eq!(certificates.authority.facts.not_after.to_string(), "2036-02-27T00:00:00Z");
 }
 
+/// Who has dialog-api's certificate, or a database's, is not believed by Patroni.
+#[test]
+fn only_its_own_certificate_commands_patroni() {
+    use rustls::RootCertStore;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, UnixTime};
+    use rustls::server::WebPkiClientVerifier;
+
+    let certificates = Certificates::ensure(&Secrets::new(), &names(), &groups(1), now()).unwrap();
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now().as_second().unsigned_abs()));
+    let commands = |pair: &Pair| {
+        let mut roots = RootCertStore::empty();
+        roots.add(der(&certificates.patroni_authority.certificate)).unwrap();
+        let provider = rustls::crypto::ring::default_provider().into();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+        verifier.verify_client_cert(&der(&pair.certificate), &[], at).is_ok()
+    };
+    assert!(commands(&certificates.patroni));
+    assert!(!commands(&certificates.api) && !commands(&certificates.operator));
+    assert!(!commands(&certificates.groups[&Group::Coordinator]));
+}
+
 #[test]
 fn nothing_secret_is_printed() {
     let certificates = Certificates::ensure(&Secrets::new(), &names(), &groups(1), now()).unwrap();

@@ -1,6 +1,5 @@
 //! Patroni's REST API, over TLS with certificates on both sides.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
@@ -11,15 +10,13 @@ use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::jiff::Timestamp;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cluster::certificates::Certificates;
 use crate::error::{Error, chain};
 use crate::names::PATRONI_PORT;
+use crate::tls;
 
 /// Time limit of a question.
 const QUESTION: Duration = Duration::from_secs(5);
@@ -28,7 +25,7 @@ const ORDER: Duration = Duration::from_secs(40);
 /// No answer is longer.
 const LIMIT: usize = 1 << 20;
 
-/// A client that shows the operator's certificate, and believes only the cluster's authority.
+/// A client that shows a certificate for commands, and believes only the cluster's authority.
 pub struct Client {
     http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
@@ -67,23 +64,13 @@ impl Client {
     /// # Errors
     /// If the certificates cannot be used.
     pub fn new(certificates: &Certificates) -> Result<Self, Error> {
-        let broken = |error: &dyn std::error::Error| Error::Certificate {
-            object: "a TLS configuration of the operator's certificate".to_owned(),
-            reason: chain(error),
-        };
-        let certificate =
-            |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| broken(&error));
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate(&certificates.authority.certificate)?).map_err(|error| broken(&error))?;
-        let key = PrivateKeyDer::from_pem_slice(certificates.operator.key.as_bytes())
-            .map_err(|error| broken(&error))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| broken(&error))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate(&certificates.operator.certificate)?], key)
-            .map_err(|error| broken(&error))?;
+        let (believed, shown) = (&certificates.authority, &certificates.patroni);
+        let tls =
+            tls::client(believed.certificate.as_bytes(), shown.certificate.as_bytes(), shown.key.as_bytes())
+                .map_err(|error| Error::Certificate {
+                    object: "a TLS configuration for Patroni".to_owned(),
+                    reason: error.to_string(),
+                })?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()

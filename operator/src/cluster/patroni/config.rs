@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::cluster::build::meta;
-use crate::cluster::build::pod::TLS_DIRECTORY;
+use crate::cluster::build::pod::{PATRONI_TLS_DIRECTORY, TLS_DIRECTORY};
 use crate::cluster::certificates::{API, CA, CERTIFICATE, KEY, NODE, OPERATOR};
 use crate::cluster::target::Target;
 use crate::names::{Group, PATRONI_PORT, POSTGRES_PORT, ROLE_LABEL, SCOPE_LABEL};
@@ -51,6 +51,7 @@ fn text(value: &Value) -> String {
 fn local_part(target: &Target, group: Group) -> Map<String, Value> {
     let names = &target.names;
     let tls = |file: &str| format!("{TLS_DIRECTORY}/{file}");
+    let commander = |file: &str| format!("{PATRONI_TLS_DIRECTORY}/{file}");
     let role = |name: &str| {
         json!({
             "username": name,
@@ -78,11 +79,12 @@ fn local_part(target: &Target, group: Group) -> Map<String, Value> {
             "listen": format!("0.0.0.0:{PATRONI_PORT}"),
             "certfile": tls(CERTIFICATE),
             "keyfile": tls(KEY),
-            "cafile": tls(CA),
-            // Probes of the kubelet have no certificate; whoever changes something needs one.
+            // Probes of the kubelet have no certificate; whoever changes something needs one of this authority, which
+            // is not the one of the databases: dialog-api has a certificate of that.
+            "cafile": commander(CA),
             "verify_client": "optional",
         },
-        "ctl": { "cacert": tls(CA), "certfile": tls(CERTIFICATE), "keyfile": tls(KEY) },
+        "ctl": { "cacert": tls(CA), "certfile": commander(CERTIFICATE), "keyfile": commander(KEY) },
         "log": { "level": "INFO", "deduplicate_heartbeat_logs": true },
         "watchdog": { "mode": "off" },
         "postgresql": {
@@ -153,6 +155,8 @@ pub fn dynamic(target: &Target, group: Group) -> Value {
         "loop_wait": 5,
         "retry_timeout": 5,
         "maximum_lag_on_failover": 1_048_576,
+        // What was acknowledged is on a standby, if there is one; without one, the primary goes on alone.
+        "synchronous_mode": target.group(group).instances > 1,
         // A primary whose members all answer stays primary while the API server does not.
         "failsafe_mode": true,
         // Citus' moves and splits have slots that Patroni does not know; it would drop them while they are idle.
@@ -169,7 +173,6 @@ pub fn dynamic(target: &Target, group: Group) -> Value {
 }
 
 fn parameters(target: &Target, group: Group) -> Map<String, Value> {
-    let tls = |file: &str| format!("{TLS_DIRECTORY}/{file}");
     let asked = &target.spec.postgres.parameters;
     let connections =
         asked.get("max_connections").and_then(|text| text.parse().ok()).unwrap_or(MAX_CONNECTIONS);
@@ -191,31 +194,40 @@ fn parameters(target: &Target, group: Group) -> Map<String, Value> {
     for (name, value) in asked {
         set(name, value.clone());
     }
-    // What the operator owns. Moves need logical replication, and room for it; all of it takes a restart, so it is
-    // there from the beginning.
-    set("wal_level", "logical".to_owned());
-    set("max_replication_slots", "32".to_owned());
-    set("max_wal_senders", "32".to_owned());
-    set("max_worker_processes", "32".to_owned());
-    set("max_logical_replication_workers", "16".to_owned());
-    // Citus commits in two phases: each client's transaction may have one prepared transaction on each node.
-    set("max_prepared_transactions", (connections * 2).max(200).to_string());
-    set("wal_log_hints", "on".to_owned());
-    // Patroni leaves this one out where the server's minor version does not know it.
-    set("output_plugin_libraries", "pgoutput, test_decoding, citus".to_owned());
-    set("unix_socket_directories", SOCKETS.to_owned());
-    set("ssl", "on".to_owned());
-    set("ssl_ca_file", tls(CA));
-    set("ssl_cert_file", tls(CERTIFICATE));
-    set("ssl_key_file", tls(KEY));
-    // A server without Citus takes these as they are and ignores them.
-    set("citus.local_hostname", "localhost".to_owned());
-    let (ca, certificate, key) = (tls(CA), tls(CERTIFICATE), tls(KEY));
-    set(
-        "citus.node_conninfo",
-        format!("sslmode=verify-full sslrootcert={ca} sslcert={certificate} sslkey={key}"),
-    );
+    for (name, value) in owned(connections) {
+        set(name, value);
+    }
     parameters
+}
+
+/// What the operator owns, for servers with this many connections. The resource's schema refuses each of these.
+#[must_use]
+pub fn owned(connections: u64) -> Vec<(&'static str, String)> {
+    let tls = |file: &str| format!("{TLS_DIRECTORY}/{file}");
+    let (ca, certificate, key) = (tls(CA), tls(CERTIFICATE), tls(KEY));
+    let node = format!("sslmode=verify-full sslrootcert={ca} sslcert={certificate} sslkey={key}");
+    vec![
+        // Moves need logical replication, and room for it; all of it takes a restart, so it is there from the
+        // beginning.
+        ("wal_level", "logical".to_owned()),
+        ("max_replication_slots", "32".to_owned()),
+        ("max_wal_senders", "32".to_owned()),
+        ("max_worker_processes", "32".to_owned()),
+        ("max_logical_replication_workers", "16".to_owned()),
+        // Citus commits in two phases: each client's transaction may have one prepared transaction on each node.
+        ("max_prepared_transactions", (connections * 2).max(200).to_string()),
+        ("wal_log_hints", "on".to_owned()),
+        // Patroni leaves this one out where the server's minor version does not know it.
+        ("output_plugin_libraries", "pgoutput, test_decoding, citus".to_owned()),
+        ("unix_socket_directories", SOCKETS.to_owned()),
+        ("ssl", "on".to_owned()),
+        ("ssl_ca_file", ca),
+        ("ssl_cert_file", certificate),
+        ("ssl_key_file", key),
+        // A server without Citus takes these as they are and ignores them.
+        ("citus.local_hostname", "localhost".to_owned()),
+        ("citus.node_conninfo", node),
+    ]
 }
 
 /// What has to be sent to Patroni to make `current` into `desired`; `None` if nothing.
@@ -225,6 +237,17 @@ fn parameters(target: &Target, group: Group) -> Map<String, Value> {
 #[must_use]
 pub fn difference(current: &Value, desired: &Value) -> Option<Value> {
     patch(current, desired, false)
+}
+
+/// The names of what a change changes, such as `postgresql.parameters.work_mem`.
+#[must_use]
+pub fn keys(change: &Value) -> Vec<String> {
+    let Value::Object(entries) = change else { return Vec::new() };
+    let below = |(key, value): (&String, &Value)| match keys(value) {
+        below if below.is_empty() => vec![key.clone()],
+        below => below.into_iter().map(|name| format!("{key}.{name}")).collect(),
+    };
+    entries.iter().flat_map(below).collect()
 }
 
 fn patch(current: &Value, desired: &Value, only_desired: bool) -> Option<Value> {
@@ -261,6 +284,11 @@ mod tests {
         assert_eq!(
             difference(&current, &desired),
             Some(json!({"ttl": 20, "postgresql": {"parameters": {"b": "2", "c": null}}}))
+        );
+        let names = ["postgresql.parameters.b", "postgresql.parameters.c", "ttl"];
+        assert_eq!(
+            difference(&current, &desired).map(|change| keys(&change)),
+            Some(names.map(str::to_owned).to_vec())
         );
         assert_eq!(difference(&Value::Null, &desired), Some(desired));
     }

@@ -15,7 +15,7 @@ fn cluster(spec: &Value, conditions: &Value) -> DialogCluster {
     serde_json::from_value(json!({
         "apiVersion": "dialogcluster.io/v1alpha1",
         "kind": "DialogCluster",
-        "metadata": { "name": "chat", "namespace": "ns", "uid": "5f1d" },
+        "metadata": { "name": "chat", "namespace": "ns", "uid": "5f1d", "generation": 3 },
         "spec": spec,
         "status": { "conditions": conditions },
     }))
@@ -25,7 +25,7 @@ fn cluster(spec: &Value, conditions: &Value) -> DialogCluster {
 fn condition(kind: &str, status: &str, reason: &str) -> Value {
     json!({
         "type": kind, "status": status, "reason": reason, "message": format!("{kind} is {status}"),
-        "lastTransitionTime": "2026-03-01T00:00:00Z",
+        "lastTransitionTime": "2026-03-01T00:00:00Z", "observedGeneration": 3,
     })
 }
 
@@ -59,8 +59,12 @@ fn serving() -> Observed {
         instances: vec![primary],
         ..ObservedGroup::default()
     };
-    let claim =
-        Claim { name: "data-chat-coordinator-0".to_owned(), bound: true, class: Some("standard".to_owned()) };
+    let claim = Claim {
+        name: "data-chat-coordinator-0".to_owned(),
+        bound: true,
+        class: Some("standard".to_owned()),
+        failure: None,
+    };
     Observed {
         groups: [(Group::Coordinator, group)].into(),
         claims: [(Group::Coordinator, [(0, claim)].into())].into(),
@@ -148,6 +152,11 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
         observed.storage_classes.has_default = false;
     });
     assert_eq!(none.reason, "StorageClassMissing");
+    let failed = worst(|observed| {
+        claim(observed).failure = Some("no space left".to_owned());
+    });
+    assert_eq!(failed.reason, "VolumeNotProvisioned");
+    assert!(failed.message.contains("no space left"), "{}", failed.message);
     let pending = worst(|observed| {
         unschedulable(observed);
         claim(observed);
@@ -185,6 +194,27 @@ fn the_database_has_to_be_prepared() {
     ]);
     let problem = &found(&cluster(&single(), &undistributed), &serving())[0];
     assert!(problem.message.contains("SchemaDistributed is False"), "{}", problem.message);
+    assert_eq!((problem.reason, problem.passes), ("PreparingDatabase", true));
+}
+
+#[test]
+fn what_the_database_says_needs_somebody_or_speaks_of_this_generation() {
+    let said = |reason: &str| {
+        let conditions = json!([
+            condition(CITUS_AVAILABLE, "True", "Installed"),
+            condition(METADATA_SYNCED, "True", "Synced"),
+            condition(SCHEMA_DISTRIBUTED, "False", reason),
+        ]);
+        let problem = found(&cluster(&single(), &conditions), &serving()).remove(0);
+        (problem.reason, problem.passes)
+    };
+    assert_eq!(said("RowsOnCoordinator"), ("DatabaseNotAsDeclared", false));
+    assert_eq!(said("NotObserved"), ("DatabaseUnreachable", true));
+    let mut changed = cluster(&single(), &prepared());
+    changed.metadata.generation = Some(4);
+    assert_eq!(found(&changed, &serving())[0].reason, "PreparingDatabase");
+    changed.spec.paused = true;
+    assert_eq!(found(&changed, &serving()), []);
 }
 
 #[test]

@@ -77,6 +77,25 @@ fn ready_names_the_worst_problem_and_a_few_more() {
 }
 
 #[test]
+fn what_is_held_back_or_did_not_help_is_no_progress() {
+    let step = Step::Wait("something".to_owned());
+    let (_, findings) = reported(&cluster(None, true), &[], &step, start());
+    assert_eq!((findings[1].holds, findings[1].reason), (Holds::False, "Paused"));
+    let helpless =
+        Step::Helpless { pod: "chat-worker-0-0".to_owned(), parameters: vec!["work_mem".to_owned()] };
+    let (_, findings) = reported(&cluster(None, false), &[], &helpless, start());
+    assert_eq!((findings[1].holds, findings[1].reason), (Holds::False, "RestartDidNotHelp"));
+    assert!(findings[1].message.contains("chat-worker-0-0") && findings[1].message.contains("work_mem"));
+}
+
+#[test]
+fn a_refusal_does_not_forget_that_a_cluster_served() {
+    let phase = |before| refusal(&cluster(before, false), None, "ImageMissing", "", None, start()).0.phase;
+    assert_eq!(phase(None), Some(Phase::Creating));
+    assert_eq!(phase(Some(Phase::Ready)), Some(Phase::Degraded));
+}
+
+#[test]
 fn certificates_are_reported_before_they_expire() {
     let after = |days: i32| {
         let (_, findings) = reported(&cluster(None, false), &[], &Step::Nothing, start() + DAY * days);

@@ -170,6 +170,22 @@ fn a_primary_that_is_to_go_hands_over_first() {
     );
 }
 
+#[test]
+fn only_a_standby_that_has_everything_takes_over() {
+    let mut worker = group(Group::Worker(0), &[OLD, NEW, NEW]);
+    worker.synchronous = ["chat-worker-0-2".to_owned()].into();
+    let Step::SwitchOver { to, .. } = step(&[(Group::Worker(0), worker)]) else { panic!("no switchover") };
+    assert_eq!(to, "chat-worker-0-2");
+}
+
+#[test]
+fn replacing_a_pod_comes_before_restarting_a_server() {
+    let mut first = group(Group::Worker(0), &[NEW]);
+    first.instances[0].patroni = pending("shared_buffers", "1", "2");
+    let groups = [(Group::Worker(0), first), (Group::Worker(1), group(Group::Worker(1), &[OLD]))];
+    assert_eq!(replaced(&step(&groups)), "chat-worker-1-0");
+}
+
 fn pending(name: &str, old: &str, new: &str) -> Member {
     let change = Change { old_value: old.to_owned(), new_value: new.to_owned() };
     Member {

@@ -6,12 +6,13 @@ use serde_json::json;
 
 use crate::api::DialogClusterSpec;
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, Finding, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, Finding, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED,
+    SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
 use crate::names::{Group, Names};
 use crate::pg::Endpoint;
 use crate::shards::observed::{
-    Catalog, Citus, Facts, Member, Node, Observed, Placements, Role, Spread, Table,
+    Catalog, Citus, Facts, Member, Node, Observed, Parameter, Placements, Role, Spread, Table,
 };
 use crate::shards::plan::plan;
 use crate::shards::topology::Topology;
@@ -33,6 +34,7 @@ fn at_rest() -> Observed {
             release: Some("13.2.2".to_owned()),
         },
         settings: BTreeMap::from([("wal_level".to_owned(), "logical".to_owned())]),
+        parameters: BTreeMap::new(),
         overrides: Vec::new(),
         bytes: None,
     };
@@ -65,6 +67,7 @@ fn at_rest() -> Observed {
             operations: vec![],
         }),
         tables: tables.collect(),
+        existing: groups.into(),
     }
 }
 
@@ -109,6 +112,7 @@ fn a_cluster_at_rest_says_so() {
         (CITUS_AVAILABLE, "Installed"),
         (METADATA_SYNCED, "Synced"),
         (WAL_LEVEL_LOGICAL, "Logical"),
+        (PARAMETERS_APPLIED, "Applied"),
         (SCHEMA_DISTRIBUTED, "Distributed"),
         (BALANCED, "Even"),
     ] {
@@ -266,4 +270,75 @@ fn balance_is_counted_in_what_moves_together() {
     assert_eq!(say(BALANCED, spread([26, 24])).1, "Uneven");
     let (status, reason, _) = say(BALANCED, |observed| catalog(observed).placements.clear());
     assert_eq!((status, reason), ("Unknown", "NoShards"));
+}
+
+#[test]
+fn a_group_too_many_is_named_before_it_is_registered_and_while_nothing_answers() {
+    assert_eq!(say(SCALE_IN_BLOCKED, |_| {}).0, "False");
+    let (status, reason, message) = say(SCALE_IN_BLOCKED, |observed| {
+        observed.existing.insert(Group::Worker(3));
+    });
+    assert_eq!((status, reason), ("True", "NotSupported"));
+    assert!(message.contains("there are worker-3 (not registered) as well"), "{message}");
+    assert!(message.contains("set the count to 4"), "{message}");
+
+    let (status, _, message) = say(SCALE_IN_BLOCKED, |observed| {
+        observed.existing.insert(Group::Worker(1));
+        observed.nodes.insert(Group::Coordinator, Node::Down("refused".to_owned()));
+        observed.catalog = None;
+    });
+    assert_eq!(status, "True");
+    assert!(message.contains("there are worker-1 as well"), "{message}");
+}
+
+#[test]
+fn a_parameter_that_is_not_in_force_is_named_with_its_node() {
+    type Change = fn(&mut Parameter);
+    let fine = Parameter { known: true, written: Some("64MB".to_owned()), ..Parameter::default() };
+    let say = |name: &str, change: &dyn Fn(&mut Parameter)| {
+        let mut wanted = wanted();
+        wanted.parameters.insert(name.to_owned(), "64MB".to_owned());
+        let mut observed = at_rest();
+        for group in [Group::Coordinator, Group::Worker(0)] {
+            facts(&mut observed, group).parameters.insert(name.to_owned(), fine.clone());
+        }
+        change(facts(&mut observed, Group::Worker(0)).parameters.get_mut(name).unwrap());
+        let plan = plan(&wanted, &topology(), &observed);
+        let found = plan.findings.into_iter().find(|finding| finding.kind == PARAMETERS_APPLIED).unwrap();
+        (found.holds.as_str(), found.reason, found.message)
+    };
+    let cases: [(&str, Change, &str, &str); 7] = [
+        ("work_mem", |_| {}, "Applied", "every node has the parameters"),
+        (
+            "wrok_mem",
+            |p| p.known = false,
+            "ParametersIgnored",
+            "worker-0's PostgreSQL has no parameter wrok_mem",
+        ),
+        ("citus.later", |p| p.known = false, "Applied", "every node has the parameters"),
+        (
+            "work_mem",
+            |p| p.written = None,
+            "ParametersIgnored",
+            "work_mem is not in the configuration of worker-0",
+        ),
+        ("work_mem", |p| p.written = Some("64kB".to_owned()), "ParametersIgnored", "work_mem is 64kB"),
+        (
+            "work_mem",
+            |p| p.error = Some("setting could not be applied".to_owned()),
+            "ParametersRejected",
+            "worker-0's PostgreSQL refuses work_mem = 64MB: setting could not be applied",
+        ),
+        (
+            "shared_buffers",
+            |p| (p.restart_pending, p.error) = (true, Some("setting could not be applied".to_owned())),
+            "RestartPending",
+            "shared_buffers takes a restart of worker-0",
+        ),
+    ];
+    for (name, change, expected, part) in cases {
+        let (status, reason, message) = say(name, &change);
+        assert_eq!((status == "True", reason), (expected == "Applied", expected), "{message}");
+        assert!(message.contains(part) && !message.contains("coordinator"), "{message}");
+    }
 }

@@ -181,7 +181,7 @@ impl Truth {
                 self.member(*group).unwrap().should_have_shards = *value;
                 assert!(self.members.iter().any(|member| member.should_have_shards), "nobody holds shards");
             }
-            Step::CreateReferenceTable { table } => {
+            Step::CreateReferenceTable { table, .. } => {
                 let group_ids = self.members.iter().map(|member| member.group_id).collect();
                 self.tables.get_mut(table).unwrap().spread = Spread::Reference { group_ids };
             }
@@ -359,7 +359,7 @@ prop_compose! {
         }
         let nodes = if on_coordinator { vec![0; 48] } else { vec![1; 48] };
         let colocation = BTreeMap::from([(1, nodes.clone()), (2, nodes)]);
-        (Wanted { workers, shard_count: 48, tables: policy }, Truth { topology, servers, members, tables, colocation })
+        (Wanted { workers, shard_count: 48, tables: policy, parameters: BTreeMap::new() }, Truth { topology, servers, members, tables, colocation })
     }
 }
 

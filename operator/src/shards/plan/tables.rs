@@ -75,7 +75,8 @@ fn decide(world: &World<'_>) -> (Report, Vec<Step>) {
         }
     }
     if copies_missing {
-        steps.push(Step::ReplicateReferenceTables);
+        // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it.
+        steps.insert(0, Step::ReplicateReferenceTables);
     }
     (report, steps)
 }
@@ -126,9 +127,10 @@ fn reference(
             Ok(None)
         }
         // There is no other way to make one than the one that holds writers up while it copies.
-        Spread::PlainEmpty | Spread::PlainWithRows => {
-            Ok(Some(Step::CreateReferenceTable { table: policy.name.clone() }))
-        }
+        Spread::PlainEmpty | Spread::PlainWithRows => Ok(Some(Step::CreateReferenceTable {
+            table: policy.name.clone(),
+            holds_rows: table.spread == Spread::PlainWithRows,
+        })),
         Spread::Hash { .. } | Spread::Other => Err(otherwise(policy, table)),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use dialog_api::database::statements::Sql;
 use dialog_operator::names::Group;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
@@ -13,6 +14,9 @@ use tokio::task::block_in_place;
 
 use crate::bed::{Bed, holds, object};
 use crate::http::Service;
+
+/// The id after that of any message: a list from here begins with the newest.
+const AFTER_ALL: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 
 /// Shards per worker and table for 48 shards and two workers.
 const HALF: &str = "24";
@@ -55,7 +59,13 @@ async fn assert_serves_on_two_workers(bed: &Bed) -> Result<()> {
     ensure!(placed == expected, "the shards are placed\n{placed}\nand not\n{expected}");
     let dialog = bed.sql(Group::Coordinator, "SELECT dialog_id FROM messages LIMIT 1").await?;
     let plan = bed
-        .sql(Group::Coordinator, &format!("EXPLAIN SELECT * FROM messages WHERE dialog_id = '{dialog}'"))
+        .sql(
+            Group::Coordinator,
+            &format!(
+                "PREPARE list AS {}; EXPLAIN EXECUTE list('{dialog}', '{AFTER_ALL}', 100)",
+                Sql::ListMessages.text()
+            ),
+        )
         .await?;
     ensure!(plan.contains("Task Count: 1"), "listing a dialog takes more than one task:\n{plan}");
     Ok(())

@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// The port of PostgreSQL on every node.
 pub const POSTGRES_PORT: u16 = 5432;
 /// The port of Patroni's REST API on every instance.
@@ -55,6 +58,20 @@ impl fmt::Display for Group {
             Self::Coordinator => f.write_str("coordinator"),
             Self::Worker(number) => write!(f, "worker-{number}"),
         }
+    }
+}
+
+impl Serialize for Group {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Group {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is no group: coordinator or worker-N")))
     }
 }
 

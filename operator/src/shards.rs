@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod observe;
 pub mod observed;
 pub mod plan;
+pub mod rebalance;
 pub mod round;
 pub mod sessions;
 pub mod settings;

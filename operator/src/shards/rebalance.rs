@@ -1,0 +1,212 @@
+//! Which shard groups belong on which node: from a [`Layout`] and a [`Policy`] to a [`MovePlan`], by a pure function.
+//!
+//! A shard group is what moves together: the shards of all tables of one colocation group that cover the same range of
+//! hashes. The plan is a value: it is printed, hashed, approved, and carried out as it stands.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::Group;
+
+/// What is where, and where it may go. The order of the lists has no meaning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layout {
+    /// The registered nodes. A shard group on a node that is not among them is taken to be out of reach.
+    pub nodes: BTreeMap<Group, Node>,
+    /// Every shard group of hash-distributed tables, once.
+    pub groups: Vec<ShardGroup>,
+    /// Hashes that are bound to a node.
+    #[serde(default)]
+    pub pins: Vec<Pin>,
+}
+
+/// What may be done with one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// What it is for.
+    pub role: Role,
+    /// Bytes that may still be placed here, the headroom to keep already taken off; `None` if nobody knows, which limits
+    /// nothing.
+    pub free_bytes: Option<u64>,
+}
+
+/// What a node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// It holds its share of the shard groups.
+    Shared,
+    /// It holds pinned shard groups, and nothing else.
+    Dedicated,
+    /// It has to end without any (`shouldhaveshards` is false).
+    Draining,
+    /// It cannot take part now: inactive, unreachable or out of sync. Nothing moves to it or from it.
+    Unavailable,
+}
+
+/// The shards of one colocation group that cover one range of hashes, on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardGroup {
+    /// `pg_dist_colocation.colocationid`.
+    pub colocation_id: i32,
+    /// The lowest id among its shards: naming it moves them all.
+    pub shard_id: i64,
+    /// The hashes it covers.
+    pub range: HashRange,
+    /// Where it is.
+    pub node: Group,
+    /// Bytes of all its shards, indexes and TOAST included.
+    pub bytes: u64,
+    /// How much it is used, in a unit that is the same for all groups; counts for [`Strategy::ByLoad`] only.
+    #[serde(default)]
+    pub load: u64,
+}
+
+/// A range of hashes, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HashRange {
+    /// The lowest hash.
+    pub min: i32,
+    /// The highest hash.
+    pub max: i32,
+}
+
+impl HashRange {
+    /// Whether `hash` is one of them.
+    #[must_use]
+    pub fn contains(self, hash: i32) -> bool {
+        (self.min..=self.max).contains(&hash)
+    }
+}
+
+/// Binds the shard group that covers a hash to a node. It is kept where it is while that node cannot take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pin {
+    /// The colocation group.
+    pub colocation_id: i32,
+    /// A hash of the shard group.
+    pub hash: i32,
+    /// Where it belongs.
+    pub node: Group,
+}
+
+/// How the shard groups are to be spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// What is to be even.
+    pub strategy: Strategy,
+    /// How far a node may be from the average before anything moves, in thousandths of the average.
+    pub threshold: u32,
+    /// Moves at the same time in the whole cluster; at least 1.
+    pub max_parallel_moves: u32,
+    /// Moves at the same time that a node takes part in, as source or target; at least 1.
+    pub moves_per_node: u32,
+    /// What is worth a move.
+    pub goal: Goal,
+}
+
+/// What is to be even between the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strategy {
+    /// Bytes, each shard group counted as a fixed amount more, so that empty ones are spread too.
+    BySize,
+    /// The number of shard groups.
+    ByCount,
+    /// The load, each shard group counted as a small amount more, so that idle ones are spread too.
+    ByLoad,
+}
+
+/// What is worth a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Goal {
+    /// Only what has to be: draining nodes are emptied, pinned shard groups are brought home.
+    Settle,
+    /// That, and an even spread.
+    Balance,
+}
+
+/// One shard group from one node to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Move {
+    /// `pg_dist_colocation.colocationid`.
+    pub colocation_id: i32,
+    /// The shard to name to `citus_move_shard_placement`.
+    pub shard_id: i64,
+    /// The hashes that move.
+    pub range: HashRange,
+    /// Where it is.
+    pub from: Group,
+    /// Where it goes.
+    pub to: Group,
+    /// Bytes to copy.
+    pub bytes: u64,
+    /// What for.
+    pub cause: Cause,
+    /// Moves of one wave, counted from 1, can run at the same time; a wave starts when the one before has ended.
+    pub wave: u32,
+}
+
+/// What a move is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// The source has to end empty, or is dedicated to others.
+    Drain,
+    /// The shard group is pinned to the target.
+    Pin,
+    /// The spread gets more even.
+    Balance,
+}
+
+/// The moves to make, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MovePlan {
+    /// The moves, by wave. Each of them leaves the spread no worse than it was, drains and pins first.
+    pub moves: Vec<Move>,
+    /// Bytes of all moves.
+    pub bytes: u64,
+    /// Names the list of moves: equal lists have equal hashes, whatever the sizes are by now.
+    pub hash: String,
+    /// Shard groups that have to move and cannot, and why.
+    pub stuck: Vec<Stuck>,
+}
+
+/// A shard group that has to move and cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stuck {
+    /// `pg_dist_colocation.colocationid`.
+    pub colocation_id: i32,
+    /// Its lowest shard id.
+    pub shard_id: i64,
+    /// Where it is.
+    pub node: Group,
+    /// Its size.
+    pub bytes: u64,
+    /// Why it stays.
+    pub obstacle: Obstacle,
+}
+
+/// Why a shard group stays where it should not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all_fields = "camelCase")]
+pub enum Obstacle {
+    /// There is no node that may hold it.
+    NoTarget,
+    /// Every node that may hold it has less room than it needs; the roomiest has this much.
+    NoRoom {
+        /// Bytes that may still be placed on the roomiest node when its turn comes.
+        largest: u64,
+    },
+    /// It is pinned to a node that cannot take it: retarget the pin.
+    PinnedTo {
+        /// The node it is pinned to.
+        node: Group,
+    },
+}

@@ -4,10 +4,23 @@
 //! hashes. The plan is a value: it is printed, hashed, approved, and carried out as it stands.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use sha2::{Digest, Sha256};
+
+use self::state::{Fate, State};
 use crate::names::Group;
+
+mod rest;
+mod schedule;
+mod search;
+mod state;
+mod table;
+
+pub use rest::Overtaken;
+pub use state::BASE_BYTES;
 
 /// What is where, and where it may go. The order of the lists has no meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +33,69 @@ pub struct Layout {
     /// Hashes that are bound to a node.
     #[serde(default)]
     pub pins: Vec<Pin>,
+}
+
+/// Plans the moves that bring `layout` to what `policy` asks for.
+///
+/// The same layout gives the same plan, in whatever order its lists are; a layout in which every move of a plan was made
+/// gives a plan without moves.
+#[must_use]
+pub fn plan(layout: &Layout, policy: &Policy) -> MovePlan {
+    let mut state = State::new(layout, policy.strategy);
+    let mut moves: Vec<Move> = Vec::new();
+    loop {
+        let mut wanted = state.clone();
+        search::search(&mut wanted, policy);
+        let wave = moves.last().map_or(0, |last| last.wave);
+        let waiting = schedule::order(&state, &wanted);
+        let next = schedule::schedule(&mut state, &wanted, waiting, policy, wave);
+        let done = next.is_empty() || state.at == wanted.at;
+        moves.extend(next);
+        if done {
+            let bytes = moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add);
+            return MovePlan {
+                bytes,
+                hash: hash(&moves),
+                stuck: stuck(&wanted),
+                over: shared(layout),
+                moves,
+            };
+        }
+        // No order of all moves makes each of them help: what is left is looked for again from here.
+        state.settle();
+    }
+}
+
+/// The nodes that hold their share.
+fn shared(layout: &Layout) -> Vec<Group> {
+    layout.nodes.iter().filter(|(_, node)| node.role == Role::Shared).map(|(group, _)| *group).collect()
+}
+
+/// What has to move and cannot.
+fn stuck(state: &State) -> Vec<Stuck> {
+    let stuck = |item: &state::Item| {
+        let Fate::Stuck(obstacle) = item.fate else { return None };
+        let ShardGroup { colocation_id, shard_id, node, bytes, .. } = item.group;
+        Some(Stuck { colocation_id, shard_id, node, bytes, obstacle })
+    };
+    state.items.iter().filter_map(stuck).collect()
+}
+
+/// Names a list of moves; an empty one has no name.
+fn hash(moves: &[Move]) -> String {
+    if moves.is_empty() {
+        return String::new();
+    }
+    let mut digest = Sha256::new();
+    for Move { colocation_id, shard_id, range, from, to, .. } in moves {
+        digest.update(format!("{colocation_id} {shard_id} {} {} {from} {to}\n", range.min, range.max));
+    }
+    // Half of it is short enough to be typed, and long enough to be no other's.
+    digest.finalize().iter().take(8).fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What may be done with one node.
@@ -167,14 +243,17 @@ pub enum Cause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MovePlan {
-    /// The moves, by wave. Each of them leaves the spread no worse than it was, drains and pins first.
+    /// The moves, by wave. Each of them leaves the spread no worse than the one before it.
     pub moves: Vec<Move>,
     /// Bytes of all moves.
     pub bytes: u64,
-    /// Names the list of moves: equal lists have equal hashes, whatever the sizes are by now.
+    /// Names the list of moves, as 16 hexadecimal digits: equal lists have equal hashes, whatever the sizes are by now.
+    /// Empty if there are no moves.
     pub hash: String,
     /// Shard groups that have to move and cannot, and why.
     pub stuck: Vec<Stuck>,
+    /// The nodes that the shard groups are spread over, in order.
+    pub over: Vec<Group>,
 }
 
 /// A shard group that has to move and cannot.
@@ -210,3 +289,6 @@ pub enum Obstacle {
         node: Group,
     },
 }
+
+#[cfg(test)]
+mod properties;

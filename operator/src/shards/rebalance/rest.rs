@@ -1,0 +1,120 @@
+//! What is left of a plan that was made earlier. Sizes waver, and a plan made anew after each move might take another way
+//! to the same end; a plan that was approved must not.
+
+use std::collections::BTreeMap;
+
+use super::state::{Fate, State};
+use super::{Layout, MovePlan, Policy, Role, schedule, shared};
+use crate::names::Group;
+
+/// Why a plan cannot be continued: the world is not the one that it was made for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overtaken {
+    /// The set of nodes that shard groups are spread over is another.
+    #[error("the plan spreads shards over {}, and now there are {}", list(planned), list(now))]
+    Nodes {
+        /// The nodes of the plan.
+        planned: Vec<Group>,
+        /// The nodes now.
+        now: Vec<Group>,
+    },
+    /// A shard group is neither where it was nor where it should go.
+    #[error("shard {shard_id} is on {node} now, neither where the plan found it nor where it sends it")]
+    Elsewhere {
+        /// The shard of the plan.
+        shard_id: i64,
+        /// Where it is.
+        node: Group,
+    },
+    /// A shard group is no more: its table was dropped, or it was split.
+    #[error("shard {shard_id} is gone: its table was dropped, or it was split")]
+    Gone {
+        /// The shard of the plan.
+        shard_id: i64,
+    },
+    /// A node cannot take all that is to go there.
+    #[error("{node} has no room any more for what the plan sends there")]
+    NoRoom {
+        /// The target.
+        node: Group,
+    },
+    /// A move is not allowed any more, or would make the spread worse.
+    #[error("to move shard {shard_id} as planned would not help any more")]
+    Harmful {
+        /// The shard of the plan.
+        shard_id: i64,
+    },
+    /// Something else has to move by now.
+    #[error("shard {shard_id} has to move by now, and the plan does not say where")]
+    Incomplete {
+        /// The shard that has to move.
+        shard_id: i64,
+    },
+}
+
+fn list(groups: &[Group]) -> String {
+    groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl MovePlan {
+    /// What is left to do of this plan in `layout`, under its own name; a plan without moves if all was done.
+    ///
+    /// # Errors
+    /// If the plan does not fit `layout` any more.
+    pub fn rest(&self, layout: &Layout, policy: &Policy) -> Result<Self, Overtaken> {
+        let now = shared(layout);
+        if now != self.over {
+            return Err(Overtaken::Nodes { planned: self.over.clone(), now });
+        }
+        let mut state = State::new(layout, policy.strategy);
+        let mut wanted = state.clone();
+        let index: BTreeMap<_, usize> = (state.items.iter().zip(0..))
+            .map(|(item, index)| ((item.group.colocation_id, item.group.range, item.group.shard_id), index))
+            .collect();
+        let mut waiting = Vec::new();
+        for step in &self.moves {
+            let shard_id = step.shard_id;
+            let gone = Overtaken::Gone { shard_id };
+            let item = *index.get(&(step.colocation_id, step.range, shard_id)).ok_or(gone)?;
+            let node = wanted.items[item].group.node;
+            if node == step.to {
+                continue;
+            }
+            if node != step.from {
+                return Err(Overtaken::Elsewhere { shard_id, node });
+            }
+            let to = state.nodes.iter().position(|(group, _)| *group == step.to);
+            let to = to.filter(|to| allowed(&state, item, *to)).ok_or(Overtaken::Harmful { shard_id })?;
+            if !wanted.fits(item, to) {
+                return Err(Overtaken::NoRoom { node: step.to });
+            }
+            wanted.put(item, to);
+            waiting.push(item);
+        }
+        let known = |shard_id| self.stuck.iter().any(|stuck| stuck.shard_id == shard_id);
+        for (index, item) in wanted.items.iter().enumerate() {
+            let must = matches!(item.fate, Fate::Leave | Fate::Home(_)) && !wanted.is_displaced(index);
+            if must && !known(item.group.shard_id) {
+                return Err(Overtaken::Incomplete { shard_id: item.group.shard_id });
+            }
+        }
+        let left = waiting.len();
+        let moves = schedule::schedule(&mut state, &wanted, waiting, policy, 0);
+        if moves.len() < left {
+            let behind = (0..state.items.len()).find(|item| state.at[*item] != wanted.at[*item]);
+            let shard_id = behind.map_or(0, |item| state.items[item].group.shard_id);
+            return Err(Overtaken::Harmful { shard_id });
+        }
+        let bytes = moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add);
+        Ok(Self { moves, bytes, hash: self.hash.clone(), stuck: self.stuck.clone(), over: self.over.clone() })
+    }
+}
+
+/// Whether a shard group may go to this node at all.
+fn allowed(state: &State, item: usize, to: usize) -> bool {
+    match state.items[item].fate {
+        Fate::Home(home) => home == to,
+        Fate::Free | Fate::Leave => state.nodes[to].1.role == Role::Shared,
+        Fate::Fixed | Fate::Stuck(_) => false,
+    }
+}

@@ -153,7 +153,7 @@ fn world() -> impl Values<Value = World> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn a_plan_that_was_carried_out_leaves_nothing_to_do(World { layout, policy } in world()) {

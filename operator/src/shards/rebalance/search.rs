@@ -29,12 +29,13 @@ pub(super) fn search(state: &mut State, policy: &Policy) {
     }
     // The number of shard groups does not waver as sizes and loads do: nothing speaks against the exact answer.
     let within = if policy.strategy == Strategy::ByCount { 0 } else { policy.threshold };
+    // Each of these makes the shard groups more even, or the nodes and the shard groups no less, or less of them move:
+    // there is an end.
     loop {
         for colocation in 0..state.colocations.len() {
             even_out(state, colocation, &shared, within);
         }
-        even_out_nodes(state, &shared, policy.threshold);
-        if !take_back(state) {
+        if !even_out_nodes(state, &shared, policy.threshold) && !take_back(state) {
             return;
         }
     }
@@ -208,13 +209,15 @@ fn next_within(
     None
 }
 
-/// Evens out what the nodes carry as a whole, where that leaves every colocation group as even as it is.
-fn even_out_nodes(state: &mut State, shared: &[usize], threshold: u32) {
+/// Evens out what the nodes carry as a whole, where that leaves every colocation group as even as it is; whether there was
+/// anything to move.
+fn even_out_nodes(state: &mut State, shared: &[usize], threshold: u32) -> bool {
     let band = Band::new(shared.iter().map(|node| state.totals[*node]), threshold);
     if !shared.iter().any(|node| band.is_low(state.totals[*node]) || band.is_high(state.totals[*node])) {
-        return;
+        return false;
     }
     let mut held = hold(state, 0..state.items.len());
+    let mut any = false;
     loop {
         let mut sources = shared.to_vec();
         sources.sort_by_key(|node| (Reverse(state.totals[*node]), *node));
@@ -226,8 +229,9 @@ fn even_out_nodes(state: &mut State, shared: &[usize], threshold: u32) {
             }
         }
         if !moved {
-            return;
+            return any;
         }
+        any = true;
     }
 }
 

@@ -13,9 +13,13 @@ use serde::{Deserialize, Serialize};
 
 mod defaults;
 mod quantity;
+mod rebalance;
 mod table;
 
 pub use quantity::Amount;
+pub use rebalance::{
+    PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy, RebalanceWindow, Threshold,
+};
 pub use table::{Table, TableKind};
 
 /// The API group of every resource of this operator.
@@ -242,6 +246,9 @@ pub struct ShardingSpec {
         'credentials', 'user_dialogs', 'schema_migrations']))")
         .message("sharding.tables: names a table of dialog-api, which the operator distributes by itself"))]
     pub tables: Vec<Table>,
+    /// When and how shards move to where they are missed.
+    #[serde(default)]
+    pub rebalance: RebalanceSpec,
 }
 
 /// The HTTP service.
@@ -314,6 +321,9 @@ pub struct DialogClusterStatus {
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]
     pub nodes: Vec<NodeStatus>,
+    /// What would make the shards even, if anything would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
     /// What holds and what does not, keyed by type; each with a reason for programs and a sentence that says what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::cache::Cache;
 use crate::cluster::{Cluster, INGRESS};
 use crate::crds::cargo;
+use crate::postgres::Citus;
 use crate::progress::Progress;
 use crate::tools::{Tool, Tools};
 use crate::{command, debian, release, table};
@@ -17,6 +18,9 @@ use crate::{command, debian, release, table};
 mod report;
 
 use report::{Count, Report};
+
+/// What tests say they lack on a machine without the extension.
+const CITUS: &str = "citus";
 
 /// Tests that need the same things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -73,7 +77,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
             eprintln!("\nerror: tier {}: {error:#}", tier.name());
             report.fail(&error);
         }
-        report.took(started.elapsed());
+        report.finish(started.elapsed());
         reports.push(report);
     }
     let total = reports.iter().map(Report::count).fold(Count::default(), Count::plus);
@@ -86,11 +90,16 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
 fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
     match tier {
         Tier::Unit => cargo_test(&["--workspace"], &[], report),
-        Tier::Postgres => {
-            need_postgres(progress)?;
+        Tier::Postgres | Tier::Citus => {
+            // The extension is in no registry: it is on the machine, with its server, or cannot be had.
+            if Citus::here()?.is_none() {
+                report.lacks(CITUS);
+            }
+            if tier == Tier::Postgres {
+                need_postgres(progress)?;
+            }
             run_targets(tier, &[], report)
         }
-        Tier::Citus => run_targets(tier, &[], report),
         Tier::Apiserver => {
             let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;
             let path = |tool| tools.path(tool).display().to_string();
@@ -99,44 +108,47 @@ fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report)
         }
         Tier::Cluster => {
             let was_up = Cluster::find(cache)?.is_some();
-            let cluster = Cluster::up(cache, progress)?;
-            let images = release::install(cache, &cluster, progress)?;
-            let environment = [
-                ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
-                ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
-                ("DIALOG_INGRESS", INGRESS.to_owned()),
-                ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
-                ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
-                ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
-            ];
-            let outcome = run_targets(tier, &environment, report);
-            if !was_up {
-                Cluster::down(cache, progress)?;
-            }
-            outcome
+            let outcome = in_cluster(cache, progress, report);
+            // Of one that could not be brought up, too, a part may be there.
+            let down = if was_up { Ok(()) } else { Cluster::down(cache, progress) };
+            outcome.and(down)
         }
     }
 }
 
-/// PostgreSQL's server programs: installed as a Debian package where they are not there in any form.
-fn need_postgres(progress: &Progress) -> Result<()> {
-    let is_server = |folder: &Path| folder.join("postgres").is_file();
-    let by_configuration = command::output(Command::new("pg_config").arg("--bindir"));
-    if by_configuration.is_ok_and(|folder| is_server(Path::new(&folder))) {
-        return Ok(());
+fn in_cluster(cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
+    let cluster = Cluster::up(cache, progress)?;
+    let images = release::install(cache, &cluster, progress)?;
+    if !images.has_citus {
+        report.lacks(CITUS);
     }
-    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    if debian.into_iter().any(|version| is_server(&version.path().join("bin"))) {
+    let environment = [
+        ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
+        ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
+        ("DIALOG_INGRESS", INGRESS.to_owned()),
+        ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
+        ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
+        ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
+    ];
+    run_targets(Tier::Cluster, &environment, report)
+}
+
+/// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
+fn need_postgres(progress: &Progress) -> Result<()> {
+    let folder = command::output(Command::new("pg_config").arg("--bindir"));
+    if folder.is_ok_and(|folder| Path::new(&folder).join("postgres").is_file()) {
         return Ok(());
     }
     debian::install(progress, &["postgresql"])
 }
 
 fn run_targets(tier: Tier, environment: &[(&str, String)], report: &mut Report) -> Result<()> {
-    for (package, target) in tier.targets() {
-        cargo_test(&["--package", package, "--test", target], environment, report)?;
-    }
-    Ok(())
+    let run = |(package, target): &(&str, &str)| {
+        cargo_test(&["--package", package, "--test", target], environment, report)
+    };
+    // All of them, though the first may end with a failure that is more than that of a test.
+    let outcomes: Vec<_> = tier.targets().iter().map(run).collect();
+    outcomes.into_iter().collect()
 }
 
 /// Runs `cargo test` with its output passed on, and counts what it says.

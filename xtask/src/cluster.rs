@@ -45,13 +45,15 @@ impl Cluster {
     pub(crate) fn up(cache: &Cache, progress: &Progress) -> Result<Self> {
         let _lock = cache.lock("cluster")?;
         let files = Files::of(cache)?;
-        let engine = choose(cache, &files, progress)?;
         // Before the quarter of an hour that follows, not after it.
+        Tools::check(cache, tools::CLUSTER)?;
+        if files.engine(cache)?.is_none() {
+            need_ingress()?;
+        }
+        let engine = choose(cache, &files, progress)?;
         let exists = command::succeeds(engine.docker().args(["container", "inspect", NODE]));
-        if !exists && let Err(error) = TcpListener::bind(INGRESS) {
-            bail!(
-                "the ingress needs {INGRESS}, which another program holds ({error}): end that program first"
-            );
+        if !exists {
+            need_ingress()?;
         }
         let tools = Tools::ensure(cache, progress, tools::CLUSTER)?;
         files.remember("tools", &tools.folder().to_string_lossy())?;
@@ -260,7 +262,7 @@ impl Cluster {
 /// The engine to use: the one that already runs the cluster; else the machine's own, if it has the
 /// published node image or can get it; else one that is started here.
 ///
-/// The machine's own was not run where this was developed: no registry is in reach there.
+/// The last was tested, on Debian 12 without a registry in reach; the machine's own was not.
 fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
     let engine = if let Some(known) = files.engine(cache)? {
         known
@@ -275,6 +277,18 @@ fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
     match engine {
         Engine::Own(own) => own.start(progress),
         machine @ Engine::Machine => Ok(machine),
+    }
+}
+
+/// Fails if another program holds the place of the ingress.
+fn need_ingress() -> Result<()> {
+    match TcpListener::bind(INGRESS) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            bail!(
+                "the ingress needs {INGRESS}, which another program holds ({error}): end that program first"
+            )
+        }
     }
 }
 

@@ -23,7 +23,15 @@ const CLUSTER: &str = "chat";
 /// The host of the examples' ingress.
 const HOST: &str = "chat.localhost";
 
-/// The last line of a run.
+/// What a run ends with.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The table of nodes and shards.
+    pub(crate) nodes: String,
+    /// One JSON object, the last line of a run.
+    pub(crate) summary: String,
+}
+
 #[derive(Debug, Serialize)]
 struct Summary {
     demo: &'static str,
@@ -36,7 +44,7 @@ struct Summary {
 }
 
 /// Brings everything up and uses it. Repeating it keeps what is there and adds two users and a message.
-pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<()> {
+pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<Outcome> {
     let cluster = Cluster::up(cache, progress)?;
     let images = release::install(cache, &cluster, progress)?;
     let example = if images.has_citus {
@@ -63,10 +71,8 @@ pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<()> {
             .and_then(|service| service.converse())
             .map_err(|error| explain(&cluster, &error, log))
     })?;
-    progress.finish();
 
     let status = &object["status"];
-    eprintln!("\n{}", table::nodes(status));
     let (_, port) = INGRESS.rsplit_once(':').context("the ingress has no port")?;
     let summary = Summary {
         demo: "ok",
@@ -77,8 +83,8 @@ pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<()> {
         listed,
         url: format!("http://{HOST}:{port}"),
     };
-    println!("{}", serde_json::to_string(&summary).context("cannot write the summary")?);
-    Ok(())
+    let summary = serde_json::to_string(&summary).context("cannot write the summary")?;
+    Ok(Outcome { nodes: table::nodes(status), summary })
 }
 
 /// The version that the API server reports.

@@ -132,7 +132,10 @@ fn run(command: Commands) -> Result<()> {
     match command {
         Commands::Demo => {
             let cache = Cache::open()?;
-            demo::run(&cache, &Progress::start(&cache)?)
+            let outcome = with_progress(&cache, |progress| demo::run(&cache, progress))?;
+            eprintln!("\n{}", outcome.nodes);
+            println!("{}", outcome.summary);
+            Ok(())
         }
         Commands::Test { tiers } => {
             let cache = Cache::open()?;

@@ -22,6 +22,7 @@ mod command;
 mod crds;
 mod debian;
 mod demo;
+mod disk;
 mod docs;
 mod engine;
 mod images;

@@ -155,8 +155,13 @@ impl Tools {
 
     /// Fails if [`Tools::ensure`] would for want of Go, so that this is said before anything long begins.
     pub(crate) fn check(cache: &Cache, wanted: &[Tool]) -> Result<()> {
+        if Self::are_built(cache, wanted)? { Ok(()) } else { need_go() }
+    }
+
+    /// Whether [`Tools::ensure`] would find all of them.
+    pub(crate) fn are_built(cache: &Cache, wanted: &[Tool]) -> Result<bool> {
         let tools = Self { folder: cache.entry("tools", &Self::key()?) };
-        if tools.missing(wanted).is_empty() { Ok(()) } else { need_go() }
+        Ok(tools.missing(wanted).is_empty())
     }
 
     /// The programs of a run that may have been of other sources.
@@ -224,6 +229,12 @@ impl Tools {
         }
         Ok(())
     }
+}
+
+/// Where Go keeps what it has compiled, and the modules it has downloaded.
+pub(crate) fn caches() -> Result<(PathBuf, PathBuf)> {
+    let folder = |name| command::output(go().args(["env", name])).map(PathBuf::from);
+    Ok((folder("GOCACHE")?, folder("GOMODCACHE")?))
 }
 
 /// The folder of the pinned module `path` in Go's module cache, downloaded if it is not there.

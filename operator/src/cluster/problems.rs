@@ -54,7 +54,7 @@ pub fn problems(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (&group, wanted) in &target.groups {
-        claims(target, observed, group, now, &mut problems);
+        claims(observed, group, &mut problems);
         instances(target, observed, group, *wanted, now, &mut problems);
     }
     if problems.is_empty() {
@@ -66,7 +66,7 @@ pub fn problems(
     problems
 }
 
-fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, problems: &mut Vec<Problem>) {
+fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
     let classes = &observed.storage_classes;
     let field = match group {
         Group::Coordinator => "spec.coordinator.storage.className",
@@ -74,24 +74,8 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
     };
     let again = format!("or create the DialogCluster anew with another {field}");
     let pending = observed.claims.get(&group).into_iter().flatten().filter(|(_, claim)| !claim.bound);
-    for (ordinal, claim) in pending {
+    for (_, claim) in pending {
         let name = &claim.name;
-        let pod = target.names.pod(group, *ordinal);
-        let unschedulable = observed
-            .groups
-            .get(&group)
-            .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod))
-            .is_some_and(|instance| {
-                matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
-                    && !is_young(instance, SCHEDULING, now)
-            });
-        if let Some(failure) = &claim.failure {
-            problems.push(Problem::lasting(
-                "VolumeNotProvisioned",
-                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-            ));
-            continue;
-        }
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
@@ -101,11 +85,13 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
-            _ if unschedulable => problems.push(Problem::lasting(
-                "VolumePending",
-                format!("claim {name} has no volume yet; `kubectl describe pvc {name}` says what it waits for"),
-            )),
-            _ => {}
+            // Looked at last: that a class is missing is an Event of the claim, too, and then says less.
+            _ => problems.extend(claim.failure.as_ref().map(|failure| {
+                Problem::lasting(
+                    "VolumeNotProvisioned",
+                    format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+                )
+            })),
         }
     }
 }
@@ -190,9 +176,12 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
         Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
             Problem::passing("Starting", format!("pod {pod} is being given a node and a volume"))
         }
+        // A claim that binds late waits for its pod's node, so the scheduler's sentence is the cause of both.
         Trouble::Unschedulable(why) => Problem::lasting(
             "Unschedulable",
-            format!("no node takes pod {pod}: {why}; add nodes or change resources or placement"),
+            format!(
+                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or mend the volume it names"
+            ),
         ),
         Trouble::Image(why) => Problem::lasting(
             "ImagePullFailed",

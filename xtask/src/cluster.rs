@@ -140,13 +140,13 @@ impl Cluster {
         let nodes = command::output(cluster.kubectl().args(["get", "nodes", "--no-headers"]))?;
         let pods =
             command::output(cluster.kubectl().args(["get", "pods", "--all-namespaces", "--no-headers"]))?;
+        // At the end of PATH: one's own programs of the same names go first.
         Ok(format!(
             "engine    Docker {server}, {engine}\nnode      {nodes}\npods      {}\ningress   http://{INGRESS}\n\n\
-             export KUBECONFIG={}\n{host}kubectl   {}\nhelm      {}",
+             export KUBECONFIG={}\n{host}export PATH=\"$PATH:{}\"  # kubectl, helm",
             pods.lines().count(),
             cluster.files.kubeconfig().display(),
-            cluster.tools.path(Tool::Kubectl).display(),
-            cluster.tools.path(Tool::Helm).display(),
+            cluster.tools.folder().display(),
         ))
     }
 

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::cache::Cache;
 use crate::command::{self, Log};
+use crate::debian::Release;
 use crate::engine::{Engine, Own};
 use crate::progress::Progress;
 use crate::repository;
@@ -50,6 +51,14 @@ impl Cluster {
     /// Brings the cluster up, or finds that it is.
     pub(crate) fn up(cache: &Cache, progress: &Progress) -> Result<Self> {
         let _lock = cache.lock("cluster")?;
+        let outcome = Self::bring_up(cache, progress);
+        if outcome.is_err() && Own::of(cache)?.has_traces() {
+            eprintln!("\nWhat was started goes on, for the next try; `cargo xtask cluster down` ends it.");
+        }
+        outcome
+    }
+
+    fn bring_up(cache: &Cache, progress: &Progress) -> Result<Self> {
         let files = Files::of(cache)?;
         // Before the quarter of an hour that follows, not after it.
         Tools::check(cache, tools::CLUSTER)?;
@@ -61,19 +70,20 @@ impl Cluster {
         if !exists {
             need_ingress()?;
         }
+        let is_made = exists && files.recall("created").is_some();
+        if !is_made && let Engine::Own(_) = engine {
+            need_room(cache, &engine)?;
+        }
         let tools = Tools::ensure(cache, progress, tools::CLUSTER)?;
         files.remember("tools", &tools.folder().to_string_lossy())?;
         let cluster = Self { engine, tools, files };
-        if exists && cluster.files.recall("created").is_some() {
+        if is_made {
             cluster.wake(progress)?;
             cluster.note_age();
         } else {
             let image = match &cluster.engine {
                 Engine::Machine => PUBLISHED_NODE.to_owned(),
-                Engine::Own(_) => {
-                    need_room(cache, &cluster.engine)?;
-                    node_image::ensure(cache, &cluster.engine, progress)?
-                }
+                Engine::Own(_) => node_image::ensure(cache, &cluster.engine, progress)?,
             };
             cluster.create(&image, progress)?;
         }
@@ -316,7 +326,11 @@ fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
     };
     files.remember("engine", if matches!(engine, Engine::Machine) { "machine" } else { "own" })?;
     match engine {
-        Engine::Own(own) => own.start(progress),
+        Engine::Own(own) => {
+            // Fails on anything but Debian, whose packages all of it is built from.
+            Release::here()?;
+            own.start(progress)
+        }
         machine @ Engine::Machine => Ok(machine),
     }
 }

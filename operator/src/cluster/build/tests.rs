@@ -12,7 +12,7 @@ use crate::cluster::certificates::Secrets;
 use crate::cluster::instance::{Instance, Member};
 use crate::cluster::observe::{Claim, Observed, ObservedGroup};
 use crate::cluster::target::GroupTarget;
-use crate::context::Settings;
+use crate::context::{Pull, PullPolicy, Settings};
 use crate::names::Group;
 
 fn cluster(spec: &serde_json::Value) -> DialogCluster {
@@ -51,6 +51,7 @@ fn settings() -> Settings {
     Settings {
         postgres_image: Some("example.org/postgres:1".to_owned()),
         api_image: Some("example.org/dialog-api:1".to_owned()),
+        pull: Pull { secrets: vec!["registry".to_owned()], policy: Some(PullPolicy::Always) },
         namespace: None,
     }
 }

@@ -103,7 +103,7 @@ fn pod_spec(target: &Target, group: Group) -> PodSpec {
     let spec = target.group(group);
     let placement = spec.placement;
     PodSpec {
-        service_account_name: Some(names.patroni()),
+        service_account_name: Some(names.group(group)),
         automount_service_account_token: Some(true),
         enable_service_links: Some(false),
         security_context: Some(pod::security(POSTGRES_ID)),

@@ -141,9 +141,9 @@ fn every_object_belongs_to_its_cluster() {
     let count = text.matches("\"ownerReferences\":[{").count();
     let objects: usize = text.matches("\"controller\":true").count();
     assert_eq!((count, objects), (count, count));
-    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 2 ServiceAccounts, 2 for RBAC, 7 Services, 2 StatefulSets,
+    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 7 Services, 2 StatefulSets,
     // Deployment, Ingress, and budgets for the coordinator and dialog-api.
-    assert_eq!(count, 8 + 9 + 2 + 2 + 7 + 2 + 1 + 1 + 2);
+    assert_eq!(count, 8 + 9 + 3 + 4 + 7 + 2 + 1 + 1 + 2);
 }
 
 fn replicas(objects: &Objects) -> Vec<i32> {

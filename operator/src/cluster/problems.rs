@@ -77,37 +77,40 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
     for (ordinal, claim) in pending {
         let name = &claim.name;
         let pod = target.names.pod(group, *ordinal);
-        let unschedulable = observed
+        let instance = observed
             .groups
             .get(&group)
-            .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod))
-            .is_some_and(|instance| {
-                matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
-                    && !is_young(instance, SCHEDULING, now)
-            });
-        if let Some(failure) = &claim.failure {
-            problems.push(Problem::lasting(
-                "VolumeNotProvisioned",
-                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-            ));
-            continue;
-        }
-        match &claim.class {
-            Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
+            .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod));
+        match (&claim.class, &claim.failure) {
+            (Some(class), _) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} asks for StorageClass {class}, which does not exist; create it, {again}"),
             )),
-            None if !classes.has_default => problems.push(Problem::lasting(
+            (None, _) if !classes.has_default => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
-            _ if unschedulable => problems.push(Problem::lasting(
+            (_, Some(failure)) => problems.push(Problem::lasting(
+                "VolumeNotProvisioned",
+                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+            )),
+            _ if instance.is_some_and(|instance| lacks_volume(instance, now)) => problems.push(Problem::lasting(
                 "VolumePending",
                 format!("claim {name} has no volume yet; `kubectl describe pvc {name}` says what it waits for"),
             )),
             _ => {}
         }
     }
+}
+
+/// Whether a pod whose claim has no volume waits for that, and not for a node: most volumes are made only once a node is
+/// chosen. A scheduler that waits for a provisioner says nothing at all.
+fn lacks_volume(instance: &Instance, now: Timestamp) -> bool {
+    let for_volume = match &instance.trouble {
+        Some(Trouble::Unschedulable(why)) => why.to_lowercase().contains("volume"),
+        _ => true,
+    };
+    for_volume && !is_young(instance, SCHEDULING, now)
 }
 
 fn instances(

@@ -139,13 +139,11 @@ fn an_instance_may_start_for_a_while_before_it_counts_as_unreachable() {
 #[test]
 fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
     let unschedulable = |observed: &mut Observed| {
-        instance(observed).trouble =
-            Some(Trouble::Unschedulable("unbound immediate PersistentVolumeClaims".to_owned()));
+        instance(observed).trouble = Some(Trouble::Unschedulable("unbound immediate claims".to_owned()));
     };
     let missing = worst(|observed| {
         unschedulable(observed);
         claim(observed).class = Some("fast".to_owned());
-        // Kubernetes says so as well, in words of its own.
         claim(observed).failure = Some("storageclass \"fast\" not found".to_owned());
     });
     assert_eq!(missing.reason, "StorageClassMissing");
@@ -164,22 +162,13 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
         unschedulable(observed);
         claim(observed);
     });
-    assert_eq!(pending.reason, "VolumePending");
-    // While nobody serves the provisioner of a class, the scheduler waits and says nothing.
+    assert_eq!(pending.reason, "Unschedulable");
+    assert!(pending.message.contains("unbound immediate claims"), "{}", pending.message);
     let unserved = worst(|observed| {
         instance(observed);
         claim(observed);
     });
-    assert_eq!(unserved.reason, "VolumePending");
-}
-
-#[test]
-fn a_volume_that_waits_for_a_node_is_not_what_is_missing() {
-    let homeless = worst(|observed| {
-        instance(observed).trouble = Some(Trouble::Unschedulable("didn't match node selector".to_owned()));
-        claim(observed);
-    });
-    assert_eq!(homeless.reason, "Unschedulable");
+    assert_eq!((unserved.reason, unserved.passes), ("VolumePending", false));
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub fn problems(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (&group, wanted) in &target.groups {
-        claims(observed, group, &mut problems);
+        claims(target, observed, group, now, &mut problems);
         instances(target, observed, group, *wanted, now, &mut problems);
     }
     if problems.is_empty() {
@@ -67,7 +67,7 @@ pub fn problems(
     problems
 }
 
-fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
+fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, problems: &mut Vec<Problem>) {
     let classes = &observed.storage_classes;
     let field = match group {
         Group::Coordinator => "spec.coordinator.storage.className",
@@ -75,8 +75,15 @@ fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
     };
     let again = format!("or create the DialogCluster anew with another {field}");
     let pending = observed.claims.get(&group).into_iter().flatten().filter(|(_, claim)| !claim.bound);
-    for (_, claim) in pending {
+    for (ordinal, claim) in pending {
         let name = &claim.name;
+        let pod = target.names.pod(group, *ordinal);
+        let waits = observed.groups.get(&group).is_some_and(|group| {
+            let mut instances = group.instances.iter();
+            instances.any(|instance| {
+                instance.pod == pod && instance.trouble.is_none() && !is_young(instance, SCHEDULING, now)
+            })
+        });
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
@@ -86,13 +93,22 @@ fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
-            // Looked at last: that a class is missing is an Event of the claim, too, and then says less.
-            _ => problems.extend(claim.failure.as_ref().map(|failure| {
-                Problem::lasting(
+            // After the class: that it is missing is an Event of the claim, too, and then says less.
+            _ => problems.extend(match &claim.failure {
+                Some(failure) => Some(Problem::lasting(
                     "VolumeNotProvisioned",
                     format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-                )
-            })),
+                )),
+                // While a provisioner does nothing, the scheduler waits for it and says nothing.
+                None if waits => Some(Problem::lasting(
+                    "VolumePending",
+                    format!(
+                        "claim {name} has no volume yet; see that the provisioner of its class runs, and what `kubectl \
+                         describe pvc {name}` says"
+                    ),
+                )),
+                None => None,
+            }),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::cache::Cache;
 use crate::command::{self, Log};
@@ -199,6 +199,13 @@ impl Cluster {
         )
     }
 
+    /// What the kubelet measured of every pod on the node: its summary of statistics.
+    pub(crate) fn statistics(&self) -> Result<serde_json::Value> {
+        let path = format!("/api/v1/nodes/{NODE}/proxy/stats/summary");
+        let summary = command::output(self.kubectl().args(["get", "--raw", &path]))?;
+        serde_json::from_str(&summary).context("the kubelet's summary is no JSON")
+    }
+
     fn kubectl(&self) -> Command {
         self.client(Tool::Kubectl)
     }
@@ -308,7 +315,7 @@ impl Cluster {
 /// The engine to use: the one that already runs the cluster; else the machine's own, if it has the
 /// published node image or can get it; else one that is started here.
 ///
-/// The last was tested, on Debian 12 without a registry in reach; the machine's own was not.
+/// Of these, only the last has been tested: on Debian 12, without a registry in reach.
 fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
     let engine = if let Some(known) = files.engine(cache)? {
         known

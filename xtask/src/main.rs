@@ -134,7 +134,7 @@ fn run(command: Commands) -> Result<()> {
         Commands::Demo => {
             let cache = Cache::open()?;
             let outcome = with_progress(&cache, |progress| demo::run(&cache, progress))?;
-            eprintln!("\n{}", outcome.nodes);
+            eprintln!("\n{}", outcome.tables);
             println!("{}", outcome.summary);
             Ok(())
         }

@@ -13,7 +13,7 @@ use crate::crds::cargo;
 use crate::postgres::Citus;
 use crate::progress::Progress;
 use crate::tools::{Tool, Tools};
-use crate::{command, debian, release, table};
+use crate::{command, debian, images, release, table};
 
 mod report;
 
@@ -21,6 +21,8 @@ use report::{Count, Report};
 
 /// What tests say they lack on a machine without the extension.
 const CITUS: &str = "citus";
+/// Tests of the cluster tier that run at the same time: as many as two cores start databases for in good time.
+const TOGETHER: &str = "3";
 
 /// Tests that need the same things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -89,7 +91,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
 
 fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
     match tier {
-        Tier::Unit => cargo_test(&["--workspace"], &[], report),
+        Tier::Unit => cargo_test(&["--workspace"], &[], &[], report),
         Tier::Postgres | Tier::Citus => {
             // The extension is in no registry: it is on the machine, with its server, or cannot be had.
             if Citus::here()?.is_none() {
@@ -122,15 +124,25 @@ fn in_cluster(cache: &Cache, progress: &Progress, report: &mut Report) -> Result
     if !images.has_citus {
         report.lacks(CITUS);
     }
+    let without_citus = images::ensure_without_citus(cache, cluster.engine(), progress)?;
+    let missing = cluster.missing_images(&[&without_citus])?;
+    if !missing.is_empty() {
+        progress.step("Image into the cluster", |log| cluster.load_images(&missing, log))?;
+    }
+    let sizes = images::sizes(cluster.engine(), &images)?;
+    let sizes = serde_json::to_string(&sizes).context("cannot write the images' sizes")?;
     let environment = [
         ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
         ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
         ("DIALOG_INGRESS", INGRESS.to_owned()),
         ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
         ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
+        ("DIALOG_IMAGE", images.postgres.clone()),
+        ("DIALOG_IMAGE_WITHOUT_CITUS", without_citus),
+        ("DIALOG_IMAGE_SIZES", sizes),
         ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
     ];
-    run_targets(Tier::Cluster, &environment, report)
+    run_cluster_tests(&environment, report)
 }
 
 /// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
@@ -144,24 +156,40 @@ fn need_postgres(progress: &Progress) -> Result<()> {
 
 fn run_targets(tier: Tier, environment: &[(&str, String)], report: &mut Report) -> Result<()> {
     let run = |(package, target): &(&str, &str)| {
-        cargo_test(&["--package", package, "--test", target], environment, report)
+        cargo_test(&["--package", package, "--test", target], &[], environment, report)
     };
     // All of them, though the first may end with a failure that is more than that of a test.
     let outcomes: Vec<_> = tier.targets().iter().map(run).collect();
     outcomes.into_iter().collect()
 }
 
-/// Runs `cargo test` with its output passed on, and counts what it says.
-fn cargo_test(arguments: &[&str], environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+/// First, one after the other, the tests that measure time or memory or that end the operator; then the others, which
+/// share it, some at a time.
+fn run_cluster_tests(environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+    let mut outcome = Ok(());
+    for (package, target) in Tier::Cluster.targets() {
+        let target = ["--package", package, "--test", target];
+        for choice in
+            [&["alone::", "--test-threads", "1"][..], &["--skip", "alone::", "--test-threads", TOGETHER]]
+        {
+            outcome = outcome.and(cargo_test(&target, choice, environment, report));
+        }
+    }
+    outcome
+}
+
+/// Runs `cargo test` with its output passed on, and counts what it says. `choice` goes to the test programs.
+fn cargo_test(
+    arguments: &[&str],
+    choice: &[&str],
+    environment: &[(&str, String)],
+    report: &mut Report,
+) -> Result<()> {
     let mut test = cargo(&["test", "--no-fail-fast"]);
     test.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     if !arguments.contains(&"--workspace") {
         // A test that finds something missing says so on its output, which is otherwise kept back for failures.
-        test.args(["--", "--nocapture"]);
-    }
-    if arguments.contains(&"cluster") {
-        // They share one operator, and a machine that is busy enough with one cluster at a time.
-        test.args(["--test-threads", "1"]);
+        test.args(["--", "--nocapture"]).args(choice);
     }
     let mut child = test.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;

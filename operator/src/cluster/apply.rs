@@ -1,10 +1,13 @@
-//! Writes the objects of a cluster by server-side apply, and takes away the optional ones that are not asked for.
+//! Writes the objects of a cluster by server-side apply, and takes away those that are not asked for and hold
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -61,6 +64,10 @@ pub async fn apply(client: &Client, target: &Target, objects: Objects) -> Result
     writer.all(&ingresses).await?;
     writer.all(&disruption_budgets).await?;
     // Only kinds that hold nothing that could be lost.
+    writer.prune::<RoleBinding>(&role_bindings).await?;
+    writer.prune::<Role>(&roles).await?;
+    writer.prune::<ServiceAccount>(&service_accounts).await?;
+    writer.prune::<Service>(&services).await?;
     writer.prune::<Ingress>(&ingresses).await?;
     writer.prune::<PodDisruptionBudget>(&disruption_budgets).await
 }

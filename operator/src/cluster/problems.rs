@@ -9,6 +9,7 @@ use super::observe::{Observed, ObservedGroup};
 use super::target::{GroupTarget, Target};
 use crate::api::DialogCluster;
 use crate::condition::{self, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED};
+use crate::context::Pull;
 use crate::error::Error;
 use crate::names::Group;
 
@@ -54,7 +55,7 @@ pub fn problems(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (&group, wanted) in &target.groups {
-        claims(observed, group, &mut problems);
+        claims(target, observed, group, now, &mut problems);
         instances(target, observed, group, *wanted, now, &mut problems);
     }
     if problems.is_empty() {
@@ -66,7 +67,7 @@ pub fn problems(
     problems
 }
 
-fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
+fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, problems: &mut Vec<Problem>) {
     let classes = &observed.storage_classes;
     let field = match group {
         Group::Coordinator => "spec.coordinator.storage.className",
@@ -74,8 +75,15 @@ fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
     };
     let again = format!("or create the DialogCluster anew with another {field}");
     let pending = observed.claims.get(&group).into_iter().flatten().filter(|(_, claim)| !claim.bound);
-    for (_, claim) in pending {
+    for (ordinal, claim) in pending {
         let name = &claim.name;
+        let pod = target.names.pod(group, *ordinal);
+        let waits = observed.groups.get(&group).is_some_and(|group| {
+            let mut instances = group.instances.iter();
+            instances.any(|instance| {
+                instance.pod == pod && instance.trouble.is_none() && !is_young(instance, SCHEDULING, now)
+            })
+        });
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
@@ -85,13 +93,22 @@ fn claims(observed: &Observed, group: Group, problems: &mut Vec<Problem>) {
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
-            // Looked at last: that a class is missing is an Event of the claim, too, and then says less.
-            _ => problems.extend(claim.failure.as_ref().map(|failure| {
-                Problem::lasting(
+            // After the class: that it is missing is an Event of the claim, too, and then says less.
+            _ => problems.extend(match &claim.failure {
+                Some(failure) => Some(Problem::lasting(
                     "VolumeNotProvisioned",
                     format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-                )
-            })),
+                )),
+                // While a provisioner does nothing, the scheduler waits for it and says nothing.
+                None if waits => Some(Problem::lasting(
+                    "VolumePending",
+                    format!(
+                        "claim {name} has no volume yet; see that the provisioner of its class runs, and what `kubectl \
+                         describe pvc {name}` says"
+                    ),
+                )),
+                None => None,
+            }),
         }
     }
 }
@@ -111,7 +128,7 @@ fn instances(
     };
     let before = problems.len();
     for instance in &there.instances {
-        problems.extend(unready(instance, there, now));
+        problems.extend(unready(instance, there, &target.pull, now));
     }
     let count = i32::try_from(there.instances.len()).unwrap_or(i32::MAX);
     if count < wanted.replicas {
@@ -139,7 +156,7 @@ fn instances(
 }
 
 /// Why an instance of the database does not serve, if it does not.
-fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option<Problem> {
+fn unready(instance: &Instance, group: &ObservedGroup, pull: &Pull, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     if instance.is_terminating {
         return Some(Problem::passing("Starting", format!("pod {pod} is being replaced")));
@@ -147,7 +164,7 @@ fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option
     if instance.is_ready {
         return None;
     }
-    if let Some(problem) = trouble(instance, "spec.image", now) {
+    if let Some(problem) = trouble(instance, "spec.image", pull, now) {
         return Some(problem);
     }
     let state = match instance.patroni.state.as_str() {
@@ -170,7 +187,7 @@ fn is_young(instance: &Instance, limit: Duration, now: Timestamp) -> bool {
     instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < limit)
 }
 
-fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> {
+fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     Some(match instance.trouble.as_ref()? {
         Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
@@ -185,7 +202,7 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
         ),
         Trouble::Image(why) => Problem::lasting(
             "ImagePullFailed",
-            format!("pod {pod} cannot get its image: {why}; correct {image}"),
+            format!("pod {pod} cannot get its image: {why}; correct {image}{}", pull_secrets(pull)),
         ),
         Trouble::Container(why) => Problem::lasting(
             "ContainerNotCreated",
@@ -196,6 +213,16 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
             format!("pod {pod} keeps failing: {why}; `kubectl logs -p {pod}` says more"),
         ),
     })
+}
+
+/// What else to look at where images are pulled with credentials.
+fn pull_secrets(pull: &Pull) -> String {
+    match &pull.secrets[..] {
+        [] => String::new(),
+        secrets => {
+            format!(", or see that the Secrets {} are in this namespace and valid", secrets.join(", "))
+        }
+    }
 }
 
 /// Reasons of the controller of the database that do not go away by themselves.
@@ -251,7 +278,7 @@ fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<
     };
     let short = api.available < target.spec.api.replicas;
     for pod in observed.api_pods.iter().filter(|pod| !pod.is_terminating && !pod.is_ready) {
-        problems.extend(trouble(pod, "spec.api.image", now));
+        problems.extend(trouble(pod, "spec.api.image", &target.pull, now));
     }
     if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
         let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");

@@ -26,13 +26,13 @@ use crate::bed::{Bed, LIMIT, eventually};
 use crate::needs_apiserver;
 
 /// The controller, running in a namespace.
-struct Running {
+pub struct Running {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    fn start(bed: &Bed) -> Self {
+    pub fn start(bed: &Bed) -> Self {
         let stop = CancellationToken::new();
         let controller = Arc::new(Controller::new(bed.context.clone()));
         let related = Controller::related(&bed.context);
@@ -40,7 +40,7 @@ impl Running {
         Self { stop, task }
     }
 
-    async fn stop(self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
         self.stop.cancel();
         tokio::time::timeout(LIMIT, self.task).await.context("it does not stop")??;
         Ok(())
@@ -63,7 +63,7 @@ fn says(cluster: &DialogCluster, kind: &str) -> (String, String) {
         .unwrap_or_default()
 }
 
-async fn until_ready_says(bed: &Bed, name: &str, reason: &str) -> Result<DialogCluster> {
+pub async fn until_ready_says(bed: &Bed, name: &str, reason: &str) -> Result<DialogCluster> {
     let clusters = bed.clusters();
     eventually(&format!("Ready={reason} of {name}"), async || {
         let cluster = clusters.get(name).await?;
@@ -124,9 +124,9 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
         "Secret chat-patroni-tls",
         "ConfigMap chat-patroni",
         "ConfigMap chat-coordinator-leader",
-        "ServiceAccount chat-patroni",
-        "Role chat-patroni",
-        "RoleBinding chat-patroni",
+        "ServiceAccount chat-coordinator",
+        "Role chat-coordinator",
+        "RoleBinding chat-worker-0",
         "Service chat-coordinator",
         "Service chat-worker-0-ro",
         "Service chat-worker-0-nodes",

@@ -12,7 +12,7 @@ use crate::cluster::certificates::Secrets;
 use crate::cluster::instance::{Instance, Member};
 use crate::cluster::observe::{Claim, Observed, ObservedGroup};
 use crate::cluster::target::GroupTarget;
-use crate::context::Settings;
+use crate::context::{Pull, PullPolicy, Settings};
 use crate::names::Group;
 
 fn cluster(spec: &serde_json::Value) -> DialogCluster {
@@ -51,6 +51,7 @@ fn settings() -> Settings {
     Settings {
         postgres_image: Some("example.org/postgres:1".to_owned()),
         api_image: Some("example.org/dialog-api:1".to_owned()),
+        pull: Pull { secrets: vec!["registry".to_owned()], policy: Some(PullPolicy::Always) },
         namespace: None,
     }
 }
@@ -140,9 +141,9 @@ fn every_object_belongs_to_its_cluster() {
     let count = text.matches("\"ownerReferences\":[{").count();
     let objects: usize = text.matches("\"controller\":true").count();
     assert_eq!((count, objects), (count, count));
-    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 2 ServiceAccounts, 2 for RBAC, 7 Services, 2 StatefulSets,
+    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 7 Services, 2 StatefulSets,
     // Deployment, Ingress, and budgets for the coordinator and dialog-api.
-    assert_eq!(count, 8 + 9 + 2 + 2 + 7 + 2 + 1 + 1 + 2);
+    assert_eq!(count, 8 + 9 + 3 + 4 + 7 + 2 + 1 + 1 + 2);
 }
 
 fn replicas(objects: &Objects) -> Vec<i32> {

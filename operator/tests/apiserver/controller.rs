@@ -47,7 +47,7 @@ impl Running {
     }
 }
 
-fn spec() -> Value {
+pub fn spec() -> Value {
     json!({
         "coordinator": { "instances": 2 },
         "workers": { "count": 1 },
@@ -72,7 +72,7 @@ pub async fn until_ready_says(bed: &Bed, name: &str, reason: &str) -> Result<Dia
     .await
 }
 
-async fn versions(bed: &Bed) -> Result<BTreeMap<String, String>> {
+pub async fn versions(bed: &Bed) -> Result<BTreeMap<String, String>> {
     let mut all = bed.versions::<Secret>().await?;
     for more in [
         bed.versions::<ConfigMap>().await?,
@@ -92,7 +92,7 @@ async fn versions(bed: &Bed) -> Result<BTreeMap<String, String>> {
 }
 
 /// How often the controller has reconciled.
-fn reconciliations(bed: &Bed) -> u64 {
+pub fn reconciliations(bed: &Bed) -> u64 {
     let text = bed.context.metrics.encode().unwrap_or_default();
     text.lines()
         .filter(|line| line.starts_with("dialog_operator_reconciliations_total"))
@@ -152,7 +152,7 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
 }
 
 /// Waits until nothing is written for a while.
-async fn settle(bed: &Bed) -> Result<BTreeMap<String, String>> {
+pub async fn settle(bed: &Bed) -> Result<BTreeMap<String, String>> {
     let mut last = versions(bed).await?;
     eventually("rest", async || {
         tokio::time::sleep(Duration::from_secs(6)).await;

@@ -7,6 +7,7 @@ pub mod condition;
 pub mod context;
 pub mod error;
 pub mod health;
+pub mod heat;
 pub mod lease;
 pub mod metrics;
 pub mod names;

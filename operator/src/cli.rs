@@ -1,6 +1,7 @@
 //! The command line. Every flag of `run` can be given as an environment variable.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -29,6 +30,24 @@ pub enum Command {
     /// nothing but the right to read the resource is needed. Exits with 0 if the shards are balanced, with 1 if that is
     /// not known.
     Plan(Plan),
+    /// Show what the operator would do about load: hours and days of it in seconds, from a scenario.
+    ///
+    /// The scenario describes a cluster and its load, or holds the recorded load of a real one. What is decided is decided
+    /// by the same function as in a cluster.
+    Simulate(Simulate),
+}
+
+/// The flags of `simulate`.
+#[derive(Clone, Debug, Args)]
+pub struct Simulate {
+    /// The scenario, as YAML or JSON.
+    pub file: PathBuf,
+    /// Draw the load of each worker over time, with what was done, into this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// How the outcome is printed.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
 }
 
 /// The flags of `plan`.
@@ -44,12 +63,12 @@ pub struct Plan {
     pub output: Output,
 }
 
-/// How a plan is printed.
+/// How an answer is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// A table for people.
+    /// Text for people.
     Table,
-    /// The fields of `status.plan`, for programs.
+    /// For programs: the fields of `status.plan`, or all that is known of a simulation.
     Json,
 }
 

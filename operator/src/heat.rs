@@ -5,23 +5,34 @@
 //! do. It gets a shard of its own on a worker that can bear it. There is no way back from a split but a rewrite of the
 //! tables, so that everything here is slow to act: periods in a row, a cooldown after each action, a budget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::api::Amount;
 use crate::names::Group;
-use crate::shards::rebalance::Role;
+use crate::shards::rebalance::{Pin, Role};
 
 mod decide;
 #[cfg(test)]
+mod fixture;
+mod imagine;
+mod measure;
+mod place;
+#[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod situations;
+mod watch;
 
 pub use decide::decide;
+pub use measure::{Counters, median};
 
-/// When something is done about a tenant.
+/// When something is done about a tenant. What is left out has the value of [`Policy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Policy {
     /// Whether what is decided is also done.
     pub mode: Mode,
@@ -37,10 +48,36 @@ pub struct Policy {
     pub max_isolated: usize,
     /// A pinned tenant that was quiet for so long is not pinned any more.
     pub release_after: SignedDuration,
-    /// A larger shard group is split; `None` for never.
+    /// A larger shard group is split; `None` for never. Written as a quantity: `20Gi`.
+    #[serde(rename = "maxShardSize", deserialize_with = "size")]
     pub max_shard_bytes: Option<u64>,
     /// Neither isolation nor split makes more shard groups than this.
     pub max_shard_groups: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Isolate,
+            share_percent: 20,
+            min_queries: 100,
+            consecutive_periods: 3,
+            cooldown: SignedDuration::from_hours(1),
+            max_isolated: 8,
+            release_after: SignedDuration::from_hours(7 * 24),
+            max_shard_bytes: Some(20 << 30),
+            max_shard_groups: 10_000,
+        }
+    }
+}
+
+/// Bytes, written as a quantity.
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let Some(amount) = Option::<Amount>::deserialize(deserializer)? else { return Ok(None) };
+    let bytes = amount.units();
+    bytes
+        .map(Some)
+        .ok_or_else(|| D::Error::custom(format!("{:?} is no size: write 20Gi", amount.to_string())))
 }
 
 /// What becomes of a decision.
@@ -62,11 +99,12 @@ pub struct Period {
     pub length: SignedDuration,
     /// The nodes; one whose figures are missing is [`Role::Unavailable`].
     pub nodes: BTreeMap<Group, NodeLoad>,
-    /// The tenants that were seen, each once: those of equal hash are one.
+    /// The tenants that were seen, and those with a pinned shard in any case: its own statistics tell about them. Those of
+    /// equal hash count as one.
     pub tenants: Vec<TenantLoad>,
-    /// The tenants with a pinned shard of their own.
-    pub isolated: Vec<Tenant>,
-    /// The shard groups above [`Policy::max_shard_bytes`] that cover more than one hash.
+    /// The tenants with a shard of their own, and where it belongs.
+    pub pins: Vec<Pin>,
+    /// The shard groups above [`Policy::max_shard_bytes`].
     pub large: Vec<LargeShard>,
     /// Shard groups in the cluster.
     pub shard_groups: usize,
@@ -90,16 +128,32 @@ pub struct NodeLoad {
     pub cpu_limit: u64,
     /// Bytes that may still be placed here; `None` if nobody knows.
     pub free_bytes: Option<u64>,
+    /// A tenant with no more queries than this may be missing from the list, which holds only so many; 0 if none is.
+    pub unseen: u64,
 }
 
 /// Whose rows are meant: those whose distribution column has this hash. Isolation can tell no closer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tenant {
     /// `pg_dist_colocation.colocationid`.
     pub colocation_id: i32,
     /// The hash of the distribution column.
     pub hash: i32,
+}
+
+impl Tenant {
+    /// Binds it to a node.
+    #[must_use]
+    pub fn pin(self, node: Group) -> Pin {
+        Pin { colocation_id: self.colocation_id, hash: self.hash, node }
+    }
+}
+
+impl From<&Pin> for Tenant {
+    fn from(pin: &Pin) -> Self {
+        Self { colocation_id: pin.colocation_id, hash: pin.hash }
+    }
 }
 
 /// What a tenant did in a period.
@@ -118,6 +172,8 @@ pub struct TenantLoad {
     pub cpu: u64,
     /// Bytes of its shard group: all of it is copied to isolate the tenant.
     pub shard_bytes: u64,
+    /// Whether its shard group covers no other hash: then it is moved, and nothing is split.
+    pub alone: bool,
 }
 
 /// A shard group that has grown too large.
@@ -130,6 +186,8 @@ pub struct LargeShard {
     pub node: Group,
     /// Its size.
     pub bytes: u64,
+    /// The hash in the middle of its rows, by [`median`]; `None` if they are all of one hash.
+    pub median: Option<i32>,
 }
 
 /// What is remembered between periods; bounded by the number of nodes and by the budget.
@@ -137,16 +195,42 @@ pub struct LargeShard {
 pub struct History {
     /// End of the last period.
     pub seen: Option<Timestamp>,
-    /// Periods in a row that a tenant was hot.
-    pub hot: BTreeMap<Tenant, u32>,
+    /// The tenants that are hot, or were and have not cooled down.
+    pub hot: BTreeMap<Tenant, Streak>,
     /// Periods in a row that a node was busy and no tenant of it was hot.
     pub busy: BTreeMap<Group, u32>,
     /// Since when a pinned tenant has been quiet.
     pub quiet: BTreeMap<Tenant, Timestamp>,
-    /// When something was decided last that was, or would have been, carried out.
+    /// When something was done last.
     pub acted: Option<Timestamp>,
-    /// The tenants that [`Mode::Isolate`] would have isolated.
-    pub imagined: BTreeMap<Tenant, Timestamp>,
+    /// What [`Mode::Isolate`] would have done.
+    pub imagined: Imagined,
+}
+
+/// How long a tenant has been hot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streak {
+    /// Periods.
+    pub periods: u32,
+    /// Periods since then in which nobody could tell.
+    pub unseen: u32,
+    /// Where it was seen.
+    pub node: Group,
+}
+
+/// What would be different by now if [`Mode::Observe`] were [`Mode::Isolate`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Imagined {
+    /// When something would have been done last.
+    pub acted: Option<Timestamp>,
+    /// Where the tenants would be pinned.
+    pub pins: BTreeMap<Tenant, Group>,
+    /// Those that would not be pinned any more.
+    pub released: BTreeSet<Tenant>,
+    /// The shard groups that would have been split.
+    pub split: BTreeSet<i64>,
+    /// Shard groups that there would be besides those that there are.
+    pub groups: usize,
 }
 
 /// What to do now, and why that and no more.
@@ -157,6 +241,9 @@ pub struct Decision {
     pub action: Option<Action>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<Hot>,
+    /// Pins to nodes that leave or have left, with the nodes that they are for now. It is not an action: it costs nothing,
+    /// and a node that leaves must not wait for a cooldown. Carried out in [`Mode::Observe`] too.
+    pub retargeted: Vec<Pin>,
     /// What should be done and is not.
     pub refused: Vec<Refused>,
     /// When the cooldown ends, if something would be done without it.
@@ -189,18 +276,27 @@ pub enum Action {
         from: Group,
         /// Where it is to be.
         to: Group,
+        /// Where the rest of its shard group goes: a split under load must leave nothing on its source node. `None` if the
+        /// rest has no other place, or if there is none because the tenant is alone.
+        rest: Option<Group>,
     },
-    /// The shard group is split in two.
+    /// The shard group is split in two, on other nodes.
     Split {
         /// The lowest id among its shards.
         shard_id: i64,
         /// Where it is.
-        node: Group,
+        from: Group,
+        /// The last hash of the first half.
+        at: i32,
+        /// Where the halves are to be.
+        to: [Group; 2],
     },
-    /// A node has too much to do and no tenant is to blame: the shards are to be spread by load.
+    /// A node has too much to do and no tenant is to blame: what the two have is to be spread between them by load.
     Spread {
         /// The node.
-        node: Group,
+        from: Group,
+        /// The one with most to spare.
+        to: Group,
     },
     /// The tenant has been quiet for long: its shard group is one like the others again.
     Release {
@@ -213,8 +309,10 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refused {
-    /// For the sake of this tenant; `None` for a large shard group.
+    /// For the sake of this tenant, or of a large shard group.
     pub tenant: Option<Tenant>,
+    /// The shard group that is too large.
+    pub shard_id: Option<i64>,
     /// Why not.
     pub reason: Reason,
 }
@@ -223,17 +321,25 @@ pub struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
 pub enum Reason {
     /// [`Policy::max_isolated`].
-    #[error("as many tenants are isolated as may be; release one, or raise maxIsolated")]
+    #[error("as many tenants are isolated as may be: release one, or raise maxIsolated")]
     Budget,
     /// [`Policy::max_shard_groups`].
     #[error("there are as many shards as may be: every split costs connections and planning time")]
     TooManyShards,
     /// It would be too much for every node, even one that did nothing else.
     #[error(
-        "it is more than any worker can do: give the workers more CPU, or read it from standbys; to move it would help nobody"
+        "it is more than any worker can do: give the workers more CPU, or read from standbys; to move it helps nobody"
     )]
     TooHot,
     /// No node can take it besides what it does.
-    #[error("no other worker has so much CPU time and room to spare; add a worker, or dedicate one")]
+    #[error("no other worker has so much CPU time and room to spare: add a worker, or dedicate one")]
     NoHeadroom,
+    /// Every node that could take it would be as busy as its own is now.
+    #[error("any other worker would be as busy with it as its own is now: add a worker, or dedicate one")]
+    NothingGained,
+    /// All rows of a large shard group have one hash.
+    #[error(
+        "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
+    )]
+    Indivisible,
 }

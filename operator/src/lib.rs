@@ -16,6 +16,7 @@ pub mod preview;
 pub mod reconcile;
 pub mod run;
 pub mod shards;
+pub mod simulate;
 pub mod status;
 pub mod telemetry;
 pub mod tls;

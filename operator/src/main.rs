@@ -18,6 +18,10 @@ fn main() -> anyhow::Result<ExitCode> {
             print!("{}", printed.text);
             Ok(if printed.moves { ExitCode::from(2) } else { ExitCode::SUCCESS })
         }
+        Command::Simulate(arguments) => {
+            print!("{}", dialog_operator::simulate::run(&arguments)?);
+            Ok(ExitCode::SUCCESS)
+        }
         // Two threads serve hundreds of clusters; more would only cost memory.
         Command::Run(arguments) => tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -1,0 +1,289 @@
+//! Its answers to the situations that it is for, and to bad input.
+
+use super::fixture::{actions, at, load, node, period, policy, run, tenant, three};
+use super::*;
+
+fn refused(number: i32, reason: Reason) -> Refused {
+    Refused { tenant: Some(tenant(number)), shard_id: None, reason }
+}
+
+#[test]
+fn a_tenant_that_stays_hot_is_isolated_where_most_is_to_spare() {
+    let decisions = run(&policy(), (0..5).map(|minute| period(minute, &three(), &[load(7, 0, 40)])));
+    let isolate = Action::Isolate {
+        tenant: tenant(7),
+        from: Group::Worker(0),
+        to: Group::Worker(1),
+        rest: Some(Group::Worker(2)),
+    };
+    assert_eq!(actions(&decisions), [None, None, Some(isolate), None, None]);
+    assert_eq!((decisions[1].hot[0].share, decisions[1].hot[0].periods), (57, 2));
+}
+
+#[test]
+fn a_dedicated_worker_comes_before_a_shared_one() {
+    let mut nodes = three();
+    nodes[2].role = Role::Dedicated;
+    let decisions = run(&policy(), (0..3).map(|minute| period(minute, &nodes, &[load(7, 0, 40)])));
+    assert!(
+        matches!(decisions[2].action, Some(Action::Isolate { to: Group::Worker(2), .. })),
+        "{decisions:?}"
+    );
+}
+
+#[test]
+fn neither_an_idle_worker_nor_few_queries_make_a_tenant_hot() {
+    let mut idle = three();
+    idle[0] = node(Role::Shared, 25);
+    let mut few = load(7, 0, 60);
+    few.queries = 99;
+    for decisions in [
+        run(&policy(), (0..9).map(|minute| period(minute, &idle, &[load(7, 0, 25)]))),
+        run(&policy(), (0..9).map(|minute| period(minute, &three(), &[few]))),
+    ] {
+        assert!(decisions.iter().all(|decision| *decision == Decision::default()), "{decisions:?}");
+    }
+}
+
+#[test]
+fn one_that_wavers_around_the_limit_is_hot_and_one_that_comes_and_goes_is_not() {
+    let shares = |shares: [u64; 6]| {
+        (0..)
+            .zip(shares)
+            .map(|(minute, percent)| period(minute, &three(), &[load(7, 0, percent)]))
+            .collect::<Vec<_>>()
+    };
+    // 70 percent of the core are spent: a share of 20 percent are 14 percent of the core.
+    let wavering = run(&policy(), shares([15, 12, 15, 12, 15, 0]));
+    assert!(wavering[4].action.is_some(), "{wavering:?}");
+    let coming = run(&policy(), shares([15, 15, 5, 15, 15, 5]));
+    assert!(coming.iter().all(|decision| decision.action.is_none()), "{coming:?}");
+}
+
+#[test]
+fn a_tenant_that_is_too_much_for_any_worker_is_not_moved_around() {
+    let nodes = [node(Role::Shared, 95), node(Role::Shared, 10)];
+    let decisions = run(&policy(), (0..9).map(|minute| period(minute, &nodes, &[load(7, 0, 90)])));
+    let too_hot = refused(7, Reason::TooHot);
+    assert!(decisions[2..].iter().all(|decision| decision.refused == [too_hot]), "{decisions:?}");
+    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    // Nor is one that would only make another worker what its own is now.
+    let alone = [node(Role::Shared, 60), node(Role::Shared, 5)];
+    let decisions = run(&policy(), (0..3).map(|minute| period(minute, &alone, &[load(7, 0, 60)])));
+    assert_eq!(decisions[2].refused, [refused(7, Reason::NothingGained)]);
+}
+
+#[test]
+fn a_busy_worker_without_a_hot_tenant_has_its_shards_spread() {
+    let nodes = [node(Role::Shared, 90), node(Role::Shared, 20)];
+    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
+    let decisions = run(&policy(), (0..70).map(|minute| period(minute, &nodes, &crowd)));
+    let spread = Some(Action::Spread { from: Group::Worker(0), to: Group::Worker(1) });
+    let when: Vec<usize> = (0..70).filter(|minute| decisions[*minute].action.is_some()).collect();
+    assert_eq!((decisions[2].action, when), (spread, vec![2, 62]));
+    // Where all are busy there is nothing to spread.
+    let all = [node(Role::Shared, 90), node(Role::Shared, 85)];
+    let decisions = run(&policy(), (0..9).map(|minute| period(minute, &all, &crowd)));
+    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+}
+
+#[test]
+fn evidence_that_is_missing_neither_counts_nor_acquits() {
+    let mut gone = period(1, &three(), &[]);
+    gone.nodes.get_mut(&Group::Worker(0)).unwrap().role = Role::Unavailable;
+    let there = |minute| period(minute, &three(), &[load(7, 0, 40)]);
+    let decisions = run(&policy(), [there(0), gone, there(2), there(3)]);
+    assert_eq!(decisions.iter().position(|decision| decision.action.is_some()), Some(3));
+    // The same period twice is one, and after a gap it is counted anew.
+    let twice = run(&policy(), [there(0), there(0), there(1), there(1), there(2)]);
+    assert_eq!(twice.iter().position(|decision| decision.action.is_some()), Some(4));
+    for jump in [60, -60] {
+        let jumped = run(&policy(), [0, 1, jump, jump + 1, jump + 2].map(there));
+        assert_eq!(jumped.iter().position(|decision| decision.action.is_some()), Some(4), "{jump}");
+    }
+}
+
+#[test]
+fn a_clock_set_back_keeps_the_cooldown_and_no_longer() {
+    let there = |minute| period(minute, &three(), &[load(7, 0, 40)]);
+    let minutes = (0..3).chain(-10_000..-9900);
+    let decisions = run(&policy(), minutes.map(there));
+    let acted: Vec<usize> =
+        (0..decisions.len()).filter(|number| decisions[*number].action.is_some()).collect();
+    assert_eq!(acted, [2, 63]);
+}
+
+#[test]
+fn the_budget_and_the_number_of_shards_are_kept() {
+    let mut full = period(0, &three(), &[load(7, 0, 40)]);
+    full.pins = (100..108).map(|number| tenant(number).pin(Group::Worker(2))).collect();
+    let mut many = period(0, &three(), &[load(7, 0, 40)]);
+    many.shard_groups = 999;
+    for (start, reason) in [(full, Reason::Budget), (many, Reason::TooManyShards)] {
+        let periods = (0..4).map(|minute| Period { end: at(minute), ..start.clone() });
+        let decisions = run(&policy(), periods);
+        assert_eq!(decisions[3].refused, [refused(7, reason)]);
+        assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    }
+}
+
+#[test]
+fn nothing_begins_while_something_is_under_way() {
+    let busy = |minute| Period { underway: minute < 5, ..period(minute, &three(), &[load(7, 0, 40)]) };
+    let decisions = run(&policy(), (0..6).map(busy));
+    assert_eq!(decisions.iter().position(|decision| decision.action.is_some()), Some(5));
+}
+
+#[test]
+fn a_tenant_that_was_quiet_for_long_is_released() {
+    let pinned = |minute: i64| {
+        let tenants = if minute % 2000 == 5 { vec![load(7, 1, 10)] } else { Vec::new() };
+        Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &three(), &tenants) }
+    };
+    let decisions = run(&policy(), (0..1500).map(pinned));
+    let released = decisions.iter().position(|decision| decision.action.is_some());
+    assert_eq!(released, Some(6 + 24 * 60));
+    assert_eq!(decisions[6 + 24 * 60].action, Some(Action::Release { tenant: tenant(7) }));
+}
+
+fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
+    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median }
+}
+
+#[test]
+fn the_largest_of_the_large_shards_is_split_at_its_median() {
+    let large =
+        vec![large(1, 21, Some(1)), large(2, 30, Some(-5)), large(3, 19, Some(3)), large(4, 40, None)];
+    let grown = Period { large, ..period(0, &three(), &[]) };
+    let decision = &run(&policy(), [grown.clone()])[0];
+    // The calmer of the other two takes the first half.
+    let to = [Group::Worker(2), Group::Worker(0)];
+    let split = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to };
+    assert_eq!(decision.action, Some(split));
+    let whole = Refused { tenant: None, shard_id: Some(4), reason: Reason::Indivisible };
+    assert_eq!(decision.refused, [whole]);
+
+    let full = Period { shard_groups: 1000, ..grown.clone() };
+    let decision = &run(&policy(), [full])[0];
+    assert_eq!((decision.action, decision.refused[1].reason), (None, Reason::TooManyShards));
+
+    // A node with room for a half only takes one.
+    let mut tight = grown;
+    tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(15 << 30);
+    assert_eq!(run(&policy(), [tight.clone()])[0].action, Some(split));
+    tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(14 << 30);
+    let both = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to: [Group::Worker(2); 2] };
+    assert_eq!(run(&policy(), [tight])[0].action, Some(both));
+}
+
+#[test]
+fn what_shares_a_shard_with_the_tenant_does_not_stay_on_its_node() {
+    let rest = |nodes: &[NodeLoad], alone: bool| {
+        let load = TenantLoad { alone, ..load(7, 0, 40) };
+        let decisions = run(&policy(), (0..3).map(|minute| period(minute, nodes, &[load])));
+        match decisions[2].action {
+            Some(Action::Isolate { to, rest, .. }) => (to, rest),
+            other => panic!("{other:?}"),
+        }
+    };
+    let [one, two] = [Group::Worker(1), Group::Worker(2)];
+    assert_eq!(rest(&three(), false), (one, Some(two)));
+    assert_eq!(rest(&three()[..2], false), (one, Some(one)));
+    let dedicated = [three()[0], node(Role::Dedicated, 5)];
+    assert_eq!(rest(&dedicated, false), (one, None));
+    assert_eq!(rest(&three(), true), (one, None));
+}
+
+#[test]
+fn tenants_of_equal_hash_are_one() {
+    let twins = [load(7, 0, 8), load(7, 0, 9), load(8, 0, 13)];
+    let decisions = run(&policy(), (0..3).map(|minute| period(minute, &three(), &twins)));
+    assert_eq!(decisions[2].hot.len(), 1, "{decisions:?}");
+    assert_eq!((decisions[2].hot[0].tenant, decisions[2].hot[0].share), (tenant(7), 24));
+    assert!(matches!(decisions[2].action, Some(Action::Isolate { .. })));
+}
+
+#[test]
+fn a_list_that_is_too_short_does_not_acquit_whom_it_leaves_out() {
+    let there = |minute| period(minute, &three(), &[load(7, 0, 40)]);
+    let first = |missing: Vec<Period>| {
+        let count = i64::try_from(missing.len()).unwrap();
+        let periods = [there(0), there(1)].into_iter().chain(missing).chain([there(2 + count)]);
+        run(&policy(), periods).last().unwrap().action.is_some()
+    };
+    let left_out = |unseen| {
+        move |minute: i64| {
+            let mut period = period(minute, &three(), &[]);
+            period.nodes.get_mut(&Group::Worker(0)).unwrap().unseen = unseen;
+            period
+        }
+    };
+    assert!(first((2..4).map(left_out(5_000)).collect()));
+    // Whoever is left out of a list that goes down to few queries has no more than these.
+    assert!(!first((2..4).map(left_out(99)).collect()));
+    // Nor is anybody blamed for ever.
+    assert!(!first((2..6).map(left_out(5_000)).collect()));
+}
+
+#[test]
+fn a_pin_follows_when_its_node_leaves() {
+    let mut leaving = period(0, &[three()[0], three()[1], three()[2], node(Role::Draining, 0)], &[]);
+    let pin = |number, worker| tenant(number).pin(Group::Worker(worker));
+    leaving.pins = vec![pin(1, 3), pin(2, 9), pin(3, 1), pin(4, 0)];
+    leaving.underway = true;
+    // Worker 2 has none yet; then each has one, and worker 1 has most to spare.
+    let expected = vec![pin(1, 2), pin(2, 1)];
+    for mode in [Mode::Isolate, Mode::Observe] {
+        let policy = Policy { mode, ..policy() };
+        assert_eq!(run(&policy, [leaving.clone()])[0].retargeted, expected);
+    }
+    // A node that does not answer comes back.
+    leaving.nodes.get_mut(&Group::Worker(3)).unwrap().role = Role::Unavailable;
+    assert_eq!(run(&policy(), [leaving.clone()])[0].retargeted, [pin(2, 2)]);
+    leaving.nodes.values_mut().for_each(|node| node.role = Role::Draining);
+    let decision = &run(&policy(), [leaving])[0];
+    assert_eq!((decision.retargeted.len(), decision.refused.len()), (0, 4));
+}
+
+#[test]
+fn a_policy_that_is_edited_meanwhile_counts_from_then_on() {
+    let there = |minute, underway| Period { underway, ..period(minute, &three(), &[load(7, 0, 40)]) };
+    let mut history = History::default();
+    let mut step = |policy: &Policy, period: &Period| {
+        let (decision, next) = decide(policy, &history, period);
+        history = next;
+        decision
+    };
+    let isolate = policy();
+    let observe = Policy { mode: Mode::Observe, ..isolate };
+    for minute in 0..3 {
+        step(&observe, &there(minute, false));
+    }
+    // What was only imagined costs neither time nor budget once it is meant; the action under way is not disturbed.
+    for minute in 3..8 {
+        assert_eq!(step(&isolate, &there(minute, true)).action, None);
+    }
+    let strict = Policy { share_percent: 90, ..isolate };
+    assert_eq!(step(&strict, &there(8, false)), Decision::default());
+    let none = Policy { max_isolated: 0, ..isolate };
+    for minute in 9..11 {
+        assert!(step(&none, &there(minute, false)).refused.is_empty());
+    }
+    assert_eq!(step(&none, &there(11, false)).refused, [refused(7, Reason::Budget)]);
+    assert!(step(&isolate, &there(12, false)).action.is_some());
+}
+
+#[test]
+fn a_worker_full_of_somebody_who_belongs_there_is_relieved_of_the_others() {
+    let nodes = [node(Role::Shared, 95), node(Role::Shared, 20)];
+    let pinned = |share| {
+        let pins = vec![tenant(7).pin(Group::Worker(0))];
+        let periods = (0..3)
+            .map(|minute| Period { pins: pins.clone(), ..period(minute, &nodes, &[load(7, 0, share)]) });
+        run(&policy(), periods).pop().unwrap()
+    };
+    let spread = Action::Spread { from: Group::Worker(0), to: Group::Worker(1) };
+    assert_eq!(pinned(70).action, Some(spread));
+    // Where nearly everything is its own doing there is nothing to move.
+    assert_eq!((pinned(90).action, &pinned(90).refused[..]), (None, &[refused(7, Reason::TooHot)][..]));
+}

@@ -1,0 +1,186 @@
+//! Who is hot, who is quiet, and for how long.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use super::{History, NodeLoad, Period, Policy, Streak, Tenant, TenantLoad};
+use crate::names::Group;
+use crate::shards::rebalance::Role;
+
+/// A node that spends less of its CPU time than this is not harmed by anybody, in percent.
+const IDLE_PERCENT: u64 = 30;
+/// A node that spends more has too much to do, and no target may come to more, in percent.
+pub(super) const BUSY_PERCENT: u64 = 80;
+/// What a busy node spends on shards that may be moved, at least, if that is to be worth it, in percent.
+const MOVABLE_PERCENT: u64 = 10;
+/// A tenant is not hot any more below this part of the share that made it hot: one that wavers around the limit is.
+pub(super) const WARM: (u64, u64) = (3, 4);
+
+/// A hot tenant with its figures.
+pub(super) struct Seen {
+    /// What it did.
+    pub(super) load: TenantLoad,
+    /// In hundredths of a percent, so that close ones have an order.
+    pub(super) share: u64,
+}
+
+/// How hot a tenant is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heat {
+    Cold,
+    Warm,
+    Hot,
+}
+
+/// Whether `part` is more than so many percent of `whole`; never if the whole is not known.
+pub(super) fn above(part: u64, whole: u64, percent: u64) -> bool {
+    whole > 0 && u128::from(part) * 100 > u128::from(whole) * u128::from(percent)
+}
+
+/// Counts the periods of hot tenants and of busy nodes; the tenants that are hot now, the hottest first.
+pub(super) fn watch(policy: &Policy, history: &mut History, period: &Period) -> Vec<Seen> {
+    let own: BTreeSet<Tenant> = period.pins.iter().map(Tenant::from).collect();
+    let mut hot = Vec::new();
+    let mut streaks: BTreeMap<Tenant, Streak> = BTreeMap::new();
+    let mut blamed: BTreeSet<Group> = BTreeSet::new();
+    // CPU time of tenants that are where they belong, hot or not: it cannot be taken off the node.
+    let mut bound: BTreeMap<Group, u64> = BTreeMap::new();
+    for load in notable(policy, period) {
+        let Some(node) = period.nodes.get(&load.node) else { continue };
+        let (heat, share) = heat(policy, node, &load);
+        let before = history.hot.get(&load.tenant).map_or(0, |streak| streak.periods);
+        let periods = match heat {
+            Heat::Hot => before.saturating_add(1),
+            Heat::Warm if before > 0 => before,
+            Heat::Warm | Heat::Cold => continue,
+        };
+        streaks.insert(load.tenant, Streak { periods, unseen: 0, node: load.node });
+        if own.contains(&load.tenant) {
+            let cpu = bound.entry(load.node).or_default();
+            *cpu = cpu.saturating_add(load.cpu);
+        } else {
+            blamed.insert(load.node);
+        }
+        if heat == Heat::Hot {
+            hot.push(Seen { load, share });
+        }
+    }
+    streaks.extend(unseen(policy, history, period));
+    history.hot = streaks;
+
+    let busy = period.nodes.iter().filter(|(group, node)| {
+        let bound = bound.get(group).copied().unwrap_or(0);
+        node.role == Role::Shared
+            && above(node.cpu, node.cpu_limit, BUSY_PERCENT)
+            && above(node.cpu.saturating_sub(bound), node.cpu_limit, MOVABLE_PERCENT)
+            && !blamed.contains(group)
+    });
+    history.busy = busy
+        .map(|(group, _)| (*group, history.busy.get(group).copied().unwrap_or(0).saturating_add(1)))
+        .collect();
+    hot.sort_by_key(|seen| (Reverse(seen.share), seen.load.tenant));
+    hot
+}
+
+/// The tenants that may be hot, each once: those of equal hash are one, and one that has moved in this period is where it
+/// did more.
+fn notable(policy: &Policy, period: &Period) -> Vec<TenantLoad> {
+    // A million tenants ask for their nodes.
+    let nodes: HashMap<Group, &NodeLoad> = period.nodes.iter().map(|(group, node)| (*group, node)).collect();
+    // Of two that are one, and are warm together, one has half of what it takes.
+    let half =
+        Policy { share_percent: policy.share_percent / 2, min_queries: policy.min_queries / 2, ..*policy };
+    let able = |load: &&TenantLoad| {
+        load.queries >= half.min_queries
+            && nodes.get(&load.node).is_some_and(|node| heat(&half, node, load).0 != Heat::Cold)
+    };
+    let tenants: HashSet<Tenant> = period.tenants.iter().filter(able).map(|load| load.tenant).collect();
+    if tenants.is_empty() {
+        return Vec::new();
+    }
+    let mut sums: BTreeMap<Tenant, (u64, TenantLoad)> = BTreeMap::new();
+    for load in period.tenants.iter().filter(|load| tenants.contains(&load.tenant)) {
+        let (largest, sum) =
+            sums.entry(load.tenant).or_insert((0, TenantLoad { queries: 0, writes: 0, cpu: 0, ..*load }));
+        if (load.queries, Reverse(load.node)) > (*largest, Reverse(sum.node)) {
+            (*largest, sum.node) = (load.queries, load.node);
+        }
+        sum.queries = sum.queries.saturating_add(load.queries);
+        sum.writes = sum.writes.saturating_add(load.writes);
+        sum.cpu = sum.cpu.saturating_add(load.cpu);
+        sum.shard_bytes = sum.shard_bytes.max(load.shard_bytes);
+        sum.alone &= load.alone;
+    }
+    sums.into_values().map(|(_, sum)| sum).collect()
+}
+
+/// How hot a tenant is, and its largest share, in hundredths of a percent.
+fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
+    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, IDLE_PERCENT);
+    if load.queries < policy.min_queries || idle || node.role == Role::Unavailable {
+        return (Heat::Cold, 0);
+    }
+    // A tenant's figures can be fresher than its node's.
+    let share = |part: u64, whole: u64| {
+        if part == 0 {
+            0
+        } else {
+            u64::try_from(u128::from(part) * 10_000 / u128::from(whole.max(part))).unwrap_or(0)
+        }
+    };
+    let writes = if load.writes < policy.min_queries { 0 } else { share(load.writes, node.writes) };
+    let share = share(load.queries, node.queries).max(writes).max(share(load.cpu, node.cpu));
+    let limit = u64::from(policy.share_percent) * 100;
+    let heat = if share >= limit {
+        Heat::Hot
+    } else if share * WARM.1 >= limit * WARM.0 {
+        Heat::Warm
+    } else {
+        Heat::Cold
+    };
+    (heat, share)
+}
+
+/// Those that were hot and about whom this period says nothing: nobody is acquitted for want of evidence, nor blamed for
+/// longer than it took to be.
+fn unseen(policy: &Policy, history: &History, period: &Period) -> Vec<(Tenant, Streak)> {
+    let dark = |streak: &Streak| {
+        period.nodes.get(&streak.node).is_some_and(|node| {
+            node.role == Role::Unavailable || (node.unseen > 0 && node.unseen >= policy.min_queries)
+        })
+    };
+    let mut missing: BTreeMap<Tenant, Streak> = history
+        .hot
+        .iter()
+        .filter(|(_, streak)| dark(streak) && streak.unseen < policy.consecutive_periods)
+        .map(|(tenant, streak)| (*tenant, Streak { unseen: streak.unseen + 1, ..*streak }))
+        .collect();
+    if !missing.is_empty() {
+        let known =
+            |group: &Group| period.nodes.get(group).is_some_and(|node| node.role != Role::Unavailable);
+        for load in period.tenants.iter().filter(|load| known(&load.node)) {
+            missing.remove(&load.tenant);
+        }
+    }
+    missing.into_iter().collect()
+}
+
+/// Keeps since when pinned tenants have been quiet.
+pub(super) fn rest(policy: &Policy, history: &mut History, period: &Period, hot: &[Seen]) {
+    let pinned: BTreeMap<Tenant, Group> = period.pins.iter().map(|pin| (pin.into(), pin.node)).collect();
+    let active: BTreeSet<Tenant> = period
+        .tenants
+        .iter()
+        .filter(|load| load.queries >= policy.min_queries && pinned.contains_key(&load.tenant))
+        .map(|load| load.tenant)
+        .chain(hot.iter().map(|seen| seen.load.tenant))
+        .collect();
+    // Silence of a node is not quiet.
+    let heard = |group: &Group| period.nodes.get(group).is_some_and(|node| node.role != Role::Unavailable);
+    let quiet =
+        pinned.into_iter().filter(|(tenant, _)| !active.contains(tenant)).filter_map(|(tenant, node)| {
+            let since = history.quiet.get(&tenant).copied();
+            Some((tenant, since.or(heard(&node).then_some(period.end))?))
+        });
+    history.quiet = quiet.collect();
+}

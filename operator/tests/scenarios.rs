@@ -21,9 +21,10 @@ fn outcome(file: &str) -> Outcome {
     let outcome = simulate(&scenario(file));
     let name = file.split_once('.').unwrap().0;
     insta::assert_snapshot!(name, outcome.to_string());
-    let picture = directory().join(format!("../../docs/simulation/{name}.svg"));
-    if picture.exists() {
-        let drawn = fs::read_to_string(&picture).unwrap();
+    let docs = directory().join("../../docs");
+    let picture = format!("simulation/{name}.svg");
+    if fs::read_to_string(docs.join("simulation.md")).unwrap().contains(&picture) {
+        let drawn = fs::read_to_string(docs.join(&picture)).unwrap_or_default();
         assert!(
             drawn == outcome.svg(),
             "docs/simulation/{name}.svg is not of this scenario any more; draw it again: \

@@ -12,9 +12,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod defaults;
+mod progress;
 mod quantity;
 mod table;
 
+pub use progress::{MoveStatus, RebalanceStatus};
 pub use quantity::Amount;
 pub use table::{Table, TableKind};
 
@@ -314,6 +316,9 @@ pub struct DialogClusterStatus {
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]
     pub nodes: Vec<NodeStatus>,
+    /// How far the moves of shards are; absent while nothing is to be moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<RebalanceStatus>,
     /// What holds and what does not, keyed by type; each with a reason for programs and a sentence that says what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

@@ -6,6 +6,7 @@
 pub mod act;
 mod controller;
 mod findings;
+pub mod preflight;
 pub mod lock;
 pub mod metrics;
 pub mod observe;
@@ -17,6 +18,7 @@ pub mod sessions;
 pub mod settings;
 pub mod status;
 pub mod step;
+pub mod supervise;
 pub mod topology;
 pub mod wanted;
 pub mod world;

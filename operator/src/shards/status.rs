@@ -1,10 +1,12 @@
 //! The part of the status that this controller writes.
 
-use super::observed::Observed;
+use super::observed::{Catalog, Facts, Progress, RunningMove};
+use super::round::Round;
+use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use super::world::{World, members};
-use crate::api::{DialogClusterStatus, NodeState, NodeStatus};
+use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, RebalanceStatus};
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
     SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
@@ -15,7 +17,7 @@ use crate::status::Part;
 /// What of the status is written here.
 pub const PART: Part = Part {
     manager: SHARDS_MANAGER,
-    fields: &["postgresVersion", "citusVersion", "shards", "nodes"],
+    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "rebalance"],
     conditions: &[
         CITUS_AVAILABLE,
         METADATA_SYNCED,
@@ -27,14 +29,18 @@ pub const PART: Part = Part {
     ],
 };
 
+/// Moves under way that the status shows.
+const CURRENT: usize = 16;
+
 /// The facts for the status, conditions aside. What could not be asked this time is as it was `before`.
 #[must_use]
 pub fn status(
     wanted: &Wanted,
     topology: &Topology,
-    observed: &Observed,
+    round: &Round,
     before: Option<&DialogClusterStatus>,
 ) -> DialogClusterStatus {
+    let observed = &round.observed;
     let world = World { wanted, topology, observed };
     let first = observed.facts(Group::Coordinator);
     let before_nodes = before.map_or(&[][..], |status| &status.nodes);
@@ -56,7 +62,7 @@ pub fn status(
                 placements.iter().filter(|at| at.group_id == member.group_id).map(|at| at.shards).sum()
             }
         };
-        let bytes = facts.and_then(|facts| facts.bytes).or(last.map(|node| node.bytes)).unwrap_or(0);
+        let bytes = facts.and_then(Facts::bytes).or(last.map(|node| node.bytes)).unwrap_or(0);
         Some(NodeStatus {
             group: group.to_string(),
             host: topology.endpoint(group)?.host.clone(),
@@ -78,6 +84,42 @@ pub fn status(
         },
         shards: if asked { total } else { before.and_then(|status| status.shards) },
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
+        rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref())),
         ..DialogClusterStatus::default()
+    }
+}
+
+/// How far the moves are; `None` once nothing is left to move.
+fn rebalance(round: &Round, before: Option<&RebalanceStatus>) -> Option<RebalanceStatus> {
+    let (Some(moves), Some(catalog)) = (&round.plan.moves, &round.observed.catalog) else {
+        return before.cloned();
+    };
+    let left = moves.plan.moves.len() + moves.running.len();
+    if left == 0 {
+        return None;
+    }
+    let done = round.performed.iter().filter(|step| matches!(step, Step::MoveShard { .. })).count();
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let moves_done = before.map_or(0, |before| before.moves_done) + number(done);
+    let current: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
+    let on_the_way: i64 = current.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
+    Some(RebalanceStatus {
+        moves_done,
+        moves_total: moves_done + number(left),
+        bytes_left: i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way),
+        current: current.into_iter().take(CURRENT).collect(),
+    })
+}
+
+fn underway(running: &RunningMove, catalog: &Catalog) -> MoveStatus {
+    let of = |progress: &&Progress| progress.pid == running.pid;
+    let all: Vec<&Progress> = catalog.progress.iter().filter(of).collect();
+    MoveStatus {
+        shard_id: running.shard_id,
+        from: running.from.to_string(),
+        to: running.to.to_string(),
+        phase: all.first().map(|progress| progress.phase.clone()).unwrap_or_default(),
+        bytes_done: all.iter().map(|progress| progress.target_bytes).sum(),
+        bytes_total: all.iter().map(|progress| progress.source_bytes).sum(),
     }
 }

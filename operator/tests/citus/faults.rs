@@ -37,12 +37,12 @@ async fn a_worker_that_is_away_is_named_and_the_rest_is_left_alone() -> Result<(
         (METADATA_SYNCED, ("False", "NodeUnreachable")),
         (WAL_LEVEL_LOGICAL, ("Unknown", "NotObserved")),
         (SCHEMA_DISTRIBUTED, ("True", "Distributed")),
-        (BALANCED, ("True", "Even")),
+        (BALANCED, ("True", "Balanced")),
     ] {
         let found = condition(&round, kind);
         assert_eq!((found.0, found.1), expected, "{kind}: {}", found.2);
     }
-    let shown = status(&wanted, &world.topology(), &round.observed, None);
+    let shown = status(&wanted, &world.topology(), &round, None);
     let states: Vec<NodeState> = shown.nodes.iter().map(|node| node.state).collect();
     assert_eq!(states, [NodeState::Active, NodeState::Active, NodeState::Unreachable]);
     assert_eq!(shown.nodes[2].shards, 144, "its shards are still its own");

@@ -40,14 +40,14 @@ async fn empty_servers_become_a_cluster_and_stay_one() -> Result<()> {
         (METADATA_SYNCED, "True", "Synced"),
         (WAL_LEVEL_LOGICAL, "True", "Logical"),
         (SCHEMA_DISTRIBUTED, "True", "Distributed"),
-        (BALANCED, "True", "Even"),
+        (BALANCED, "True", "Balanced"),
         (SCALE_IN_BLOCKED, "False", "NothingToRemove"),
     ] {
         let found = condition(&round, kind);
         assert_eq!((found.0, found.1), (status, reason), "{kind}: {}", found.2);
     }
 
-    let status = status(&wanted, &world.topology(), &round.observed, None);
+    let status = status(&wanted, &world.topology(), &round, None);
     assert_eq!(status.shards, Some(6 * 48));
     let shown: Vec<(&str, NodeState, i64, bool)> = status
         .nodes
@@ -197,7 +197,7 @@ async fn shards_are_measured_once_per_round() -> Result<()> {
     operator_is_gone().await?;
     assert_eq!(world.number(Group::Worker(1), calls).await? - before, 144);
 
-    let shown = status(&wanted, &world.topology(), &round.observed, None);
+    let shown = status(&wanted, &world.topology(), &round, None);
     assert!(shown.nodes[2].bytes > 0, "what was measured is kept through the round: {:?}", shown.nodes);
     Ok(())
 }

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use dialog_operator::names::Group;
-use dialog_operator::shards::observe::Sizes;
-use dialog_operator::shards::round::round;
 use dialog_operator::shards::step::{KINDS, Step};
 
 use crate::needs_citus;
@@ -93,17 +91,17 @@ async fn an_operator_that_ends_in_the_middle_of_anything_is_continued_by_the_nex
     let mut migrated = false;
     // Ever later moments, so that each statement is hit sooner or later and the last operator comes through.
     for moment in 0_u64.. {
-        let (sessions, existing) = (world.sessions()?, world.existing());
-        let attempt = round(&wanted, &existing, &sessions, Sizes::Skip, usize::MAX);
+        let attempt = world.round(&wanted);
         match tokio::time::timeout(Duration::from_millis(5 + moment * 15), attempt).await {
             Err(_) => cut_short += 1,
-            Ok(round) if round.is_settled() && !migrated => {
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(round)) if round.is_settled() && !migrated => {
                 world.migrate().await?;
                 migrated = true;
             }
-            Ok(round) if round.is_settled() => break,
+            Ok(Ok(round)) if round.is_settled() => break,
             // What an operator began is finished by the server before the next one gets the lock.
-            Ok(_) => {}
+            Ok(Ok(_)) => {}
         }
         assert!(moment < 300, "never at rest");
     }

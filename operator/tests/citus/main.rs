@@ -8,6 +8,7 @@ mod faults;
 mod fresh;
 mod growth;
 mod journey;
+mod traffic;
 mod world;
 
 /// Ends a test on a machine where it cannot run, by name.

@@ -11,18 +11,20 @@ use dialog_operator::condition::Finding;
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
 use dialog_operator::shards::observe::Sizes;
-use dialog_operator::shards::round::{Round, carry_out, round};
+use dialog_operator::shards::lock::Holder;
+use dialog_operator::shards::round::{Brief, Round, carry_out, round};
 use dialog_operator::shards::sessions::Sessions;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::topology::Topology;
 use dialog_operator::shards::wanted::Wanted;
+use futures::future::{BoxFuture, ready, try_join_all};
 use serde_json::json;
 use testbed::certificates::Authority;
 use testbed::postgres::{Builder, Installation, Server};
 use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
-const REST_LIMIT: Duration = Duration::from_secs(90);
+const REST_LIMIT: Duration = Duration::from_mins(5);
 
 /// Servers of one cluster, and the authority that they trust.
 pub struct World {
@@ -75,6 +77,11 @@ impl World {
         Ok(())
     }
 
+    /// Takes `group`'s server away, and its data with it.
+    pub fn remove(&mut self, group: Group) {
+        self.servers.remove(&group);
+    }
+
     /// The server of `group`.
     pub fn server(&mut self, group: Group) -> &mut Server {
         self.servers.get_mut(&group).unwrap()
@@ -112,7 +119,10 @@ impl World {
 
     /// One round that ends after `most` steps, as if the operator had been killed.
     pub async fn round_of(&self, wanted: &Wanted, most: usize) -> Result<Round> {
-        Ok(round(wanted, &self.existing(), &self.sessions()?, Sizes::Measure, most).await)
+        let existing = self.existing();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+        let brief = Brief { most, ..brief(wanted, &ask) };
+        Ok(round(&brief, &self.sessions()?).await)
     }
 
     /// Runs rounds until nothing is left to do or to wait for; the steps that were done.
@@ -129,9 +139,9 @@ impl World {
             ensure!(round.failed.is_empty(), "failed: {:?}", round.failed);
             let done = round.performed.len();
             performed.extend(round.performed.iter().cloned());
-            if let Some(step) = &round.long {
-                self.carry_out(wanted, step).await?;
-                performed.push(step.clone());
+            if !round.long.is_empty() {
+                try_join_all(round.long.iter().map(|step| self.carry_out(wanted, step))).await?;
+                performed.extend(round.long.iter().cloned());
             } else if round.is_settled() {
                 return Ok(performed);
             } else if done == 0 {
@@ -146,11 +156,18 @@ impl World {
 
     /// Performs a step that takes long.
     pub async fn carry_out(&self, wanted: &Wanted, step: &Step) -> Result<()> {
-        let identity = self.identity("dialog-operator")?;
-        let sessions = Sessions::long(self.topology(), identity, step.to_string());
-        let holder = carry_out(wanted, &sessions, step).await?;
+        let holder = self.try_carry_out(wanted, step).await?;
         ensure!(holder.is_none(), "{holder:?}");
         Ok(())
+    }
+
+    /// As [`World::carry_out`]; says who holds the lock if it was not free.
+    pub async fn try_carry_out(&self, wanted: &Wanted, step: &Step) -> Result<Option<Holder>> {
+        let existing = self.existing();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+        let identity = self.identity("dialog-operator")?;
+        let sessions = Sessions::long(self.topology(), identity, step.purpose());
+        Ok(carry_out(&brief(wanted, &ask), &sessions, step).await?)
     }
 
     /// A session of dialog-api on `group`'s server, with the certificate and the role that it has in a cluster.
@@ -195,10 +212,27 @@ impl World {
     }
 }
 
+/// What a round of an operator that has just started is given.
+pub fn brief<'a>(
+    wanted: &'a Wanted,
+    existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+) -> Brief<'a> {
+    let (sizes, most) = (Sizes::Measure, usize::MAX);
+    Brief { wanted, existing, sizes, before: None, most, deferred: &[], stalls: &[], held: None }
+}
+
 /// What a resource asks for that says nothing but its number of workers: dialog-api's tables, 48 shards.
 pub fn wanted(workers: u32) -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
     Wanted::from(&spec)
+}
+
+/// Shards of each colocation group where a test moves them.
+pub const SHARDS: i32 = 12;
+
+/// As [`wanted`], with fewer shards.
+pub fn few_shards(workers: u32) -> Wanted {
+    Wanted { shard_count: SHARDS, ..wanted(workers) }
 }
 
 /// A table that is copied whole to every node.

@@ -42,7 +42,15 @@ struct Anchor<'a> {
 /// Plans what is to be done about the tables.
 pub(super) fn plan(world: &World<'_>, draft: &mut Draft) -> Report {
     let (report, steps) = decide(world);
-    draft.steps.extend(steps);
+    let moving = world.catalog().map_or(0, |catalog| catalog.moves().count());
+    match steps.first() {
+        // They hold the lock. No new ones are begun, so it is free soon.
+        Some(first) if moving > 0 => {
+            draft.hold_moves = true;
+            draft.wait(format!("moves that are under way ({moving}) come to their end first; then: {first}"));
+        }
+        _ => draft.steps.extend(steps),
+    }
     report
 }
 

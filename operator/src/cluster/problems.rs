@@ -9,6 +9,7 @@ use super::observe::{Observed, ObservedGroup};
 use super::target::{GroupTarget, Target};
 use crate::api::DialogCluster;
 use crate::condition::{self, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED};
+use crate::context::Pull;
 use crate::error::Error;
 use crate::names::Group;
 
@@ -125,7 +126,7 @@ fn instances(
     };
     let before = problems.len();
     for instance in &there.instances {
-        problems.extend(unready(instance, there, now));
+        problems.extend(unready(instance, there, &target.pull, now));
     }
     let count = i32::try_from(there.instances.len()).unwrap_or(i32::MAX);
     if count < wanted.replicas {
@@ -153,7 +154,7 @@ fn instances(
 }
 
 /// Why an instance of the database does not serve, if it does not.
-fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option<Problem> {
+fn unready(instance: &Instance, group: &ObservedGroup, pull: &Pull, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     if instance.is_terminating {
         return Some(Problem::passing("Starting", format!("pod {pod} is being replaced")));
@@ -161,7 +162,7 @@ fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option
     if instance.is_ready {
         return None;
     }
-    if let Some(problem) = trouble(instance, "spec.image", now) {
+    if let Some(problem) = trouble(instance, "spec.image", pull, now) {
         return Some(problem);
     }
     let state = match instance.patroni.state.as_str() {
@@ -184,7 +185,7 @@ fn is_young(instance: &Instance, limit: Duration, now: Timestamp) -> bool {
     instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < limit)
 }
 
-fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> {
+fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     Some(match instance.trouble.as_ref()? {
         Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
@@ -196,7 +197,7 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
         ),
         Trouble::Image(why) => Problem::lasting(
             "ImagePullFailed",
-            format!("pod {pod} cannot get its image: {why}; correct {image}"),
+            format!("pod {pod} cannot get its image: {why}; correct {image}{}", pull_secrets(pull)),
         ),
         Trouble::Container(why) => Problem::lasting(
             "ContainerNotCreated",
@@ -207,6 +208,16 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
             format!("pod {pod} keeps failing: {why}; `kubectl logs -p {pod}` says more"),
         ),
     })
+}
+
+/// What else to look at where images are pulled with credentials.
+fn pull_secrets(pull: &Pull) -> String {
+    match &pull.secrets[..] {
+        [] => String::new(),
+        secrets => {
+            format!(", or see that the Secrets {} are in this namespace and valid", secrets.join(", "))
+        }
+    }
 }
 
 /// Reasons of the controller of the database that do not go away by themselves.
@@ -262,7 +273,7 @@ fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<
     };
     let short = api.available < target.spec.api.replicas;
     for pod in observed.api_pods.iter().filter(|pod| !pod.is_terminating && !pod.is_ready) {
-        problems.extend(trouble(pod, "spec.api.image", now));
+        problems.extend(trouble(pod, "spec.api.image", &target.pull, now));
     }
     if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
         let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");

@@ -79,7 +79,7 @@ fn found(cluster: &DialogCluster, observed: &Observed) -> Vec<Problem> {
     let settings = Settings {
         postgres_image: Some("postgres".to_owned()),
         api_image: Some("api".to_owned()),
-        namespace: None,
+        ..Settings::default()
     };
     problems(cluster, &Target::new(cluster, &settings, observed).unwrap(), observed, now())
 }

@@ -14,10 +14,14 @@ use serde::{Deserialize, Serialize};
 mod defaults;
 mod progress;
 mod quantity;
+mod rebalance;
 mod table;
 
 pub use progress::{MoveStatus, RebalanceStatus};
 pub use quantity::Amount;
+pub use rebalance::{
+    PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy, RebalanceWindow, Threshold,
+};
 pub use table::{Table, TableKind};
 
 /// The API group of every resource of this operator.
@@ -244,6 +248,9 @@ pub struct ShardingSpec {
         'credentials', 'user_dialogs', 'schema_migrations']))")
         .message("sharding.tables: names a table of dialog-api, which the operator distributes by itself"))]
     pub tables: Vec<Table>,
+    /// When and how shards move to where they are missed.
+    #[serde(default)]
+    pub rebalance: RebalanceSpec,
 }
 
 /// The HTTP service.
@@ -319,6 +326,9 @@ pub struct DialogClusterStatus {
     /// How far the moves of shards are; absent while nothing is to be moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<RebalanceStatus>,
+    /// What would make the shards even, if anything would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
     /// What holds and what does not, keyed by type; each with a reason for programs and a sentence that says what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

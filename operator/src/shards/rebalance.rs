@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use self::state::{Fate, State};
+use crate::api::RebalanceSpec;
 use crate::names::Group;
 
 mod rest;
@@ -18,7 +19,9 @@ mod schedule;
 mod search;
 mod state;
 mod table;
+pub mod windows;
 
+pub use crate::api::RebalanceStrategy as Strategy;
 pub use rest::Overtaken;
 pub use state::BASE_BYTES;
 
@@ -186,15 +189,19 @@ pub struct Policy {
     pub goal: Goal,
 }
 
-/// What is to be even between the nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Strategy {
-    /// Bytes, each shard group counted as a fixed amount more, so that empty ones are spread too.
-    BySize,
-    /// The number of shard groups.
-    ByCount,
-    /// The load, each shard group counted as a small amount more, so that idle ones are spread too.
-    ByLoad,
+impl Policy {
+    /// What the resource asks for. A node takes part in one move at a time: a second copy beside the first would only make
+    /// both slower, and the node with them.
+    #[must_use]
+    pub fn new(spec: &RebalanceSpec, goal: Goal) -> Self {
+        Self {
+            strategy: spec.strategy,
+            threshold: spec.threshold.thousandths(),
+            max_parallel_moves: u32::try_from(spec.max_parallel_moves).unwrap_or(1),
+            moves_per_node: 1,
+            goal,
+        }
+    }
 }
 
 /// What is worth a move.

@@ -31,6 +31,7 @@ pub mod observe;
 pub mod patroni;
 pub mod problems;
 pub mod report;
+pub mod retire;
 pub mod rollout;
 pub mod target;
 
@@ -86,10 +87,19 @@ impl Controller {
         certificates: &Certificates,
         now: Timestamp,
     ) -> Result<Step, Error> {
+        retire::forget_state(&self.context, &target.names, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
         let step = act::next(target, observed, now);
-        act::act(&self.context, target, observed, certificates, step, now).await
+        let step = act::act(&self.context, target, observed, certificates, step, now).await?;
+        // Nothing else is held up by a group that cannot leave yet.
+        match retire::step(&self.context, target, observed).await? {
+            stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::Wait(stay.join("; "))),
+            _ if step == Step::Nothing && !observed.leaving.is_empty() => {
+                Ok(Step::Wait("groups that have left to be deleted".to_owned()))
+            }
+            _ => Ok(step),
+        }
     }
 }
 

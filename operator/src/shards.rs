@@ -6,13 +6,14 @@
 pub mod act;
 mod controller;
 mod findings;
-pub mod preflight;
 pub mod lock;
 pub mod metrics;
 pub mod observe;
 pub mod observed;
 pub mod plan;
+pub mod preflight;
 pub mod rebalance;
+pub mod retire;
 pub mod round;
 pub mod sessions;
 pub mod settings;

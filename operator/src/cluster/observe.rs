@@ -41,6 +41,12 @@ pub struct Observed {
     pub ingress_classes: Classes,
     /// The StorageClasses.
     pub storage_classes: Classes,
+    /// The groups whose StatefulSet is being deleted.
+    pub leaving: BTreeSet<Group>,
+    /// The groups that have pods, with a StatefulSet or without.
+    pub with_pods: BTreeSet<Group>,
+    /// The names of the ConfigMaps in which Patroni keeps each group's state.
+    pub state: BTreeMap<Group, Vec<String>>,
 }
 
 /// A database group.
@@ -64,6 +70,10 @@ pub struct ObservedGroup {
     pub configuration: Option<Value>,
     /// Why its StatefulSet cannot create pods.
     pub creation_failure: Option<String>,
+    /// Its StatefulSet's UID.
+    pub uid: Option<String>,
+    /// Its volumes are deleted with the StatefulSet.
+    pub volumes_follow: bool,
 }
 
 impl ObservedGroup {
@@ -103,6 +113,10 @@ pub struct Claim {
     pub class: Option<String>,
     /// Why its volume cannot be made.
     pub failure: Option<String>,
+    /// The UID of the StatefulSet that it is deleted with.
+    pub owner: Option<String>,
+    /// It is being deleted.
+    pub is_terminating: bool,
 }
 
 /// dialog-api's Deployment.
@@ -128,6 +142,35 @@ pub struct Classes {
 }
 
 impl Observed {
+    /// Whether what is left of a group is still being deleted: until that is over, it cannot be made anew.
+    #[must_use]
+    pub fn is_leaving(&self, group: Group) -> bool {
+        let uid = self.groups.get(&group).and_then(|group| group.uid.as_ref());
+        // A claim that goes with a StatefulSet that is gone is deleted at any moment.
+        let goes = |claim: &Claim| {
+            claim.is_terminating || claim.owner.as_ref().is_some_and(|owner| Some(owner) != uid)
+        };
+        self.leaving.contains(&group)
+            || !self.groups.contains_key(&group)
+                && (self.claims.get(&group).into_iter().flatten().any(|(_, claim)| goes(claim))
+                    || self.with_pods.contains(&group))
+    }
+
+    /// The ConfigMaps of groups that have no StatefulSet, pod or volume.
+    pub fn orphaned_state(&self) -> impl Iterator<Item = &str> {
+        let gone = |group: Group| {
+            !self.groups.contains_key(&group)
+                && !self.leaving.contains(&group)
+                && !self.with_pods.contains(&group)
+                && !self.claims.contains_key(&group)
+        };
+        self.state
+            .iter()
+            .filter(move |(group, _)| gone(**group))
+            .flat_map(|(_, names)| names)
+            .map(String::as_str)
+    }
+
     /// The highest ordinal among a group's instances that have a claim.
     #[must_use]
     pub fn highest_claim(&self, group: Group) -> Option<i32> {
@@ -162,13 +205,18 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     };
     for set in &sets {
         if let Some(group) = group_of(set).filter(|group| names.group(*group) == set.name_any()) {
-            observed.groups.insert(group, stateful_set(set));
+            if set.metadata.deletion_timestamp.is_some() {
+                observed.leaving.insert(group);
+            } else {
+                observed.groups.insert(group, stateful_set(set));
+            }
         }
     }
     for pod in &pods {
         let instance = Instance::from_pod(pod);
         match group_of(pod) {
             Some(group) => {
+                observed.with_pods.insert(group);
                 if let Some(group) = observed.groups.get_mut(&group) {
                     group.instances.push(instance);
                 }
@@ -185,6 +233,7 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     }
     for map in &maps {
         let Some(name) = group_of(map) else { continue };
+        observed.state.entry(name).or_default().push(map.name_any());
         let Some(group) = observed.groups.get_mut(&name) else { continue };
         let annotations = map.annotations();
         if map.name_any() == names.patroni_state(name, "config") {
@@ -290,6 +339,12 @@ fn stateful_set(set: &StatefulSet) -> ObservedGroup {
     ObservedGroup {
         replicas: set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         revision: seen.and_then(|status| status.update_revision.clone()),
+        uid: set.metadata.uid.clone(),
+        volumes_follow: set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref())
+            .is_some_and(|policy| policy.when_deleted.as_deref() == Some("Delete")),
         ..ObservedGroup::default()
     }
 }
@@ -300,6 +355,12 @@ fn volume_claim(claim: &PersistentVolumeClaim) -> Claim {
         failure: None,
         bound: claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound"),
         class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
+        owner: claim
+            .owner_references()
+            .iter()
+            .find(|owner| owner.kind == "StatefulSet")
+            .map(|owner| owner.uid.clone()),
+        is_terminating: claim.metadata.deletion_timestamp.is_some(),
     }
 }
 

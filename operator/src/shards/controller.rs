@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::predicates;
@@ -28,7 +29,7 @@ use super::status::{PART, status};
 use super::step::Step;
 use super::supervise::Watch;
 use super::topology::Topology;
-use super::wanted::Wanted;
+use super::wanted::{Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
@@ -199,7 +200,12 @@ impl Controller {
     }
 
     /// The moves without progress for too long, and what keeps them.
-    async fn stalls(&self, key: &ObjectRef<DialogCluster>, sessions: &Sessions, limit: Duration) -> Vec<Stall> {
+    async fn stalls(
+        &self,
+        key: &ObjectRef<DialogCluster>,
+        sessions: &Sessions,
+        limit: Duration,
+    ) -> Vec<Stall> {
         let stalled = self.memories().get(key).map(|memory| memory.watch.stalled(limit, Instant::now()));
         let mut stalls = Vec::new();
         for stalled in stalled.unwrap_or_default() {
@@ -286,7 +292,9 @@ impl Reconciler for Controller {
             );
             return self.wait_for(cluster, why).await;
         };
-        let wanted = Wanted::from(&cluster.spec);
+        let mut wanted = Wanted::from(&cluster.spec);
+        wanted.rebalance.gate =
+            gate(&cluster.spec.sharding.rebalance, cluster.annotations(), Timestamp::now());
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
         let ended = self.ended(&key);

@@ -56,7 +56,11 @@ impl Observed {
     #[must_use]
     pub fn sizes(&self) -> BTreeMap<i64, i64> {
         let nodes = self.nodes.keys().filter_map(|group| self.facts(*group));
-        nodes.filter_map(|facts| facts.sizes.as_ref()).flatten().map(|(shard, bytes)| (*shard, *bytes)).collect()
+        nodes
+            .filter_map(|facts| facts.sizes.as_ref())
+            .flatten()
+            .map(|(shard, bytes)| (*shard, *bytes))
+            .collect()
     }
 }
 
@@ -188,6 +192,7 @@ impl Catalog {
 
 /// One row of `pg_dist_node`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "they are the columns of the catalog")]
 pub struct Member {
     /// `nodeid`, by which moves name a node.
     pub node_id: i32,

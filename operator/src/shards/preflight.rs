@@ -84,8 +84,9 @@ fn source(world: &World<'_>, group: Group, facts: &Facts, fail: &mut impl FnMut(
                 (who, format!("let it end, or SELECT pg_terminate_backend({pid}) there"))
             }
         };
-        let message =
-            format!("{who} on {group} has written and is open for {seconds} s, and a move waits for it: {remedy}");
+        let message = format!(
+            "{who} on {group} has written and is open for {seconds} s, and a move waits for it: {remedy}"
+        );
         fail("LongTransaction", message);
     }
 }

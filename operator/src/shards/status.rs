@@ -1,12 +1,15 @@
 //! The part of the status that this controller writes.
 
 use super::observed::{Catalog, Facts, Progress, RunningMove};
+use super::rebalance::Cause;
 use super::round::Round;
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use super::world::{World, members};
-use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, RebalanceStatus};
+use crate::api::{
+    DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, PlannedMove, RebalanceStatus,
+};
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
     SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
@@ -17,7 +20,7 @@ use crate::status::Part;
 /// What of the status is written here.
 pub const PART: Part = Part {
     manager: SHARDS_MANAGER,
-    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "rebalance"],
+    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "plan", "rebalance"],
     conditions: &[
         CITUS_AVAILABLE,
         METADATA_SYNCED,
@@ -29,6 +32,8 @@ pub const PART: Part = Part {
     ],
 };
 
+/// Planned moves that the status shows.
+const PLANNED: usize = 100;
 /// Moves under way that the status shows.
 const CURRENT: usize = 16;
 
@@ -84,9 +89,36 @@ pub fn status(
         },
         shards: if asked { total } else { before.and_then(|status| status.shards) },
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
+        plan: planned(round, before.and_then(|status| status.plan.as_ref())),
         rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref())),
         ..DialogClusterStatus::default()
     }
+}
+
+/// What is to be moved; `None` where nothing is.
+fn planned(round: &Round, before: Option<&PlanStatus>) -> Option<PlanStatus> {
+    let Some(moves) = &round.plan.moves else { return before.cloned() };
+    let plan = &moves.plan;
+    let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let steps = plan.moves.iter().take(PLANNED).map(|next| PlannedMove {
+        shard: next.shard_id,
+        from: next.from.to_string(),
+        to: next.to.to_string(),
+        bytes: number(next.bytes),
+        wave: i32::try_from(next.wave).unwrap_or(i32::MAX),
+        cause: match next.cause {
+            Cause::Drain => "drain",
+            Cause::Pin => "pin",
+            Cause::Balance => "balance",
+        }
+        .to_owned(),
+    });
+    (!plan.moves.is_empty()).then(|| PlanStatus {
+        hash: plan.hash.clone(),
+        moves: i64::try_from(plan.moves.len()).unwrap_or(i64::MAX),
+        bytes: number(plan.bytes),
+        steps: steps.collect(),
+    })
 }
 
 /// How far the moves are; `None` once nothing is left to move.

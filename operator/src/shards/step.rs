@@ -232,11 +232,10 @@ impl Step {
     #[must_use]
     pub fn hold(&self) -> Hold {
         match self {
-            // The lock is held by the very move.
-            Self::CancelMove { .. } => Hold::Nothing,
             Self::MoveShard { .. } => Hold::Shared,
-            // There is no database yet to hold it in.
-            Self::CreateOperatorRole { group: Group::Coordinator }
+            // The lock is held by the very move; or there is no database yet to hold it in.
+            Self::CancelMove { .. }
+            | Self::CreateOperatorRole { group: Group::Coordinator }
             | Self::CreateApiRole { group: Group::Coordinator }
             | Self::CreateDatabase { group: Group::Coordinator } => Hold::Nothing,
             _ => Hold::Alone,

@@ -38,7 +38,8 @@ impl Watch {
             let progress: Vec<Progress> =
                 catalog.progress.iter().filter(|progress| progress.pid == running.pid).cloned().collect();
             let before = self.seen.remove(&running.pid).filter(|before| before.running == running);
-            let since = before.filter(|before| before.progress == progress).map_or(now, |before| before.since);
+            let since =
+                before.filter(|before| before.progress == progress).map_or(now, |before| before.since);
             seen.insert(running.pid, Seen { running, progress, since });
         }
         self.seen = seen;
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn time_runs_out_on_no_progress_only() {
-        let (start, limit) = (Instant::now(), Duration::from_secs(60));
+        let (start, limit) = (Instant::now(), Duration::from_mins(1));
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut watch = Watch::default();
         // However long it takes, bytes or a position in the log get on.

@@ -101,7 +101,10 @@ async fn a_cluster_starts_on_its_coordinator_and_gets_workers_and_gives_them_bac
     needs_citus!();
     let mut world = serving(0).await?;
     let all_here = placements(&world).await?;
-    assert!(all_here.iter().all(|(_, group_id, shards)| (*group_id, *shards) == (0, i64::from(SHARDS))), "{all_here:?}");
+    assert!(
+        all_here.iter().all(|(_, group_id, shards)| (*group_id, *shards) == (0, i64::from(SHARDS))),
+        "{all_here:?}"
+    );
 
     // Asked for, and not there yet: the cluster serves on, and the condition says what it waits for.
     let round = world.round(&wanted(2)).await?;

@@ -54,6 +54,7 @@ fn stateful_set(target: &Target, group: Group, certificates: &Certificates) -> S
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some(
                     match spec.storage.reclaim {
+                        _ if target.groups.get(&group).is_some_and(|group| group.volumes_follow) => "Delete",
                         Reclaim::Retain => "Retain",
                         Reclaim::Delete => "Delete",
                     }

@@ -63,7 +63,7 @@ fn serving() -> Observed {
         name: "data-chat-coordinator-0".to_owned(),
         bound: true,
         class: Some("standard".to_owned()),
-        failure: None,
+        ..Claim::default()
     };
     Observed {
         groups: [(Group::Coordinator, group)].into(),

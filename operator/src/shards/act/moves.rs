@@ -9,12 +9,7 @@ use crate::shards::sessions::{Door, Sessions};
 
 /// Moves the shard group of `shard_id` from node to node. The coordinator's session of `sessions` has no time limit, and
 /// its name says what it is for.
-pub(super) async fn perform(
-    sessions: &Sessions,
-    shard_id: i64,
-    from: Group,
-    to: Group,
-) -> Result<(), Error> {
+pub(super) async fn perform(sessions: &Sessions, shard_id: i64, from: Group, to: Group) -> Result<(), Error> {
     // The target fetches from the source, and either may ask the other.
     reaches(sessions, to, from).await?;
     reaches(sessions, from, to).await?;
@@ -48,6 +43,7 @@ async fn reaches(sessions: &Sessions, group: Group, other: Group) -> Result<(), 
     if session.query_one("SELECT citus_check_connection_to_node($1, $2)", &address).await?.get(0) {
         return Ok(());
     }
-    let message = format!("{group} cannot connect to {other} at {endpoint}: look at its log, and for a NetworkPolicy");
+    let message =
+        format!("{group} cannot connect to {other} at {endpoint}: look at its log, and for a NetworkPolicy");
     Err(Error::Moved(message))
 }

@@ -90,11 +90,16 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
 }
 
 pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
-    let finding = |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
+    let finding =
+        |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     let surplus = world.surplus();
     if surplus.is_empty() {
         let message = "no more workers than asked for".to_owned();
         return finding(false, "NothingToRemove", message);
+    }
+    if world.catalog().is_none() {
+        let message = "the coordinator's catalogs could not be read: nobody leaves".to_owned();
+        return Finding::new(SCALE_IN_BLOCKED, Holds::Unknown, "NotObserved", message);
     }
     let list = |groups: &[Group]| groups.iter().map(Group::to_string).collect::<Vec<_>>().join(", ");
     let registered: Vec<Group> =
@@ -123,7 +128,8 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     }
     if registered.is_empty() {
         let groups: Vec<Group> = surplus.into_iter().collect();
-        let message = format!("{} hold nothing any more; their servers and volumes are being deleted", list(&groups));
+        let message =
+            format!("{} hold nothing any more; their servers and volumes are being deleted", list(&groups));
         return finding(false, "Removing", message);
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();

@@ -12,9 +12,12 @@ use crate::condition::{
 use crate::names::{Group, Names};
 use crate::pg::Endpoint;
 use crate::shards::observed::{
-    Catalog, Citus, Facts, Member, Node, Observed, Parameter, Placements, Role, Spread, Table,
+    Catalog, Citus, Facts, Member, Node, Observed, Parameter, Placement, Role, Spread, Table,
 };
+use crate::shards::observed::{Resources, Transaction};
 use crate::shards::plan::plan;
+use crate::shards::rebalance::HashRange;
+use crate::shards::step::Step;
 use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
 
@@ -36,18 +39,19 @@ fn at_rest() -> Observed {
         settings: BTreeMap::from([("wal_level".to_owned(), "logical".to_owned())]),
         parameters: BTreeMap::new(),
         overrides: Vec::new(),
-        bytes: None,
+        ..Facts::default()
     };
     let groups = [Group::Coordinator, Group::Worker(0)];
     let members = groups.into_iter().zip(0..).map(|(group, group_id)| Member {
         endpoint: topology.endpoint(group).unwrap().clone(),
+        node_id: group_id + 1,
         group_id,
         active: true,
+        has_metadata: true,
         synced: true,
         should_have_shards: group != Group::Coordinator,
     });
-    let placements =
-        [1, 2].map(|colocation_id| Placements { colocation_id, group_id: 1, shards: 144, ranges: 48 });
+    let placements = [1, 2].into_iter().flat_map(|colocation_id| ranges(colocation_id, 1, 0..48));
     let tables = wanted().tables.into_iter().map(|policy| {
         let column = policy.column.unwrap();
         let colocation_id = if column == "dialog_id" { 1 } else { 2 };
@@ -63,12 +67,24 @@ fn at_rest() -> Observed {
         nodes: groups.into_iter().map(|group| (group, Node::Up(Box::new(facts.clone())))).collect(),
         catalog: Some(Catalog {
             members: members.collect(),
-            placements: placements.into(),
-            operations: vec![],
+            placements: placements.collect(),
+            ..Catalog::default()
         }),
         tables: tables.collect(),
         existing: groups.into(),
+        ..Observed::default()
     }
+}
+
+/// Some of the 48 ranges of a colocation group of three tables, on one node.
+fn ranges(colocation_id: i32, group_id: i32, which: std::ops::Range<i32>) -> impl Iterator<Item = Placement> {
+    which.map(move |number| Placement {
+        colocation_id,
+        group_id,
+        shard_id: i64::from(colocation_id * 1000 + number),
+        range: HashRange { min: number * 100, max: number * 100 + 99 },
+        shards: 3,
+    })
 }
 
 fn topology() -> Topology {
@@ -114,7 +130,7 @@ fn a_cluster_at_rest_says_so() {
         (WAL_LEVEL_LOGICAL, "Logical"),
         (PARAMETERS_APPLIED, "Applied"),
         (SCHEMA_DISTRIBUTED, "Distributed"),
-        (BALANCED, "Even"),
+        (BALANCED, "Balanced"),
     ] {
         let found = say(kind, |_| {});
         assert_eq!((found.0, found.1), ("True", reason), "{}", found.2);
@@ -244,51 +260,138 @@ fn a_table_that_cannot_be_spread_is_named_with_the_remedy() {
 
 #[test]
 fn balance_is_counted_in_what_moves_together() {
-    let spread = |ranges: [i64; 2]| {
-        move |observed: &mut Observed| {
-            let worker = observed.nodes[&Group::Worker(0)].clone();
-            observed.nodes.insert(Group::Worker(1), worker);
-            let catalog = catalog(observed);
-            let mut other = catalog.members[1].clone();
-            other.endpoint = Endpoint::new("chat-worker-1.ns.svc", 5432);
-            other.group_id = 2;
-            catalog.members.push(other);
-            catalog.placements = [1, 2]
-                .into_iter()
-                .zip(ranges)
-                .map(|(group_id, ranges)| Placements {
-                    colocation_id: 1,
-                    group_id,
-                    shards: 3 * ranges,
-                    ranges,
-                })
-                .collect();
-        }
+    let mut two = wanted();
+    two.workers = 2;
+    let say_of_two = |first: i32| {
+        let mut observed = at_rest();
+        let worker = observed.nodes[&Group::Worker(0)].clone();
+        observed.nodes.insert(Group::Worker(1), worker);
+        let catalog = catalog(&mut observed);
+        let mut other = catalog.members[1].clone();
+        other.endpoint = Endpoint::new("chat-worker-1.ns.svc", 5432);
+        other.group_id = 2;
+        catalog.members.push(other);
+        catalog.placements = ranges(1, 1, 0..first).chain(ranges(1, 2, first..48)).collect();
+        let plan = plan(&two, &topology(), &observed);
+        plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap().reason
     };
-    assert_eq!(say(BALANCED, spread([24, 24])).1, "Even");
-    assert_eq!(say(BALANCED, spread([25, 24])).1, "Even");
-    assert_eq!(say(BALANCED, spread([26, 24])).1, "Uneven");
+    assert_eq!(say_of_two(24), "Balanced");
+    assert_eq!(say_of_two(25), "Balanced", "within the threshold");
+    assert_eq!(say_of_two(48), "Moving");
     let (status, reason, _) = say(BALANCED, |observed| catalog(observed).placements.clear());
     assert_eq!((status, reason), ("Unknown", "NoShards"));
 }
 
 #[test]
-fn a_group_too_many_is_named_before_it_is_registered_and_while_nothing_answers() {
-    assert_eq!(say(SCALE_IN_BLOCKED, |_| {}).0, "False");
+fn a_group_too_many_leaves_and_nobody_leaves_while_nothing_answers() {
+    assert_eq!(say(SCALE_IN_BLOCKED, |_| {}).1, "NothingToRemove");
     let (status, reason, message) = say(SCALE_IN_BLOCKED, |observed| {
         observed.existing.insert(Group::Worker(3));
     });
-    assert_eq!((status, reason), ("True", "NotSupported"));
-    assert!(message.contains("there are worker-3 (not registered) as well"), "{message}");
-    assert!(message.contains("set the count to 4"), "{message}");
+    assert_eq!((status, reason), ("False", "Removing"));
+    assert!(message.contains("worker-3 hold nothing"), "{message}");
 
-    let (status, _, message) = say(SCALE_IN_BLOCKED, |observed| {
+    let (status, reason, message) = say(SCALE_IN_BLOCKED, |observed| {
         observed.existing.insert(Group::Worker(1));
         observed.nodes.insert(Group::Coordinator, Node::Down("refused".to_owned()));
         observed.catalog = None;
     });
-    assert_eq!(status, "True");
-    assert!(message.contains("there are worker-1 as well"), "{message}");
+    assert_eq!((status, reason), ("Unknown", "NotObserved"), "{message}");
+}
+
+#[test]
+fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
+    let mut none = wanted();
+    none.workers = 0;
+    let mut observed = at_rest();
+    let sizes = (0..48).map(|number| (1000 + number, 1 << 30)).collect();
+    facts(&mut observed, Group::Worker(0)).sizes = Some(sizes);
+    let room = Resources { free_bytes: 20 << 30, total_bytes: 100 << 30, ..Resources::default() };
+    facts(&mut observed, Group::Coordinator).resources = Some(room);
+    let plan = plan(&none, &topology(), &observed);
+    let flag = Step::SetShouldHaveShards { group: Group::Worker(0), value: false };
+    assert!(!plan.steps.contains(&flag), "{:?}", plan.steps);
+    let found = plan.findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+    assert_eq!((found.holds.as_str(), found.reason), ("True", "NoPlace"), "{}", found.message);
+    assert!(found.message.contains("raise spec.workers.count"), "{}", found.message);
+}
+
+#[test]
+fn what_a_move_needs_is_named_before_it_begins() {
+    type Change = fn(&mut Observed);
+    let cases: [(Change, &str, &str); 6] = [
+        (
+            |observed| {
+                catalog(observed).unfollowable =
+                    [(1, vec!["bare".to_owned()]), (2, vec!["bare".to_owned()])].into();
+            },
+            "NoReplicaIdentity",
+            "cannot follow bare",
+        ),
+        (
+            |observed| {
+                let settings = &mut facts(observed, Group::Coordinator).settings;
+                settings.insert("wal_level".to_owned(), "replica".to_owned());
+            },
+            "WalLevel",
+            "not logical on coordinator",
+        ),
+        (
+            |observed| resources(observed, Group::Coordinator).free_slots = 1,
+            "NoReplicationSlot",
+            "coordinator has 1",
+        ),
+        (
+            |observed| resources(observed, Group::Coordinator).free_senders = 0,
+            "NoWalSender",
+            "max_wal_senders",
+        ),
+        (
+            |observed| resources(observed, Group::Worker(0)).free_appliers = 0,
+            "NoReplicationWorker",
+            "worker-0 has 0",
+        ),
+        (
+            |observed| {
+                let writer = Transaction { pid: 42, name: "psql".to_owned(), seconds: 600 };
+                resources(observed, Group::Coordinator).oldest_writer = Some(writer);
+            },
+            "LongTransaction",
+            "pg_terminate_backend(42)",
+        ),
+    ];
+    for (change, expected, part) in cases {
+        let mut observed = at_rest();
+        // Everything is still on the coordinator.
+        catalog(&mut observed).placements =
+            [1, 2].into_iter().flat_map(|colocation_id| ranges(colocation_id, 0, 0..48)).collect();
+        let enough = || Resources {
+            free_bytes: 1 << 40,
+            total_bytes: 1 << 40,
+            free_slots: 9,
+            free_senders: 9,
+            free_appliers: 9,
+            ..Resources::default()
+        };
+        for group in [Group::Coordinator, Group::Worker(0)] {
+            facts(&mut observed, group).resources = Some(enough());
+        }
+        let moves = |observed: &Observed| {
+            let plan = plan(&wanted(), &topology(), observed);
+            let begin = plan.steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).count();
+            let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+            (begin, found)
+        };
+        assert_eq!(moves(&observed).0, 1, "one at a time");
+        change(&mut observed);
+        let (begin, found) = moves(&observed);
+        assert_eq!((begin, found.reason), (0, expected), "{}", found.message);
+        assert!(found.message.contains(part), "{}", found.message);
+    }
+}
+
+fn resources(observed: &mut Observed, group: Group) -> &mut Resources {
+    facts(observed, group).resources.as_mut().unwrap()
 }
 
 #[test]

@@ -4,8 +4,8 @@ use tokio_postgres::types::Type;
 
 use crate::names::Group;
 use crate::pg;
-use crate::shards::observed::Stall;
 use crate::shards::observed::Operation;
+use crate::shards::observed::Stall;
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
@@ -29,7 +29,9 @@ pub(in crate::shards) async fn diagnose(sessions: &Sessions, stalled: &Stalled) 
     let mut cause = None;
     for group in [Group::Coordinator, running.from, running.to] {
         cause = match cause {
-            None => blocked(sessions, group, running.pid).await.unwrap_or_else(|error| Some(error.to_string())),
+            None => {
+                blocked(sessions, group, running.pid).await.unwrap_or_else(|error| Some(error.to_string()))
+            }
             found => found,
         };
     }
@@ -40,7 +42,10 @@ pub(in crate::shards) async fn diagnose(sessions: &Sessions, stalled: &Stalled) 
     }
     let unknown = || {
         let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
-        format!("nothing that is known keeps it ({phase}): look at the logs of {} and {}", running.from, running.to)
+        format!(
+            "nothing that is known keeps it ({phase}): look at the logs of {} and {}",
+            running.from, running.to
+        )
     };
     let application = Operation::name_of(running.shard_id, running.from, running.to);
     Stall {
@@ -56,8 +61,7 @@ async fn blocked(sessions: &Sessions, group: Group, pid: i32) -> Result<Option<S
     let session = sessions.session(group, Door::Dialog).await?;
     let here = if group == Group::Coordinator { pid } else { 0 };
     // The last ten digits of the number that Citus gives to a session in all nodes.
-    let rows =
-        session.query(BLOCKED, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await?;
+    let rows = session.query(BLOCKED, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await?;
     Ok(rows.first().map(|row| {
         let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
         let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
@@ -96,7 +100,9 @@ async fn replication(
         let (name, runs): (String, bool) = (row.get(0), row.get(1));
         let errors: i64 = row.get::<_, Option<_>>(2).unwrap_or_default();
         if errors > 0 {
-            return Ok(Some(format!("the subscription {name} on {to} failed {errors} times: its log says why")));
+            return Ok(Some(format!(
+                "the subscription {name} on {to} failed {errors} times: its log says why"
+            )));
         }
         if !runs {
             return Ok(Some(format!(
@@ -116,7 +122,8 @@ async fn replication(
     if slots.get::<_, i64>(0) == 0 && !["", "Setting Up", "Completed"].contains(&phase) {
         return Ok(Some(format!("its replication slot on {from} is gone: somebody dropped it")));
     }
-    let room = target.query_one("SELECT available_disk_size FROM citus_local_disk_space_stats()", &[]).await?;
+    let room =
+        target.query_one("SELECT available_disk_size FROM citus_local_disk_space_stats()", &[]).await?;
     for (group, free) in [(from, slots.get::<_, i64>(1)), (to, room.get::<_, i64>(0))] {
         if free < 64 << 20 {
             return Ok(Some(format!("the disk of {group} is full: {free} bytes are free")));

@@ -81,10 +81,16 @@ impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Job { id, description } => {
-                write!(f, "Citus' background job {id} ({description}) is running; SELECT citus_job_cancel({id}) ends it")
+                write!(
+                    f,
+                    "Citus' background job {id} ({description}) is running; SELECT citus_job_cancel({id}) ends it"
+                )
             }
             Self::Statement { pid, application } => {
-                write!(f, "{application} (pid {pid} on the coordinator) is moving or splitting shards by hand")
+                write!(
+                    f,
+                    "{application} (pid {pid} on the coordinator) is moving or splitting shards by hand"
+                )
             }
         }
     }
@@ -160,7 +166,9 @@ mod tests {
         assert!(operation.application.len() <= 63, "the server would cut {}", operation.application);
         let expected = RunningMove { pid: 7, shard_id: 9_999_999_999, from, to };
         assert_eq!(RunningMove::of(&operation), Some(expected));
-        for other in ["move", "move x worker-0>worker-1", "move 1 worker-0", "distribute messages by dialog_id"] {
+        for other in
+            ["move", "move x worker-0>worker-1", "move 1 worker-0", "distribute messages by dialog_id"]
+        {
             assert_eq!(RunningMove::of(&name(other)), None, "{other}");
         }
         let hand = Operation { pid: 7, application: "psql".to_owned() };

@@ -73,14 +73,18 @@ fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool
             Some(member) if !member.has_metadata && group != Group::Coordinator => {
                 draft.step(Step::SyncMetadata { group });
             }
-            None if group != Group::Coordinator && ready => match under_another_address(world, catalog, group) {
-                Some(member) => draft.step(Step::UpdateNode { group, node_id: member.node_id }),
-                None if world.observed.existing.contains(&group) => draft.step(Step::AddNode { group }),
-                None => {
-                    complete = false;
-                    draft.wait(format!("{group} answers, and its StatefulSet is being deleted or not there yet"));
+            None if group != Group::Coordinator && ready => {
+                match under_another_address(world, catalog, group) {
+                    Some(member) => draft.step(Step::UpdateNode { group, node_id: member.node_id }),
+                    None if world.observed.existing.contains(&group) => draft.step(Step::AddNode { group }),
+                    None => {
+                        complete = false;
+                        draft.wait(format!(
+                            "{group} answers, and its StatefulSet is being deleted or not there yet"
+                        ));
+                    }
                 }
-            },
+            }
             _ => {}
         }
         complete &= ready;
@@ -156,7 +160,8 @@ fn shards_allowed(world: &World<'_>, group: Group, draft: &mut Draft) {
     let is = world.member(group).map_or(group != Group::Coordinator, |member| member.should_have_shards);
     let registered =
         |group: Group| world.member(group).is_some_and(|member| member.active) || draft.adds(group);
-    let holds = |group: Group| world.holds_shards(group) && (group == Group::Coordinator || registered(group));
+    let holds =
+        |group: Group| world.holds_shards(group) && (group == Group::Coordinator || registered(group));
     // Nobody is relieved before somebody can take over.
     let someone_else = value || world.groups().into_iter().any(holds);
     let here = group == Group::Coordinator || registered(group);

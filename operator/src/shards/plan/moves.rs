@@ -100,8 +100,7 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
 pub(super) fn refusal(world: &World<'_>, moves: &Moves) -> Option<String> {
     let surplus = world.surplus();
     let told = surplus.iter().any(|group| world.member(*group).is_some_and(|it| !it.should_have_shards));
-    let stuck: Vec<_> =
-        moves.plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
+    let stuck: Vec<_> = moves.plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
     let first = stuck.first().filter(|_| !told)?;
     let bytes: u64 = stuck.iter().map(|stuck| stuck.bytes).sum();
     Some(format!(
@@ -154,7 +153,9 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
         }
         let failed = preflight::checks(world, &next);
         if !failed.is_empty() {
-            moves.checks.extend(failed.into_iter().filter(|check| !moves.checks.contains(check)).collect::<Vec<_>>());
+            moves
+                .checks
+                .extend(failed.into_iter().filter(|check| !moves.checks.contains(check)).collect::<Vec<_>>());
             continue;
         }
         begun += 1;
@@ -172,7 +173,8 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
 /// Plans to take away what moves have left behind: Citus does so by itself every few seconds, and a node that is to leave
 /// does not wait for that.
 fn clean_up(world: &World<'_>, draft: &mut Draft) {
-    let left = world.catalog().is_some_and(|catalog| !catalog.cleanup.is_empty() && catalog.operations.is_empty());
+    let left =
+        world.catalog().is_some_and(|catalog| !catalog.cleanup.is_empty() && catalog.operations.is_empty());
     if left {
         draft.step(Step::CleanUp);
     }

@@ -53,9 +53,7 @@ async fn assert_spread(world: &World, count: u32) -> Result<()> {
 
 async fn serving(workers: u32) -> Result<World> {
     let world = World::start(workers)?;
-    world.round(&wanted(workers)).await?;
-    world.migrate().await?;
-    world.settle(&wanted(workers)).await?;
+    world.serve(&wanted(workers)).await?;
     Ok(world)
 }
 

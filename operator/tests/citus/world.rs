@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::api::{DialogClusterSpec, Table, TableKind};
+use dialog_operator::cluster::patroni::config;
 use dialog_operator::condition::Finding;
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
@@ -20,7 +21,7 @@ use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready, try_join_all};
 use serde_json::json;
 use testbed::certificates::Authority;
-use testbed::postgres::{Builder, Installation, Server};
+use testbed::postgres::{Access, Builder, Installation, Server};
 use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
@@ -56,10 +57,14 @@ impl World {
     /// Starts `group`'s server with something changed.
     pub fn add_with(&mut self, group: Group, change: impl FnOnce(Builder<'_>) -> Builder<'_>) -> Result<()> {
         let name = group.to_string();
-        let mut builder = Server::builder(&name).citus().tls(&self.authority).parameter("fsync", "off");
-        // As Patroni does: only where the server knows it.
-        if knows_output_plugins()? {
-            builder = builder.parameter("output_plugin_libraries", "pgoutput, test_decoding, citus");
+        let mut builder = self.server_named(&name).citus();
+        for (name, value) in config::owned(200) {
+            // Of a pod's file system, or known to some minor versions only, as Patroni knows.
+            let is_local =
+                name.starts_with("ssl") || name == "unix_socket_directories" || name.ends_with("conninfo");
+            if !is_local && (name != "output_plugin_libraries" || knows_output_plugins()?) {
+                builder = builder.parameter(name, &value);
+            }
         }
         let server = change(builder).start()?;
         self.servers.insert(group, server);
@@ -68,11 +73,7 @@ impl World {
 
     /// Starts `group`'s server as from an image without Citus.
     pub fn add_plain(&mut self, group: Group) -> Result<()> {
-        let server = Server::builder(&group.to_string())
-            .tls(&self.authority)
-            .parameter("wal_level", "logical")
-            .parameter("fsync", "off")
-            .start()?;
+        let server = self.server_named(&group.to_string()).parameter("wal_level", "logical").start()?;
         self.servers.insert(group, server);
         Ok(())
     }
@@ -80,6 +81,13 @@ impl World {
     /// Takes `group`'s server away, and its data with it.
     pub fn remove(&mut self, group: Group) {
         self.servers.remove(&group);
+    }
+
+    /// A server whom the product's own rules say who may connect.
+    fn server_named(&self, name: &str) -> Builder<'_> {
+        let access =
+            Access { rules: config::PG_HBA.map(str::to_owned).to_vec(), identities: config::pg_ident() };
+        Server::builder(name).tls(&self.authority).access(access).parameter("fsync", "off")
     }
 
     /// The server of `group`.
@@ -123,6 +131,14 @@ impl World {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
         let brief = Brief { most, ..brief(wanted, &ask) };
         Ok(round(&brief, &self.sessions()?).await)
+    }
+
+    /// Brings empty servers to where they serve: what dialog-api waits for, its tables, and their distribution.
+    pub async fn serve(&self, wanted: &Wanted) -> Result<()> {
+        self.round(wanted).await?;
+        self.migrate().await?;
+        self.settle(wanted).await?;
+        Ok(())
     }
 
     /// Runs rounds until nothing is left to do or to wait for; the steps that were done.

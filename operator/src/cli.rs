@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::context::PullPolicy;
 use crate::telemetry::LogFormat;
@@ -23,6 +23,34 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the custom resource definition as YAML.
     Crd,
+    /// Print which shards the operator would move, and exit with 2 if there are any.
+    ///
+    /// The plan is the one that the operator has written into the cluster's status: what is shown is what would run, and
+    /// nothing but the right to read the resource is needed. Exits with 0 if the shards are balanced, with 1 if that is
+    /// not known.
+    Plan(Plan),
+}
+
+/// The flags of `plan`.
+#[derive(Clone, Debug, Args)]
+pub struct Plan {
+    /// Name of the `DialogCluster`.
+    pub name: String,
+    /// Its namespace; that of the current context if absent.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// How the plan is printed.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// How a plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    Table,
+    /// The fields of `status.plan`, for programs.
+    Json,
 }
 
 /// The flags of `run`.

@@ -11,6 +11,7 @@ pub mod lease;
 pub mod metrics;
 pub mod names;
 pub mod pg;
+pub mod preview;
 pub mod reconcile;
 pub mod run;
 pub mod shards;

@@ -1,20 +1,29 @@
 //! The operator program.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use dialog_operator::cli::{Cli, Command};
 use kube::CustomResourceExt;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Crd => {
             print!("{}", serde_yaml_ng::to_string(&dialog_operator::api::DialogCluster::crd())?);
-            Ok(())
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Plan(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let printed = runtime.block_on(dialog_operator::preview::run(&arguments))?;
+            print!("{}", printed.text);
+            Ok(if printed.moves { ExitCode::from(2) } else { ExitCode::SUCCESS })
         }
         // Two threads serve hundreds of clusters; more would only cost memory.
         Command::Run(arguments) => tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()?
-            .block_on(dialog_operator::run::run(*arguments)),
+            .block_on(dialog_operator::run::run(*arguments))
+            .map(|()| ExitCode::SUCCESS),
     }
 }

@@ -68,8 +68,6 @@ pub enum RebalanceStrategy {
     BySize,
     /// The number of shards.
     ByCount,
-    /// The load: what the shards are asked.
-    ByLoad,
 }
 
 /// A part of the whole, between 0 and 1, with three digits at most.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use self::state::{Fate, State};
-use crate::api::RebalanceSpec;
+use crate::api::{RebalanceSpec, RebalanceStrategy};
 use crate::names::Group;
 
 mod rest;
@@ -21,7 +21,6 @@ mod state;
 mod table;
 pub mod windows;
 
-pub use crate::api::RebalanceStrategy as Strategy;
 pub use rest::Overtaken;
 pub use state::BASE_BYTES;
 
@@ -195,11 +194,31 @@ impl Policy {
     #[must_use]
     pub fn new(spec: &RebalanceSpec, goal: Goal) -> Self {
         Self {
-            strategy: spec.strategy,
+            strategy: spec.strategy.into(),
             threshold: spec.threshold.thousandths(),
             max_parallel_moves: u32::try_from(spec.max_parallel_moves).unwrap_or(1),
             moves_per_node: 1,
             goal,
+        }
+    }
+}
+
+/// What is to be even between the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strategy {
+    /// Bytes, each shard group counted as [`BASE_BYTES`] more, so that empty ones are spread too.
+    BySize,
+    /// The number of shard groups.
+    ByCount,
+    /// The load, each shard group counted as a small amount more, so that idle ones are spread too.
+    ByLoad,
+}
+
+impl From<RebalanceStrategy> for Strategy {
+    fn from(strategy: RebalanceStrategy) -> Self {
+        match strategy {
+            RebalanceStrategy::BySize => Self::BySize,
+            RebalanceStrategy::ByCount => Self::ByCount,
         }
     }
 }

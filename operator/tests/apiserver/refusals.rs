@@ -17,6 +17,14 @@ fn host(host: &str) -> Value {
     json!({ "api": { "ingress": { "host": host } } })
 }
 
+fn rebalance(rebalance: &Value) -> Value {
+    json!({ "sharding": { "rebalance": rebalance } })
+}
+
+fn window(schedule: &str, duration: &str) -> Value {
+    rebalance(&json!({ "windows": [{ "schedule": schedule, "duration": duration }] }))
+}
+
 fn tables(tables: &Value) -> Value {
     json!({ "sharding": { "tables": tables } })
 }
@@ -169,6 +177,56 @@ fn refused_at_first() -> Vec<Case> {
             "an unknown reclaim",
             json!({ "workers": { "storage": { "reclaim": "Keep" } } }),
             &["spec.workers.storage.reclaim", "Unsupported value"],
+        ),
+        (
+            "an unknown mode",
+            rebalance(&json!({ "mode": "Sometimes" })),
+            &["spec.sharding.rebalance.mode", "Unsupported value"],
+        ),
+        (
+            "a strategy that is none",
+            rebalance(&json!({ "strategy": "ByLoad" })),
+            &["spec.sharding.rebalance.strategy", "Unsupported value"],
+        ),
+        (
+            "a threshold above one",
+            rebalance(&json!({ "threshold": "1.1" })),
+            &["spec.sharding.rebalance.threshold", "should match"],
+        ),
+        (
+            "a threshold in percent",
+            rebalance(&json!({ "threshold": "10%" })),
+            &["spec.sharding.rebalance.threshold", "should match"],
+        ),
+        (
+            "no move at a time",
+            rebalance(&json!({ "maxParallelMoves": 0 })),
+            &["spec.sharding.rebalance.maxParallelMoves", "greater than or equal to 1"],
+        ),
+        (
+            "no time to stall",
+            rebalance(&json!({ "stallTimeout": "0s" })),
+            &["sharding.rebalance.stallTimeout", "between 30s and 24h"],
+        ),
+        (
+            "days to stall",
+            rebalance(&json!({ "stallTimeout": "2d" })),
+            &["spec.sharding.rebalance.stallTimeout", "should match"],
+        ),
+        (
+            "a schedule with seconds",
+            window("0 0 2 * * *", "1h"),
+            &["spec.sharding.rebalance.windows[0].schedule", "should match"],
+        ),
+        (
+            "a window without end",
+            window("0 2 * * *", "200h"),
+            &["sharding.rebalance.windows", "between 1m and 168h"],
+        ),
+        (
+            "a window of no time",
+            window("0 2 * * *", "0m"),
+            &["sharding.rebalance.windows", "between 1m and 168h"],
         ),
         ("an empty image", json!({ "image": "" }), &["spec.image", "at least 1 chars"]),
         (

@@ -1,45 +1,81 @@
-//! A plan as a table for people.
+//! A plan as it is shown: in the status, and as a table for people.
 
 use std::fmt;
 
 use super::{Cause, Move, MovePlan, Obstacle, Stuck};
+use crate::api::{PlanStatus, PlannedMove};
 
-impl fmt::Display for MovePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.moves.is_empty() && self.stuck.is_empty() {
-            return writeln!(f, "balanced: nothing to move");
+/// Moves that fit into a status.
+const SHOWN: usize = 100;
+
+impl MovePlan {
+    /// As it is shown in the status; `None` if there is nothing to move.
+    #[must_use]
+    pub fn status(&self) -> Option<PlanStatus> {
+        (!self.moves.is_empty()).then(|| self.shown(SHOWN))
+    }
+
+    fn shown(&self, most: usize) -> PlanStatus {
+        PlanStatus {
+            hash: self.hash.clone(),
+            moves: i64::try_from(self.moves.len()).unwrap_or(i64::MAX),
+            bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
+            steps: self.moves.iter().take(most).map(PlannedMove::from).collect(),
         }
-        if !self.moves.is_empty() {
-            let header =
-                ["WAVE", "SHARD", "COLOCATION", "HASHES", "FROM", "TO", "BYTES", "CAUSE"].map(str::to_owned);
-            let rows: Vec<[String; 8]> = std::iter::once(header).chain(self.moves.iter().map(row)).collect();
-            let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-            let widths: [usize; 8] = std::array::from_fn(width);
-            for row in &rows {
-                let cells: Vec<String> =
-                    row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-                writeln!(f, "{}", cells.join("  ").trim_end())?;
-            }
-            writeln!(f, "{} moves, {}, plan {}", self.moves.len(), Bytes(self.bytes), self.hash)?;
-        }
-        for stuck in &self.stuck {
-            writeln!(f, "{stuck}")?;
-        }
-        Ok(())
     }
 }
 
-fn row(step: &Move) -> [String; 8] {
+impl From<&Move> for PlannedMove {
+    fn from(step: &Move) -> Self {
+        Self {
+            shard: step.shard_id,
+            from: step.from.to_string(),
+            to: step.to.to_string(),
+            bytes: i64::try_from(step.bytes).unwrap_or(i64::MAX),
+            wave: i32::try_from(step.wave).unwrap_or(i32::MAX),
+            cause: step.cause.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for PlanStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = ["WAVE", "SHARD", "FROM", "TO", "BYTES", "CAUSE"].map(str::to_owned);
+        let rows: Vec<[String; 6]> = std::iter::once(header).chain(self.steps.iter().map(row)).collect();
+        let widths: [usize; 6] =
+            std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
+        for row in &rows {
+            let cells: Vec<String> =
+                row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            writeln!(f, "{}", cells.join("  ").trim_end())?;
+        }
+        let shown = i64::try_from(self.steps.len()).unwrap_or(i64::MAX);
+        if self.moves > shown {
+            writeln!(f, "and {} more", self.moves - shown)?;
+        }
+        let moves = if self.moves == 1 { "move" } else { "moves" };
+        writeln!(f, "{} {moves}, {}, plan {}", self.moves, Bytes(self.bytes.unsigned_abs()), self.hash)
+    }
+}
+
+fn row(step: &PlannedMove) -> [String; 6] {
     [
         step.wave.to_string(),
-        step.shard_id.to_string(),
-        step.colocation_id.to_string(),
-        format!("{}..{}", step.range.min, step.range.max),
-        step.from.to_string(),
-        step.to.to_string(),
-        Bytes(step.bytes).to_string(),
-        step.cause.to_string(),
+        step.shard.to_string(),
+        step.from.clone(),
+        step.to.clone(),
+        Bytes(step.bytes.unsigned_abs()).to_string(),
+        step.cause.clone(),
     ]
+}
+
+impl fmt::Display for MovePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.moves.is_empty() {
+            write!(f, "{}", self.shown(usize::MAX))?;
+        }
+        self.stuck.iter().try_for_each(|stuck| writeln!(f, "{stuck}"))
+    }
 }
 
 impl fmt::Display for Move {
@@ -79,7 +115,7 @@ impl fmt::Display for Stuck {
 }
 
 /// An amount of bytes for people: three digits are enough to compare.
-pub(super) struct Bytes(pub(super) u64);
+struct Bytes(u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

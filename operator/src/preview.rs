@@ -1,0 +1,133 @@
+//! What `dialog-operator plan` prints: the plan that the operator has written into a cluster's status.
+
+use anyhow::{Context as _, bail};
+use kube::{Api, Client, Config};
+
+use crate::api::{DialogCluster, PlanStatus};
+use crate::cli::{Output, Plan};
+use crate::condition::{self, BALANCED};
+
+/// What to print, and whether there is anything to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Printed {
+    /// The text, with a line break at its end.
+    pub text: String,
+    /// Whether the plan has moves.
+    pub moves: bool,
+}
+
+/// Reads the cluster's plan with the caller's own kubeconfig.
+///
+/// # Errors
+/// If Kubernetes cannot be asked, there is no such cluster, or the operator has not looked at its shards yet.
+pub async fn run(arguments: &Plan) -> anyhow::Result<Printed> {
+    let config =
+        Config::infer().await.context("cannot find out how to reach Kubernetes; is KUBECONFIG set?")?;
+    let namespace = arguments.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config).context("cannot make a client of Kubernetes")?;
+    let name = &arguments.name;
+    let cluster = Api::<DialogCluster>::namespaced(client, &namespace)
+        .get(name)
+        .await
+        .with_context(|| format!("cannot read DialogCluster {namespace}/{name}"))?;
+    print(&cluster, arguments.output)
+}
+
+/// What to print of `cluster`.
+///
+/// # Errors
+/// If its status does not say whether the shards are balanced.
+pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed> {
+    let status = cluster.status.as_ref();
+    let plan = status.and_then(|status| status.plan.clone());
+    let balanced = status.and_then(|status| condition::find(&status.conditions, BALANCED));
+    let known = balanced.filter(|balanced| balanced.status != condition::Holds::Unknown.as_str());
+    if plan.is_none() && known.is_none() {
+        match balanced {
+            Some(balanced) => bail!("not known: {} ({})", balanced.message, balanced.reason),
+            None => bail!(
+                "the operator has not looked at this cluster's shards yet: wait, or see whether it runs"
+            ),
+        }
+    }
+    let moves = plan.is_some();
+    let text = match output {
+        Output::Json => {
+            let none = PlanStatus { hash: String::new(), moves: 0, bytes: 0, steps: Vec::new() };
+            format!("{}\n", serde_json::to_string_pretty(&plan.unwrap_or(none))?)
+        }
+        Output::Table => {
+            let table = plan.map_or_else(|| "nothing to move\n".to_owned(), |plan| plan.to_string());
+            let reason = balanced.map(|balanced| format!("{}: {}\n", balanced.reason, balanced.message));
+            table + &reason.unwrap_or_default()
+        }
+    };
+    Ok(Printed { text, moves })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{DialogClusterStatus, PlannedMove};
+    use crate::condition::{Finding, Holds};
+
+    fn cluster(plan: Option<PlanStatus>, balanced: Option<(Holds, &'static str, &str)>) -> DialogCluster {
+        let mut cluster = DialogCluster::new("chat", serde_json::from_value(json!({})).unwrap());
+        let condition = balanced.map(|(holds, reason, message)| {
+            Finding::new(BALANCED, holds, reason, message).into_condition(&[], None, Timestamp::UNIX_EPOCH)
+        });
+        let conditions = condition.into_iter().collect();
+        cluster.status = Some(DialogClusterStatus { plan, conditions, ..Default::default() });
+        cluster
+    }
+
+    fn plan() -> PlanStatus {
+        let step = PlannedMove {
+            shard: 102_008,
+            from: "worker-0".into(),
+            to: "worker-12".into(),
+            bytes: 1_610_612_736,
+            wave: 1,
+            cause: "balance".into(),
+        };
+        PlanStatus { hash: "00ff00ff00ff00ff".into(), moves: 3, bytes: 4 << 30, steps: vec![step] }
+    }
+
+    #[test]
+    fn a_plan_is_a_table_with_its_name_and_what_it_waits_for() {
+        let waiting = Some((Holds::False, "AwaitingApproval", "approve it"));
+        let printed = print(&cluster(Some(plan()), waiting), Output::Table).unwrap();
+        assert!(printed.moves);
+        let expected = [
+            "WAVE  SHARD   FROM      TO         BYTES    CAUSE",
+            "1     102008  worker-0  worker-12  1.5 GiB  balance",
+            "and 2 more",
+            "3 moves, 4 GiB, plan 00ff00ff00ff00ff",
+            "AwaitingApproval: approve it",
+            "",
+        ];
+        assert_eq!(printed.text, expected.join("\n"));
+    }
+
+    #[test]
+    fn json_has_the_same_fields_whether_there_is_something_to_do_or_not() {
+        let balanced = Some((Holds::True, "Balanced", "even"));
+        for (plan, moves) in [(Some(plan()), true), (None, false)] {
+            let printed = print(&cluster(plan.clone(), balanced), Output::Json).unwrap();
+            let value: serde_json::Value = serde_json::from_str(&printed.text).unwrap();
+            assert_eq!((value["moves"] != 0, printed.moves), (moves, moves), "{value}");
+            assert!(value["hash"].is_string() && value["bytes"].is_number(), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_called_balanced() {
+        let unknown = Some((Holds::Unknown, "NotObserved", "the coordinator does not answer"));
+        let error = print(&cluster(None, unknown), Output::Table).unwrap_err();
+        assert!(error.to_string().contains("the coordinator does not answer"), "{error}");
+        assert!(print(&cluster(None, None), Output::Table).is_err());
+    }
+}

@@ -1,5 +1,6 @@
 //! How far the moves of shards are, for the status.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,20 @@ pub struct RebalanceStatus {
     pub moves_done: i64,
     /// These, those under way and those that are left.
     pub moves_total: i64,
+    /// Bytes of the moves that were made, as large as they were measured last.
+    #[serde(default)]
+    pub bytes_done: i64,
     /// Bytes that are still to be moved.
     pub bytes_left: i64,
+    /// When the first of these moves was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When a move got on last: it ended, or more of its bytes or of the changes meanwhile had arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_progress_at: Option<Time>,
+    /// When the last move will have ended if they go on as fast as so far; absent before anything was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Time>,
     /// The moves under way, at most 16 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -379,3 +379,6 @@ fn api(deployment: &Deployment) -> ObservedApi {
             && status.replicas.unwrap_or(0) == replicas,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The controller's connection to Kubernetes: what it reads there, what it writes, and what it remembers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -15,11 +15,11 @@ use kube::runtime::events::{Event, EventType};
 use kube::runtime::predicates;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
-use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::act;
 use super::lock::Holder;
+use super::memory::Memory;
 use super::observe::{Sizes, stall};
 use super::observed::{Observed, Stall};
 use super::rebalance::MovePlan;
@@ -27,7 +27,6 @@ use super::round::{Brief, Round, carry_out, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
-use super::supervise::Watch;
 use super::topology::Topology;
 use super::wanted::{Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
@@ -41,50 +40,13 @@ use crate::status;
 
 /// While something happens by itself.
 const SOON: Duration = Duration::from_secs(5);
-/// How often shards are measured.
-const MEASURE: Duration = Duration::from_mins(1);
 /// Steps after which the status is written, however many are left.
 const MOST_STEPS: usize = 32;
-/// A step that takes long and failed is put off for this long at first, and for twice as long each time after.
-const FIRST_RETRY: Duration = Duration::from_secs(10);
-/// And for no longer than this.
-const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// The controller.
 pub struct Controller {
     context: Context,
     memories: Mutex<HashMap<ObjectRef<DialogCluster>, Memory>>,
-}
-
-/// What is remembered of a cluster between rounds: nothing that a decision is made from.
-#[derive(Default)]
-struct Memory {
-    /// When shards were measured last.
-    measured: Option<Instant>,
-    /// The groups shown in metrics.
-    shown: Vec<String>,
-    /// The steps that take long and are being carried out by this process.
-    long: Vec<Long>,
-    /// The steps that take long and failed, until they are tried again.
-    failures: BTreeMap<Step, Failure>,
-    /// How far the moves were when they were seen to get on.
-    watch: Watch,
-    /// What was seen last: the sizes in it count until they are measured again.
-    last: Option<Arc<Observed>>,
-    /// The plan of moves that is being carried out.
-    held: Option<MovePlan>,
-}
-
-struct Long {
-    step: Step,
-    task: JoinHandle<Result<Option<Holder>, act::Error>>,
-}
-
-/// A step that takes long and failed.
-struct Failure {
-    count: u32,
-    not_before: Instant,
-    message: String,
 }
 
 impl Controller {
@@ -100,9 +62,11 @@ impl Controller {
         vec![owners::<StatefulSet>(context, CLUSTER_LABEL, predicates::resource_version)]
     }
 
-    /// A panic elsewhere leaves nothing half remembered, so its poison is ignored.
-    fn memories(&self) -> MutexGuard<'_, HashMap<ObjectRef<DialogCluster>, Memory>> {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does something with what is remembered of a cluster. A panic elsewhere leaves nothing half remembered, so its
+    /// poison is ignored.
+    fn memory<T>(&self, key: &ObjectRef<DialogCluster>, act: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        act(memories.entry(key.clone()).or_default())
     }
 
     /// The operator's certificate for the databases of a cluster; `None` while it is not there yet.
@@ -119,84 +83,18 @@ impl Controller {
             .map_err(|source| Error::Identity { secret: name, source })
     }
 
-    /// Whether it is time to measure shards again.
-    fn sizes(&self, key: &ObjectRef<DialogCluster>) -> Sizes {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
-        if memory.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
-            return Sizes::Skip;
-        }
-        memory.measured = Some(Instant::now());
-        Sizes::Measure
-    }
-
-    /// The results of long steps that this process carried out, where they have ended.
-    fn ended(&self, key: &ObjectRef<DialogCluster>) -> Vec<(Step, Result<Option<Holder>, act::Error>)> {
-        let mut memories = self.memories();
-        let Some(memory) = memories.get_mut(key) else { return Vec::new() };
-        let (over, under_way): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut memory.long).into_iter().partition(|long| long.task.is_finished());
-        memory.long = under_way;
-        // A task that panicked says nothing; what it left undone is planned again.
-        let result = |long: Long| Some((long.step, long.task.now_or_never()?.ok()?));
-        over.into_iter().filter_map(result).collect()
-    }
-
     /// Starts a step that takes long; it goes on while rounds come and go.
     fn start(&self, key: &ObjectRef<DialogCluster>, job: &Job, step: &Step) {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
-        // Moves go together; anything else goes alone, and the lock sees to it.
-        if memory.long.iter().any(|long| long.step == *step) {
-            return;
-        }
-        let (job, task_step) = (job.clone(), step.clone());
-        let (context, key) = (self.context.clone(), key.clone());
-        let task = tokio::spawn(async move {
-            let done = job.carry_out(&task_step).await;
-            // The next step is due now.
-            context.wake(key);
-            done
+        let (job, context) = (job.clone(), self.context.clone());
+        let (of, task_step) = (key.clone(), step.clone());
+        self.memory(key, |memory| {
+            memory.begin(step, async move {
+                let done = job.carry_out(&task_step).await;
+                // The next step is due now.
+                context.wake(of);
+                done
+            });
         });
-        memory.long.push(Long { step: step.clone(), task });
-    }
-
-    /// Remembers that a long step failed, and puts it off: the others go first.
-    fn put_off(&self, key: &ObjectRef<DialogCluster>, step: &Step, error: &act::Error) -> u32 {
-        let mut memories = self.memories();
-        let failures = &mut memories.entry(key.clone()).or_default().failures;
-        let count = failures.get(step).map_or(0, |failure| failure.count).saturating_add(1);
-        let delay = FIRST_RETRY.saturating_mul(1 << count.saturating_sub(1).min(8)).min(LAST_RETRY);
-        let not_before = Instant::now() + delay;
-        failures.insert(step.clone(), Failure { count, not_before, message: error.to_string() });
-        count
-    }
-
-    /// The long steps that are put off, and why.
-    fn deferred(&self, key: &ObjectRef<DialogCluster>) -> Vec<(Step, String)> {
-        let memories = self.memories();
-        let Some(memory) = memories.get(key) else { return Vec::new() };
-        let now = Instant::now();
-        let off = memory.failures.iter().filter(|(_, failure)| failure.not_before > now);
-        off.map(|(step, failure)| (step.clone(), failure.message.clone())).collect()
-    }
-
-    /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.
-    fn remember(&self, key: &ObjectRef<DialogCluster>, round: &Round) {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
-        memory.watch.look(round.observed.catalog.as_ref(), Instant::now());
-        memory.failures.retain(|step, _| round.plan.steps.contains(step));
-        memory.last = Some(Arc::new(round.observed.clone()));
-        memory.held = round.held_plan();
-    }
-
-    fn held(&self, key: &ObjectRef<DialogCluster>) -> Option<MovePlan> {
-        self.memories().get(key)?.held.clone()
-    }
-
-    fn last(&self, key: &ObjectRef<DialogCluster>) -> Option<Arc<Observed>> {
-        self.memories().get(key)?.last.clone()
     }
 
     /// The moves without progress for too long, and what keeps them.
@@ -206,9 +104,9 @@ impl Controller {
         sessions: &Sessions,
         limit: Duration,
     ) -> Vec<Stall> {
-        let stalled = self.memories().get(key).map(|memory| memory.watch.stalled(limit, Instant::now()));
+        let stalled = self.memory(key, |memory| memory.watch.stalled(limit, Instant::now()));
         let mut stalls = Vec::new();
-        for stalled in stalled.unwrap_or_default() {
+        for stalled in stalled {
             stalls.push(stall::diagnose(sessions, &stalled).await);
         }
         stalls
@@ -238,7 +136,7 @@ impl Controller {
         step: &Step,
         error: &act::Error,
     ) {
-        let failures = self.put_off(key, step, error);
+        let failures = self.memory(key, |memory| memory.put_off(step, error));
         self.context.metrics.shards.step(step, false);
         warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
         let event = Event {
@@ -253,14 +151,16 @@ impl Controller {
         }
     }
 
-    /// Shows the nodes in the metrics.
+    /// Shows nodes and moves in the metrics.
     fn show(&self, key: &ObjectRef<DialogCluster>, status: &DialogClusterStatus) {
         let nodes = &status.nodes;
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
+        let now = nodes.iter().map(|node| node.group.clone()).collect();
+        let (shown, idle) = self.memory(key, |memory| {
+            (std::mem::replace(&mut memory.shown, now), memory.watch.longest_idle(Instant::now()))
+        });
         let namespace = key.namespace.as_deref().unwrap_or_default();
-        self.context.metrics.shards.nodes(namespace, &key.name, &memory.shown, nodes);
-        memory.shown = nodes.iter().map(|node| node.group.clone()).collect();
+        self.context.metrics.shards.nodes(namespace, &key.name, &shown, nodes);
+        self.context.metrics.shards.moves(namespace, &key.name, status.rebalance.as_ref(), idle);
     }
 
     /// Says that nothing can be known yet.
@@ -293,11 +193,11 @@ impl Reconciler for Controller {
             return self.wait_for(cluster, why).await;
         };
         let mut wanted = Wanted::from(&cluster.spec);
-        wanted.rebalance.gate =
-            gate(&cluster.spec.sharding.rebalance, cluster.annotations(), Timestamp::now());
+        let now = Timestamp::now();
+        wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), now);
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
-        let ended = self.ended(&key);
+        let ended = self.memory(&key, Memory::ended);
         // Without the list nothing can be decided; later it is only asked again.
         existing(&self.context.client, &names).await?;
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
@@ -311,20 +211,20 @@ impl Reconciler for Controller {
                 Err(error) => self.complain(cluster, &key, &step, &error).await,
             }
         }
-        let last = self.last(&key);
+        let last = self.memory(&key, |memory| memory.last.clone());
         let brief = Brief {
             wanted: &wanted,
             existing: &ask,
-            sizes: self.sizes(&key),
+            sizes: self.memory(&key, Memory::sizes),
             before: last.as_deref(),
             most: if cluster.spec.paused { 0 } else { MOST_STEPS },
-            deferred: &self.deferred(&key),
+            deferred: &self.memory(&key, |memory| memory.deferred()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
-            held: self.held(&key),
+            held: self.memory(&key, |memory| memory.held.clone()),
         };
         let mut round = round(&brief, &sessions).await;
         drop(sessions);
-        self.remember(&key, &round);
+        self.memory(&key, |memory| memory.remember(&round));
         round.performed.extend(done);
         for step in &round.performed {
             self.tell(cluster, step).await;
@@ -346,7 +246,7 @@ impl Reconciler for Controller {
             self.start(&key, &job, step);
         }
 
-        let facts = status(&wanted, &topology, &round, cluster.status.as_ref());
+        let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.show(&key, &facts);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
         outcome(cluster, round)
@@ -355,7 +255,7 @@ impl Reconciler for Controller {
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
         self.show(key, &DialogClusterStatus::default());
         // A step under way is left to the database; its session has nobody to report to any more.
-        self.memories().remove(key);
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }
 

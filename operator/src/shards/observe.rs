@@ -21,7 +21,7 @@ use tokio_postgres::types::Type;
 mod catalog;
 pub(in crate::shards) mod moves;
 mod parameters;
-pub(in crate::shards) mod stall;
+pub mod stall;
 
 /// Servers that are asked at the same time.
 const AT_ONCE: usize = 16;

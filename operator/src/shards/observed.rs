@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::rebalance::{HashRange, MovePlan};
+use super::step::Step;
 use super::topology::Topology;
 use crate::names::Group;
 use crate::pg::Endpoint;
 
 mod moves;
 
-pub use moves::{Cleanup, Foreign, Operation, Progress, Resources, RunningMove, Transaction};
+pub use moves::{Change, Cleanup, Foreign, Operation, Progress, Resources, RunningMove, Transaction};
 
 /// The cluster as its servers describe it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +28,8 @@ pub struct Observed {
     pub stalls: Vec<Stall>,
     /// The plan that is being carried out, as it was made. What is left of it goes on as long as the world allows.
     pub held: Option<MovePlan>,
+    /// Steps that take long, failed lately, and are put off: what does not need them goes first.
+    pub deferred: Vec<Step>,
 }
 
 impl Observed {
@@ -161,6 +164,8 @@ pub struct Catalog {
     pub cleanup: Vec<Cleanup>,
     /// Distributed tables that logical replication cannot follow: names by colocation group.
     pub unfollowable: BTreeMap<i32, Vec<String>>,
+    /// Changes of distributed tables that are under way in somebody's session.
+    pub changes: Vec<Change>,
     /// How far the moves are; empty while none is running.
     pub progress: Vec<Progress>,
 }

@@ -1,7 +1,7 @@
 //! What has to be so before a shard moves: a pure function, with a reason and a remedy for each thing that is not.
 
 use crate::names::Group;
-use crate::shards::observed::{Facts, Transaction};
+use crate::shards::observed::{Change, Facts, Transaction};
 use crate::shards::rebalance::Move;
 use crate::shards::settings;
 use crate::shards::world::World;
@@ -36,6 +36,15 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
                  UNLOGGED; until then no shard of its colocation group can be moved"
             ),
         );
+    }
+    let changes = world.catalog().into_iter().flat_map(|catalog| &catalog.changes);
+    if let Some(change) = changes.into_iter().find(|change| change.colocation_id == next.colocation_id) {
+        let Change { table, pid, application, .. } = change;
+        let message = format!(
+            "{application} (pid {pid} on the coordinator) is changing {table}: let its transaction end, or SELECT \
+             pg_terminate_backend({pid})"
+        );
+        fail("TableChanging", message);
     }
     match world.server(next.from) {
         Ok(facts) => source(world, next.from, facts, &mut fail),
@@ -109,5 +118,13 @@ fn target(group: Group, facts: &Facts, fail: &mut impl FnMut(&'static str, Strin
             resources.free_appliers
         );
         fail("NoReplicationWorker", message);
+    }
+    if resources.free_workers < OWNERS {
+        let message = format!(
+            "{group} has {} background workers free and a move needs {OWNERS}: look at pg_stat_activity for who has them, \
+             or raise max_worker_processes",
+            resources.free_workers
+        );
+        fail("NoBackgroundWorker", message);
     }
 }

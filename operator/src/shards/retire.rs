@@ -55,8 +55,8 @@ async fn obstacle(
     };
     let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let citus = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
-    let sharded: bool = coordinator.query_one(citus, &[]).await?.get(0);
-    if sharded {
+    let mut registered = Vec::new();
+    if coordinator.query_one(citus, &[]).await?.get(0) {
         let port = i32::from(endpoint.port);
         let row = coordinator
             .query_one(
@@ -73,12 +73,10 @@ async fn obstacle(
             let message = "the catalogs place shards on a node that is not registered: nobody knows which server has them";
             return Ok(Some(message.to_owned()));
         }
-        let registered: Vec<i32> = row.get::<_, Option<_>>(2).unwrap_or_default();
-        if has_database {
-            return holds_something(sessions, group, &registered).await;
-        }
+        registered = row.get::<_, Option<_>>(2).unwrap_or_default();
     }
-    Ok(None)
+    // A coordinator that was made anew knows nothing of what the others hold.
+    if has_database { holds_something(sessions, group, &registered).await } else { Ok(None) }
 }
 
 /// What the group's own server says: it may be registered under another name, or know of shards that the coordinator's

@@ -218,6 +218,7 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     observed.existing = (brief.existing)().await;
     observed.stalls = brief.stalls.to_vec();
     observed.held = brief.held.clone();
+    observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
     observed
 }
 

@@ -53,6 +53,7 @@ impl<'a> World<'a> {
             foreign: Vec::new(),
             cleanup: Vec::new(),
             unfollowable: BTreeMap::new(),
+            changes: Vec::new(),
             progress: Vec::new(),
         };
         let fresh = || {

@@ -10,6 +10,7 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
+use k8s_openapi::jiff::Timestamp;
 use testbed::postgres::Shutdown;
 
 use crate::needs_citus;
@@ -40,7 +41,7 @@ async fn a_worker_that_is_away_is_named_and_the_rest_is_left_alone() -> Result<(
         let found = condition(&round, kind);
         assert_eq!((found.0, found.1), expected, "{kind}: {}", found.2);
     }
-    let shown = status(&wanted, &world.topology(), &round, None);
+    let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now());
     let states: Vec<NodeState> = shown.nodes.iter().map(|node| node.state).collect();
     assert_eq!(states, [NodeState::Active, NodeState::Active, NodeState::Unreachable]);
     assert_eq!(shown.nodes[2].shards, 144, "its shards are still its own");

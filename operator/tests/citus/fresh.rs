@@ -11,6 +11,7 @@ use dialog_operator::condition::{
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Limits, Login};
 use dialog_operator::shards::status::status;
+use k8s_openapi::jiff::Timestamp;
 use tokio_postgres::types::Type;
 
 use crate::needs_citus;
@@ -47,7 +48,7 @@ async fn empty_servers_become_a_cluster_and_stay_one() -> Result<()> {
         assert_eq!((found.0, found.1), (status, reason), "{kind}: {}", found.2);
     }
 
-    let status = status(&wanted, &world.topology(), &round, None);
+    let status = status(&wanted, &world.topology(), &round, None, Timestamp::now());
     assert_eq!(status.shards, Some(6 * 48));
     let shown: Vec<(&str, NodeState, i64, bool)> = status
         .nodes
@@ -193,7 +194,7 @@ async fn shards_are_measured_once_per_round() -> Result<()> {
     operator_is_gone().await?;
     assert_eq!(world.number(Group::Worker(1), calls).await? - before, 144);
 
-    let shown = status(&wanted, &world.topology(), &round, None);
+    let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now());
     assert!(shown.nodes[2].bytes > 0, "what was measured is kept through the round: {:?}", shown.nodes);
     Ok(())
 }

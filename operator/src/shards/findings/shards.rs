@@ -65,7 +65,17 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         return finding(Holds::False, "NoPlace", obstacle(first));
     }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
+    let missing: Vec<String> = (0..world.wanted.workers)
+        .map(Group::Worker)
+        .filter(|group| world.member(*group).is_none())
+        .map(|group| group.to_string())
+        .collect();
     match &world.wanted.rebalance.gate {
+        _ if left == 0 && !missing.is_empty() => {
+            let message =
+                format!("the shards are spread again when these have joined: {}", missing.join(", "));
+            finding(Holds::False, "WorkersMissing", message)
+        }
         _ if left == 0 => {
             finding(Holds::True, "Balanced", "the shards are where they belong, evenly spread".to_owned())
         }

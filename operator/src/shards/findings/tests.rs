@@ -14,12 +14,12 @@ use crate::pg::Endpoint;
 use crate::shards::observed::{
     Catalog, Citus, Facts, Member, Node, Observed, Parameter, Placement, Role, Spread, Table,
 };
-use crate::shards::observed::{Resources, Transaction};
 use crate::shards::plan::plan;
 use crate::shards::rebalance::HashRange;
-use crate::shards::step::Step;
 use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
+
+mod moves;
 
 /// A cluster at rest with one worker.
 fn at_rest() -> Observed {
@@ -297,101 +297,6 @@ fn a_group_too_many_leaves_and_nobody_leaves_while_nothing_answers() {
         observed.catalog = None;
     });
     assert_eq!((status, reason), ("Unknown", "NotObserved"), "{message}");
-}
-
-#[test]
-fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
-    let mut none = wanted();
-    none.workers = 0;
-    let mut observed = at_rest();
-    let sizes = (0..48).map(|number| (1000 + number, 1 << 30)).collect();
-    facts(&mut observed, Group::Worker(0)).sizes = Some(sizes);
-    let room = Resources { free_bytes: 20 << 30, total_bytes: 100 << 30, ..Resources::default() };
-    facts(&mut observed, Group::Coordinator).resources = Some(room);
-    let plan = plan(&none, &topology(), &observed);
-    let flag = Step::SetShouldHaveShards { group: Group::Worker(0), value: false };
-    assert!(!plan.steps.contains(&flag), "{:?}", plan.steps);
-    let found = plan.findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
-    assert_eq!((found.holds.as_str(), found.reason), ("True", "NoPlace"), "{}", found.message);
-    assert!(found.message.contains("raise spec.workers.count"), "{}", found.message);
-}
-
-#[test]
-fn what_a_move_needs_is_named_before_it_begins() {
-    type Change = fn(&mut Observed);
-    let cases: [(Change, &str, &str); 6] = [
-        (
-            |observed| {
-                catalog(observed).unfollowable =
-                    [(1, vec!["bare".to_owned()]), (2, vec!["bare".to_owned()])].into();
-            },
-            "NoReplicaIdentity",
-            "cannot follow bare",
-        ),
-        (
-            |observed| {
-                let settings = &mut facts(observed, Group::Coordinator).settings;
-                settings.insert("wal_level".to_owned(), "replica".to_owned());
-            },
-            "WalLevel",
-            "not logical on coordinator",
-        ),
-        (
-            |observed| resources(observed, Group::Coordinator).free_slots = 1,
-            "NoReplicationSlot",
-            "coordinator has 1",
-        ),
-        (
-            |observed| resources(observed, Group::Coordinator).free_senders = 0,
-            "NoWalSender",
-            "max_wal_senders",
-        ),
-        (
-            |observed| resources(observed, Group::Worker(0)).free_appliers = 0,
-            "NoReplicationWorker",
-            "worker-0 has 0",
-        ),
-        (
-            |observed| {
-                let writer = Transaction { pid: 42, name: "psql".to_owned(), seconds: 600 };
-                resources(observed, Group::Coordinator).oldest_writer = Some(writer);
-            },
-            "LongTransaction",
-            "pg_terminate_backend(42)",
-        ),
-    ];
-    for (change, expected, part) in cases {
-        let mut observed = at_rest();
-        // Everything is still on the coordinator.
-        catalog(&mut observed).placements =
-            [1, 2].into_iter().flat_map(|colocation_id| ranges(colocation_id, 0, 0..48)).collect();
-        let enough = || Resources {
-            free_bytes: 1 << 40,
-            total_bytes: 1 << 40,
-            free_slots: 9,
-            free_senders: 9,
-            free_appliers: 9,
-            ..Resources::default()
-        };
-        for group in [Group::Coordinator, Group::Worker(0)] {
-            facts(&mut observed, group).resources = Some(enough());
-        }
-        let moves = |observed: &Observed| {
-            let plan = plan(&wanted(), &topology(), observed);
-            let begin = plan.steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).count();
-            let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
-            (begin, found)
-        };
-        assert_eq!(moves(&observed).0, 1, "one at a time");
-        change(&mut observed);
-        let (begin, found) = moves(&observed);
-        assert_eq!((begin, found.reason), (0, expected), "{}", found.message);
-        assert!(found.message.contains(part), "{}", found.message);
-    }
-}
-
-fn resources(observed: &mut Observed, group: Group) -> &mut Resources {
-    facts(observed, group).resources.as_mut().unwrap()
 }
 
 #[test]

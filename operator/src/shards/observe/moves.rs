@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::types::Type;
 
 use crate::pg::{self, APPLICATION, Session};
-use crate::shards::observed::{Catalog, Cleanup, Foreign, Progress, Resources, Transaction};
+use crate::shards::observed::{Catalog, Change, Cleanup, Foreign, Progress, Resources, Transaction};
 
 /// What Citus' catalogs say beside nodes and placements.
 pub(super) async fn read(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
@@ -55,10 +55,36 @@ pub(super) async fn read(session: &Session, catalog: &mut Catalog) -> Result<(),
         names.entry(row.get(0)).or_default().push(row.get(1));
     }
     catalog.unfollowable = names;
+    catalog.changes = changes(session).await?;
     if catalog.moves().next().is_some() {
         catalog.progress = progress(session).await?;
     }
     Ok(())
+}
+
+/// Who changes distributed tables: reading and writing rows takes weaker locks.
+async fn changes(session: &Session) -> Result<Vec<Change>, pg::Error> {
+    let rows = session
+        .query(
+            "SELECT DISTINCT ON (colocationid) colocationid, relname::text, pid, application_name
+             FROM pg_locks JOIN pg_dist_partition ON logicalrelid = relation JOIN pg_class ON pg_class.oid = relation
+             JOIN pg_stat_activity USING (pid)
+             WHERE locktype = 'relation' AND granted AND partmethod = 'h' AND backend_type = 'client backend'
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                            'AccessExclusiveLock')
+               AND NOT starts_with(application_name, $1) AND NOT starts_with(application_name, 'citus_')
+             ORDER BY colocationid, pid",
+            &[(&APPLICATION, Type::TEXT)],
+        )
+        .await?;
+    let change = |row: &tokio_postgres::Row| Change {
+        colocation_id: row.get(0),
+        table: row.get(1),
+        pid: row.get(2),
+        application: row.get::<_, Option<_>>(3).unwrap_or_default(),
+    };
+    Ok(rows.iter().map(change).collect())
 }
 
 /// How far the moves are. This asks every node that takes part, so it is asked only while something moves.
@@ -97,16 +123,20 @@ pub(super) async fn resources(session: &Session, leaving: bool) -> Result<(i32, 
                     current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
                     current_setting('max_logical_replication_workers')::int8
                         - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL),
+                    current_setting('max_worker_processes')::int8
+                        - (SELECT count(*) FROM pg_stat_activity WHERE backend_type NOT IN (
+                               'client backend', 'walsender', 'walreceiver', 'walwriter', 'startup', 'checkpointer',
+                               'background writer', 'archiver', 'logger', 'autovacuum launcher', 'autovacuum worker')),
                     oldest.pid, oldest.name, extract(epoch FROM clock_timestamp() - oldest.since)::int8
              FROM citus_local_disk_space_stats() AS space
              LEFT JOIN (SELECT * FROM writers ORDER BY since LIMIT 1) AS oldest ON true",
             &[(&APPLICATION, Type::TEXT)],
         )
         .await?;
-    let oldest_writer = row.get::<_, Option<i32>>(6).map(|pid| Transaction {
+    let oldest_writer = row.get::<_, Option<i32>>(7).map(|pid| Transaction {
         pid,
-        name: row.get::<_, Option<_>>(7).unwrap_or_default(),
-        seconds: row.get::<_, Option<_>>(8).unwrap_or_default(),
+        name: row.get::<_, Option<_>>(8).unwrap_or_default(),
+        seconds: row.get::<_, Option<_>>(9).unwrap_or_default(),
     });
     let resources = Resources {
         free_bytes: row.get(1),
@@ -114,6 +144,7 @@ pub(super) async fn resources(session: &Session, leaving: bool) -> Result<(i32, 
         free_slots: row.get(3),
         free_senders: row.get(4),
         free_appliers: row.get(5),
+        free_workers: row.get(6),
         oldest_writer,
         stored_shards: if leaving { Some(stored_shards(session).await?) } else { None },
     };

@@ -4,8 +4,7 @@ use tokio_postgres::types::Type;
 
 use crate::names::Group;
 use crate::pg;
-use crate::shards::observed::Operation;
-use crate::shards::observed::Stall;
+use crate::shards::observed::{Operation, Stall};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
@@ -24,7 +23,7 @@ const BLOCKED: &str = "
     LIMIT 1";
 
 /// What `stalled` waits for, with the process or object to look at.
-pub(in crate::shards) async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Stall {
+pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Stall {
     let running = stalled.running;
     let mut cause = None;
     for group in [Group::Coordinator, running.from, running.to] {

@@ -96,6 +96,19 @@ impl fmt::Display for Foreign {
     }
 }
 
+/// A session that changes a distributed table: a move would wait for it, or each for the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The table's colocation group.
+    pub colocation_id: i32,
+    /// The table.
+    pub table: String,
+    /// The server process on the coordinator.
+    pub pid: i32,
+    /// The session's name.
+    pub application: String,
+}
+
 /// What Citus has still to take away on one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cleanup {
@@ -137,6 +150,8 @@ pub struct Resources {
     pub free_senders: i64,
     /// Logical replication workers that nobody has.
     pub free_appliers: i64,
+    /// Background workers that nobody has, of which logical replication workers are some.
+    pub free_workers: i64,
     /// The oldest transaction that has written: a move waits for it to end before it begins to copy.
     pub oldest_writer: Option<Transaction>,
     /// Shards of distributed tables that are physically here; asked of nodes that are to leave only.

@@ -69,8 +69,8 @@ fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool
     for group in world.groups() {
         let ready = usable(world, group);
         match world.member(group) {
-            Some(member) if !member.active => draft.step(Step::ActivateNode { group }),
-            Some(member) if !member.has_metadata && group != Group::Coordinator => {
+            Some(member) if ready && !member.active => draft.step(Step::ActivateNode { group }),
+            Some(member) if ready && !member.has_metadata && group != Group::Coordinator => {
                 draft.step(Step::SyncMetadata { group });
             }
             None if group != Group::Coordinator && ready => {
@@ -137,8 +137,10 @@ fn obstacles(world: &World<'_>, catalog: &Catalog) -> Vec<String> {
         .filter_map(|member| world.topology.group(&member.endpoint))
         .filter(|group| world.server(*group).is_err() || !usable(world, *group))
         .map(|group| format!("{group} is registered and cannot take part in a change of the topology"));
+    // One under a wrong address cannot be brought up to date before that is put right.
     let behind = registered()
         .filter(|member| member.has_metadata && !member.synced)
+        .filter(|member| world.topology.group(&member.endpoint).is_some())
         .map(|member| format!("the catalogs of {} are being brought up to date", member.endpoint));
     running.chain(foreign).chain(away).chain(behind).collect()
 }

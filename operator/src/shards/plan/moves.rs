@@ -6,7 +6,7 @@ use super::Draft;
 use crate::names::Group;
 use crate::shards::observed::RunningMove;
 use crate::shards::preflight::{self, Check};
-use crate::shards::rebalance::{self, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup};
+use crate::shards::rebalance::{self, Goal, Layout, MovePlan, Node, Policy, Role, ShardGroup};
 use crate::shards::step::Step;
 use crate::shards::wanted::Gate;
 use crate::shards::world::World;
@@ -143,28 +143,40 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
         *busy.entry(running.to).or_default() += 1;
     }
     let mut begun = moves.running.len();
-    let wave = moves.open.moves.first().map(|first| first.wave);
-    let candidates: Vec<Move> =
-        moves.open.moves.iter().filter(|next| Some(next.wave) == wave).copied().collect();
-    for next in candidates {
-        let taken = |group: Group| busy.get(&group).copied().unwrap_or(0) >= limit(policy.moves_per_node);
-        if begun >= limit(policy.max_parallel_moves) || taken(next.from) || taken(next.to) {
+    let mut wave = None;
+    for next in moves.open.moves.clone() {
+        if wave.is_some_and(|wave| wave != next.wave) || begun >= limit(policy.max_parallel_moves) {
+            break;
+        }
+        let step = Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
+        if world.observed.deferred.contains(&step) {
+            // It is still to be done, and nothing waits for it.
+            draft.step(step);
             continue;
         }
         let failed = preflight::checks(world, &next);
         if !failed.is_empty() {
-            moves
-                .checks
-                .extend(failed.into_iter().filter(|check| !moves.checks.contains(check)).collect::<Vec<_>>());
+            // What is wrong with one is no reason to keep the others.
+            for check in failed {
+                if !moves.checks.contains(&check) {
+                    moves.checks.push(check);
+                }
+            }
+            continue;
+        }
+        wave = Some(next.wave);
+        let taken = |group: Group| busy.get(&group).copied().unwrap_or(0) >= limit(policy.moves_per_node);
+        if taken(next.from) || taken(next.to) {
             continue;
         }
         begun += 1;
         *busy.entry(next.from).or_default() += 1;
         *busy.entry(next.to).or_default() += 1;
-        draft.step(Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to });
+        draft.step(step);
     }
     draft.waits.extend(moves.checks.iter().map(|check| check.message.clone()));
-    if moves.running.is_empty() && draft.steps.is_empty() {
+    let put_off = |step: &Step| world.observed.deferred.contains(step);
+    if moves.running.is_empty() && draft.steps.iter().all(put_off) {
         clean_up(world, draft);
     }
     moves

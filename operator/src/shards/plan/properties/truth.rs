@@ -78,6 +78,7 @@ impl Truth {
                 free_slots: 9,
                 free_senders: 9,
                 free_appliers: 9,
+                free_workers: 9,
                 stored_shards: i64::try_from(here).ok(),
                 ..Resources::default()
             });

@@ -111,6 +111,7 @@ async fn a_cluster_starts_on_its_coordinator_and_gets_workers_and_gives_them_bac
     assert_eq!((status, reason), ("False", "NodeUnreachable"));
     assert!(message.contains("worker-0") && message.contains("worker-1"), "{message}");
     assert_eq!(condition(&round, SCHEMA_DISTRIBUTED).0, "True");
+    assert_eq!(condition(&round, BALANCED).1, "WorkersMissing");
 
     world.add(Group::Worker(1))?;
     world.add(Group::Worker(0))?;
@@ -122,6 +123,37 @@ async fn a_cluster_starts_on_its_coordinator_and_gets_workers_and_gives_them_bac
     assert_eq!(groups(&world).await?, [(Group::Coordinator, 2 * i64::from(SHARDS))]);
     assert_eq!(condition(&world.round(&wanted(0)).await?, BALANCED).0, "True");
     traffic.verify(&world).await
+}
+
+#[tokio::test]
+async fn five_workers_share_what_two_had_and_no_server_is_restarted() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(2)?;
+    let (two, five) = (crate::world::wanted(2), crate::world::wanted(5));
+    world.serve(&two).await?;
+    let start = "SELECT pg_postmaster_start_time()::text";
+    let mut started = Vec::new();
+    for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
+        started.push((group, world.ask(group, start).await?[0].get::<_, String>(0)));
+    }
+    for number in 2..5 {
+        world.add(Group::Worker(number))?;
+    }
+    world.settle(&five).await?;
+    for table in ["messages", "users"] {
+        let mut shares: Vec<i64> = placements(&world)
+            .await?
+            .into_iter()
+            .filter(|(name, ..)| name.trim_start_matches("public.") == table)
+            .map(|(.., shards)| shards)
+            .collect();
+        shares.sort_unstable();
+        assert_eq!(shares, [9, 9, 10, 10, 10], "{table}");
+    }
+    for (group, before) in started {
+        assert_eq!(world.ask(group, start).await?[0].get::<_, String>(0), before, "{group} was restarted");
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@ mod faults;
 mod fresh;
 mod growth;
 mod journey;
+mod killer;
+mod moves;
 mod traffic;
 mod world;
 

@@ -115,6 +115,11 @@ impl World {
         Ok(Sessions::new(self.topology(), self.identity("dialog-operator")?))
     }
 
+    /// The sessions of a step that takes long, none open.
+    pub fn long_sessions(&self, step: &Step) -> Result<Sessions> {
+        Ok(Sessions::long(self.topology(), self.identity("dialog-operator")?, step.purpose()))
+    }
+
     /// The groups that have a server.
     pub fn existing(&self) -> BTreeSet<Group> {
         self.servers.keys().copied().collect()
@@ -181,8 +186,7 @@ impl World {
     pub async fn try_carry_out(&self, wanted: &Wanted, step: &Step) -> Result<Option<Holder>> {
         let existing = self.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
-        let identity = self.identity("dialog-operator")?;
-        let sessions = Sessions::long(self.topology(), identity, step.purpose());
+        let sessions = self.long_sessions(step)?;
         Ok(carry_out(&brief(wanted, &ask), &sessions, step).await?)
     }
 

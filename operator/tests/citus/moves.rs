@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED};
 use dialog_operator::names::Group;
+use dialog_operator::shards::act::perform;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::retire::retire;
 use dialog_operator::shards::round::{Brief, Round, round};
@@ -64,8 +65,7 @@ async fn what_is_approved_is_what_runs() -> Result<()> {
     while held.is_some() {
         let round = holding(&world, &approved, held).await?;
         for step in &round.long {
-            // The step is looked for again, in the plan of an operator that has just started.
-            world.carry_out(&few_shards(2), step).await?;
+            perform(step, &world.long_sessions(step)?).await?;
             made.push(step.clone());
         }
         held = round.held_plan();
@@ -154,7 +154,7 @@ async fn a_worker_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()
     let sessions = world.long_sessions(&step)?;
     let task = tokio::spawn({
         let step = step.clone();
-        async move { dialog_operator::shards::act::perform(&step, &sessions).await }
+        async move { perform(&step, &sessions).await }
     });
     // As soon as the move has copied its first table.
     loop {

@@ -80,6 +80,10 @@ enum Commands {
         /// Their tag; the version of this workspace if absent.
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
+        /// The base of the operator's and of dialog-api's image, for example the distroless cc-debian12:nonroot; a
+        /// slim Debian if absent.
+        #[arg(long)]
+        base: Option<String>,
         /// Push them, too.
         #[arg(long)]
         push: bool,
@@ -150,9 +154,10 @@ fn run(command: Commands) -> Result<()> {
             let cache = Cache::open()?;
             with_progress(&cache, |progress| chart::run(&cache, progress, bless))
         }
-        Commands::Images { repository, tag, push } => {
+        Commands::Images { repository, tag, base, push } => {
             let cache = Cache::open()?;
-            let publish = |progress: &Progress| images::publish(&repository, &tag, push, progress);
+            let publish =
+                |progress: &Progress| images::publish(&repository, &tag, base.as_deref(), push, progress);
             for name in with_progress(&cache, publish)? {
                 println!("{name}");
             }

@@ -225,12 +225,11 @@ fn pull_secrets(pull: &Pull) -> String {
 }
 
 /// Reasons of the controller of the database that do not go away by themselves.
-const NEEDS_SOMEBODY: [&str; 10] = [
+const NEEDS_SOMEBODY: [&str; 9] = [
     "ColumnMissing",
     "NoReplicaIdentity",
     "NotATable",
     "NotColocated",
-    "PolicyIncomplete",
     "RowsOnCoordinator",
     "SettingsDiffer",
     "SpreadOtherwise",

@@ -10,13 +10,12 @@ use super::pod::{self, MOUNTED, TLS_DIRECTORY};
 use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY};
 use crate::cluster::target::Target;
 use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
+use crate::shards::step::API_ROLE;
 
 /// User and group of the image.
 const API_ID: i64 = 65532;
 /// Time for accepted requests to end.
 const TERMINATION_SECONDS: i64 = 30;
-/// The role of dialog-api in the database.
-const ROLE: &str = "dialog_api";
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
 
 /// The Deployment.
@@ -101,7 +100,7 @@ fn environment(names: &Names) -> Vec<EnvVar> {
         pod::variable("DIALOG_API_DATABASE_HOST", names.host(Group::Coordinator)),
         pod::variable("DIALOG_API_DATABASE_PORT", POSTGRES_PORT.to_string()),
         pod::variable("DIALOG_API_DATABASE_NAME", DATABASE),
-        pod::variable("DIALOG_API_DATABASE_USER", ROLE),
+        pod::variable("DIALOG_API_DATABASE_USER", API_ROLE),
         pod::variable("DIALOG_API_TLS_CA", format!("{TLS_DIRECTORY}/{CA}")),
         pod::variable("DIALOG_API_TLS_CERT", format!("{TLS_DIRECTORY}/{CERTIFICATE}")),
         pod::variable("DIALOG_API_TLS_KEY", format!("{TLS_DIRECTORY}/{KEY}")),

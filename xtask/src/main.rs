@@ -56,6 +56,9 @@ enum Commands {
         /// Only this tier; can be given several times.
         #[arg(long = "tier", value_enum)]
         tiers: Vec<Tier>,
+        /// Only tests whose name contains this, one after the other; can be given several times.
+        #[arg(long = "only", value_name = "NAME")]
+        names: Vec<String>,
     },
     /// Writes what is generated from the operator's types: crds/ and docs/api-reference.md.
     Crds {
@@ -142,9 +145,9 @@ fn run(command: Commands) -> Result<()> {
             println!("{}", outcome.summary);
             Ok(())
         }
-        Commands::Test { tiers } => {
+        Commands::Test { tiers, names } => {
             let cache = Cache::open()?;
-            tests::run(&cache, &Progress::start(&cache)?, &tiers)
+            tests::run(&cache, &Progress::start(&cache)?, &tiers, &names)
         }
         Commands::Crds { check } => crds::run(check),
         Commands::Chart { bless } => {

@@ -27,6 +27,7 @@ pub mod build;
 pub mod certificates;
 pub mod instance;
 pub mod malformed;
+pub mod memory;
 pub mod observe;
 pub mod patroni;
 pub mod problems;

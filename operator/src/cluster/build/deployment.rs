@@ -15,6 +15,8 @@ use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
 const API_ID: i64 = 65532;
 /// Time for accepted requests to end.
 const TERMINATION_SECONDS: i64 = 30;
+/// What an idle process needs.
+const LEAST: [(&str, &str); 2] = [("cpu", "20m"), ("memory", "32Mi")];
 /// The role of dialog-api in the database.
 const ROLE: &str = "dialog_api";
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
@@ -82,7 +84,7 @@ fn container(target: &Target) -> Container {
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: pod::resources(&target.spec.api.resources),
+        resources: pod::resources(&target.spec.api.resources, &LEAST),
         security_context: Some(pod::container_security()),
         liveness_probe: Some(pod::probe("HTTP", "http", "/health", 10, 3)),
         readiness_probe: Some(pod::probe("HTTP", "http", "/ready", 2, 2)),

@@ -41,7 +41,7 @@ impl Kind {
     where
         K: Resource<DynamicType = ()> + Serialize,
     {
-        let owned = |mut object: K| {
+        let complete = |mut object: K| {
             object.meta_mut().owner_references = Some(vec![owner.clone()]);
             let mut object: DynamicObject = serde_json::from_value(serde_json::to_value(object)?)?;
             applied::stamp(&mut object)?;
@@ -49,7 +49,7 @@ impl Kind {
         };
         Ok(Self {
             resource: ApiResource::erase::<K>(&()),
-            objects: objects.into_iter().map(owned).collect::<Result<_, serde_json::Error>>()?,
+            objects: objects.into_iter().map(complete).collect::<Result<_, serde_json::Error>>()?,
             surplus,
         })
     }

@@ -1,9 +1,11 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
+use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::DeleteParams;
+use serde_json::Value;
 use tracing::{info, warn};
 
 use super::certificates::Certificates;
@@ -22,6 +24,9 @@ const APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// After this time Patroni has noticed a change of its configuration.
 const NOTICED: SignedDuration = SignedDuration::from_secs(15);
+
+/// Groups that are spoken to at the same time.
+const PARALLEL: usize = 8;
 
 /// The next step of an update.
 #[must_use]
@@ -109,7 +114,20 @@ fn restarted_since(started: Option<Timestamp>, configured: Option<Timestamp>) ->
 
 /// Sends to each group what its dynamic configuration lacks; says whether there was anything.
 async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Result<bool, Error> {
-    let mut changed = false;
+    let lacking = lacking(target, observed);
+    let any = !lacking.is_empty();
+    // One group that does not answer must not keep the others from what they need.
+    let results: Vec<Result<(), Error>> = stream::iter(lacking)
+        .map(|(instance, change)| async move { patroni.configure(&instance, &change).await })
+        .buffer_unordered(PARALLEL)
+        .collect()
+        .await;
+    results.into_iter().collect::<Result<(), Error>>().map(|()| any)
+}
+
+/// What the dynamic configuration of groups lacks, and whom to tell.
+fn lacking(target: &Target, observed: &Observed) -> Vec<(Address, Value)> {
+    let mut all = Vec::new();
     for (&group, there) in &observed.groups {
         // Any Patroni takes it, even while PostgreSQL does not start: so a value that it does not start with can be
         // taken back. One that is to be replaced may have certificates that do not match any more.
@@ -125,11 +143,10 @@ async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Re
             // Names only: a value may be somebody's secret.
             let keys = config::keys(&change);
             info!(%group, namespace = target.names.namespace(), ?keys, "changing the dynamic configuration");
-            patroni.configure(&address(&target.names, group, &instance.pod), &change).await?;
-            changed = true;
+            all.push((address(&target.names, group, &instance.pod), change));
         }
     }
-    Ok(changed)
+    all
 }
 
 fn address(names: &Names, group: Group, pod: &str) -> Address {

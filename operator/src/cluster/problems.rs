@@ -86,21 +86,18 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
                 matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
                     && !is_young(instance, SCHEDULING, now)
             });
-        if let Some(failure) = &claim.failure {
-            problems.push(Problem::lasting(
-                "VolumeNotProvisioned",
-                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-            ));
-            continue;
-        }
-        match &claim.class {
-            Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
+        match (&claim.class, &claim.failure) {
+            (Some(class), _) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} asks for StorageClass {class}, which does not exist; create it, {again}"),
             )),
-            None if !classes.has_default => problems.push(Problem::lasting(
+            (None, _) if !classes.has_default => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
+            )),
+            (_, Some(failure)) => problems.push(Problem::lasting(
+                "VolumeNotProvisioned",
+                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
             )),
             _ if unschedulable => problems.push(Problem::lasting(
                 "VolumePending",

@@ -20,6 +20,8 @@ use crate::tls;
 
 /// Time limit of a question.
 const QUESTION: Duration = Duration::from_secs(5);
+/// Time limit of a change of the configuration, which Patroni only writes into its store.
+const CHANGE: Duration = Duration::from_secs(10);
 /// Time limit of an order: Patroni answers when it was carried out.
 const ORDER: Duration = Duration::from_secs(40);
 /// A restart is not waited for any longer.
@@ -99,7 +101,7 @@ impl Client {
     /// # Errors
     /// If it refuses, or somebody else changes it at the same time.
     pub async fn configure(&self, instance: &Address, change: &Value) -> Result<(), Error> {
-        self.order(instance, "change the configuration", Method::PATCH, "/config", change).await
+        self.order(instance, "change the configuration", Method::PATCH, "/config", change, CHANGE).await
     }
 
     /// Restarts PostgreSQL of an instance, if a parameter still waits for that.
@@ -109,7 +111,7 @@ impl Client {
     /// the instance says how it is.
     pub async fn restart(&self, instance: &Address) -> Result<(), Error> {
         let order = json!({ "restart_pending": true });
-        let restart = self.order(instance, "restart PostgreSQL", Method::POST, "/restart", &order);
+        let restart = self.order(instance, "restart PostgreSQL", Method::POST, "/restart", &order, ORDER);
         tokio::time::timeout(RESTART, restart).await.unwrap_or(Ok(()))
     }
 
@@ -119,7 +121,7 @@ impl Client {
     /// If that is not possible, for example because `to` is too far behind.
     pub async fn switch_over(&self, from: &Address, to: &str) -> Result<(), Error> {
         let order = json!({ "leader": from.pod, "candidate": to });
-        self.order(from, "switch over to a standby", Method::POST, "/switchover", &order).await
+        self.order(from, "switch over to a standby", Method::POST, "/switchover", &order, ORDER).await
     }
 
     async fn order(
@@ -129,8 +131,9 @@ impl Client {
         method: Method,
         path: &str,
         body: &Value,
+        limit: Duration,
     ) -> Result<(), Error> {
-        let (status, answer) = self.send(instance, action, method, path, Some(body), ORDER).await?;
+        let (status, answer) = self.send(instance, action, method, path, Some(body), limit).await?;
         if status.is_success() {
             return Ok(());
         }

@@ -78,32 +78,37 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
     for (ordinal, claim) in pending {
         let name = &claim.name;
         let pod = target.names.pod(group, *ordinal);
-        let unschedulable = observed
-            .groups
-            .get(&group)
-            .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod))
-            .is_some_and(|instance| {
-                matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
-                    && !is_young(instance, SCHEDULING, now)
-            });
-        match (&claim.class, &claim.failure) {
-            (Some(class), _) if !classes.names.contains(class) => problems.push(Problem::lasting(
+        let waits = observed.groups.get(&group).is_some_and(|group| {
+            let mut instances = group.instances.iter();
+            instances.any(|instance| {
+                instance.pod == pod && instance.trouble.is_none() && !is_young(instance, SCHEDULING, now)
+            })
+        });
+        match &claim.class {
+            Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} asks for StorageClass {class}, which does not exist; create it, {again}"),
             )),
-            (None, _) if !classes.has_default => problems.push(Problem::lasting(
+            None if !classes.has_default => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
-            (_, Some(failure)) => problems.push(Problem::lasting(
-                "VolumeNotProvisioned",
-                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-            )),
-            _ if unschedulable => problems.push(Problem::lasting(
-                "VolumePending",
-                format!("claim {name} has no volume yet; `kubectl describe pvc {name}` says what it waits for"),
-            )),
-            _ => {}
+            // After the class: that it is missing is an Event of the claim, too, and then says less.
+            _ => problems.extend(match &claim.failure {
+                Some(failure) => Some(Problem::lasting(
+                    "VolumeNotProvisioned",
+                    format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+                )),
+                // While a provisioner does nothing, the scheduler waits for it and says nothing.
+                None if waits => Some(Problem::lasting(
+                    "VolumePending",
+                    format!(
+                        "claim {name} has no volume yet; see that the provisioner of its class runs, and what `kubectl \
+                         describe pvc {name}` says"
+                    ),
+                )),
+                None => None,
+            }),
         }
     }
 }
@@ -188,9 +193,12 @@ fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Opt
         Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
             Problem::passing("Starting", format!("pod {pod} is being given a node and a volume"))
         }
+        // A claim that binds late waits for its pod's node, so the scheduler's sentence is the cause of both.
         Trouble::Unschedulable(why) => Problem::lasting(
             "Unschedulable",
-            format!("no node takes pod {pod}: {why}; add nodes or change resources or placement"),
+            format!(
+                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or mend the volume it names"
+            ),
         ),
         Trouble::Image(why) => Problem::lasting(
             "ImagePullFailed",

@@ -23,6 +23,7 @@ use crate::status;
 pub mod act;
 pub mod applied;
 pub mod apply;
+pub mod bootstrap;
 pub mod build;
 pub mod certificates;
 pub mod failure;

@@ -1,13 +1,16 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
+use std::collections::BTreeMap;
+
 use futures::stream::{self, StreamExt};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
-use kube::api::DeleteParams;
-use serde_json::Value;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::bootstrap::{Bootstrap, bootstrap};
 use super::certificates::Certificates;
 use super::instance::Instance;
 use super::observe::Observed;
@@ -52,6 +55,9 @@ pub async fn act(
     now: Timestamp,
 ) -> Result<Step, Error> {
     let names = &target.names;
+    if let Some(step) = begin_anew(context, target, observed, now).await? {
+        return Ok(step);
+    }
     // Needs no Patroni, and may be what it takes to be understood by it: its certificates are mounted at the start.
     if let Step::Replace { pod, why } = &step {
         replace(context, names, pod, why).await?;
@@ -89,6 +95,34 @@ pub async fn act(
         }
     }
     Ok(step)
+}
+
+/// Lets a group whose first attempt to make its database was interrupted try again, where that can lose nothing.
+async fn begin_anew(
+    context: &Context,
+    target: &Target,
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Option<Step>, Error> {
+    let names = &target.names;
+    let interrupted = observed.groups.iter().find(|(group, there)| {
+        let claims = observed.claims.get(group).map_or(0, BTreeMap::len);
+        bootstrap(there, claims, now) == Bootstrap::Interrupted
+    });
+    let Some((&group, there)) = interrupted else { return Ok(None) };
+    let name = names.patroni_state(group, "config");
+    info!(%group, namespace = names.namespace(), "the making of the database was interrupted; it begins anew");
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), names.namespace());
+    // Only if it is still as it was seen; otherwise it is looked at again.
+    let change = json!({ "metadata": {
+        "resourceVersion": there.configuration_version,
+        "annotations": { "initialize": null },
+    } });
+    match maps.patch(&name, &PatchParams::default(), &Patch::Merge(&change)).await {
+        Err(kube::Error::Api(status)) if status.is_conflict() => {}
+        result => drop(result.map_err(Error::kubernetes("change", format!("ConfigMap {name}")))?),
+    }
+    Ok(Some(Step::Wait(format!("{group} to make its database anew: the first attempt was interrupted"))))
 }
 
 /// Deletes a pod; its StatefulSet makes it anew.

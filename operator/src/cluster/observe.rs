@@ -62,6 +62,10 @@ pub struct ObservedGroup {
     pub configured: Option<Timestamp>,
     /// Patroni's dynamic configuration.
     pub configuration: Option<Value>,
+    /// The version of the ConfigMap of both, so that nothing is changed there that was not seen.
+    pub configuration_version: Option<String>,
+    /// Whether an instance has ever held Patroni's lock.
+    pub has_led: bool,
     /// Why its StatefulSet cannot create pods.
     pub creation_failure: Option<String>,
 }
@@ -200,10 +204,13 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         let annotations = map.annotations();
         if map.name_any() == names.patroni_state(name, "config") {
             group.configured = written_by_patroni(map);
+            group.configuration_version = map.resource_version();
             group.system_identifier = annotations.get("initialize").cloned();
             group.configuration = annotations.get("config").and_then(|text| serde_json::from_str(text).ok());
         } else if map.name_any() == names.patroni_state(name, "leader") {
             group.leader = annotations.get("leader").cloned();
+            group.has_led =
+                ["leader", "acquireTime", "optime"].iter().any(|key| annotations.contains_key(*key));
         } else if map.name_any() == names.patroni_state(name, "sync") {
             let standbys = annotations.get("sync_standby").map(String::as_str).unwrap_or_default();
             group.synchronous =

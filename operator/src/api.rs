@@ -350,8 +350,9 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// Shards of distributed tables that are placed here.
     pub shards: i64,
-    /// Bytes of these shards, indexes and TOAST included.
-    pub bytes: i64,
+    /// Bytes of these shards, indexes and TOAST included; absent until they have been measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
 }
 
 /// How far a node is.

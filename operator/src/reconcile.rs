@@ -54,6 +54,8 @@ pub trait Reconciler: Send + Sync + 'static {
     const MANAGER: &'static str;
     /// How long one reconciliation may take.
     const DEADLINE: Duration;
+    /// How long a cluster that needs nothing is left alone if nothing wakes us.
+    const REST: Duration = RESYNC;
 
     /// Brings one cluster a step nearer to what it should be. Idempotent.
     fn reconcile(&self, cluster: Arc<DialogCluster>) -> impl Future<Output = Result<Outcome, Error>> + Send;
@@ -204,7 +206,7 @@ impl<R: Reconciler> Step<R> {
             .await
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
         let (ended, again) = match &result {
-            Ok(Outcome::Done) => (Ended::Done, RESYNC),
+            Ok(Outcome::Done) => (Ended::Done, R::REST),
             Ok(Outcome::Wait(after, why)) => {
                 debug!(controller = R::NAME, cluster = %key, %why, "waiting");
                 (Ended::Waiting, *after)

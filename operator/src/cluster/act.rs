@@ -69,12 +69,14 @@ pub async fn act(
         let switched = patroni.switch_over(&address(names, *group, from), to).await;
         let outdated = observed.groups.get(group).is_some_and(|group| group.is_outdated(from));
         return match switched {
+            // A standby that has come back catches up first, or else writes would be lost or wait for it.
+            Ok(Err(refusal)) => Ok(Step::Wait(format!("{to} to be able to take over: {refusal}"))),
             // It is to be restarted anyway, and hands over when it is stopped.
             Err(error) if outdated => {
                 warn!(%error, "cannot switch over first");
                 replace(context, names, from, "it does not take orders").await.map(|()| step)
             }
-            result => result.map(|()| step),
+            result => result.map(|_| step),
         };
     }
     let changed = configure(&patroni, target, observed).await?;

@@ -21,6 +21,8 @@ pub struct Instance {
     pub is_primary: bool,
     /// It passes its readiness probe.
     pub is_ready: bool,
+    /// Since when it does not pass its readiness probe any more, if it has since its container was started.
+    pub stopped: Option<Timestamp>,
     /// It is being deleted.
     pub is_terminating: bool,
     /// Since when it exists.
@@ -95,6 +97,7 @@ impl Instance {
             revision: labels.get("controller-revision-hash").cloned(),
             is_primary: labels.get(ROLE_LABEL).is_some_and(|role| role == "primary"),
             is_ready: condition(pod, "Ready").is_some_and(|(status, _)| status == "True"),
+            stopped: stopped(pod),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
             created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
             started: started(pod),
@@ -107,6 +110,14 @@ impl Instance {
             pod: name,
         }
     }
+}
+
+/// Before a container is started, its pod is not ready. A pod that is not since later than that was ready meanwhile.
+fn stopped(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref()?;
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready")?;
+    let changed = ready.last_transition_time.as_ref().filter(|_| ready.status == "False")?.0;
+    started(pod).filter(|started| changed > *started).map(|_| changed)
 }
 
 fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
@@ -157,4 +168,34 @@ fn how_it_ended(state: Option<&ContainerState>, otherwise: &str) -> String {
 
 fn last_line(text: &str) -> &str {
     text.trim_end().lines().last().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pod whose container was started at 10:00:20, and whose readiness changed last at `changed`.
+    fn pod(ready: &str, changed: &str) -> Instance {
+        let pod = serde_json::json!({
+            "metadata": { "name": "chat-coordinator-0" },
+            "status": {
+                "conditions": [{ "type": "Ready", "status": ready, "lastTransitionTime": changed }],
+                "containerStatuses": [{
+                    "name": "postgres", "image": "postgres", "imageID": "", "ready": ready == "True", "restartCount": 0,
+                    "state": { "running": { "startedAt": "2026-11-21T10:00:20Z" } },
+                }],
+            },
+        });
+        Instance::from_pod(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_pod_that_stops_serving_is_not_one_that_starts() {
+        let starts = pod("False", "2026-11-21T10:00:18Z");
+        assert!(!starts.is_ready && starts.stopped.is_none());
+        let serves = pod("True", "2026-11-21T10:00:25Z");
+        assert!(serves.is_ready && serves.stopped.is_none());
+        let stopped = pod("False", "2026-11-21T10:00:50Z");
+        assert_eq!(stopped.stopped, "2026-11-21T10:00:50Z".parse().ok());
+    }
 }

@@ -23,6 +23,8 @@ use super::instance::Instance;
 /// The annotation of StorageClasses and IngressClasses that are taken where none is named.
 const DEFAULT_STORAGE_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 const DEFAULT_INGRESS_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+/// The annotation of a claim by which the scheduler asks for a volume where the node can reach it.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// What there is.
 #[derive(Clone, Debug, Default)]
@@ -111,6 +113,8 @@ pub struct Claim {
     pub bound: bool,
     /// The class it asks for.
     pub class: Option<String>,
+    /// Whether the scheduler has chosen a node for its volume, and waits for the provisioner now.
+    pub has_node: bool,
     /// Why its volume cannot be made.
     pub failure: Option<String>,
 }
@@ -328,6 +332,7 @@ fn volume_claim(claim: &PersistentVolumeClaim, complaints: &BTreeMap<String, Str
         name: claim.name_any(),
         failure: failure.filter(|_| !is_bound(claim)),
         bound: is_bound(claim),
+        has_node: claim.annotations().contains_key(SELECTED_NODE),
         class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
     }
 }

@@ -80,11 +80,9 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
     for (ordinal, claim) in pending {
         let name = &claim.name;
         let pod = target.names.pod(group, *ordinal);
-        let waits = observed.groups.get(&group).is_some_and(|group| {
+        let is_old = observed.groups.get(&group).is_some_and(|group| {
             let mut instances = group.instances.iter();
-            instances.any(|instance| {
-                instance.pod == pod && instance.trouble.is_none() && !is_young(instance, SCHEDULING, now)
-            })
+            instances.any(|instance| instance.pod == pod && !is_young(instance, SCHEDULING, now))
         });
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
@@ -101,8 +99,8 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
                     "VolumeNotProvisioned",
                     format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
                 )),
-                // While a provisioner does nothing, the scheduler waits for it and says nothing.
-                None if waits => Some(Problem::lasting(
+                // While a provisioner does nothing, the scheduler waits for it and says nothing of it.
+                None if claim.has_node && is_old => Some(Problem::lasting(
                     "VolumePending",
                     format!(
                         "claim {name} has no volume yet; see that the provisioner of its class runs, and what `kubectl \
@@ -195,8 +193,9 @@ fn unready(target: &Target, instance: &Instance, group: &ObservedGroup, now: Tim
     if instance.patroni.is_copying() {
         return Some(Problem::passing("CopyingStandby", format!("pod {pod} copies the data of its primary")));
     }
-    let may_start = is_young(instance, YOUNG, now) && !instance.patroni.has_failed();
-    Some(if may_start || !group.is_initialized() {
+    let is_starting =
+        is_young(instance, YOUNG, now) && instance.stopped.is_none() && !instance.patroni.has_failed();
+    Some(if is_starting || !group.is_initialized() {
         Problem::passing("Starting", format!("pod {pod} is starting; {state}"))
     } else {
         let message = format!(
@@ -261,12 +260,11 @@ fn pull_secrets(pull: &Pull) -> String {
 }
 
 /// Reasons of the controller of the database that do not go away by themselves.
-const NEEDS_SOMEBODY: [&str; 10] = [
+const NEEDS_SOMEBODY: [&str; 9] = [
     "ColumnMissing",
     "NoReplicaIdentity",
     "NotATable",
     "NotColocated",
-    "PolicyIncomplete",
     "RowsOnCoordinator",
     "SettingsDiffer",
     "SpreadOtherwise",

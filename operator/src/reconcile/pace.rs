@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::metrics::Ended;
 
-/// How long a cluster that needs nothing is left alone if nothing wakes us: watches can miss a change.
+/// How long a cluster that needs nothing is left alone, where nothing else is said: watches can miss a change.
 pub const RESYNC: Duration = Duration::from_secs(30);
 
 /// On average, one cluster is looked at no more often than this.

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 #[derive(Clone, Debug)]
 pub struct Installation {
     pub(super) binaries: PathBuf,
+    libraries: PathBuf,
     share: PathBuf,
 }
 
@@ -25,7 +26,11 @@ impl Installation {
     /// # Errors
     /// When there is no `pg_config` or it fails.
     pub fn find() -> Result<Self> {
-        Ok(Self { binaries: pg_config("--bindir")?, share: pg_config("--sharedir")? })
+        Ok(Self {
+            binaries: pg_config("--bindir")?,
+            libraries: pg_config("--pkglibdir")?,
+            share: pg_config("--sharedir")?,
+        })
     }
 
     /// The named program of the installation.
@@ -34,10 +39,11 @@ impl Installation {
         self.binaries.join(name)
     }
 
-    /// Whether the named extension's control file is installed.
+    /// Whether the named extension is installed: its control file, and the library of the same name.
     #[must_use]
     pub fn has_extension(&self, name: &str) -> bool {
         self.share.join("extension").join(format!("{name}.control")).is_file()
+            && self.libraries.join(format!("{name}.so")).is_file()
     }
 }
 
@@ -77,8 +83,10 @@ pub fn citus_available() -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "the citus extension is not installed for this machine's PostgreSQL (no citus.control in {})",
-            installation.share.join("extension").display()
+            "the citus extension is not installed for this machine's PostgreSQL (no citus.control in {}, or no citus.so \
+             in {})",
+            installation.share.join("extension").display(),
+            installation.libraries.display()
         ))
     }
 }

@@ -10,6 +10,7 @@ use super::pod::{self, MOUNTED, TLS_DIRECTORY};
 use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY};
 use crate::cluster::target::Target;
 use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
+use crate::shards::step::API_ROLE;
 
 /// User and group of the image.
 const API_ID: i64 = 65532;
@@ -17,8 +18,6 @@ const API_ID: i64 = 65532;
 const TERMINATION_SECONDS: i64 = 30;
 /// What an idle process needs.
 const LEAST: [(&str, &str); 2] = [("cpu", "20m"), ("memory", "32Mi")];
-/// The role of dialog-api in the database.
-const ROLE: &str = "dialog_api";
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
 
 /// The Deployment.
@@ -103,7 +102,7 @@ fn environment(names: &Names) -> Vec<EnvVar> {
         pod::variable("DIALOG_API_DATABASE_HOST", names.host(Group::Coordinator)),
         pod::variable("DIALOG_API_DATABASE_PORT", POSTGRES_PORT.to_string()),
         pod::variable("DIALOG_API_DATABASE_NAME", DATABASE),
-        pod::variable("DIALOG_API_DATABASE_USER", ROLE),
+        pod::variable("DIALOG_API_DATABASE_USER", API_ROLE),
         pod::variable("DIALOG_API_TLS_CA", format!("{TLS_DIRECTORY}/{CA}")),
         pod::variable("DIALOG_API_TLS_CERT", format!("{TLS_DIRECTORY}/{CERTIFICATE}")),
         pod::variable("DIALOG_API_TLS_KEY", format!("{TLS_DIRECTORY}/{KEY}")),

@@ -15,7 +15,7 @@ use crate::api::{Reclaim, StorageSpec};
 use crate::cluster::certificates::{Certificates, Pair, fingerprint};
 use crate::cluster::patroni::config;
 use crate::cluster::target::Target;
-use crate::names::{Group, Names, PATRONI_PORT, POSTGRES_PORT};
+use crate::names::{Group, Names, PATRONI_PORT, POSTGRES_PORT, VOLUME};
 
 /// User and group `postgres` in the image.
 const POSTGRES_ID: i64 = 999;
@@ -82,7 +82,7 @@ fn stateful_set(target: &Target, group: Group, certificates: &Certificates) -> S
 fn claim(names: &Names, group: Group, storage: &StorageSpec) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
-            name: Some("data".to_owned()),
+            name: Some(VOLUME.to_owned()),
             // Immutable with the StatefulSet, so only what never changes.
             labels: Some(meta::select_group(names, group)),
             ..ObjectMeta::default()
@@ -165,7 +165,7 @@ fn container(target: &Target, group: Group) -> Container {
         // The last lines of the log go into the pod's status when it fails, and from there into our conditions.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![
-            pod::mount("data", config::VOLUME, false),
+            pod::mount(VOLUME, config::VOLUME, false),
             pod::mount("configuration", CONFIGURATION, true),
             pod::mount("tls", TLS_DIRECTORY, true),
             pod::mount("patroni-tls", PATRONI_TLS_DIRECTORY, true),

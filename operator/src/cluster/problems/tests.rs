@@ -63,6 +63,7 @@ fn serving() -> Observed {
         name: "data-chat-coordinator-0".to_owned(),
         bound: true,
         class: Some("standard".to_owned()),
+        has_node: false,
         failure: None,
     };
     Observed {
@@ -127,6 +128,15 @@ fn each_trouble_has_its_reason_and_names_its_object() {
 fn an_instance_may_start_for_a_while_before_it_counts_as_unreachable() {
     assert_eq!(worst(|observed| instance(observed).created = Some(now())).reason, "Starting");
     assert_eq!(worst(|observed| instance(observed).started = Some(now())).reason, "Starting");
+    let stopped = worst(|observed| {
+        instance(observed).created = Some(now());
+        instance(observed).stopped = Some(now());
+    });
+    assert_eq!(
+        (stopped.reason, stopped.passes),
+        ("DatabaseUnreachable", false),
+        "it does not start, it has stopped"
+    );
     assert_eq!(worst(|observed| instance(observed).ordinal = 0).reason, "DatabaseUnreachable");
     let failed = worst(|observed| {
         let instance = instance(observed);
@@ -172,8 +182,8 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
     assert_eq!(pending.reason, "Unschedulable");
     assert!(pending.message.contains("unbound immediate claims"), "{}", pending.message);
     let unserved = worst(|observed| {
-        instance(observed);
-        claim(observed);
+        instance(observed).trouble = Some(Trouble::Unschedulable("what it tried before".to_owned()));
+        claim(observed).has_node = true;
     });
     assert_eq!((unserved.reason, unserved.passes), ("VolumePending", false));
 }

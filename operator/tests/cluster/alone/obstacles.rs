@@ -153,15 +153,19 @@ async fn obstacles_are_named_waited_for_quietly_and_overcome() -> Result<()> {
         beds.push((obstacle, Bed::new(obstacle.name()).await?));
     }
     let outcome = all_obstacles(&beds).await;
-    for (obstacle, bed) in beds {
-        // One that does not exist (any more) is as good as deleted.
-        if let Err(error) = obstacle.tidy(&bed).await {
-            bed.say(format!("left behind: {error:#}"));
-        }
-        if outcome.is_ok() {
-            bed.done();
+    for (obstacle, bed) in &beds {
+        // After a failure, there may be nothing to take away.
+        if let Err(error) = obstacle.tidy(bed).await {
+            bed.say(format!("tidying up: {error:#}"));
         }
     }
+    // All namespaces at once: each takes its time to go.
+    std::thread::scope(|scope| {
+        for (_, bed) in beds {
+            let overcome = outcome.is_ok();
+            scope.spawn(move || if overcome { bed.done() } else { drop(bed) });
+        }
+    });
     outcome
 }
 

@@ -9,6 +9,7 @@ use crate::api::{DialogCluster, DialogClusterSpec, PlacementSpec, ResourcesSpec,
 use crate::context::{Pull, Settings};
 use crate::names::{Group, Names};
 
+use super::memory;
 use super::observe::{Observed, ObservedGroup};
 
 /// Everything that decides how a cluster's objects look, secrets aside.
@@ -78,6 +79,9 @@ impl Target {
         let spec = &cluster.spec;
         let postgres_image = image(&spec.image, &settings.postgres_image, "spec.image", "--postgres-image")?;
         let api_image = image(&spec.api.image, &settings.api_image, "spec.api.image", "--api-image")?;
+        if let Some(message) = memory::excess(spec) {
+            return Err(Refusal { reason: "MemoryTooSmall", message });
+        }
         let owner = cluster.controller_owner_ref(&()).ok_or_else(|| Refusal {
             reason: "NotStored",
             message: "the object has no UID yet".to_owned(),

@@ -92,7 +92,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<Outcome> {
         demo: "ok",
         kubernetes: kubernetes(&cluster)?,
         citus: status["citusVersion"].as_str().map(str::to_owned),
-        workers: object["spec"]["workers"]["count"].as_i64().unwrap_or_default(),
+        workers: status["workers"].as_i64().unwrap_or_default(),
         sent,
         listed,
         url: format!("http://{HOST}:{port}"),

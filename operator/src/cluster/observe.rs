@@ -1,5 +1,6 @@
 //! What there is of a cluster in Kubernetes. Reads only.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -137,8 +138,8 @@ pub struct ObservedApi {
 pub struct Classes {
     /// Their names.
     pub names: BTreeSet<String>,
-    /// Whether one of them is taken where none is named.
-    pub has_default: bool,
+    /// The one that is taken where none is named.
+    pub default: Option<String>,
 }
 
 impl Observed {
@@ -292,10 +293,12 @@ where
         .list_metadata(&ListParams::default())
         .await
         .map_err(Error::kubernetes("list", format!("{}s", K::kind(&()))))?;
+    let defaults =
+        found.iter().filter(|class| class.annotations().get(default).is_some_and(|is| is == "true"));
+    // Of several, Kubernetes takes the newest, and of those the first by name.
+    let default = defaults.max_by_key(|class| (class.creation_timestamp(), Reverse(class.name_any())));
     Ok(Classes {
-        has_default: found
-            .iter()
-            .any(|class| class.annotations().get(default).is_some_and(|is| is == "true")),
+        default: default.map(ResourceExt::name_any),
         names: found.iter().map(ResourceExt::name_any).collect(),
     })
 }

@@ -89,7 +89,7 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
                 "StorageClassMissing",
                 format!("claim {name} asks for StorageClass {class}, which does not exist; create it, {again}"),
             )),
-            None if !classes.has_default => problems.push(Problem::lasting(
+            None if classes.default.is_none() => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
@@ -344,7 +344,7 @@ fn ingress(target: &Target, observed: &Observed) -> Option<Problem> {
                  spec.api.ingress.className"
             ),
         )),
-        None if !classes.has_default => Some(Problem::lasting(
+        None if classes.default.is_none() => Some(Problem::lasting(
             "IngressClassMissing",
             format!(
                 "Ingress {name} names no IngressClass and there is no default one; set spec.api.ingress.className"

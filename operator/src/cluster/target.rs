@@ -27,6 +27,8 @@ pub struct Target {
     pub api_image: String,
     /// How both are had.
     pub pull: Pull,
+    /// The class of the Ingress: Kubernetes writes the default one only into a new object, so it is named.
+    pub ingress_class: Option<String>,
     /// The groups that exist or are asked for.
     pub groups: BTreeMap<Group, GroupTarget>,
 }
@@ -96,6 +98,12 @@ impl Target {
             postgres_image,
             api_image,
             pull: settings.pull.clone(),
+            ingress_class: spec
+                .api
+                .ingress
+                .as_ref()
+                .and_then(|ingress| ingress.class_name.clone())
+                .or_else(|| observed.ingress_classes.default.clone()),
             groups: groups
                 .into_iter()
                 .map(|group| {

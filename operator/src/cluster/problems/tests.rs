@@ -43,7 +43,8 @@ fn single() -> Value {
 
 /// A single node that serves.
 fn serving() -> Observed {
-    let classes = Classes { names: BTreeSet::from(["standard".to_owned()]), has_default: true };
+    let classes =
+        Classes { names: BTreeSet::from(["standard".to_owned()]), default: Some("standard".to_owned()) };
     let primary = Instance {
         pod: "chat-coordinator-0".to_owned(),
         is_primary: true,
@@ -167,7 +168,7 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
     assert!(missing.message.contains("data-chat-coordinator-0") && missing.message.contains("fast"));
     let none = worst(|observed| {
         claim(observed).class = None;
-        observed.storage_classes.has_default = false;
+        observed.storage_classes.default = None;
     });
     assert_eq!(none.reason, "StorageClassMissing");
     let failed = worst(|observed| {
@@ -316,7 +317,7 @@ fn an_ingress_needs_its_class() {
 fn what_needs_somebody_comes_first() {
     let mut observed = serving();
     instance(&mut observed).created = Some(now());
-    observed.ingress_classes.has_default = false;
+    observed.ingress_classes.default = None;
     let spec = json!({
         "workers": { "count": 0 }, "api": { "replicas": 1, "ingress": { "host": "chat.example.org" } },
     });

@@ -207,12 +207,15 @@ impl<R: Reconciler> Step<R> {
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
         let (ended, again) = match &result {
             Ok(Outcome::Done) => (Ended::Done, R::REST),
-            Ok(Outcome::Wait(after, why)) => {
-                debug!(controller = R::NAME, cluster = %key, %why, "waiting");
-                (Ended::Waiting, *after)
-            }
+            Ok(Outcome::Wait(after, _)) => (Ended::Waiting, *after),
             Err(error) => (Ended::Failed, self.report(&object, &key, error).await),
         };
+        let waits_for = match &result {
+            Ok(Outcome::Wait(_, why)) => Some(why),
+            Ok(Outcome::Done) | Err(_) => None,
+        };
+        let milliseconds = started.elapsed().as_millis();
+        debug!(controller = R::NAME, cluster = %key, ?ended, waits_for, milliseconds, "reconciled");
         self.context.metrics.reconciled(R::NAME, ended, started.elapsed());
         let again = lock(&self.paces).entry(key).or_default().end(ended, again);
         Ok(Action::requeue(again))

@@ -52,7 +52,7 @@ struct Summary {
 /// Brings everything up and uses it. Repeating it keeps what is there and adds two users and a message.
 pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<Outcome> {
     let cluster = Cluster::up(cache, progress)?;
-    let images = release::install(cache, &cluster, progress)?;
+    let images = release::install(cache, &cluster, &[], progress)?;
     let example = if images.has_citus {
         "examples/two-workers.yaml"
     } else {

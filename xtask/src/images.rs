@@ -212,7 +212,9 @@ impl Postgres {
     fn build(&self, engine: &Engine, base: Option<&str>, name: &str, log: &Log) -> Result<()> {
         let context = tempfile::tempdir().context("cannot create a temporary folder")?;
         let sources = repository().join("images/postgres");
-        for file in ["Dockerfile", "requirements.txt", "overlay/README.md", "certificates/README.md"] {
+        for file in
+            ["Dockerfile", "initdb-atomic", "requirements.txt", "overlay/README.md", "certificates/README.md"]
+        {
             copy(&sources.join(file), &context.path().join(file))?;
         }
         for authority in local_authorities()? {

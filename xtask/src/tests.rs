@@ -21,6 +21,8 @@ use report::{Count, Report};
 
 /// What tests say they lack on a machine without the extension.
 const CITUS: &str = "citus";
+/// The operator logs each reconciliation, so that tests can count them.
+const RECONCILIATIONS: &str = "log.directives=info\\,dialog_operator::reconcile=debug";
 /// Tests of the cluster tier that run at the same time: as many as two cores start databases for in good time.
 const TOGETHER: &str = "3";
 
@@ -128,7 +130,8 @@ fn run_tier(
 
 fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
     let cluster = Cluster::up(cache, progress)?;
-    let images = release::install(cache, &cluster, progress)?;
+    // Helm takes an escaped comma for one of the value.
+    let images = release::install(cache, &cluster, &[RECONCILIATIONS], progress)?;
     if !images.has_citus {
         report.lacks(CITUS);
     }

@@ -27,6 +27,8 @@ pub struct Instance {
     pub is_terminating: bool,
     /// Since when it exists.
     pub created: Option<Timestamp>,
+    /// Since when its container runs, if it does.
+    pub started: Option<Timestamp>,
     /// What keeps it from running, if its kubelet or the scheduler says so.
     pub trouble: Option<Trouble>,
     /// What Patroni reports.
@@ -52,6 +54,8 @@ pub enum Trouble {
 pub struct Member {
     /// `running`, `starting`, `creating replica`, `initializing new cluster`, …
     pub state: String,
+    /// `primary`, `replica`, … or `uninitialized` where there is no database.
+    pub role: String,
     /// Whether PostgreSQL has to be restarted for a parameter to take effect.
     pub pending_restart: bool,
     /// Which parameters.
@@ -69,6 +73,12 @@ pub struct Change {
 }
 
 impl Member {
+    /// Whether PostgreSQL was started in vain, or ended by itself.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.state == "crashed" || self.state.ends_with(" failed")
+    }
+
     /// Whether the data of the primary is being copied, which takes as long as it takes.
     #[must_use]
     pub fn is_copying(&self) -> bool {
@@ -90,6 +100,7 @@ impl Instance {
             stopped: stopped(pod),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
             created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            started: started(pod),
             trouble: trouble(pod),
             patroni: pod
                 .annotations()
@@ -106,18 +117,19 @@ fn stopped(pod: &Pod) -> Option<Timestamp> {
     let status = pod.status.as_ref()?;
     let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready")?;
     let changed = ready.last_transition_time.as_ref().filter(|_| ready.status == "False")?.0;
-    let running = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .filter_map(|container| Some(container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0));
-    running.max().filter(|started| changed > *started).map(|_| changed)
+    started(pod).filter(|started| changed > *started).map(|_| changed)
 }
 
 fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|condition| condition.type_ == kind)?;
     Some((&condition.status, condition.message.as_deref().unwrap_or_default()))
+}
+
+fn started(pod: &Pod) -> Option<Timestamp> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let running = containers.iter().filter_map(|container| container.state.as_ref()?.running.as_ref());
+    running.filter_map(|running| running.started_at.as_ref().map(|time| time.0)).max()
 }
 
 fn trouble(pod: &Pod) -> Option<Trouble> {

@@ -13,8 +13,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const BURST: u32 = 6;
 /// The first delay after a failure.
 const FIRST: Duration = Duration::from_secs(1);
-/// No delay after a failure is longer.
-const LONGEST: Duration = Duration::from_mins(2);
+/// No delay after a failure is longer: what fails is looked at as often as what needs nothing, so that another cause is
+/// named as soon, and what was mended is noticed.
+const LONGEST: Duration = RESYNC;
 
 /// The pace of one cluster: a few reconciliations at once while things change, one in [`INTERVAL`] on average, and
 /// growing delays after failures.

@@ -92,12 +92,16 @@ pub fn citus_available() -> Result<(), String> {
 }
 
 /// The operating system's user that servers run as: PostgreSQL refuses to run as root.
-pub(super) struct Owner {
+pub struct Owner {
     other_user: Option<(u32, u32)>,
 }
 
 impl Owner {
-    pub(super) fn of_servers() -> Result<Self> {
+    /// The user of this process, or `postgres` if that is root.
+    ///
+    /// # Errors
+    /// If there is no such user.
+    pub fn of_servers() -> Result<Self> {
         let me = fs::metadata("/proc/self").context("read /proc/self")?.uid();
         if me != 0 {
             return Ok(Self { other_user: None });
@@ -112,7 +116,9 @@ impl Owner {
         Ok(Self { other_user: Some((id("-u")?, id("-g")?)) })
     }
 
-    pub(super) fn command(&self, program: &Path, directory: &Path) -> Command {
+    /// A program that is to run as this user in a directory.
+    #[must_use]
+    pub fn command(&self, program: &Path, directory: &Path) -> Command {
         let mut command = Command::new(program);
         // The caller's directory may be closed to the server's user.
         command.current_dir(directory);
@@ -122,7 +128,11 @@ impl Owner {
         command
     }
 
-    pub(super) fn give(&self, path: &Path) -> Result<()> {
+    /// Makes this user the owner of a file.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn give(&self, path: &Path) -> Result<()> {
         match self.other_user {
             Some((user, group)) => {
                 chown(path, Some(user), Some(group)).with_context(|| format!("chown {}", path.display()))

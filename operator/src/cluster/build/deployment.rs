@@ -16,6 +16,8 @@ use crate::shards::step::API_ROLE;
 const API_ID: i64 = 65532;
 /// Time for accepted requests to end.
 const TERMINATION_SECONDS: i64 = 30;
+/// What an idle process needs.
+const LEAST: [(&str, &str); 2] = [("cpu", "20m"), ("memory", "32Mi")];
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
 
 /// The Deployment.
@@ -81,7 +83,7 @@ fn container(target: &Target) -> Container {
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: pod::resources(&target.spec.api.resources),
+        resources: pod::resources(&target.spec.api.resources, &LEAST),
         security_context: Some(pod::container_security()),
         liveness_probe: Some(pod::probe("HTTP", "http", "/health", 10, 3)),
         readiness_probe: Some(pod::probe("HTTP", "http", "/ready", 2, 2)),

@@ -21,6 +21,8 @@ use crate::names::{Group, Names, PATRONI_PORT, POSTGRES_PORT, VOLUME};
 const POSTGRES_ID: i64 = 999;
 /// Time for a checkpoint and for standbys to receive the last of the log.
 const TERMINATION_SECONDS: i64 = 120;
+/// What PostgreSQL needs with its own defaults: 128 MB of shared buffers, Patroni, and some connections.
+const LEAST: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "256Mi")];
 /// The directory of Patroni's configuration.
 const CONFIGURATION: &str = "/etc/dialog/patroni";
 
@@ -152,7 +154,7 @@ fn container(target: &Target, group: Group) -> Container {
         args: Some(vec![format!("{CONFIGURATION}/patroni.yml")]),
         env: Some(environment(&target.names, group)),
         ports: Some(vec![port("postgres", POSTGRES_PORT), port("patroni", PATRONI_PORT)]),
-        resources: pod::resources(target.group(group).resources),
+        resources: pod::resources(target.group(group).resources, &LEAST),
         security_context: Some(pod::container_security()),
         startup_probe: Some(pod::probe("HTTPS", "patroni", "/liveness", 2, 90)),
         liveness_probe: Some(pod::probe("HTTPS", "patroni", "/liveness", 10, 6)),

@@ -20,6 +20,8 @@ use crate::tls;
 
 /// Time limit of a question.
 const QUESTION: Duration = Duration::from_secs(5);
+/// Time limit of a change of the configuration, which Patroni only writes into its store.
+const CHANGE: Duration = Duration::from_secs(10);
 /// Time limit of an order: Patroni answers when it was carried out.
 const ORDER: Duration = Duration::from_secs(40);
 /// A restart is not waited for any longer.
@@ -99,7 +101,7 @@ impl Client {
     /// # Errors
     /// If it refuses, or somebody else changes it at the same time.
     pub async fn configure(&self, instance: &Address, change: &Value) -> Result<(), Error> {
-        self.order(instance, "change the configuration", Method::PATCH, "/config", change).await
+        self.order(instance, "change the configuration", Method::PATCH, "/config", change, CHANGE).await
     }
 
     /// Restarts PostgreSQL of an instance, if a parameter still waits for that.
@@ -136,8 +138,9 @@ impl Client {
         method: Method,
         path: &str,
         body: &Value,
+        limit: Duration,
     ) -> Result<(), Error> {
-        let answer = self.send(instance, action, method, path, Some(body), ORDER).await?;
+        let answer = self.send(instance, action, method, path, Some(body), limit).await?;
         accepted(instance, action, &answer)
     }
 

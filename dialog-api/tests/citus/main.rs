@@ -2,8 +2,12 @@
 //!
 //! Where the citus extension is not installed this prints `SKIPPED citus: REASON` and checks nothing.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
+
 #[path = "../support/mod.rs"]
 mod support;
+
+mod sessions;
 
 use std::{
     collections::BTreeSet,

@@ -86,7 +86,8 @@ async fn a_schema_of_a_newer_program_is_served() -> Result<()> {
 async fn it_waits_for_a_database_that_is_not_there_yet() -> Result<()> {
     let server = Server::builder("late").start()?;
     let service = Service::spawn(&server, &[])?;
-    wait_for_reason(&service, "dialog_api").await?;
+    wait_for_reason(&service, "a database that takes requests").await?;
+    assert!(service.log_text().contains("dialog_api"), "{}", service.log_text());
     create_database(&server).await?;
     service.wait_until_ready().await
 }

@@ -118,6 +118,13 @@ impl Names {
         format!("{VOLUME}-{}", self.pod(group, ordinal))
     }
 
+    /// The ordinal of the instance whose volume this claim is, if it is one of the group's.
+    #[must_use]
+    pub fn ordinal_of_claim(&self, group: Group, claim: &str) -> Option<i32> {
+        let ordinal = claim.rsplit_once('-')?.1.parse().ok()?;
+        (self.claim(group, ordinal) == claim).then_some(ordinal)
+    }
+
     /// The name under which a Service answers inside Kubernetes, without assuming the cluster's domain.
     #[must_use]
     pub fn host_of_service(&self, service: &str) -> String {
@@ -130,10 +137,10 @@ impl Names {
         self.host_of_service(&self.group(group))
     }
 
-    /// The address of one instance.
+    /// The address of one instance, by its pod.
     #[must_use]
-    pub fn instance_host(&self, group: Group, ordinal: i32) -> String {
-        format!("{}.{}", self.pod(group, ordinal), self.host_of_service(&self.instances(group)))
+    pub fn instance_host(&self, group: Group, pod: &str) -> String {
+        format!("{pod}.{}", self.host_of_service(&self.instances(group)))
     }
 
     /// The Secret with the cluster's certificate authority.

@@ -1,7 +1,5 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
-use std::collections::BTreeMap;
-
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -107,10 +105,10 @@ async fn begin_anew(
     now: Timestamp,
 ) -> Result<Option<Step>, Error> {
     let names = &target.names;
-    let interrupted = observed.groups.iter().find(|(group, there)| {
-        let claims = observed.claims.get(group).map_or(0, BTreeMap::len);
-        bootstrap(there, claims, now) == Bootstrap::Interrupted
-    });
+    let interrupted = observed
+        .groups
+        .iter()
+        .find(|(group, there)| bootstrap(there, observed.claims_of(**group), now) == Bootstrap::Interrupted);
     let Some((&group, there)) = interrupted else { return Ok(None) };
     let name = names.patroni_state(group, "config");
     info!(%group, namespace = names.namespace(), "the making of the database was interrupted; it begins anew");
@@ -186,8 +184,7 @@ fn lacking(target: &Target, observed: &Observed) -> Vec<(Address, Value)> {
 }
 
 fn address(names: &Names, group: Group, pod: &str) -> Address {
-    let host = format!("{pod}.{}", names.host_of_service(&names.instances(group)));
-    Address { pod: pod.to_owned(), host }
+    Address { pod: pod.to_owned(), host: names.instance_host(group, pod) }
 }
 
 #[cfg(test)]

@@ -146,6 +146,12 @@ pub struct Classes {
 }
 
 impl Observed {
+    /// How many instances of a group have a claim.
+    #[must_use]
+    pub fn claims_of(&self, group: Group) -> usize {
+        self.claims.get(&group).map_or(0, BTreeMap::len)
+    }
+
     /// The highest ordinal among a group's instances that have a claim.
     #[must_use]
     pub fn highest_claim(&self, group: Group) -> Option<i32> {
@@ -232,9 +238,7 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     };
     for claim in &claims {
         let Some(group) = group_of(claim) else { continue };
-        let prefix = format!("data-{}-", names.group(group));
-        let ordinal = claim.name_any().strip_prefix(&prefix).and_then(|ordinal| ordinal.parse().ok());
-        if let Some(ordinal) = ordinal {
+        if let Some(ordinal) = names.ordinal_of_claim(group, &claim.name_any()) {
             let claim = volume_claim(claim, &complaints);
             observed.claims.entry(group).or_default().insert(ordinal, claim);
         }
@@ -264,9 +268,7 @@ impl Lister<'_> {
             .map_err(Error::kubernetes("list", format!("{}s with {selector}", K::kind(&()))))?;
         Ok(found.items)
     }
-}
 
-impl Lister<'_> {
     /// What the last attempts failed for, by the object's UID.
     async fn complaints(&self, attempts: Attempts) -> Result<BTreeMap<String, String>, Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), self.names.namespace());

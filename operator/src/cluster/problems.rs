@@ -1,6 +1,5 @@
 //! What keeps a cluster from being ready, each with the object and the remedy. Pure.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -127,8 +126,7 @@ fn instances(
         return;
     };
     let before = problems.len();
-    let claims = observed.claims.get(&group).map_or(0, BTreeMap::len);
-    if bootstrap(there, claims, now) == Bootstrap::Stuck {
+    if bootstrap(there, observed.claims_of(group), now) == Bootstrap::Stuck {
         problems.push(not_made(target, group, there));
         return;
     }

@@ -5,8 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Files with other people's words: what Kubernetes, servers and objects are called there is no reason of ours.
-const OTHERS: [&str; 9] =
-    ["api", "build", "applied", "cli", "context", "instance", "observe", "step", "stall"];
+const OTHERS: [&str; 8] = ["api", "build", "applied", "cli", "context", "instance", "observe", "step"];
 /// Words of other kinds in the files that remain.
 const NO_REASONS: [&str; 4] = ["ChangeDatabase", "DialogCluster", "Pair", "Unknown"];
 

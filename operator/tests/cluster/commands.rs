@@ -103,7 +103,7 @@ impl Forward {
         let mut output = BufReader::new(process.stdout.take().context("kubectl has no output")?);
         let mut line = String::new();
         let read = output.read_line(&mut line);
-        let host = bed.names.instance_host(group, 0);
+        let host = bed.names.instance_host(group, &bed.names.pod(group, 0));
         let mut forward = Self { process, _output: output, port: 0, host };
         read.context("cannot read what kubectl says")?;
         // `Forwarding from 127.0.0.1:40123 -> 8008`

@@ -179,13 +179,10 @@ fn container(target: &Target, group: Group) -> Container {
 
 /// What differs between instances that share a configuration.
 fn environment(names: &Names, group: Group) -> Vec<EnvVar> {
-    let host = names.host_of_service(&names.instances(group));
+    let host = names.instance_host(group, "$(PATRONI_NAME)");
     vec![
         pod::name_variable("PATRONI_NAME"),
-        pod::variable("PATRONI_RESTAPI_CONNECT_ADDRESS", format!("$(PATRONI_NAME).{host}:{PATRONI_PORT}")),
-        pod::variable(
-            "PATRONI_POSTGRESQL_CONNECT_ADDRESS",
-            format!("$(PATRONI_NAME).{host}:{POSTGRES_PORT}"),
-        ),
+        pod::variable("PATRONI_RESTAPI_CONNECT_ADDRESS", format!("{host}:{PATRONI_PORT}")),
+        pod::variable("PATRONI_POSTGRESQL_CONNECT_ADDRESS", format!("{host}:{POSTGRES_PORT}")),
     ]
 }

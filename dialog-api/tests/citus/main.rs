@@ -25,7 +25,7 @@ use testbed::{
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
-use crate::support::{Load, Service, User, service::SOON};
+use crate::support::{Load, Service, User, eventually, service::SOON};
 
 const SHARDS: i32 = 12;
 
@@ -78,6 +78,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// The service with its tables distributed, as the operator has it come up.
+    async fn serving(&self, directory: &std::path::Path, more: &[&str]) -> Result<Service> {
+        let service = self.service(directory, more)?;
+        wait_for_undistributed_tables(&service).await?;
+        self.distribute().await?;
+        service.wait_until_ready().await?;
+        Ok(service)
+    }
+
     /// Starts the service for this cluster. The directory holds its certificates and has to outlive it.
     fn service(&self, directory: &std::path::Path, more: &[&str]) -> Result<Service> {
         let files = self.authority.write(&self.authority.client("dialog-api")?, directory)?;
@@ -102,12 +111,10 @@ async fn allow_output_plugin(postgres: &Client) -> Result<()> {
         .batch_execute("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, citus")
         .await?;
     postgres.batch_execute("SELECT pg_reload_conf()").await?;
-    let deadline = std::time::Instant::now() + SOON;
-    while !postgres.query_one(LISTED, &[]).await?.get::<_, bool>(0) {
-        anyhow::ensure!(std::time::Instant::now() < deadline, "output_plugin_libraries was not reloaded");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    Ok(())
+    eventually("the new output_plugin_libraries", async || {
+        Ok(postgres.query_one(LISTED, &[]).await?.get::<_, bool>(0).then_some(()))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,10 +124,7 @@ async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()>
     }
     let cluster = Cluster::new().await?;
     let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--distribution", "required"])?;
-    wait_for_undistributed_tables(&service).await?;
-    cluster.distribute().await?;
-    service.wait_until_ready().await?;
+    let service = cluster.serving(directory.path(), &["--distribution", "required"]).await?;
 
     let client = service.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
@@ -198,10 +202,7 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     }
     let mut cluster = Cluster::new().await?;
     let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--database-timeout", "1s"])?;
-    wait_for_undistributed_tables(&service).await?;
-    cluster.distribute().await?;
-    service.wait_until_ready().await?;
+    let service = cluster.serving(directory.path(), &["--database-timeout", "1s"]).await?;
     let load = Load::start(&service, 8).await?;
     load.acknowledge(200).await?;
 
@@ -243,15 +244,13 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
 }
 
 async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {
-    let deadline = std::time::Instant::now() + SOON;
-    loop {
+    eventually("a service that waits for its tables to be distributed", async || {
         let body = service.client().get("/ready").await?.text();
-        if TABLES.iter().all(|table| body.contains(table)) && body.contains("to be distributed") {
-            return Ok(());
-        }
-        assert!(std::time::Instant::now() < deadline, "{body}\n{}", service.log_text());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+        let waits = TABLES.iter().all(|table| body.contains(table)) && body.contains("to be distributed");
+        Ok(waits.then_some(()))
+    })
+    .await
+    .with_context(|| service.log_text())
 }
 
 async fn shards_are_spread(sql: &Client, cluster: &Cluster) -> Result<()> {

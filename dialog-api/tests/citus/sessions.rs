@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
 use testbed::postgres::{Server, citus_or_skip};
 
-use super::{Cluster, wait_for_undistributed_tables};
+use super::Cluster;
 use crate::support::{Client, User};
 
 const PEERS: usize = 12;
@@ -28,10 +28,7 @@ async fn sessions_do_not_grow_with_the_statements_they_served() -> Result<()> {
     sql.execute("SELECT citus_set_node_property('localhost', $1, 'shouldhaveshards', true)", &[&port])
         .await?;
     let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--distribution", "required"])?;
-    wait_for_undistributed_tables(&service).await?;
-    cluster.distribute().await?;
-    service.wait_until_ready().await?;
+    let service = cluster.serving(directory.path(), &["--distribution", "required"]).await?;
 
     let client = service.client();
     let reader = client.user("Ada").await?;

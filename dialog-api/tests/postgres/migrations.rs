@@ -1,25 +1,23 @@
 //! Migrations by several replicas, beside whoever changes the topology.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use testbed::postgres::Server;
 
-use crate::support::{Service, create_database, database};
+use crate::support::{Service, create_database, database, eventually};
 
 const LOCK: &str = "SELECT pg_advisory_lock(1684631916, 1)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock(1684631916, 1)";
 
 async fn wait_for_reason(service: &Service, part: &str) -> Result<()> {
-    let deadline = std::time::Instant::now() + crate::support::service::SOON;
-    loop {
+    eventually(&format!("a service that waits for {part}"), async || {
         let response = service.client().get("/ready").await?;
         let body: Value = response.json()?;
-        if response.status == 503 && body["waiting_for"].as_str().is_some_and(|what| what.contains(part)) {
-            return Ok(());
-        }
-        assert!(std::time::Instant::now() < deadline, "waits for something else: {body}");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+        let waits = body["waiting_for"].as_str().is_some_and(|what| what.contains(part));
+        Ok((response.status == 503 && waits).then_some(()))
+    })
+    .await
+    .with_context(|| service.log_text())
 }
 
 async fn versions(server: &Server) -> Result<Vec<i64>> {

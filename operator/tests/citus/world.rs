@@ -206,12 +206,7 @@ impl World {
 
 /// Waits until `condition` holds, for as long as a cluster may take to come to rest.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let started = Instant::now();
-    while !condition().await? {
-        ensure!(started.elapsed() < REST_LIMIT, "after {REST_LIMIT:?} still not so: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    testbed::wait::eventually(what, REST_LIMIT, async || Ok(condition().await?.then_some(()))).await
 }
 
 /// What a resource asks for that says nothing but its number of workers: dialog-api's tables, 48 shards.

@@ -57,6 +57,9 @@ CREATE TABLE users (
     PRIMARY KEY (user_id)
 );
 
+-- Searching by prefixes of both names. LIKE uses an index of this operator class whatever the collation.
+CREATE INDEX users_names ON users (lower(first_name) text_pattern_ops, lower(second_name) text_pattern_ops);
+
 CREATE TABLE credentials (
     user_id       uuid        NOT NULL,
     password_hash text        NOT NULL,

@@ -27,8 +27,7 @@ pub enum Distribution {
 
 /// Chat HTTP service on PostgreSQL, aware of Citus' shards.
 ///
-/// Serves POST `/user/register`, POST `/login`, POST `/dialog/{user_id}/send` and GET `/dialog/{user_id}/list`; a
-/// list is the newest 100 messages of a dialog. See docs/http-api.md.
+/// Speaks the public OTUS Highload specification; see docs/http-api.md.
 ///
 /// Every flag can be given as the environment variable named beside it. Durations are written with their
 /// unit: 500ms, 5s, 24h.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::{Timestamp, civil::Date};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{
@@ -22,6 +23,8 @@ const BIOGRAPHY_LIMIT: usize = 4_096;
 const PASSWORD_LIMIT: usize = 1_024;
 /// Nobody alive was born before.
 const EARLIEST_BIRTH_YEAR: i16 = 1_900;
+/// Users that a search finds at most.
+const SEARCH_LIMIT: i64 = 1_000;
 
 /// Somebody who wants to register, as checked by [`NewUser::check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +99,49 @@ pub fn check_text(field: &str, text: &str, least: usize, most: usize) -> Result<
     Ok(())
 }
 
+/// What everybody may know of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The id.
+    pub id: Uuid,
+    /// First name.
+    pub first_name: String,
+    /// Second name.
+    pub second_name: String,
+    /// Date of birth.
+    pub birthdate: Option<Date>,
+    /// Free text.
+    pub biography: Option<String>,
+    /// City.
+    pub city: Option<String>,
+}
+
+impl From<&Row> for User {
+    fn from(row: &Row) -> Self {
+        Self {
+            id: row.get(0),
+            first_name: row.get(1),
+            second_name: row.get(2),
+            birthdate: row.get(3),
+            biography: row.get(4),
+            city: row.get(5),
+        }
+    }
+}
+
+/// The pattern of `LIKE` for names that begin so.
+fn pattern(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for character in prefix.chars() {
+        if matches!(character, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}
+
 /// Why somebody was not registered or logged in.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
@@ -114,6 +160,17 @@ pub enum UserError {
     /// The token could not be signed.
     #[error("sign the token: {0}")]
     Token(#[from] jsonwebtoken::errors::Error),
+}
+
+/// Why nobody was searched for.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// A prefix is not allowed; the sentence says why.
+    #[error("{0}")]
+    BadName(String),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
 }
 
 /// Registers users, logs them in, and knows who exists.
@@ -191,6 +248,28 @@ impl Users {
         }
         Ok(exists)
     }
+
+    /// What everybody may know of a user, if there is one of this id.
+    ///
+    /// # Errors
+    /// When the database failed.
+    pub async fn get(&self, id: Uuid) -> Result<Option<User>, DatabaseError> {
+        Ok(self.database.query(Sql::SelectUser, &[&id]).await?.first().map(User::from))
+    }
+
+    /// The users whose names begin so, whatever their case, in the order of their registration; at most 1,000. Every
+    /// shard is asked: no one of them knows all such names. (PostgreSQL decides what a letter's other case is; a
+    /// database with the locale C knows those of ASCII.)
+    ///
+    /// # Errors
+    /// [`SearchError::BadName`] when a prefix is empty or cannot begin a name, or when the database failed.
+    pub async fn search(&self, first_name: &str, last_name: &str) -> Result<Vec<User>, SearchError> {
+        check_text("first_name", first_name, 1, NAME_LIMIT).map_err(SearchError::BadName)?;
+        check_text("last_name", last_name, 1, NAME_LIMIT).map_err(SearchError::BadName)?;
+        let (first, second) = (pattern(first_name), pattern(last_name));
+        let rows = self.database.query(Sql::SearchUsers, &[&first, &second, &SEARCH_LIMIT]).await?;
+        Ok(rows.iter().map(User::from).collect())
+    }
 }
 
 #[cfg(test)]
@@ -255,6 +334,12 @@ mod tests {
         ] {
             assert!(parse_date(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(pattern("Ада"), "Ада%");
+        assert_eq!(pattern(r"100%_\"), r"100\%\_\\%");
     }
 
     proptest! {

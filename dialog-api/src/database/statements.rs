@@ -1,8 +1,49 @@
 //! Every statement that requests run, in one place.
 //!
-//! Each touches one table by its distribution column, given as a parameter of the column's own type and
-//! without a cast, so that Citus sends it to one shard by the fast path. Each is harmless when run twice:
-//! ids and times are made by the service before the first attempt.
+//! Each touches one table, and unless [`Scope`] says otherwise by its distribution column: the first parameter, of
+//! the column's own type and without a cast, so that Citus sends the statement to one shard by the fast path. Each is
+//! harmless when run twice: ids and times are made by the service before the first attempt.
+
+/// The tables that requests use and that Citus distributes, if it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// What was said.
+    Messages,
+    /// The pair behind each dialog.
+    Dialogs,
+    /// How far each has read.
+    DialogState,
+    /// Who there is.
+    Users,
+    /// How each proves it.
+    Credentials,
+    /// The dialogs of each.
+    UserDialogs,
+}
+
+impl Table {
+    /// Its name in the schema `public`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::Dialogs => "dialogs",
+            Self::DialogState => "dialog_state",
+            Self::Users => "users",
+            Self::Credentials => "credentials",
+            Self::UserDialogs => "user_dialogs",
+        }
+    }
+}
+
+/// How many shards a statement touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One: the shard of the first parameter.
+    OneShard,
+    /// All of the table's: only for what is rare by its nature.
+    AllShards,
+}
 
 /// A prepared statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +61,10 @@ pub enum Sql {
     InsertUser,
     /// user
     SelectUserExists,
+    /// user
+    SelectUser,
+    /// patterns of first and second name, how many: by id
+    SearchUsers,
     /// user, hash, time
     InsertCredentials,
     /// user
@@ -28,13 +73,15 @@ pub enum Sql {
 
 impl Sql {
     /// All statements, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::InsertMessage,
         Self::ListMessages,
         Self::InsertDialog,
         Self::SelectDialog,
         Self::InsertUser,
         Self::SelectUserExists,
+        Self::SelectUser,
+        Self::SearchUsers,
         Self::InsertCredentials,
         Self::SelectCredentials,
     ];
@@ -61,6 +108,13 @@ impl Sql {
                  VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (user_id) DO NOTHING"
             }
             Self::SelectUserExists => "SELECT 1 FROM users WHERE user_id = $1",
+            Self::SelectUser => {
+                "SELECT user_id, first_name, second_name, birthdate, biography, city FROM users WHERE user_id = $1"
+            }
+            Self::SearchUsers => {
+                "SELECT user_id, first_name, second_name, birthdate, biography, city FROM users \
+                 WHERE lower(first_name) LIKE lower($1) AND lower(second_name) LIKE lower($2) ORDER BY user_id LIMIT $3"
+            }
             Self::InsertCredentials => {
                 "INSERT INTO credentials (user_id, password_hash, updated_at) \
                  VALUES ($1, $2, $3) ON CONFLICT (user_id) DO NOTHING"
@@ -79,8 +133,30 @@ impl Sql {
             Self::SelectDialog => "select_dialog",
             Self::InsertUser => "insert_user",
             Self::SelectUserExists => "select_user_exists",
+            Self::SelectUser => "select_user",
+            Self::SearchUsers => "search_users",
             Self::InsertCredentials => "insert_credentials",
             Self::SelectCredentials => "select_credentials",
+        }
+    }
+
+    /// The table it touches.
+    #[must_use]
+    pub const fn table(self) -> Table {
+        match self {
+            Self::InsertMessage | Self::ListMessages => Table::Messages,
+            Self::InsertDialog | Self::SelectDialog => Table::Dialogs,
+            Self::InsertUser | Self::SelectUserExists | Self::SelectUser | Self::SearchUsers => Table::Users,
+            Self::InsertCredentials | Self::SelectCredentials => Table::Credentials,
+        }
+    }
+
+    /// How many shards of it.
+    #[must_use]
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::SearchUsers => Scope::AllShards,
+            _ => Scope::OneShard,
         }
     }
 }
@@ -101,6 +177,23 @@ mod tests {
         for sql in Sql::ALL {
             let text = sql.text();
             assert!(text.starts_with("SELECT") || text.contains("ON CONFLICT"), "{}", sql.name());
+        }
+    }
+
+    /// What routing to the owner of a shard relies on.
+    #[test]
+    fn the_first_parameter_is_the_key_of_the_one_table() {
+        for sql in Sql::ALL {
+            let (text, table) = (sql.text(), sql.table());
+            assert!(text.contains(&format!(" {} ", table.name())), "{}", sql.name());
+            let key = match table {
+                Table::Messages | Table::Dialogs | Table::DialogState => "dialog_id",
+                Table::Users | Table::Credentials | Table::UserDialogs => "user_id",
+            };
+            let by_key = text.contains(&format!(" WHERE {key} = $1"))
+                || text.starts_with(&format!("INSERT INTO {} ({key}, ", table.name()))
+                    && text.contains(" VALUES ($1, ");
+            assert_eq!(by_key, sql.scope() == Scope::OneShard, "{}", sql.name());
         }
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     ApiError, App,
-    extract::{Caller, Json, Peer},
+    extract::{Caller, Json, UserInPath},
 };
 use crate::dialogs::Message;
 
@@ -23,7 +23,7 @@ pub(super) struct SendRequest {
 pub(super) async fn send(
     State(app): State<Arc<App>>,
     Caller(from): Caller,
-    Peer(to): Peer,
+    UserInPath(to): UserInPath,
     Json(request): Json<SendRequest>,
 ) -> Result<StatusCode, ApiError> {
     app.dialogs.send(from, to, &request.text).await?;
@@ -51,7 +51,7 @@ impl From<Message> for DialogMessage {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,
-    Peer(peer): Peer,
+    UserInPath(peer): UserInPath,
 ) -> Result<JsonResponse<Vec<DialogMessage>>, ApiError> {
     let messages = app.dialogs.list(reader, peer).await?;
     Ok(JsonResponse(messages.into_iter().map(DialogMessage::from).collect()))

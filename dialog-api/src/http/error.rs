@@ -8,7 +8,10 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    database::error::DatabaseError, dialogs::DialogError, passwords::PasswordError, users::UserError,
+    database::error::DatabaseError,
+    dialogs::DialogError,
+    passwords::PasswordError,
+    users::{SearchError, UserError},
 };
 
 /// What went wrong; the number is the `code` of the body and never changes its meaning.
@@ -163,6 +166,15 @@ impl From<UserError> for ApiError {
             UserError::Password(error) => error.into(),
             UserError::Database(error) => error.into(),
             UserError::Token(error) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<SearchError> for ApiError {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::BadName(message) => Self::bad_request(message),
+            SearchError::Database(error) => error.into(),
         }
     }
 }

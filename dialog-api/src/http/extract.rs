@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::{HeaderMap, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -37,16 +38,34 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The user named in the path.
-pub(super) struct Peer(pub(super) Uuid);
+pub(super) struct UserInPath(pub(super) Uuid);
 
-impl FromRequestParts<Arc<App>> for Peer {
+impl FromRequestParts<Arc<App>> for UserInPath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let Path(text) = Path::<String>::from_request_parts(parts, app)
             .await
             .map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
-        user_id("user_id", &text).map(Self)
+        user_id("the user in the path", &text).map(Self)
+    }
+}
+
+/// The parameters behind the question mark.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+        // The decoder of forms would put a replacement in place of what is no text.
+        let text = percent_decode_str(parts.uri.query().unwrap_or_default()).decode_utf8();
+        if text.is_err() {
+            return Err(ApiError::bad_request("the query is not UTF-8"));
+        }
+        axum::extract::Query::try_from_uri(&parts.uri)
+            .map(|axum::extract::Query(parameters)| Self(parameters))
+            .map_err(|rejection| ApiError::bad_request(rejection.body_text()))
     }
 }
 

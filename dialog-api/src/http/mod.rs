@@ -50,6 +50,8 @@ pub fn router(app: Arc<App>) -> Router {
     let api = Router::new()
         .route("/user/register", post(users::register))
         .route("/login", post(users::login))
+        .route("/user/get/{id}", get(users::get))
+        .route("/user/search", get(users::search))
         .route("/dialog/{user_id}/send", post(dialogs::send))
         .route("/dialog/{user_id}/list", get(dialogs::list))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));

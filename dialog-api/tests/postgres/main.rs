@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod connections;
+mod contract;
 mod documentation;
 mod logins;
 mod migrations;

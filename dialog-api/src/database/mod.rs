@@ -8,6 +8,7 @@ pub mod connect;
 pub mod error;
 mod lane;
 pub mod statements;
+pub mod tables;
 
 use std::{
     sync::{

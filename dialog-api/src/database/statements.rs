@@ -4,37 +4,7 @@
 //! the column's own type and without a cast, so that Citus sends the statement to one shard by the fast path. Each is
 //! harmless when run twice: ids and times are made by the service before the first attempt.
 
-/// The tables that requests use and that Citus distributes, if it is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Table {
-    /// What was said.
-    Messages,
-    /// The pair behind each dialog.
-    Dialogs,
-    /// How far each has read.
-    DialogState,
-    /// Who there is.
-    Users,
-    /// How each proves it.
-    Credentials,
-    /// The dialogs of each.
-    UserDialogs,
-}
-
-impl Table {
-    /// Its name in the schema `public`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Messages => "messages",
-            Self::Dialogs => "dialogs",
-            Self::DialogState => "dialog_state",
-            Self::Users => "users",
-            Self::Credentials => "credentials",
-            Self::UserDialogs => "user_dialogs",
-        }
-    }
-}
+use super::tables::Table;
 
 /// How many shards a statement touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +21,13 @@ pub enum Scope {
 pub enum Sql {
     /// dialog, message, sender, recipient, text, time
     InsertMessage,
+    /// dialog, message, sender, recipient, text, time, sender's own id: the message that has this own id, which is
+    /// the one written now or an earlier one
+    InsertKeyedMessage,
     /// dialog, first id not wanted (exclusive), how many: newest first
     ListMessages,
+    /// dialog, last id not wanted (exclusive), how many: oldest first
+    ListMessagesAfter,
     /// dialog, smaller and greater id of the pair, time
     InsertDialog,
     /// dialog
@@ -73,9 +48,11 @@ pub enum Sql {
 
 impl Sql {
     /// All statements, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::InsertMessage,
+        Self::InsertKeyedMessage,
         Self::ListMessages,
+        Self::ListMessagesAfter,
         Self::InsertDialog,
         Self::SelectDialog,
         Self::InsertUser,
@@ -94,9 +71,21 @@ impl Sql {
                 "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at) \
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (dialog_id, message_id) DO NOTHING"
             }
+            // The update changes nothing: it makes the row that was there first come back.
+            Self::InsertKeyedMessage => {
+                "INSERT INTO messages \
+                 (dialog_id, message_id, from_user_id, to_user_id, text, created_at, client_msg_id) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) \
+                 ON CONFLICT (dialog_id, from_user_id, client_msg_id) WHERE client_msg_id IS NOT NULL \
+                 DO UPDATE SET client_msg_id = excluded.client_msg_id RETURNING message_id, text"
+            }
             Self::ListMessages => {
                 "SELECT message_id, from_user_id, to_user_id, text, created_at FROM messages \
                  WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3"
+            }
+            Self::ListMessagesAfter => {
+                "SELECT message_id, from_user_id, to_user_id, text, created_at FROM messages \
+                 WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id LIMIT $3"
             }
             Self::InsertDialog => {
                 "INSERT INTO dialogs (dialog_id, user_lo, user_hi, created_at) \
@@ -128,7 +117,9 @@ impl Sql {
     pub const fn name(self) -> &'static str {
         match self {
             Self::InsertMessage => "insert_message",
+            Self::InsertKeyedMessage => "insert_keyed_message",
             Self::ListMessages => "list_messages",
+            Self::ListMessagesAfter => "list_messages_after",
             Self::InsertDialog => "insert_dialog",
             Self::SelectDialog => "select_dialog",
             Self::InsertUser => "insert_user",
@@ -140,11 +131,13 @@ impl Sql {
         }
     }
 
-    /// The table it touches.
+    /// The table it touches; for [`Scope::OneShard`], its first parameter is that table's [key](Table::key).
     #[must_use]
     pub const fn table(self) -> Table {
         match self {
-            Self::InsertMessage | Self::ListMessages => Table::Messages,
+            Self::InsertMessage | Self::InsertKeyedMessage | Self::ListMessages | Self::ListMessagesAfter => {
+                Table::Messages
+            }
             Self::InsertDialog | Self::SelectDialog => Table::Dialogs,
             Self::InsertUser | Self::SelectUserExists | Self::SelectUser | Self::SearchUsers => Table::Users,
             Self::InsertCredentials | Self::SelectCredentials => Table::Credentials,
@@ -186,10 +179,7 @@ mod tests {
         for sql in Sql::ALL {
             let (text, table) = (sql.text(), sql.table());
             assert!(text.contains(&format!(" {} ", table.name())), "{}", sql.name());
-            let key = match table {
-                Table::Messages | Table::Dialogs | Table::DialogState => "dialog_id",
-                Table::Users | Table::Credentials | Table::UserDialogs => "user_id",
-            };
+            let key = table.key();
             let by_key = text.contains(&format!(" WHERE {key} = $1"))
                 || text.starts_with(&format!("INSERT INTO {} ({key}, ", table.name()))
                     && text.contains(" VALUES ($1, ");

@@ -19,6 +19,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Longest time for one statement of a migration.
 const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
+/// Longest time for one statement of a job.
+const JOB_LIMIT: Duration = Duration::from_mins(5);
 /// How long a peer may stay silent before the kernel asks, how often it asks again, and how often in vain.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
 
@@ -30,6 +32,8 @@ pub type Traffic = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>
 pub enum Purpose {
     /// Statements of requests, each bounded by this time.
     Requests(Duration),
+    /// What the service does for itself from time to time: a statement of it may look at many shards.
+    Jobs,
     /// Migrations and looking at catalogs: DDL may take its time, but does not wait long for locks.
     Schema,
 }
@@ -118,6 +122,7 @@ impl Purpose {
     fn application_name(self) -> &'static str {
         match self {
             Self::Requests(_) => "dialog-api",
+            Self::Jobs => "dialog-api jobs",
             Self::Schema => "dialog-api schema",
         }
     }
@@ -127,6 +132,7 @@ impl Purpose {
     fn session_settings(self) -> String {
         let statement_timeout = match self {
             Self::Requests(limit) => limit.as_millis(),
+            Self::Jobs => JOB_LIMIT.as_millis(),
             Self::Schema => MIGRATION_LIMIT.as_millis(),
         };
         [

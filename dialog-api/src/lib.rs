@@ -19,6 +19,7 @@ pub mod readiness;
 pub mod recent;
 pub mod server;
 pub mod startup;
+pub mod streams;
 pub mod telemetry;
 pub mod tokens;
 pub mod users;

@@ -17,6 +17,7 @@ use crate::{
     database::{Database, Parameters, error::DatabaseError, statements::Sql},
     inbox::Inbox,
     recent::RecentSet,
+    streams::{News, Notice, Streams},
     users::{Users, check_text},
 };
 
@@ -113,14 +114,15 @@ pub struct Dialogs {
     database: Arc<Database>,
     users: Arc<Users>,
     inbox: Arc<Inbox>,
+    streams: Arc<Streams>,
     verified: RecentSet<Uuid>,
 }
 
 impl Dialogs {
-    /// Dialogs in this database, whose messages this inbox is told of.
+    /// Dialogs in this database. Inboxes and streams are told of what happens in them.
     #[must_use]
-    pub fn new(database: Arc<Database>, users: Arc<Users>, inbox: Arc<Inbox>) -> Self {
-        Self { database, users, inbox, verified: RecentSet::new(REMEMBERED_DIALOGS) }
+    pub fn new(database: Arc<Database>, users: Arc<Users>, inbox: Arc<Inbox>, streams: Arc<Streams>) -> Self {
+        Self { database, users, inbox, streams, verified: RecentSet::new(REMEMBERED_DIALOGS) }
     }
 
     /// Sends a message. When this returns, the message is durable and a list shows it.
@@ -144,7 +146,7 @@ impl Dialogs {
         let (id, now) = (Uuid::now_v7(), Timestamp::now());
         let Some(ClientId(client_id)) = client_id else {
             self.database.query(Sql::InsertMessage, &[&dialog, &id, &from, &to, &text, &now]).await?;
-            self.inbox.follow(dialog, pair, id);
+            self.tell(dialog, pair, id);
             return Ok(Sent { id, replayed: false });
         };
         let parameters: Parameters<'_> = &[&dialog, &id, &from, &to, &text, &now, &client_id];
@@ -160,8 +162,14 @@ impl Dialogs {
         if first != id && first_text != text {
             return Err(DialogError::OtherText);
         }
-        self.inbox.follow(dialog, pair, first);
+        self.tell(dialog, pair, first);
         Ok(Sent { id: first, replayed: first != id })
+    }
+
+    /// A message was written.
+    fn tell(&self, dialog: Uuid, pair: Pair, message: Uuid) {
+        self.inbox.follow(dialog, pair, message);
+        self.streams.announce(Notice { dialog, news: News::Sent });
     }
 
     /// Makes sure that the dialog id is this pair's and nobody else's: records the pair at first contact and

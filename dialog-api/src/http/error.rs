@@ -11,6 +11,7 @@ use crate::{
     database::error::DatabaseError,
     dialogs::DialogError,
     passwords::PasswordError,
+    streams::TooManyStreams,
     users::{SearchError, UserError},
 };
 
@@ -28,6 +29,8 @@ pub(super) enum Problem {
     Overloaded = 1003,
     /// The request took too long.
     TimedOut = 1004,
+    /// Too many streams are open.
+    TooManyStreams = 1005,
     /// The request is not understood or not allowed.
     BadRequest = 2000,
     /// The token is missing or not valid.
@@ -175,6 +178,12 @@ impl From<UserError> for ApiError {
             UserError::Database(error) => error.into(),
             UserError::Token(error) => Self::internal(error.to_string()),
         }
+    }
+}
+
+impl From<TooManyStreams> for ApiError {
+    fn from(error: TooManyStreams) -> Self {
+        Self::unavailable(Problem::TooManyStreams, &error.to_string(), 5)
     }
 }
 

@@ -16,4 +16,5 @@ mod outages;
 mod paging;
 mod shutdown;
 mod specification;
+mod streams;
 mod tls;

@@ -158,6 +158,22 @@ pub struct LoginConfig {
 #[command(next_help_heading = "Limits")]
 #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
 pub struct Limits {
+    /// Messages a second that a user may send through one replica; 0 is no limit
+    #[arg(long, env = "DIALOG_API_SENDER_RATE", default_value_t = 100)]
+    pub sender_rate: u32,
+
+    /// Messages that a user may send at once
+    #[arg(long, env = "DIALOG_API_SENDER_BURST", default_value_t = 1_000)]
+    pub sender_burst: u32,
+
+    /// Messages a second that a user may send to one other through one replica; 0 is no limit
+    #[arg(long, env = "DIALOG_API_PAIR_RATE", default_value_t = 50)]
+    pub pair_rate: u32,
+
+    /// Messages that a user may send to one other at once
+    #[arg(long, env = "DIALOG_API_PAIR_BURST", default_value_t = 500)]
+    pub pair_burst: u32,
+
     /// Largest request body, in bytes
     #[arg(long, env = "DIALOG_API_BODY_LIMIT", default_value_t = 65_536)]
     pub body_limit: usize,

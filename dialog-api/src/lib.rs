@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod metrics;
 pub mod migrations;
 pub mod passwords;
+pub mod rate;
 pub mod readiness;
 pub mod recent;
 pub mod server;

@@ -10,14 +10,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, LoginConfig},
+    config::{Config, Limits, LoginConfig},
     database::{Database, connect::Connector},
-    dialogs::Dialogs,
+    dialogs::{Dialogs, SendLimits},
     http::{App, router, serve},
     inbox::Inbox,
     jobs::Jobs,
     metrics::Metrics,
     passwords::Passwords,
+    rate::RateLimit,
     readiness::Readiness,
     startup,
     streams::{
@@ -30,6 +31,8 @@ use crate::{
 
 /// By how much the clocks of two replicas may differ without a stream missing a message.
 const CLOCKS: Duration = Duration::from_secs(5);
+/// Users, and pairs of them, whose sending is remembered, at least; about 60 bytes each.
+const LIMITED: usize = 50_000;
 /// How long inboxes may take to follow the last messages before the process ends.
 const LAST_UPDATES: Duration = Duration::from_secs(2);
 
@@ -138,6 +141,7 @@ pub(crate) fn build(config: &Config) -> Result<App> {
             Arc::clone(&users),
             Arc::clone(&inbox),
             Arc::clone(&streams),
+            send_limits(&config.limits),
         )),
         streams,
         inbox,
@@ -151,6 +155,13 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         body_timeout: config.limits.body_timeout,
         request_timeout: config.limits.request_timeout,
     })
+}
+
+fn send_limits(limits: &Limits) -> SendLimits {
+    SendLimits {
+        sender: RateLimit::new(limits.sender_rate, limits.sender_burst, LIMITED),
+        pair: RateLimit::new(limits.pair_rate, limits.pair_burst, LIMITED),
+    }
 }
 
 /// Starts what goes on beside requests.

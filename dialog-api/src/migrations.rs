@@ -11,11 +11,13 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::Client;
 
+use crate::database::tables::Table;
+
 /// The topology lock: the two keys of `pg_advisory_lock`, the first of which is "dial" in ASCII.
 pub const TOPOLOGY_LOCK: (i32, i32) = (1_684_631_916, 1);
 
 /// The tables that requests use and that Citus distributes, if it is there.
-pub const TABLES: [&str; 6] = ["messages", "dialogs", "dialog_state", "users", "credentials", "user_dialogs"];
+pub const TABLES: [&str; Table::ALL.len()] = Table::NAMES;
 
 /// How often the topology lock is asked for. It is asked for again and again rather than waited for inside the
 /// server, because a waiting statement holds a snapshot that a moving shard would have to wait for.

@@ -4,37 +4,7 @@
 //! the column's own type and without a cast, so that Citus sends the statement to one shard by the fast path. Each is
 //! harmless when run twice: ids and times are made by the service before the first attempt.
 
-/// The tables that requests use and that Citus distributes, if it is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Table {
-    /// What was said.
-    Messages,
-    /// The pair behind each dialog.
-    Dialogs,
-    /// How far each has read.
-    DialogState,
-    /// Who there is.
-    Users,
-    /// How each proves it.
-    Credentials,
-    /// The dialogs of each.
-    UserDialogs,
-}
-
-impl Table {
-    /// Its name in the schema `public`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Messages => "messages",
-            Self::Dialogs => "dialogs",
-            Self::DialogState => "dialog_state",
-            Self::Users => "users",
-            Self::Credentials => "credentials",
-            Self::UserDialogs => "user_dialogs",
-        }
-    }
-}
+use super::tables::Table;
 
 /// How many shards a statement touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +93,12 @@ impl Sql {
         }
     }
 
+    /// Whether it changes nothing, so that one execution can answer several who ask the same.
+    #[must_use]
+    pub const fn is_read(self) -> bool {
+        matches!(self.text().as_bytes(), [b'S', b'E', b'L', b'E', b'C', b'T', ..])
+    }
+
     /// A short name for metrics and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -186,10 +162,7 @@ mod tests {
         for sql in Sql::ALL {
             let (text, table) = (sql.text(), sql.table());
             assert!(text.contains(&format!(" {} ", table.name())), "{}", sql.name());
-            let key = match table {
-                Table::Messages | Table::Dialogs | Table::DialogState => "dialog_id",
-                Table::Users | Table::Credentials | Table::UserDialogs => "user_id",
-            };
+            let key = table.key();
             let by_key = text.contains(&format!(" WHERE {key} = $1"))
                 || text.starts_with(&format!("INSERT INTO {} ({key}, ", table.name()))
                     && text.contains(" VALUES ($1, ");

@@ -153,6 +153,10 @@ pub struct LoginConfig {
     #[arg(long, env = "DIALOG_API_PASSWORD_MEMORY", default_value_t = 19_456,
           value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     pub password_memory: u32,
+
+    /// For development only: believe the header X-User-Id of requests without a token. Anybody can be anybody
+    #[arg(long, env = "DIALOG_API_INSECURE_USER_HEADER")]
+    pub insecure_user_header: bool,
 }
 
 // Bounds on what clients can take.

@@ -14,6 +14,12 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
+    /// Whether the row is there already, by another unique key than the statement was prepared to meet.
+    #[must_use]
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.code().is_some_and(|state| state.code() == "23505"))
+    }
+
     /// Whether values that a client sent are the reason: a value out of range, a violated check.
     #[must_use]
     pub fn is_bad_value(&self) -> bool {

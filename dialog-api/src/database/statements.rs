@@ -21,8 +21,13 @@ pub enum Scope {
 pub enum Sql {
     /// dialog, message, sender, recipient, text, time
     InsertMessage,
+    /// dialog, message, sender, recipient, text, time, sender's own id: the message that has this own id, which is
+    /// the one written now or an earlier one
+    InsertKeyedMessage,
     /// dialog, first id not wanted (exclusive), how many: newest first
     ListMessages,
+    /// dialog, last id not wanted (exclusive), how many: oldest first
+    ListMessagesAfter,
     /// dialog, smaller and greater id of the pair, time
     InsertDialog,
     /// dialog
@@ -43,9 +48,11 @@ pub enum Sql {
 
 impl Sql {
     /// All statements, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::InsertMessage,
+        Self::InsertKeyedMessage,
         Self::ListMessages,
+        Self::ListMessagesAfter,
         Self::InsertDialog,
         Self::SelectDialog,
         Self::InsertUser,
@@ -64,9 +71,21 @@ impl Sql {
                 "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at) \
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (dialog_id, message_id) DO NOTHING"
             }
+            // The update changes nothing: it makes the row that was there first come back.
+            Self::InsertKeyedMessage => {
+                "INSERT INTO messages \
+                 (dialog_id, message_id, from_user_id, to_user_id, text, created_at, client_msg_id) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) \
+                 ON CONFLICT (dialog_id, from_user_id, client_msg_id) WHERE client_msg_id IS NOT NULL \
+                 DO UPDATE SET client_msg_id = excluded.client_msg_id RETURNING message_id, text"
+            }
             Self::ListMessages => {
                 "SELECT message_id, from_user_id, to_user_id, text, created_at FROM messages \
                  WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3"
+            }
+            Self::ListMessagesAfter => {
+                "SELECT message_id, from_user_id, to_user_id, text, created_at FROM messages \
+                 WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id LIMIT $3"
             }
             Self::InsertDialog => {
                 "INSERT INTO dialogs (dialog_id, user_lo, user_hi, created_at) \
@@ -104,7 +123,9 @@ impl Sql {
     pub const fn name(self) -> &'static str {
         match self {
             Self::InsertMessage => "insert_message",
+            Self::InsertKeyedMessage => "insert_keyed_message",
             Self::ListMessages => "list_messages",
+            Self::ListMessagesAfter => "list_messages_after",
             Self::InsertDialog => "insert_dialog",
             Self::SelectDialog => "select_dialog",
             Self::InsertUser => "insert_user",
@@ -116,11 +137,13 @@ impl Sql {
         }
     }
 
-    /// The table it touches.
+    /// The table it touches; for [`Scope::OneShard`], its first parameter is that table's [key](Table::key).
     #[must_use]
     pub const fn table(self) -> Table {
         match self {
-            Self::InsertMessage | Self::ListMessages => Table::Messages,
+            Self::InsertMessage | Self::InsertKeyedMessage | Self::ListMessages | Self::ListMessagesAfter => {
+                Table::Messages
+            }
             Self::InsertDialog | Self::SelectDialog => Table::Dialogs,
             Self::InsertUser | Self::SelectUserExists | Self::SelectUser | Self::SearchUsers => Table::Users,
             Self::InsertCredentials | Self::SelectCredentials => Table::Credentials,

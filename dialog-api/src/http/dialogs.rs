@@ -2,32 +2,70 @@
 
 use std::sync::Arc;
 
-use axum::{Json as JsonResponse, extract::State};
-use http::StatusCode;
+use axum::{
+    Json as JsonResponse,
+    extract::State,
+    response::{AppendHeaders, IntoResponse},
+};
+use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     ApiError, App,
-    extract::{Caller, Json, UserInPath},
+    extract::{Caller, Json, Query, UserInPath},
 };
-use crate::dialogs::Message;
+use crate::dialogs::{
+    ClientId, Draft,
+    page::{Message, PAGE_LIMIT, Range},
+};
+
+/// The client's own id for what it sends, as the draft of the IETF calls it.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The id of the message that was sent.
+const MESSAGE_ID: HeaderName = HeaderName::from_static("x-message-id");
+/// Whether an earlier request had sent the message already.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Where the next page begins.
+const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
 #[derive(Deserialize)]
 pub(super) struct SendRequest {
     text: String,
+    client_msg_id: Option<String>,
 }
 
-/// 200 without a body, as the specification has it.
+/// 200 without a body, as the specification has it; what there is to tell is in headers.
 pub(super) async fn send(
     State(app): State<Arc<App>>,
     Caller(from): Caller,
     UserInPath(to): UserInPath,
+    headers: HeaderMap,
     Json(request): Json<SendRequest>,
-) -> Result<StatusCode, ApiError> {
-    app.dialogs.send(from, to, &request.text).await?;
-    Ok(StatusCode::OK)
+) -> Result<impl IntoResponse, ApiError> {
+    let client_id = client_id(&headers, request.client_msg_id.as_deref()).map_err(ApiError::bad_request)?;
+    let sent = app.dialogs.send(Draft { from, to, text: &request.text, client_id }).await?;
+    let mut headers = vec![(MESSAGE_ID, sent.id.to_string())];
+    if sent.replayed {
+        headers.push((REPLAYED, "true".to_owned()));
+    }
+    Ok(AppendHeaders(headers))
+}
+
+/// The client's own id for the message, from the header or the body.
+fn client_id(headers: &HeaderMap, in_body: Option<&str>) -> Result<Option<ClientId>, String> {
+    let in_header = headers
+        .get(IDEMPOTENCY_KEY)
+        .map(|value| value.to_str().map_err(|_| "Idempotency-Key is not visible ASCII".to_owned()))
+        .transpose()?;
+    match (in_header, in_body) {
+        (Some(header), Some(body)) if header != body => {
+            Err("Idempotency-Key and client_msg_id differ: give one of them".into())
+        }
+        (None, None) => Ok(None),
+        (Some(text), _) | (None, Some(text)) => ClientId::new(text).map(Some),
+    }
 }
 
 /// A message as the specification has it, with fields added.
@@ -47,12 +85,34 @@ impl From<Message> for DialogMessage {
     }
 }
 
-/// The newest messages as a bare array, newest first.
+#[derive(Deserialize)]
+pub(super) struct ListParameters {
+    limit: Option<u16>,
+    before: Option<Uuid>,
+    after: Option<Uuid>,
+}
+
+impl ListParameters {
+    fn range(&self) -> Result<Range, ApiError> {
+        match (self.before, self.after) {
+            (None, None) => Ok(Range::default()),
+            (Some(end), None) => Ok(Range::Before(end)),
+            (None, Some(start)) => Ok(Range::After(start)),
+            (Some(_), Some(_)) => Err(ApiError::bad_request("before and after exclude each other")),
+        }
+    }
+}
+
+/// Messages as a bare array, newest first.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
-) -> Result<JsonResponse<Vec<DialogMessage>>, ApiError> {
-    let messages = app.dialogs.list(reader, peer).await?;
-    Ok(JsonResponse(messages.into_iter().map(DialogMessage::from).collect()))
+    Query(parameters): Query<ListParameters>,
+) -> Result<impl IntoResponse, ApiError> {
+    let limit = parameters.limit.unwrap_or(PAGE_LIMIT);
+    let page = app.dialogs.list(reader, peer, parameters.range()?, limit).await?;
+    let next = page.next.map(|id| (NEXT_CURSOR, id.to_string()));
+    let messages: Vec<DialogMessage> = page.messages.into_iter().map(DialogMessage::from).collect();
+    Ok((AppendHeaders(next), JsonResponse(messages)))
 }

@@ -40,6 +40,8 @@ pub(super) enum Problem {
     UnknownPath = 2004,
     /// The path does not know this method.
     UnknownMethod = 2005,
+    /// The client's own id for a message was used for another text.
+    OtherText = 2006,
 }
 
 /// An error on its way to the client. The body is written where the request's id is known (`observe`).
@@ -182,12 +184,15 @@ impl From<SearchError> for ApiError {
 impl From<DialogError> for ApiError {
     fn from(error: DialogError) -> Self {
         match error {
-            DialogError::BadText(message) => Self::bad_request(message),
+            DialogError::BadText(message) | DialogError::BadRange(message) => Self::bad_request(message),
+            DialogError::OtherText => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::OtherText, error.to_string())
+            }
             // The specification knows no 404 for dialogs.
             DialogError::UnknownPeer => {
                 Self::new(StatusCode::BAD_REQUEST, Problem::UnknownUser, error.to_string())
             }
-            DialogError::Collision(_) => Self::internal(error.to_string()),
+            DialogError::Collision(_) | DialogError::Vanished(_) => Self::internal(error.to_string()),
             DialogError::Database(error) => error.into(),
         }
     }

@@ -33,6 +33,8 @@ pub struct App {
     pub dialogs: Dialogs,
     /// Who is asking.
     pub tokens: Arc<Tokens>,
+    /// Whether `X-User-Id` is believed where no token came: for development only.
+    pub trust_user_header: bool,
     /// The stage of the process.
     pub readiness: Arc<Readiness>,
     /// Counters and histograms.

@@ -1,7 +1,7 @@
 //! The service's hash of ids is PostgreSQL's.
 
 use anyhow::Result;
-use dialog_api::{database::routing::hash::hash_uuid, dialogs::Pair};
+use dialog_api::{database::routing::hash::hash_uuid, dialogs::pair::Pair};
 use testbed::postgres::{Server, citus_or_skip};
 use uuid::Uuid;
 

@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use dialog_api::{
     database::statements::{Scope, Sql},
-    dialogs::Pair,
+    dialogs::pair::Pair,
 };
 use futures::StreamExt as _;
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
@@ -212,13 +212,15 @@ async fn every_statement_is_one_task(coordinator: &Server) -> Result<()> {
         }
     });
     sql.batch_execute("SET client_min_messages TO debug4; SET search_path TO public").await?;
+    let other = Uuid::from_u128(8);
     let (id, now, text, name) = (Uuid::from_u128(7), jiff::Timestamp::now(), "text", None::<String>);
     for statement in Sql::ALL {
         let prepared = sql.prepare(statement.text()).await?;
         notices.lock().unwrap().clear();
         let parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)] = match statement {
             Sql::InsertMessage => &[&id, &id, &id, &id, &text, &now],
-            Sql::ListMessages => &[&id, &id, &100_i64],
+            Sql::InsertKeyedMessage => &[&id, &other, &id, &id, &text, &now, &id],
+            Sql::ListMessages | Sql::ListMessagesAfter => &[&id, &id, &100_i64],
             Sql::InsertDialog => &[&id, &id, &id, &now],
             Sql::InsertUser => &[&id, &text, &text, &None::<jiff::civil::Date>, &name, &name, &now],
             Sql::InsertCredentials => &[&id, &text, &now],

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use dialog_api::dialogs::Pair;
+use dialog_api::dialogs::pair::Pair;
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
 
 use crate::{

@@ -154,6 +154,20 @@ impl Client {
         self.post_as(from, &format!("/dialog/{}/send", to.id), &json!({"text": text})).await
     }
 
+    /// Sends a message with headers of its own.
+    pub(crate) async fn send_with(
+        &self,
+        from: &User,
+        to: &User,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<Response> {
+        let authorization = format!("Bearer {}", from.token);
+        let own = [("content-type", "application/json"), ("authorization", authorization.as_str())];
+        let path = format!("/dialog/{}/send", to.id);
+        self.send_raw(Method::POST, &path, &[&own, headers].concat(), body.to_string()).await
+    }
+
     /// Lists a dialog.
     pub(crate) async fn list(&self, reader: &User, peer: &User) -> Result<Response> {
         self.get_as(reader, &format!("/dialog/{}/list", peer.id)).await

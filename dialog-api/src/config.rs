@@ -59,6 +59,10 @@ pub struct Config {
     #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
     pub limits: Limits,
 
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub jobs: JobsConfig,
+
     /// Log format
     #[arg(long, env = "DIALOG_API_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json,
           help_heading = "Log")]
@@ -196,6 +200,16 @@ pub struct Limits {
     /// After that: longest time for accepted requests to finish
     #[arg(long, env = "DIALOG_API_SHUTDOWN_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub shutdown_timeout: Duration,
+}
+
+// What the service does for itself.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Jobs")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct JobsConfig {
+    /// How often one of the replicas looks for what was left undone, such as inboxes that a crash left behind
+    #[arg(long, env = "DIALOG_API_JOBS_INTERVAL", default_value = "30s", value_parser = duration)]
+    pub jobs_interval: Duration,
 }
 
 impl LoginConfig {

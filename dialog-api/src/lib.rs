@@ -10,6 +10,8 @@ pub mod config;
 pub mod database;
 pub mod dialogs;
 pub mod http;
+pub mod inbox;
+pub mod jobs;
 pub mod metrics;
 pub mod migrations;
 pub mod passwords;

@@ -68,6 +68,8 @@ pub struct Metrics {
     pub panics: Counter,
     /// Logins and registrations that were turned away because too many were waiting.
     pub passwords_turned_away: Counter,
+    /// Messages of which no inbox was told at once because too many were waiting.
+    pub inbox_left_to_sweep: Counter,
     live_connections: Gauge,
     http_connections: Gauge,
     ready: Gauge,
@@ -87,7 +89,7 @@ impl Metrics {
         let statements = HistogramFamily::new_with_constructor(latency_histogram as fn() -> Histogram);
         let (statement_retries, reads_shared) = (Family::default(), Counter::default());
         let (connection_failures, panics) = (Counter::default(), Counter::default());
-        let passwords_turned_away = Counter::default();
+        let (passwords_turned_away, inbox_left_to_sweep) = (Counter::default(), Counter::default());
         let (live_connections, configured_connections): (Gauge, Gauge) = Default::default();
         let (http_connections, ready) = (Gauge::default(), Gauge::default());
         configured_connections.set(i64::from(connections));
@@ -134,6 +136,11 @@ impl Metrics {
             "Logins and registrations refused because too many were waiting",
             passwords_turned_away.clone(),
         );
+        registry.register(
+            "inbox_left_to_sweep",
+            "Messages that inboxes were not told of at once because too many were waiting",
+            inbox_left_to_sweep.clone(),
+        );
         registry.register("panics", "Panics caught in handlers", panics.clone());
         registry.register("ready", "1 when /ready answers 200", ready.clone());
 
@@ -148,6 +155,7 @@ impl Metrics {
             connection_failures,
             panics,
             passwords_turned_away,
+            inbox_left_to_sweep,
             live_connections,
             http_connections,
             ready,

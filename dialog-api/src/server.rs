@@ -1,6 +1,6 @@
 //! Puts the parts together and runs them from start to end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -14,6 +14,8 @@ use crate::{
     database::{Database, connect::Connector},
     dialogs::Dialogs,
     http::{App, router, serve},
+    inbox::Inbox,
+    jobs::Jobs,
     metrics::Metrics,
     passwords::Passwords,
     readiness::Readiness,
@@ -21,6 +23,9 @@ use crate::{
     tokens::Tokens,
     users::Users,
 };
+
+/// How long inboxes may take to follow the last messages before the process ends.
+const LAST_UPDATES: Duration = Duration::from_secs(2);
 
 /// Runs the service until SIGTERM or SIGINT.
 ///
@@ -45,6 +50,8 @@ pub async fn run(config: Config) -> Result<()> {
         lived
     };
     let (finished, lived) = futures::future::join(serving, life).await;
+    // What is not done in time is found by the sweep of another replica.
+    let _ = tokio::time::timeout(LAST_UPDATES, app.inbox.catch_up()).await;
     stop_database.cancel();
     lived?;
     if !finished {
@@ -96,8 +103,10 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         tracing::warn!("X-User-Id is believed without a token: anybody can be anybody (development only)");
     }
     let users = Arc::new(Users::new(Arc::clone(&database), passwords, Arc::clone(&tokens)));
+    let inbox = Arc::new(Inbox::new(Arc::clone(&database), Arc::clone(&metrics)));
     Ok(App {
-        dialogs: Dialogs::new(Arc::clone(&database), Arc::clone(&users)),
+        dialogs: Dialogs::new(Arc::clone(&database), Arc::clone(&users), Arc::clone(&inbox)),
+        inbox,
         database,
         users,
         tokens,
@@ -108,6 +117,19 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         body_timeout: config.limits.body_timeout,
         request_timeout: config.limits.request_timeout,
     })
+}
+
+/// Starts what goes on beside requests.
+fn work_in_background(app: &App, config: &Config, stop: &CancellationToken) {
+    let (inbox, until) = (Arc::clone(&app.inbox), stop.clone());
+    tokio::spawn(async move { inbox.keep_up(&until).await });
+    let jobs = Jobs {
+        database: Arc::clone(&app.database),
+        inbox: Arc::clone(&app.inbox),
+        interval: config.jobs.jobs_interval,
+    };
+    let until = stop.clone();
+    tokio::spawn(async move { jobs.run(&until).await });
 }
 
 /// The life of the process up to the moment when it no longer accepts connections.
@@ -124,6 +146,7 @@ async fn live(
         prepared = prepare => {
             prepared.context("the schema of the database is not this program's")?;
             app.database.open(stop_database);
+            work_in_background(app, config, stop_database);
             app.readiness.serving();
             tracing::info!("the schema is ready, requests are served");
             told_to_end.await

@@ -24,6 +24,8 @@ const ROUTING_LIMIT: Duration = Duration::from_secs(10);
 /// Longest time for the coordinator to find out whether it reaches another server. (A server without Citus takes
 /// the setting for one of an extension it does not have.)
 const NODE_CONNECTION_LIMIT: Duration = Duration::from_secs(1);
+/// Longest time for one statement of a job.
+const JOB_LIMIT: Duration = Duration::from_mins(5);
 /// How long a peer may stay silent before the kernel asks, how often it asks again, and how often in vain.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
 
@@ -35,6 +37,8 @@ pub type Traffic = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>
 pub enum Purpose {
     /// Statements of requests, each bounded by this time.
     Requests(Duration),
+    /// What the service does for itself from time to time: a statement of it may look at many shards.
+    Jobs,
     /// Migrations and looking at catalogs: DDL may take its time, but does not wait long for locks.
     Schema,
     /// Reading where shards are.
@@ -146,6 +150,7 @@ impl Purpose {
     fn application_name(self) -> &'static str {
         match self {
             Self::Requests(_) => "dialog-api",
+            Self::Jobs => "dialog-api jobs",
             Self::Schema => "dialog-api schema",
             Self::Routing => "dialog-api routing",
         }
@@ -156,6 +161,7 @@ impl Purpose {
     fn session_settings(self) -> String {
         let statement_timeout = match self {
             Self::Requests(limit) => limit.as_millis(),
+            Self::Jobs => JOB_LIMIT.as_millis(),
             Self::Schema => MIGRATION_LIMIT.as_millis(),
             Self::Routing => ROUTING_LIMIT.as_millis(),
         };

@@ -44,11 +44,29 @@ pub enum Sql {
     InsertCredentials,
     /// user
     SelectCredentials,
+    /// dialog, message
+    SelectMessage,
+    /// dialog, message, author, text, time: the message as it is then, if it can be changed
+    EditMessage,
+    /// dialog, message, author, time: the message's id, if it was not deleted before
+    DeleteMessage,
+    /// dialog, last id not wanted (exclusive), how many: authors of the newest, and whether each is deleted
+    ListAuthorsAfter,
+    /// dialog, user, message
+    MarkRead,
+    /// dialog: users with the message each has read last
+    SelectReadMarks,
+    /// dialog, message
+    MarkInboxes,
+    /// user, dialog, peer, last message
+    MergeUserDialog,
+    /// user, first message id not wanted (exclusive), how many: dialogs with peers, newest first
+    ListUserDialogs,
 }
 
 impl Sql {
     /// All statements, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 21] = [
         Self::InsertMessage,
         Self::InsertKeyedMessage,
         Self::ListMessages,
@@ -61,6 +79,15 @@ impl Sql {
         Self::SearchUsers,
         Self::InsertCredentials,
         Self::SelectCredentials,
+        Self::SelectMessage,
+        Self::EditMessage,
+        Self::DeleteMessage,
+        Self::ListAuthorsAfter,
+        Self::MarkRead,
+        Self::SelectReadMarks,
+        Self::MarkInboxes,
+        Self::MergeUserDialog,
+        Self::ListUserDialogs,
     ];
 
     /// The text of the statement.
@@ -80,11 +107,11 @@ impl Sql {
                  DO UPDATE SET client_msg_id = excluded.client_msg_id RETURNING message_id, text"
             }
             Self::ListMessages => {
-                "SELECT message_id, from_user_id, to_user_id, text, created_at FROM messages \
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at FROM messages \
                  WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3"
             }
             Self::ListMessagesAfter => {
-                "SELECT message_id, from_user_id, to_user_id, text, created_at FROM messages \
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at FROM messages \
                  WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id LIMIT $3"
             }
             Self::InsertDialog => {
@@ -109,6 +136,44 @@ impl Sql {
                  VALUES ($1, $2, $3) ON CONFLICT (user_id) DO NOTHING"
             }
             Self::SelectCredentials => "SELECT password_hash FROM credentials WHERE user_id = $1",
+            Self::SelectMessage => {
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at FROM messages \
+                 WHERE dialog_id = $1 AND message_id = $2"
+            }
+            Self::EditMessage => {
+                "UPDATE messages SET text = $4, edited_at = $5 \
+                 WHERE dialog_id = $1 AND message_id = $2 AND from_user_id = $3 AND deleted_at IS NULL \
+                 AND (edited_at IS NULL OR edited_at <= $5) \
+                 RETURNING message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at"
+            }
+            Self::DeleteMessage => {
+                "UPDATE messages SET text = '', deleted_at = $4 \
+                 WHERE dialog_id = $1 AND message_id = $2 AND from_user_id = $3 AND deleted_at IS NULL \
+                 RETURNING message_id"
+            }
+            Self::ListAuthorsAfter => {
+                "SELECT from_user_id, deleted_at IS NOT NULL FROM messages \
+                 WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id DESC LIMIT $3"
+            }
+            Self::MarkRead => {
+                "INSERT INTO dialog_state (dialog_id, user_id, last_read_id) VALUES ($1, $2, $3) \
+                 ON CONFLICT (dialog_id, user_id) DO UPDATE SET last_read_id = excluded.last_read_id \
+                 WHERE dialog_state.last_read_id < excluded.last_read_id"
+            }
+            Self::SelectReadMarks => "SELECT user_id, last_read_id FROM dialog_state WHERE dialog_id = $1",
+            Self::MarkInboxes => {
+                "UPDATE dialogs SET inbox_id = $2 \
+                 WHERE dialog_id = $1 AND (inbox_id IS NULL OR inbox_id < $2)"
+            }
+            Self::MergeUserDialog => {
+                "INSERT INTO user_dialogs (user_id, dialog_id, peer_id, last_message_id) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (user_id, dialog_id) DO UPDATE SET last_message_id = excluded.last_message_id \
+                 WHERE user_dialogs.last_message_id < excluded.last_message_id"
+            }
+            Self::ListUserDialogs => {
+                "SELECT dialog_id, peer_id, last_message_id FROM user_dialogs \
+                 WHERE user_id = $1 AND last_message_id < $2 ORDER BY last_message_id DESC LIMIT $3"
+            }
         }
     }
 
@@ -134,6 +199,15 @@ impl Sql {
             Self::SearchUsers => "search_users",
             Self::InsertCredentials => "insert_credentials",
             Self::SelectCredentials => "select_credentials",
+            Self::SelectMessage => "select_message",
+            Self::EditMessage => "edit_message",
+            Self::DeleteMessage => "delete_message",
+            Self::ListAuthorsAfter => "list_authors_after",
+            Self::MarkRead => "mark_read",
+            Self::SelectReadMarks => "select_read_marks",
+            Self::MarkInboxes => "mark_inboxes",
+            Self::MergeUserDialog => "merge_user_dialog",
+            Self::ListUserDialogs => "list_user_dialogs",
         }
     }
 
@@ -141,10 +215,17 @@ impl Sql {
     #[must_use]
     pub const fn table(self) -> Table {
         match self {
-            Self::InsertMessage | Self::InsertKeyedMessage | Self::ListMessages | Self::ListMessagesAfter => {
-                Table::Messages
-            }
-            Self::InsertDialog | Self::SelectDialog => Table::Dialogs,
+            Self::InsertMessage
+            | Self::InsertKeyedMessage
+            | Self::ListMessages
+            | Self::ListMessagesAfter
+            | Self::SelectMessage
+            | Self::EditMessage
+            | Self::DeleteMessage
+            | Self::ListAuthorsAfter => Table::Messages,
+            Self::MarkRead | Self::SelectReadMarks => Table::DialogState,
+            Self::MergeUserDialog | Self::ListUserDialogs => Table::UserDialogs,
+            Self::InsertDialog | Self::SelectDialog | Self::MarkInboxes => Table::Dialogs,
             Self::InsertUser | Self::SelectUserExists | Self::SelectUser | Self::SearchUsers => Table::Users,
             Self::InsertCredentials | Self::SelectCredentials => Table::Credentials,
         }
@@ -175,7 +256,12 @@ mod tests {
     fn writes_are_harmless_when_run_twice() {
         for sql in Sql::ALL {
             let text = sql.text();
-            assert!(text.starts_with("SELECT") || text.contains("ON CONFLICT"), "{}", sql.name());
+            let sets_what_is_given = text.starts_with("UPDATE") && text.contains("WHERE");
+            assert!(
+                text.starts_with("SELECT") || text.contains("ON CONFLICT") || sets_what_is_given,
+                "{}",
+                sql.name()
+            );
         }
     }
 

@@ -1,5 +1,8 @@
-//! Dialogs between two users: which dialog a pair has ([`pair`]), sending, listing ([`page`]).
+//! Dialogs between two users: which dialog a pair has ([`pair`]), sending, listing ([`page`]),
+//! changing what one has said ([`change`]), and who has read how far ([`marks`]).
 
+pub mod change;
+pub mod marks;
 pub mod page;
 pub mod pair;
 
@@ -12,6 +15,7 @@ use uuid::Uuid;
 use self::pair::Pair;
 use crate::{
     database::{Database, Parameters, error::DatabaseError, statements::Sql},
+    inbox::Inbox,
     recent::RecentSet,
     users::{Users, check_text},
 };
@@ -81,6 +85,15 @@ pub enum DialogError {
     /// The sender has used its own id for a message with another text.
     #[error("this id was used for a message with another text")]
     OtherText,
+    /// There is no such message in this dialog.
+    #[error("there is no such message in this dialog")]
+    UnknownMessage,
+    /// Somebody else wrote the message.
+    #[error("somebody else wrote this message")]
+    NotTheAuthor,
+    /// The message was deleted.
+    #[error("this message was deleted")]
+    Deleted,
     /// There is no user of this id to talk to.
     #[error("there is no such user to talk to")]
     UnknownPeer,
@@ -99,14 +112,15 @@ pub enum DialogError {
 pub struct Dialogs {
     database: Arc<Database>,
     users: Arc<Users>,
+    inbox: Arc<Inbox>,
     verified: RecentSet<Uuid>,
 }
 
 impl Dialogs {
-    /// Dialogs in this database.
+    /// Dialogs in this database, whose messages this inbox is told of.
     #[must_use]
-    pub fn new(database: Arc<Database>, users: Arc<Users>) -> Self {
-        Self { database, users, verified: RecentSet::new(REMEMBERED_DIALOGS) }
+    pub fn new(database: Arc<Database>, users: Arc<Users>, inbox: Arc<Inbox>) -> Self {
+        Self { database, users, inbox, verified: RecentSet::new(REMEMBERED_DIALOGS) }
     }
 
     /// Sends a message. When this returns, the message is durable and a list shows it.
@@ -130,6 +144,7 @@ impl Dialogs {
         let (id, now) = (Uuid::now_v7(), Timestamp::now());
         let Some(ClientId(client_id)) = client_id else {
             self.database.query(Sql::InsertMessage, &[&dialog, &id, &from, &to, &text, &now]).await?;
+            self.inbox.follow(dialog, pair, id);
             return Ok(Sent { id, replayed: false });
         };
         let parameters: Parameters<'_> = &[&dialog, &id, &from, &to, &text, &now, &client_id];
@@ -145,6 +160,7 @@ impl Dialogs {
         if first != id && first_text != text {
             return Err(DialogError::OtherText);
         }
+        self.inbox.follow(dialog, pair, first);
         Ok(Sent { id: first, replayed: first != id })
     }
 

@@ -23,11 +23,23 @@ pub struct Message {
     pub text: String,
     /// When the service took it.
     pub created_at: Timestamp,
+    /// When its author changed it last.
+    pub edited_at: Option<Timestamp>,
+    /// When its author deleted it; then the text is empty.
+    pub deleted_at: Option<Timestamp>,
 }
 
 impl From<&Row> for Message {
     fn from(row: &Row) -> Self {
-        Self { id: row.get(0), from: row.get(1), to: row.get(2), text: row.get(3), created_at: row.get(4) }
+        Self {
+            id: row.get(0),
+            from: row.get(1),
+            to: row.get(2),
+            text: row.get(3),
+            created_at: row.get(4),
+            edited_at: row.get(5),
+            deleted_at: row.get(6),
+        }
     }
 }
 
@@ -119,6 +131,8 @@ mod tests {
             to: from,
             text: String::new(),
             created_at: Timestamp::UNIX_EPOCH,
+            edited_at: None,
+            deleted_at: None,
         };
         ids.iter().map(message).collect()
     }

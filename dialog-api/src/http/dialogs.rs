@@ -28,7 +28,7 @@ const MESSAGE_ID: HeaderName = HeaderName::from_static("x-message-id");
 /// Whether an earlier request had sent the message already.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Where the next page begins.
-const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
+pub(super) const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
 #[derive(Deserialize)]
 pub(super) struct SendRequest {
@@ -76,12 +76,17 @@ pub(super) struct DialogMessage {
     text: String,
     id: Uuid,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edited_at: Option<Timestamp>,
+    /// A deleted message keeps its place and has no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<Timestamp>,
 }
 
 impl From<Message> for DialogMessage {
     fn from(message: Message) -> Self {
-        let Message { id, from, to, text, created_at } = message;
-        Self { from, to, text, id, created_at }
+        let Message { id, from, to, text, created_at, edited_at, deleted_at } = message;
+        Self { from, to, text, id, created_at, edited_at, deleted_at }
     }
 }
 

@@ -42,6 +42,12 @@ pub(super) enum Problem {
     UnknownMethod = 2005,
     /// The client's own id for a message was used for another text.
     OtherText = 2006,
+    /// There is no such message in the dialog.
+    UnknownMessage = 2007,
+    /// Somebody else wrote the message.
+    NotTheAuthor = 2008,
+    /// The message was deleted.
+    Deleted = 2009,
 }
 
 /// An error on its way to the client. The body is written where the request's id is known (`observe`).
@@ -185,6 +191,13 @@ impl From<DialogError> for ApiError {
     fn from(error: DialogError) -> Self {
         match error {
             DialogError::BadText(message) | DialogError::BadRange(message) => Self::bad_request(message),
+            DialogError::UnknownMessage => {
+                Self::new(StatusCode::NOT_FOUND, Problem::UnknownMessage, error.to_string())
+            }
+            DialogError::NotTheAuthor => {
+                Self::new(StatusCode::FORBIDDEN, Problem::NotTheAuthor, error.to_string())
+            }
+            DialogError::Deleted => Self::new(StatusCode::GONE, Problem::Deleted, error.to_string()),
             DialogError::OtherText => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::OtherText, error.to_string())
             }

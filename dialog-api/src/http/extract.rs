@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Request},
+};
 use http::{HeaderMap, HeaderName, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use jiff::Timestamp;
@@ -84,6 +87,25 @@ pub(super) fn user_id(field: &str, text: &str) -> Result<Uuid, ApiError> {
     Uuid::try_parse(text).map_err(|_| ApiError::bad_request(format!("{field} is not the id of a user")))
 }
 
+/// The user and the message named in the path.
+pub(super) struct MessageInPath {
+    pub(super) peer: Uuid,
+    pub(super) message: Uuid,
+}
+
+impl FromRequestParts<Arc<App>> for MessageInPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let Path((peer, message)) = Path::<(String, String)>::from_request_parts(parts, app)
+            .await
+            .map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+        let message = Uuid::try_parse(&message)
+            .map_err(|_| ApiError::bad_request("the message in the path is not the id of a message"))?;
+        Ok(Self { peer: user_id("the user in the path", &peer)?, message })
+    }
+}
+
 /// A JSON body.
 pub(super) struct Json<T>(pub(super) T);
 
@@ -91,24 +113,54 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            return Err(ApiError::bad_request("the body must be JSON, with Content-Type: application/json"));
+        require_json(request.headers())?;
+        parse(&read(request, app).await?).map(Self)
+    }
+}
+
+/// A JSON body, or none.
+pub(super) struct OptionalJson<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let kind = require_json(request.headers());
+        let bytes = read(request, app).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
         }
-        let body = Limited::new(request.into_body(), app.body_limit);
-        let bytes = timeout(app.body_timeout, body.collect())
-            .await
-            .map_err(|_| ApiError::bad_request("the body did not arrive in time"))?
-            .map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    ApiError::bad_request(format!("the body is larger than {} bytes", app.body_limit))
-                } else {
-                    ApiError::bad_request("the body did not arrive as announced")
-                }
-            })?
-            .to_bytes();
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
+        kind?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The whole body.
+async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
+    let body = Limited::new(request.into_body(), app.body_limit);
+    let collected = timeout(app.body_timeout, body.collect())
+        .await
+        .map_err(|_| ApiError::bad_request("the body did not arrive in time"))?
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ApiError::bad_request(format!("the body is larger than {} bytes", app.body_limit))
+            } else {
+                ApiError::bad_request("the body did not arrive as announced")
+            }
+        })?;
+    Ok(collected.to_bytes())
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    if is_json(headers) {
+        Ok(())
+    } else {
+        Err(ApiError::bad_request("the body must be JSON, with Content-Type: application/json"))
     }
 }
 

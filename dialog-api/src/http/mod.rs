@@ -4,6 +4,8 @@ mod dialogs;
 mod error;
 mod extract;
 mod guard;
+mod inbox;
+mod messages;
 mod observe;
 mod operations;
 mod places;
@@ -14,13 +16,13 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router, middleware,
-    routing::{get, post},
+    routing::{get, patch, post},
 };
 
 use self::error::{ApiError, Problem};
 use crate::{
-    database::Database, dialogs::Dialogs, metrics::Metrics, readiness::Readiness, tokens::Tokens,
-    users::Users,
+    database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
+    tokens::Tokens, users::Users,
 };
 
 /// What handlers work with.
@@ -31,6 +33,8 @@ pub struct App {
     pub users: Arc<Users>,
     /// Sending and listing.
     pub dialogs: Dialogs,
+    /// Who talks to whom.
+    pub inbox: Arc<Inbox>,
     /// Who is asking.
     pub tokens: Arc<Tokens>,
     /// Whether `X-User-Id` is believed where no token came: for development only.
@@ -56,6 +60,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/user/search", get(users::search))
         .route("/dialog/{user_id}/send", post(dialogs::send))
         .route("/dialog/{user_id}/list", get(dialogs::list))
+        .route("/dialog/{user_id}/messages/{message_id}", patch(messages::edit).delete(messages::delete))
+        .route("/dialog/{user_id}/read", post(inbox::read))
+        .route("/dialog/{user_id}/unread", get(inbox::unread))
+        .route("/dialogs", get(inbox::list))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
     Router::new()
         .merge(api)

@@ -225,6 +225,14 @@ async fn every_statement_is_one_task(coordinator: &Server) -> Result<()> {
             Sql::InsertUser => &[&id, &text, &text, &None::<jiff::civil::Date>, &name, &name, &now],
             Sql::InsertCredentials => &[&id, &text, &now],
             Sql::SelectDialog | Sql::SelectUserExists | Sql::SelectUser | Sql::SelectCredentials => &[&id],
+            Sql::SelectMessage => &[&id, &id],
+            Sql::EditMessage => &[&id, &id, &id, &text, &now],
+            Sql::DeleteMessage => &[&id, &id, &id, &now],
+            Sql::ListAuthorsAfter | Sql::ListUserDialogs => &[&id, &id, &100_i64],
+            Sql::MarkRead => &[&id, &id, &id],
+            Sql::SelectReadMarks => &[&id],
+            Sql::MarkInboxes => &[&id, &id],
+            Sql::MergeUserDialog => &[&id, &id, &id, &id],
             Sql::SearchUsers => &[&"a%", &"b%", &1_i64],
         };
         // As the retry of a statement does, it runs twice.

@@ -168,6 +168,22 @@ impl Client {
         self.send_raw(Method::POST, &path, &[&own, headers].concat(), body.to_string()).await
     }
 
+    /// A request in somebody's name, with a JSON body or none.
+    pub(crate) async fn call_as(
+        &self,
+        user: &User,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response> {
+        let authorization = format!("Bearer {}", user.token);
+        let mut headers = vec![("authorization", authorization.as_str())];
+        if body.is_some() {
+            headers.push(("content-type", "application/json"));
+        }
+        self.send_raw(method, path, &headers, body.map(ToString::to_string).unwrap_or_default()).await
+    }
+
     /// Lists a dialog.
     pub(crate) async fn list(&self, reader: &User, peer: &User) -> Result<Response> {
         self.get_as(reader, &format!("/dialog/{}/list", peer.id)).await

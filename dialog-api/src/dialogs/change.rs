@@ -1,0 +1,51 @@
+//! Changing and deleting one's own messages. A deleted message stays as a tombstone: its place, without its text.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{DialogError, Dialogs, TEXT_LIMIT, page::Message, pair::Pair};
+use crate::{database::statements::Sql, users::check_text};
+
+impl Dialogs {
+    /// Gives a message of the author another text and returns the message. Of two changes at a time the later stays.
+    ///
+    /// # Errors
+    /// When the text is not allowed, when there is no such message between the two, somebody else wrote it, it was
+    /// deleted, or the database failed.
+    pub async fn edit(&self, author: Uuid, peer: Uuid, id: Uuid, text: &str) -> Result<Message, DialogError> {
+        check_text("text", text, 1, TEXT_LIMIT).map_err(DialogError::BadText)?;
+        let dialog = Pair::new(author, peer).dialog_id();
+        let now = Timestamp::now();
+        let rows = self.database.query(Sql::EditMessage, &[&dialog, &id, &author, &text, &now]).await?;
+        if let Some(row) = rows.first() {
+            return Ok(Message::from(row));
+        }
+        let message = self.own(author, peer, id).await?;
+        if message.deleted_at.is_some() { Err(DialogError::Deleted) } else { Ok(message) }
+    }
+
+    /// Deletes a message of the author. Deleting it again changes nothing.
+    ///
+    /// # Errors
+    /// When there is no such message between the two, somebody else wrote it, or the database failed.
+    pub async fn delete(&self, author: Uuid, peer: Uuid, id: Uuid) -> Result<(), DialogError> {
+        let dialog = Pair::new(author, peer).dialog_id();
+        let now = Timestamp::now();
+        let rows = self.database.query(Sql::DeleteMessage, &[&dialog, &id, &author, &now]).await?;
+        if rows.is_empty() {
+            self.own(author, peer, id).await?;
+        }
+        Ok(())
+    }
+
+    /// The message, if this is its author.
+    async fn own(&self, author: Uuid, peer: Uuid, id: Uuid) -> Result<Message, DialogError> {
+        let pair = Pair::new(author, peer);
+        let rows = self.database.query(Sql::SelectMessage, &[&pair.dialog_id(), &id]).await?;
+        let message = rows.first().map(Message::from).ok_or(DialogError::UnknownMessage)?;
+        if Pair::new(message.from, message.to) != pair {
+            return Err(DialogError::Collision(pair.dialog_id()));
+        }
+        if message.from == author { Ok(message) } else { Err(DialogError::NotTheAuthor) }
+    }
+}

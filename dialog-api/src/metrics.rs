@@ -1,12 +1,14 @@
 //! What `/metrics` tells. Labels are bounded: route templates, methods, classes of status, names of statements.
 
 use std::{
+    hash::{Hash, Hasher},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use axum::extract::MatchedPath;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
     metrics::{
         counter::Counter,
         family::Family,
@@ -25,11 +27,51 @@ use crate::database::statements::Sql;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// The route's template, never the path itself.
-    pub route: String,
+    pub route: RouteLabel,
     /// The method; `OTHER` for those that HTTP does not define.
     pub method: &'static str,
     /// Class of the status: `2xx`, `4xx`, `5xx`.
     pub status: &'static str,
+}
+
+/// The template of a route. Holding the router's own text costs no copy of it for each request.
+#[derive(Clone, Debug)]
+pub enum RouteLabel {
+    /// A route of the router.
+    Matched(MatchedPath),
+    /// What is no route.
+    Fixed(&'static str),
+}
+
+impl RouteLabel {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Matched(path) => path.as_str(),
+            Self::Fixed(text) => text,
+        }
+    }
+}
+
+impl PartialEq for RouteLabel {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for RouteLabel {}
+
+impl Hash for RouteLabel {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl EncodeLabelValue for RouteLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&self.as_str(), encoder)
+    }
 }
 
 /// Labels of a statement.
@@ -218,7 +260,11 @@ mod tests {
     #[test]
     fn what_was_counted_is_rendered() {
         let metrics = Metrics::new(8);
-        let labels = RequestLabels { route: "/dialog/{user_id}/send".into(), method: "POST", status: "2xx" };
+        let labels = RequestLabels {
+            route: RouteLabel::Fixed("/dialog/{user_id}/send"),
+            method: "POST",
+            status: "2xx",
+        };
         metrics.request(&labels, Duration::from_millis(3));
         metrics.statement(Sql::InsertMessage, true, Duration::from_millis(1));
         let client = metrics.client_connected();

@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 
 /// All flights. Memory: one entry for each distinct read under way, one place for each reader.
 pub(super) struct Flights<K: Eq + Hash + Clone, T> {
@@ -53,12 +56,14 @@ impl<K: Eq + Hash + Clone, T> Default for Flights<K, T> {
 }
 
 impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
-    /// Flies, or waits for somebody who does. May be dropped at any time.
+    /// Flies, or waits for somebody who does; nothing when it is still waiting at the deadline. May be dropped at
+    /// any time. A flight of one's own has to see to its time itself.
     pub(super) async fn fly<F: Future<Output = T>>(
         self: &Arc<Self>,
         key: K,
+        deadline: Instant,
         flight: impl FnOnce() -> F,
-    ) -> Answer<T> {
+    ) -> Option<Answer<T>> {
         let turn = {
             let mut waiting = self.lock();
             if let Some(passengers) = waiting.get_mut(&key) {
@@ -72,16 +77,16 @@ impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
         };
         let pilot = match turn {
             None => Pilot { flights: Some(Arc::clone(self)), key, passengers: Vec::new() },
-            Some(turn) => match turn.await {
-                Ok(Turn::Landed(answer)) => return Answer::Shared(answer),
+            Some(turn) => match timeout_at(deadline, turn).await.ok()? {
+                Ok(Turn::Landed(answer)) => return Some(Answer::Shared(answer)),
                 Ok(Turn::Fly(pilot)) => pilot,
                 // A pilot always lands or hands over. Were it otherwise, flying alone harms nobody.
-                Err(_) => return Answer::Own(flight().await),
+                Err(_) => return Some(Answer::Own(flight().await)),
             },
         };
         let answer = flight().await;
         pilot.land(&answer);
-        Answer::Own(answer)
+        Some(Answer::Own(answer))
     }
 }
 
@@ -146,6 +151,10 @@ mod tests {
 
     type Counters = Arc<Flights<&'static str, usize>>;
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_mins(1)
+    }
+
     /// A query that takes 10 ms and answers with what the counter was when it was issued.
     async fn read(counter: &AtomicUsize) -> usize {
         let seen = counter.fetch_add(1, Ordering::SeqCst);
@@ -156,21 +165,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_flies_and_all_others_share_the_next_flight() {
         let (flights, counter) = (Counters::default(), AtomicUsize::new(0));
-        let readers = (0..200).map(|_| flights.fly("key", || read(&counter)));
+        let readers = (0..200).map(|_| flights.fly("key", soon(), || read(&counter)));
         let answers = futures::future::join_all(readers).await;
         assert_eq!(counter.load(Ordering::SeqCst), 2);
-        assert_eq!(answers.iter().filter(|answer| **answer == Answer::Own(0)).count(), 1);
-        assert_eq!(answers.iter().filter(|answer| **answer == Answer::Own(1)).count(), 1);
-        assert_eq!(answers.iter().filter(|answer| **answer == Answer::Shared(1)).count(), 198);
+        assert_eq!(answers.iter().filter(|answer| **answer == Some(Answer::Own(0))).count(), 1);
+        assert_eq!(answers.iter().filter(|answer| **answer == Some(Answer::Own(1))).count(), 1);
+        assert_eq!(answers.iter().filter(|answer| **answer == Some(Answer::Shared(1))).count(), 198);
         assert!(flights.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn different_questions_fly_apart() {
         let (flights, counter) = (Counters::default(), AtomicUsize::new(0));
-        let one = flights.fly("one", || read(&counter));
-        let other = flights.fly("other", || read(&counter));
-        assert_eq!(futures::join!(one, other), (Answer::Own(0), Answer::Own(1)));
+        let one = flights.fly("one", soon(), || read(&counter));
+        let other = flights.fly("other", soon(), || read(&counter));
+        assert_eq!(futures::join!(one, other), (Some(Answer::Own(0)), Some(Answer::Own(1))));
     }
 
     #[tokio::test(start_paused = true)]
@@ -183,7 +192,10 @@ mod tests {
                 tokio::time::sleep(Duration::from_micros(moment * 100)).await;
                 // Each flight counts: what is seen must be no flight that had begun before.
                 let before = counter.load(Ordering::SeqCst);
-                let (Answer::Own(seen) | Answer::Shared(seen)) = flights.fly("key", || read(&counter)).await;
+                let answer = flights.fly("key", soon(), || read(&counter)).await;
+                let Some(Answer::Own(seen) | Answer::Shared(seen)) = answer else {
+                    panic!("no answer in time")
+                };
                 assert!(seen >= before, "asked after {before}, saw {seen}");
             });
         }
@@ -201,7 +213,7 @@ mod tests {
             readers.spawn(async move {
                 tokio::time::sleep(Duration::from_millis(reader % 7)).await;
                 let patience = Duration::from_millis(if reader % 3 == 0 { 10_000 } else { reader % 40 });
-                let flight = flights.fly("key", || read(&counter));
+                let flight = flights.fly("key", soon(), || read(&counter));
                 (reader % 3 == 0, tokio::time::timeout(patience, flight).await.is_ok())
             });
         }

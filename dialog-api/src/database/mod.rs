@@ -126,14 +126,13 @@ impl Database {
         let Some(question) = self.question(sql, parameters) else {
             return self.execute(sql, parameters, deadline).await;
         };
-        let flight = self.flights.fly(question, || self.execute(sql, parameters, deadline));
-        match timeout_at(deadline, flight).await {
-            Ok(Answer::Own(answer)) => answer,
-            Ok(Answer::Shared(answer)) => {
+        match self.flights.fly(question, deadline, || self.execute(sql, parameters, deadline)).await {
+            Some(Answer::Own(answer)) => answer,
+            Some(Answer::Shared(answer)) => {
                 self.metrics.reads_shared.inc();
                 answer
             }
-            Err(_elapsed) => Err(DatabaseError::Unavailable("no answer to the same read in time".into())),
+            None => Err(DatabaseError::Unavailable("no answer to the same read in time".into())),
         }
     }
 

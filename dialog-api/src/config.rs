@@ -25,6 +25,15 @@ pub enum Distribution {
     Off,
 }
 
+/// Whether statements go straight to the worker that owns their shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoutingChoice {
+    /// Yes, where Citus distributes the tables and its hashes are as expected; else through the coordinator.
+    Auto,
+    /// All statements go through the coordinator.
+    Off,
+}
+
 /// Chat HTTP service on PostgreSQL, aware of Citus' shards.
 ///
 /// Speaks the public OTUS Highload specification; see docs/http-api.md.
@@ -89,7 +98,8 @@ pub struct DatabaseConfig {
     #[arg(long = "database-user", env = "DIALOG_API_DATABASE_USER", default_value = "dialog_api")]
     pub user: String,
 
-    /// Number of connections; each is shared by many requests at a time
+    /// Number of connections to the coordinator, and to each worker that statements go straight to; each is shared
+    /// by many requests at a time
     #[arg(long = "database-connections", env = "DIALOG_API_DATABASE_CONNECTIONS", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub connections: u16,
@@ -115,6 +125,10 @@ pub struct DatabaseConfig {
     /// Whether to wait until the operator has distributed the tables
     #[arg(long, env = "DIALOG_API_DISTRIBUTION", value_enum, default_value_t = Distribution::Auto)]
     pub distribution: Distribution,
+
+    /// Whether statements go straight to the worker that owns their shard
+    #[arg(long, env = "DIALOG_API_ROUTING", value_enum, default_value_t = RoutingChoice::Auto)]
+    pub routing: RoutingChoice,
 }
 
 // Passwords and tokens.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::context::PullPolicy;
 use crate::telemetry::LogFormat;
 
 /// Kubernetes operator for Citus with a chat back end on top.
@@ -33,6 +34,13 @@ pub struct Run {
     /// Image of dialog-api for clusters that name none.
     #[arg(long, env = "DIALOG_OPERATOR_API_IMAGE", value_name = "IMAGE")]
     pub api_image: Option<String>,
+    /// Secrets with credentials for pulling the images of databases and of dialog-api, separated by commas. Each is
+    /// expected in the namespace of the DialogCluster.
+    #[arg(long, env = "DIALOG_OPERATOR_IMAGE_PULL_SECRETS", value_name = "NAMES", value_delimiter = ',')]
+    pub image_pull_secrets: Vec<String>,
+    /// When the images of databases and of dialog-api are pulled; Kubernetes decides by the tag if absent.
+    #[arg(long, env = "DIALOG_OPERATOR_IMAGE_PULL_POLICY", value_enum)]
+    pub image_pull_policy: Option<PullPolicy>,
     /// Look at this namespace only; all namespaces if absent.
     #[arg(long, env = "DIALOG_OPERATOR_WATCH_NAMESPACE", value_name = "NAMESPACE")]
     pub watch_namespace: Option<String>,

@@ -21,6 +21,7 @@ use crate::reconcile::{Outcome, Reconciler, owners};
 use crate::status;
 
 pub mod act;
+pub mod applied;
 pub mod apply;
 pub mod build;
 pub mod certificates;

@@ -19,8 +19,43 @@ pub struct Settings {
     pub postgres_image: Option<String>,
     /// Image of dialog-api where a cluster names none.
     pub api_image: Option<String>,
+    /// How the images of databases and of dialog-api are had.
+    pub pull: Pull,
     /// The only namespace to look at; all if absent.
     pub namespace: Option<String>,
+}
+
+/// How images are had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pull {
+    /// Secrets with credentials, each expected in the namespace of the pod.
+    pub secrets: Vec<String>,
+    /// When to ask the registry; Kubernetes decides by the tag if absent.
+    pub policy: Option<PullPolicy>,
+}
+
+/// When to ask the registry for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// At each start of a container.
+    Always,
+    /// If the node does not have it.
+    IfNotPresent,
+    /// Never: the node has it.
+    Never,
+}
+
+impl PullPolicy {
+    /// The value in a container.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
 }
 
 /// Shared by the controllers; cheap to clone.

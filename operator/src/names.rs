@@ -84,7 +84,8 @@ impl Names {
         &self.namespace
     }
 
-    /// The group's StatefulSet, its primary's Service, and its Patroni scope.
+    /// The group's StatefulSet, its primary's Service, its Patroni scope, and whom its pods act as: ServiceAccount, Role
+    /// and RoleBinding.
     #[must_use]
     pub fn group(&self, group: Group) -> String {
         format!("{}-{group}", self.cluster)
@@ -181,7 +182,7 @@ impl Names {
         format!("{}-api-token", self.cluster)
     }
 
-    /// The ConfigMap, ServiceAccount, Role and RoleBinding of Patroni.
+    /// The ConfigMap with Patroni's configuration of every group.
     #[must_use]
     pub fn patroni(&self) -> String {
         format!("{}-patroni", self.cluster)

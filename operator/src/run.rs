@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::cli::Run;
 use crate::cluster;
-use crate::context::{Context, Settings};
+use crate::context::{Context, Pull, Settings};
 use crate::health::{self, Health};
 use crate::lease::Candidate;
 use crate::metrics::Metrics;
@@ -40,6 +40,7 @@ pub async fn run(arguments: Run) -> anyhow::Result<()> {
     let settings = Settings {
         postgres_image: arguments.postgres_image,
         api_image: arguments.api_image,
+        pull: Pull { secrets: arguments.image_pull_secrets, policy: arguments.image_pull_policy },
         namespace: arguments.watch_namespace,
     };
     let (metrics, health) = (Metrics::new(), Health::default());

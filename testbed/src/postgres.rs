@@ -28,9 +28,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
+pub use self::configuration::Access;
 pub use self::installation::{Installation, citus_available, citus_or_skip};
 use self::{
-    configuration::{access, append, free_port, identities, node_conninfo, write_tls},
+    configuration::{append, free_port, node_conninfo, write_tls},
     installation::Owner,
 };
 use crate::certificates::{Authority, IdentityFiles};
@@ -58,6 +59,7 @@ pub struct Builder<'a> {
     name: String,
     parameters: BTreeMap<String, String>,
     authority: Option<&'a Authority>,
+    access: Option<Access>,
     citus: bool,
 }
 
@@ -75,10 +77,17 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Demands TLS with client certificates on every TCP connection, as a cluster's nodes do; the node gets
-    /// a certificate of this authority for `localhost`.
+    /// Demands TLS with client certificates on every TCP connection; the node gets a certificate of this authority for
+    /// `localhost`.
     pub fn tls(mut self, authority: &'a Authority) -> Self {
         self.authority = Some(authority);
+        self
+    }
+
+    /// Says who may connect; otherwise it is anybody on this machine or, with TLS, a node as superuser and dialog-api as
+    /// `dialog_api`.
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = Some(access);
         self
     }
 
@@ -142,8 +151,9 @@ impl<'a> Builder<'a> {
         }
         parameters.extend(self.parameters);
 
-        fs::write(data.join("pg_hba.conf"), access(tls.is_some())).context("write pg_hba.conf")?;
-        fs::write(data.join("pg_ident.conf"), identities()?).context("write pg_ident.conf")?;
+        let (rules, identities) = self.access.unwrap_or_else(|| Access::usual(tls.is_some())).files()?;
+        fs::write(data.join("pg_hba.conf"), rules).context("write pg_hba.conf")?;
+        fs::write(data.join("pg_ident.conf"), identities).context("write pg_ident.conf")?;
 
         let mut server = Server {
             name: self.name,
@@ -175,7 +185,13 @@ pub struct Server {
 impl Server {
     /// Begins the description of a server; the name appears in messages and in the server's process titles.
     pub fn builder<'a>(name: &str) -> Builder<'a> {
-        Builder { name: name.into(), parameters: BTreeMap::new(), authority: None, citus: false }
+        Builder {
+            name: name.into(),
+            parameters: BTreeMap::new(),
+            authority: None,
+            access: None,
+            citus: false,
+        }
     }
 
     /// The name its certificate is for.
@@ -214,23 +230,15 @@ impl Server {
     /// # Errors
     /// When the server refuses.
     pub async fn connect(&self, database: &str) -> Result<Client> {
-        self.connect_as("postgres", database).await
-    }
-
-    /// Connects as the given role over the Unix socket.
-    ///
-    /// # Errors
-    /// When the server refuses.
-    pub async fn connect_as(&self, role: &str, database: &str) -> Result<Client> {
         let (client, connection) = Config::new()
             .host_path(self.directory.path())
             .port(self.port)
-            .user(role)
+            .user("postgres")
             .dbname(database)
             .application_name("testbed")
             .connect(NoTls)
             .await
-            .with_context(|| format!("connect to {} as {role}, database {database}", self.name))?;
+            .with_context(|| format!("connect to {} as its superuser, database {database}", self.name))?;
         tokio::spawn(connection);
         Ok(client)
     }

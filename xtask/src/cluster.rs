@@ -1,23 +1,30 @@
 //! The local Kubernetes: one kind node, an ingress controller, and the way to speak to them.
 
-use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
-use crate::cache::{self, Cache};
+use crate::cache::Cache;
 use crate::command::{self, Log};
+use crate::debian::Release;
 use crate::engine::{Engine, Own};
-use crate::node_image;
 use crate::progress::Progress;
 use crate::repository;
 use crate::tools::{self, Tool, Tools};
+use crate::{disk, node_image};
+
+mod files;
+mod removal;
+
+use files::Files;
 
 /// The kind cluster's name.
 const NAME: &str = "dialog";
+/// The network that kind makes for its nodes, all clusters' together, and never removes.
+const NETWORK: &str = "kind";
 /// The container that is its node.
 const NODE: &str = "dialog-control-plane";
 /// The node image where a registry is in reach: one of those built for the kind release that
@@ -44,19 +51,33 @@ impl Cluster {
     /// Brings the cluster up, or finds that it is.
     pub(crate) fn up(cache: &Cache, progress: &Progress) -> Result<Self> {
         let _lock = cache.lock("cluster")?;
+        let outcome = Self::bring_up(cache, progress);
+        if outcome.is_err() && Own::of(cache)?.has_traces() {
+            eprintln!("\nWhat was started goes on, for the next try; `cargo xtask cluster down` ends it.");
+        }
+        outcome
+    }
+
+    fn bring_up(cache: &Cache, progress: &Progress) -> Result<Self> {
         let files = Files::of(cache)?;
-        let engine = choose(cache, &files, progress)?;
         // Before the quarter of an hour that follows, not after it.
+        Tools::check(cache, tools::CLUSTER)?;
+        if files.engine(cache)?.is_none() {
+            need_ingress()?;
+        }
+        let engine = choose(cache, &files, progress)?;
         let exists = command::succeeds(engine.docker().args(["container", "inspect", NODE]));
-        if !exists && let Err(error) = TcpListener::bind(INGRESS) {
-            bail!(
-                "the ingress needs {INGRESS}, which another program holds ({error}): end that program first"
-            );
+        if !exists {
+            need_ingress()?;
+        }
+        let is_made = exists && files.recall("created").is_some();
+        if !is_made && let Engine::Own(_) = engine {
+            need_room(cache, &engine)?;
         }
         let tools = Tools::ensure(cache, progress, tools::CLUSTER)?;
         files.remember("tools", &tools.folder().to_string_lossy())?;
         let cluster = Self { engine, tools, files };
-        if exists && cluster.files.recall("created").is_some() {
+        if is_made {
             cluster.wake(progress)?;
             cluster.note_age();
         } else {
@@ -85,11 +106,17 @@ impl Cluster {
         let files = Files::of(cache)?;
         match files.engine(cache)? {
             Some(Engine::Own(own)) => {
-                // An engine that was killed left containers that only it can remove.
-                let engine = own.start(progress)?;
+                own.need_root()?;
+                // An engine that was killed left containers and networks that it knows best how to remove.
+                let engine = own.start(progress);
                 progress.step("Cluster down", |log| {
-                    remove_everything(&engine, log)?;
-                    own.stop()
+                    match engine {
+                        Ok(engine) => removal::everything(&engine, log)?,
+                        Err(error) => {
+                            eprintln!("the Docker engine does not start; what is left of it is taken away all the same: {error:#}");
+                        }
+                    }
+                    own.stop(log)
                 })?;
             }
             Some(engine @ Engine::Machine) => {
@@ -100,7 +127,8 @@ impl Cluster {
                     kind.args(["delete", "cluster", "--name", NAME])
                         .arg("--kubeconfig")
                         .arg(files.kubeconfig());
-                    command::run(&mut kind, log)
+                    command::run(&mut kind, log)?;
+                    removal::network(&engine, &files, log)
                 })?;
             }
             None => eprintln!("no cluster is up"),
@@ -122,13 +150,13 @@ impl Cluster {
         let nodes = command::output(cluster.kubectl().args(["get", "nodes", "--no-headers"]))?;
         let pods =
             command::output(cluster.kubectl().args(["get", "pods", "--all-namespaces", "--no-headers"]))?;
+        // At the end of PATH: one's own programs of the same names go first.
         Ok(format!(
             "engine    Docker {server}, {engine}\nnode      {nodes}\npods      {}\ningress   http://{INGRESS}\n\n\
-             export KUBECONFIG={}\n{host}kubectl   {}\nhelm      {}",
+             export KUBECONFIG={}\n{host}export PATH=\"$PATH:{}\"  # kubectl, helm",
             pods.lines().count(),
             cluster.files.kubeconfig().display(),
-            cluster.tools.path(Tool::Kubectl).display(),
-            cluster.tools.path(Tool::Helm).display(),
+            cluster.tools.folder().display(),
         ))
     }
 
@@ -171,6 +199,13 @@ impl Cluster {
         )
     }
 
+    /// What the kubelet measured of every pod on the node: its summary of statistics.
+    pub(crate) fn statistics(&self) -> Result<serde_json::Value> {
+        let path = format!("/api/v1/nodes/{NODE}/proxy/stats/summary");
+        let summary = command::output(self.kubectl().args(["get", "--raw", &path]))?;
+        serde_json::from_str(&summary).context("the kubelet's summary is no JSON")
+    }
+
     fn kubectl(&self) -> Command {
         self.client(Tool::Kubectl)
     }
@@ -192,12 +227,21 @@ impl Cluster {
         }
         progress.step("Kubernetes", |log| {
             command::run(self.engine.docker().args(["start", NODE]), log)?;
-            ensure!(
-                command::wait_until(PATIENCE, || self.is_ready()),
-                "the node does not serve again after {} s: take it down (`cargo xtask cluster down`) and bring it up",
+            if command::wait_until(PATIENCE, || self.is_ready()) {
+                let ready = ["wait", "--for=condition=Ready", "node", NODE, &timeout()];
+                return command::run(self.kubectl().args(ready), log);
+            }
+            for question in
+                [&["logs", "--tail", "40", NODE][..], &["exec", NODE, "journalctl", "--lines", "40"]]
+            {
+                // Whatever cannot be found out must not hide the failure itself.
+                let _ = command::run(self.engine.docker().args(question), log);
+            }
+            let ended = format!(
+                "does not serve again after {} s (`cargo xtask cluster down`, then `up`, makes a new one)",
                 PATIENCE.as_secs()
             );
-            command::run(self.kubectl().args(["wait", "--for=condition=Ready", "node", NODE, &timeout()]), log)
+            Err(command::failure(NODE, &ended, log))
         })
     }
 
@@ -205,6 +249,9 @@ impl Cluster {
         progress.step("Kubernetes", |log| {
             // What an interrupted run may have left.
             command::run(self.kind().args(["delete", "cluster", "--name", NAME]), log)?;
+            if !command::succeeds(self.engine.docker().args(["network", "inspect", NETWORK])) {
+                self.files.remember("network", NETWORK)?;
+            }
             command::run(
                 self.kind()
                     .args([
@@ -246,21 +293,29 @@ impl Cluster {
         let manifest = repository().join("local/manifests/traefik.yaml");
         command::run(self.kubectl().args(["apply", "--filename"]).arg(manifest), log)?;
         for (namespace, deployment) in DEPLOYMENTS {
-            command::run(
-                self.kubectl()
-                    .args(["wait", "--for=condition=Available", "deployment", deployment, &timeout()])
-                    .args(["--namespace", namespace]),
-                log,
-            )?;
+            let wait = ["wait", "--for=condition=Available", "deployment", deployment, &timeout()];
+            if command::run(self.kubectl().args(wait).args(["--namespace", namespace]), log).is_err() {
+                self.look_into(namespace, deployment, log);
+                return Err(command::failure(deployment, "is not available", log));
+            }
         }
         Ok(())
+    }
+
+    /// Notes what one would look at next when a Deployment is waited for in vain: its pods, Events and log.
+    pub(crate) fn look_into(&self, namespace: &str, deployment: &str, log: &Log) {
+        let deployment = format!("deployment/{deployment}");
+        for question in [&["describe", "pods"][..], &["logs", &deployment, "--tail", "20"]] {
+            // Whatever cannot be found out must not hide the failure itself.
+            let _ = command::run(self.kubectl().args(["--namespace", namespace]).args(question), log);
+        }
     }
 }
 
 /// The engine to use: the one that already runs the cluster; else the machine's own, if it has the
 /// published node image or can get it; else one that is started here.
 ///
-/// The machine's own was not run where this was developed: no registry is in reach there.
+/// Of these, only the last has been tested: on Debian 12, without a registry in reach.
 fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
     let engine = if let Some(known) = files.engine(cache)? {
         known
@@ -269,12 +324,45 @@ fn choose(cache: &Cache, files: &Files, progress: &Progress) -> Result<Engine> {
         let pull = |log: &Log| Ok(command::run(machine.docker().args(["pull", PUBLISHED_NODE]), log).is_ok());
         let is_usable = machine.answers()
             && (machine.has_image(PUBLISHED_NODE) || progress.step("Published node image", pull)?);
+        if !is_usable {
+            eprintln!(
+                "No Docker engine here has kind's published node image or can get it: one is built from sources."
+            );
+        }
         if is_usable { machine } else { Engine::Own(Own::of(cache)?) }
     };
     files.remember("engine", if matches!(engine, Engine::Machine) { "machine" } else { "own" })?;
     match engine {
-        Engine::Own(own) => own.start(progress),
+        Engine::Own(own) => {
+            // Fails on anything but Debian, whose packages all of it is built from.
+            Release::here()?;
+            own.start(progress)
+        }
         machine @ Engine::Machine => Ok(machine),
+    }
+}
+
+/// Fails if the disk has no room for what a node image is built from.
+fn need_room(cache: &Cache, engine: &Engine) -> Result<()> {
+    if engine.has_image(&node_image::name()?) {
+        return Ok(());
+    }
+    if Tools::are_built(cache, tools::NODE)? {
+        return disk::need_room(&[(cache.root(), 5 << 30)]);
+    }
+    let (compiled, modules) = tools::caches()?;
+    disk::need_room(&[(cache.root(), 6 << 30), (&compiled, 5 << 30), (&modules, 3 << 30)])
+}
+
+/// Fails if another program holds the place of the ingress.
+fn need_ingress() -> Result<()> {
+    match TcpListener::bind(INGRESS) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            bail!(
+                "the ingress needs {INGRESS}, which another program holds ({error}): end that program first"
+            )
+        }
     }
 }
 
@@ -282,66 +370,10 @@ fn timeout() -> String {
     format!("--timeout={}s", PATIENCE.as_secs())
 }
 
-/// How often the engine is asked to remove the containers before that counts as failed; about a minute.
-const REMOVALS: u32 = 6;
-
-/// Containers with their volumes, and networks.
-fn remove_everything(engine: &Engine, log: &Log) -> Result<()> {
-    // The engine waits ten seconds for a killed container to end. The hundreds of processes of a node can take longer
-    // on a busy machine, so it is asked again.
-    let mut removed = Ok(());
-    for _ in 0..REMOVALS {
-        let containers = command::output(engine.docker().args(["ps", "--all", "--quiet"]))?;
-        if containers.is_empty() {
-            break;
-        }
-        removed =
-            command::run(engine.docker().args(["rm", "--force", "--volumes"]).args(containers.lines()), log);
-    }
-    removed?;
-    command::run(engine.docker().args(["network", "prune", "--force"]), log)
-}
-
-/// What is remembered of the cluster between runs, a file each: `engine` (which was chosen), `tools`
-/// (the folder of the programs that speak to it), and `created` (the node's image, once kind is done).
-#[derive(Debug)]
-struct Files(PathBuf);
-
-impl Files {
-    fn of(cache: &Cache) -> Result<Self> {
-        cache.folder("cluster").map(Self)
-    }
-
-    fn kubeconfig(&self) -> PathBuf {
-        self.0.join("kubeconfig")
-    }
-
-    fn recall(&self, name: &str) -> Option<String> {
-        fs::read_to_string(self.0.join(name)).ok()
-    }
-
-    fn remember(&self, name: &str, value: &str) -> Result<()> {
-        let path = self.0.join(name);
-        fs::write(&path, value).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// The engine that was chosen; failing that, one whose choice was forgotten but which still runs.
-    fn engine(&self, cache: &Cache) -> Result<Option<Engine>> {
-        match self.recall("engine").as_deref() {
-            Some("machine") => Ok(Some(Engine::Machine)),
-            Some("own") => Ok(Some(Engine::Own(Own::of(cache)?))),
-            _ => Ok(Some(Own::of(cache)?).filter(Own::has_traces).map(Engine::Own)),
-        }
-    }
-
-    fn clear(&self) -> Result<()> {
-        cache::remove(&self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn the_ingress_is_where_kind_publishes_it() {

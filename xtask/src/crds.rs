@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_yaml_ng::{Mapping, Value};
 
 use crate::{command, docs, repository};
@@ -15,6 +15,12 @@ const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
 
 /// Writes `crds/` and the API reference; with `check`, fails if they are not what would be written.
 pub(crate) fn run(check: bool) -> Result<()> {
+    // On its own, with cargo's progress on the terminal: on a fresh machine it takes minutes.
+    let built = cargo(&["build", "--package", "dialog-operator"]).status().context("cannot run cargo")?;
+    ensure!(
+        built.success(),
+        "the operator, whose types the definitions come from, does not compile: see above"
+    );
     let printed =
         command::output(&mut cargo(&["run", "--quiet", "--package", "dialog-operator", "--", "crd"]))
             .context("cannot ask the operator for its definitions")?;

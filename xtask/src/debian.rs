@@ -1,8 +1,9 @@
 //! Debian: packages installed on this machine, and packages unpacked into a folder.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -44,7 +45,8 @@ impl Release {
         let sources = sources(&targets);
         ensure!(
             sources.iter().any(|source| source.suite == codename),
-            "apt knows no package source for Debian {codename}: run `apt-get update`"
+            "apt's package sources have none for Debian's suite `{codename}`: add one to /etc/apt/sources.list, or run \
+             `apt-get update` if there is one"
         );
         Ok(Self { codename, sources })
     }
@@ -81,11 +83,13 @@ pub(crate) fn install(progress: &Progress, packages: &[&str]) -> Result<()> {
             missing.join(" ")
         );
     }
-    progress.step(&format!("Debian packages ({})", missing.len()), |log| {
+    progress.step(&format!("Debian packages ({})", missing.join(", ")), |log| {
         command::run(Command::new("apt-get").args(["update", "--quiet"]), log)?;
+        let _quiet = Services::stay_down(Path::new("/usr/sbin/policy-rc.d"))?;
         command::run(
             Command::new("apt-get")
-                .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+                // What is there and does not go with them is somebody's, who is to decide.
+                .args(["install", "--yes", "--quiet", "--no-install-recommends", "--no-remove"])
                 .args(missing)
                 .env("DEBIAN_FRONTEND", "noninteractive"),
             log,
@@ -93,17 +97,72 @@ pub(crate) fn install(progress: &Progress, packages: &[&str]) -> Result<()> {
     })
 }
 
+/// A policy that forbids every service to start.
+const POLICY: &str = "#!/bin/sh\n# Of `cargo xtask`, while it installs packages.\nexit 101\n";
+
+/// Packages start their services when they are installed, a Docker engine or a database server with the machine's
+/// usual ports, interfaces and firewall rules. For as long as this lives they do not, as Debian's policy layer provides.
+#[derive(Debug)]
+struct Services {
+    /// The policy made here; none where the machine has its own.
+    policy: Option<PathBuf>,
+}
+
+impl Services {
+    fn stay_down(policy: &Path) -> Result<Self> {
+        let failed = || format!("cannot write {}", policy.display());
+        match fs::read(policy) {
+            // What a run that was killed left is taken over.
+            Ok(text) if text != POLICY.as_bytes() => return Ok(Self { policy: None }),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(failed),
+        }
+        fs::write(policy, POLICY)
+            .and_then(|()| fs::set_permissions(policy, fs::Permissions::from_mode(0o755)))
+            .with_context(failed)?;
+        Ok(Self { policy: Some(policy.to_path_buf()) })
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        if let Some(policy) = &self.policy
+            && let Err(error) = fs::remove_file(policy)
+        {
+            eprintln!(
+                "cannot remove {}: {error}; until it is gone no package starts its services",
+                policy.display()
+            );
+        }
+    }
+}
+
+/// Makes sure that programs are there, each given with the package that has it: from wherever they come.
+pub(crate) fn install_programs(progress: &Progress, programs: &[(&str, &'static str)]) -> Result<()> {
+    let mut packages: Vec<_> = programs
+        .iter()
+        .filter(|(program, _)| !command::is_found(program))
+        .map(|(_, package)| *package)
+        .collect();
+    packages.dedup();
+    install(progress, &packages)
+}
+
 /// Downloads `packages`, without what they depend on, and unpacks them into `folder`.
 pub(crate) fn unpack(cache: &Cache, packages: &[&str], folder: &Path, log: &Log) -> Result<()> {
     let downloads = cache.scratch()?;
-    command::run(
-        Command::new("apt-get")
-            .current_dir(downloads.path())
-            // Root may write to this folder, apt's own user may not.
-            .args(["download", "--quiet", "-o", "APT::Sandbox::User=root"])
-            .args(packages),
-        log,
-    )?;
+    let download = || {
+        let mut apt = Command::new("apt-get");
+        // Root may write to this folder, apt's own user may not.
+        apt.current_dir(downloads.path()).args(["download", "--quiet", "-o", "APT::Sandbox::User=root"]);
+        command::run(apt.args(packages), log)
+    };
+    if download().is_err() {
+        // There may be no lists of packages on this machine yet, or old ones that name files which are gone.
+        command::run(Command::new("apt-get").args(["update", "--quiet"]), log)?;
+        download()?;
+    }
     let files = fs::read_dir(downloads.path()).context("cannot list the downloaded packages")?;
     for file in files {
         let file = file.context("cannot list the downloaded packages")?.path();
@@ -156,6 +215,21 @@ mod tests {
             release.sources_list(),
             "deb http://mirror/debian/ bookworm main\ndeb http://mirror/debian-security/ bookworm-security main\n"
         );
+    }
+
+    #[test]
+    fn services_stay_down_only_while_packages_are_installed() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = folder.path().join("policy-rc.d");
+        let quiet = Services::stay_down(&policy).unwrap();
+        assert_eq!(Command::new(&policy).status().unwrap().code(), Some(101));
+        // As if that run had been killed.
+        std::mem::forget(quiet);
+        drop(Services::stay_down(&policy).unwrap());
+        assert!(!policy.exists());
+        fs::write(&policy, "#!/bin/sh\nexit 0\n").unwrap();
+        drop(Services::stay_down(&policy).unwrap());
+        assert!(policy.exists(), "the machine's own policy stays");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
 use crate::cache::{self, Cache, Key};
@@ -19,8 +19,20 @@ use crate::command::{self, Log, wait_until};
 use crate::progress::Progress;
 use crate::{debian, runtime};
 
-/// The Debian packages the engine needs.
-const PACKAGES: &[&str] = &["docker.io", "iptables"];
+mod leftovers;
+
+use leftovers::Leftovers;
+
+/// The programs the engine needs, and the Debian packages that have them.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("dockerd", "docker.io"),
+    ("docker", "docker.io"),
+    ("runc", "runc"),
+    ("iptables", "iptables"),
+    ("ip", "iproute2"),
+    ("kill", "procps"),
+    ("umount", "mount"),
+];
 /// How long it may take to answer after its start, and to end after it was told to.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -127,24 +139,32 @@ impl Own {
         if self.pid().is_some() && engine.answers() {
             return Ok(engine);
         }
-        debian::install(progress, PACKAGES)?;
-        if !debian::is_root()? {
-            bail!("the local Docker engine has to be started by root: repeat the command as root");
-        }
+        debian::install_programs(progress, PROGRAMS)?;
+        self.need_root()?;
         progress.step("Docker engine", |_| self.launch(&engine))?;
         Ok(engine)
     }
 
-    /// Ends it and takes away what it leaves on the machine; its images stay. Containers must be gone.
-    pub(crate) fn stop(&self) -> Result<()> {
+    /// Fails unless this process may start it, stop it and take away what it leaves.
+    pub(crate) fn need_root(&self) -> Result<()> {
+        ensure!(
+            debian::is_root()?,
+            "the local Docker engine, in {}, is root's to start and stop: repeat the command as root",
+            self.home.display()
+        );
+        Ok(())
+    }
+
+    /// Ends it, with its containers, and takes away what it leaves on the machine; its images stay. A container or a network
+    /// that was not removed before is there again when it starts.
+    pub(crate) fn stop(&self, log: &Log) -> Result<()> {
         if let Some(pid) = self.pid() {
-            let log = self.log()?;
-            command::run(Command::new("kill").args(["-TERM", &pid.to_string()]), &log)?;
+            command::run(Command::new("kill").args(["-TERM", &pid.to_string()]), log)?;
             if !wait_until(PATIENCE, || self.pid().is_none()) {
                 bail!("the Docker engine (process {pid}) has not ended after {} s", PATIENCE.as_secs());
             }
         }
-        self.clean()
+        Leftovers { home: &self.home, run: &self.run, cgroup: &self.cgroup }.remove(log)
     }
 
     fn launch(&self, engine: &Engine) -> Result<()> {
@@ -218,36 +238,6 @@ impl Own {
     fn daemon_configuration(&self) -> PathBuf {
         self.home.join("daemon.json")
     }
-
-    fn log(&self) -> Result<Log> {
-        Log::create(self.home.join("stop.log"))
-    }
-
-    fn clean(&self) -> Result<()> {
-        let log = self.log()?;
-        let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-        for mount in mounts_below(&mounts, &[&self.home, &self.run]) {
-            // Processes of a container that have just ended may hold it for a moment.
-            let unmount = || command::run(Command::new("umount").arg(mount), &log).is_ok();
-            if !wait_until(PATIENCE, unmount) {
-                return Err(command::failure(&format!("umount {mount}"), "keeps failing", &log));
-            }
-        }
-        cache::remove(&self.run)?;
-        let hierarchies = fs::read_dir("/sys/fs/cgroup").context("cannot read /sys/fs/cgroup")?;
-        let mut parents = vec![PathBuf::from("/sys/fs/cgroup")];
-        parents.extend(hierarchies.filter_map(|entry| Some(entry.ok()?.path())));
-        for parent in parents {
-            remove_cgroup(&parent.join(&self.cgroup))?;
-        }
-        // Folders that every engine shares; another one's files keep them.
-        for shared in ["/run/docker/plugins", "/run/docker", "/run/containerd/s", "/run/containerd"] {
-            if fs::remove_dir(shared).is_ok() {
-                log.note(&format!("removed {shared}"))?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The process in `pid_file`, if it lives and is the one that was meant: its command line names
@@ -259,24 +249,6 @@ fn live(pid_file: &Path, configuration: &Path) -> Option<u32> {
     words.any(|word| word == configuration.as_os_str().as_encoded_bytes()).then_some(pid)
 }
 
-/// Mount points below any of `folders`, the innermost first.
-fn mounts_below<'a>(mounts: &'a str, folders: &[&Path]) -> Vec<&'a str> {
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    let mut found: Vec<_> =
-        points.filter(|point| folders.iter().any(|folder| Path::new(point).starts_with(folder))).collect();
-    found.reverse();
-    found
-}
-
-/// Removes a control group with all below it; only empty ones can be removed.
-fn remove_cgroup(group: &Path) -> Result<()> {
-    let Ok(children) = fs::read_dir(group) else { return Ok(()) };
-    for child in children.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()) {
-        remove_cgroup(&child)?;
-    }
-    fs::remove_dir(group).with_context(|| format!("cannot remove the control group {}", group.display()))
-}
-
 fn has_ended(child: &mut Child) -> bool {
     matches!(child.try_wait(), Ok(Some(_)))
 }
@@ -284,13 +256,6 @@ fn has_ended(child: &mut Child) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mounts_are_found_innermost_first_and_by_whole_names() {
-        let mounts =
-            "overlay /run/x/a overlay rw 0 0\nnsfs /run/x/a/b nsfs rw 0 0\next4 /run/xy ext4 rw 0 0\n";
-        assert_eq!(mounts_below(mounts, &[Path::new("/run/x")]), ["/run/x/a/b", "/run/x/a"]);
-    }
 
     #[test]
     fn only_the_process_that_was_meant_counts() {

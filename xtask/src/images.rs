@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use acceptance::numbers::ImageSizes;
 use anyhow::{Context as _, Result, bail};
 
 use crate::cache::{Cache, Key};
@@ -75,6 +76,60 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
         postgres: postgres_name,
         has_citus: postgres.has_citus(),
     })
+}
+
+/// Builds a PostgreSQL image without Citus, whatever this machine has: on plain Debian, without an overlay. Returns its
+/// reference.
+pub(crate) fn ensure_without_citus(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<String> {
+    let plain = Postgres { overlay: Overlay::Absent };
+    let name = format!("{LOCAL}/postgres-without-citus:{}", plain.key()?.as_str());
+    if !engine.has_image(&name) {
+        let base = base_image::debian(cache, engine, progress)?;
+        progress.step("Image postgres without Citus", |log| {
+            plain.build(engine, Some(&base), &name, log)?;
+            engine.remove_other_tags(&name, log)
+        })?;
+    }
+    Ok(name)
+}
+
+/// How large the images are.
+pub(crate) fn sizes(engine: &Engine, images: &Images) -> Result<ImageSizes> {
+    let whole = command::output(engine.docker().args([
+        "image",
+        "inspect",
+        "--format",
+        "{{.Size}}",
+        &images.postgres,
+    ]))?;
+    Ok(ImageSizes {
+        operator: size_beside_base(engine, "dialog-operator", &images.operator)?,
+        dialog_api: size_beside_base(engine, "dialog-api", &images.dialog_api)?,
+        postgres: whole.parse().with_context(|| format!("the engine says the image has {whole} bytes"))?,
+    })
+}
+
+/// The bytes of an image's layers that come from its Dockerfile, and not from the base.
+fn size_beside_base(engine: &Engine, package: &str, image: &str) -> Result<u64> {
+    let recipe = dockerfile(package);
+    let recipe = fs::read_to_string(&recipe).with_context(|| format!("cannot read {}", recipe.display()))?;
+    let history = command::output(
+        engine.docker().args(["history", "--human=false", "--format", "{{.Size}}"]).arg(image),
+    )?;
+    // The newest comes first, and each instruction is one entry.
+    let sizes = history.lines().take(instructions(&recipe)).map(str::parse::<u64>);
+    sizes
+        .sum::<Result<u64, _>>()
+        .with_context(|| format!("the engine's history of {image} is no list of sizes"))
+}
+
+/// How many instructions follow the last `FROM`. Only instructions begin a line with a word in capitals.
+fn instructions(recipe: &str) -> usize {
+    let is_instruction = |line: &&str| {
+        let word = line.split(' ').next().unwrap_or_default();
+        !word.is_empty() && word.chars().all(|letter| letter.is_ascii_uppercase())
+    };
+    recipe.lines().filter(is_instruction).rev().take_while(|line| !line.starts_with("FROM ")).count()
 }
 
 /// Builds the images for a registry, on published base images, with the machine's own Docker engine.
@@ -241,4 +296,16 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .and_then(|()| fs::copy(from, to))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_are_counted_from_the_last_stage() {
+        let recipe =
+            "ARG BASE=x\nFROM a\nRUN b\nFROM ${BASE}\n# COPY c\nCOPY c /c\nRUN d \\\n    && e\nUSER 1:1\n";
+        assert_eq!(instructions(recipe), 3);
+    }
 }

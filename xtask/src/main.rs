@@ -22,6 +22,7 @@ mod command;
 mod crds;
 mod debian;
 mod demo;
+mod disk;
 mod docs;
 mod engine;
 mod images;
@@ -132,7 +133,10 @@ fn run(command: Commands) -> Result<()> {
     match command {
         Commands::Demo => {
             let cache = Cache::open()?;
-            demo::run(&cache, &Progress::start(&cache)?)
+            let outcome = with_progress(&cache, |progress| demo::run(&cache, progress))?;
+            eprintln!("\n{}", outcome.tables);
+            println!("{}", outcome.summary);
+            Ok(())
         }
         Commands::Test { tiers } => {
             let cache = Cache::open()?;

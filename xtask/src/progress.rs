@@ -25,7 +25,15 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 pub(crate) struct Progress {
     started: Instant,
     logs: PathBuf,
-    done: RefCell<Vec<(String, Duration)>>,
+    done: RefCell<Vec<Done>>,
+}
+
+/// A step that has ended.
+#[derive(Debug)]
+struct Done {
+    name: String,
+    took: Duration,
+    succeeded: bool,
 }
 
 impl Progress {
@@ -61,12 +69,12 @@ impl Progress {
             outcome
         });
         let took = started.elapsed();
-        self.done.borrow_mut().push((name.to_owned(), took));
-        let ended = if outcome.is_ok() { "done" } else { "FAILED" };
+        let done = Done { name: name.to_owned(), took, succeeded: outcome.is_ok() };
         if std::io::stderr().is_terminal() {
             eprint!("\r\x1b[2K");
         }
-        eprintln!("{:>8}  {name}: {ended}", seconds(took));
+        eprintln!("{:>9}  {name}: {}", seconds(took), if done.succeeded { "done" } else { "FAILED" });
+        self.done.borrow_mut().push(done);
         outcome.with_context(|| format!("{name} failed after {}", seconds(took).trim_start()))
     }
 
@@ -74,13 +82,24 @@ impl Progress {
     pub(crate) fn finish(&self) {
         let done = self.done.borrow();
         if done.len() > 1 {
-            eprintln!("\nWhat took how long:");
-            for (name, took) in done.iter() {
-                eprintln!("{:>8}  {name}", seconds(*took));
-            }
-            eprintln!("{:>8}  in total", seconds(self.started.elapsed()));
+            eprintln!("\nWhat took how long:\n{}", breakdown(&done, self.started.elapsed()));
         }
     }
+}
+
+/// A line per step, and what the whole run took; what passed outside of steps has a line, too, if it is worth one.
+fn breakdown(done: &[Done], total: Duration) -> String {
+    let mut rows: Vec<_> = done
+        .iter()
+        .map(|step| (step.took, format!("{}{}", step.name, if step.succeeded { "" } else { ": FAILED" })))
+        .collect();
+    let between = total.saturating_sub(done.iter().map(|step| step.took).sum());
+    if between >= Duration::from_secs(1) {
+        rows.push((between, "between the steps".to_owned()));
+    }
+    rows.push((total, "in total".to_owned()));
+    let lines: Vec<_> = rows.iter().map(|(took, what)| format!("{:>9}  {what}", seconds(*took))).collect();
+    lines.join("\n")
 }
 
 /// Shows that a step is running until `stopped` closes: a line that is rewritten every second on a
@@ -88,7 +107,7 @@ impl Progress {
 fn show(name: &str, started: Instant, log: &Log, stopped: &mpsc::Receiver<()>) {
     let terminal = std::io::stderr().is_terminal();
     if !terminal {
-        eprintln!("          {name} ...");
+        eprintln!("           {name} ...");
     }
     let every = if terminal { Duration::from_secs(1) } else { HEARTBEAT };
     while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
@@ -96,11 +115,11 @@ fn show(name: &str, started: Instant, log: &Log, stopped: &mpsc::Receiver<()>) {
         let last = log.tail(1).pop().unwrap_or_default();
         let last: String = last.chars().filter(|letter| !letter.is_control()).take(60).collect();
         if terminal {
-            eprint!("\r\x1b[2K{elapsed:>8}  {name} ... \x1b[2m{last}\x1b[0m");
+            eprint!("\r\x1b[2K{elapsed:>9}  {name} ... \x1b[2m{last}\x1b[0m");
             // A terminal that went away is no reason to fail the step.
             let _ = std::io::stderr().flush();
         } else {
-            eprintln!("{elapsed:>8}  {name} ... {last}");
+            eprintln!("{elapsed:>9}  {name} ... {last}");
         }
     }
 }
@@ -122,5 +141,21 @@ mod tests {
     fn times_are_readable() {
         assert_eq!(seconds(Duration::from_millis(1234)), "1.2 s");
         assert_eq!(seconds(Duration::from_secs(754)), "12 m 34 s");
+        assert_eq!(seconds(Duration::from_millis(59_960)), "60.0 s");
+    }
+
+    #[test]
+    fn a_breakdown_accounts_for_all_of_the_time_and_names_the_step_that_failed() {
+        let step = |name: &str, seconds, succeeded| Done {
+            name: name.to_owned(),
+            took: Duration::from_secs(seconds),
+            succeeded,
+        };
+        let done = [step("Go programs (21)", 754, true), step("Kubernetes", 12, false)];
+        assert_eq!(
+            breakdown(&done, Duration::from_secs(770)),
+            "12 m 34 s  Go programs (21)\n   12.0 s  Kubernetes: FAILED\n    4.0 s  between the steps\n12 m 50 s  in total"
+        );
+        assert!(!breakdown(&done, Duration::from_millis(766_500)).contains("between"));
     }
 }

@@ -42,12 +42,7 @@ pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> 
         }
         if command::run(&mut helm, log).is_err() {
             // Helm says that it waited in vain; what it waited for says why.
-            let deployment = format!("deployment/{NAME}");
-            for question in [&["describe", "pods"][..], &["logs", &deployment, "--tail", "20"]] {
-                let mut kubectl = cluster.client(Tool::Kubectl);
-                // Whatever cannot be found out must not hide the failure itself.
-                let _ = command::run(kubectl.args(["--namespace", NAMESPACE]).args(question), log);
-            }
+            cluster.look_into(NAMESPACE, NAME, log);
             return Err(command::failure("helm upgrade --install", "failed", log));
         }
         Ok(())

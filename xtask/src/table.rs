@@ -1,5 +1,6 @@
 //! Tables for people.
 
+use acceptance::numbers::Number;
 use serde_json::Value;
 
 /// One line per node of a `DialogCluster`'s status.
@@ -15,6 +16,15 @@ pub(crate) fn nodes(status: &Value) -> String {
             size(node["bytes"].as_u64().unwrap_or_default()),
         ]);
     }
+    columns(&rows)
+}
+
+/// One line per number, with its limit.
+pub(crate) fn numbers(numbers: &[Number]) -> String {
+    let mut rows = vec![["NUMBER", "IS", "LIMIT", ""].map(str::to_owned)];
+    rows.extend(numbers.iter().cloned().map(|Number { what, value, limit, holds }| {
+        [what, value, limit, if holds { "" } else { "EXCEEDED" }.to_owned()]
+    }));
     columns(&rows)
 }
 

@@ -10,13 +10,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::cache::Cache;
 use crate::cluster::{Cluster, INGRESS};
 use crate::crds::cargo;
+use crate::postgres::Citus;
 use crate::progress::Progress;
 use crate::tools::{Tool, Tools};
-use crate::{command, debian, release, table};
+use crate::{command, debian, images, release, table};
 
 mod report;
 
 use report::{Count, Report};
+
+/// What tests say they lack on a machine without the extension.
+const CITUS: &str = "citus";
+/// Tests of the cluster tier that run at the same time: as many as two cores start databases for in good time.
+const TOGETHER: &str = "3";
 
 /// Tests that need the same things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -73,7 +79,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
             eprintln!("\nerror: tier {}: {error:#}", tier.name());
             report.fail(&error);
         }
-        report.took(started.elapsed());
+        report.finish(started.elapsed());
         reports.push(report);
     }
     let total = reports.iter().map(Report::count).fold(Count::default(), Count::plus);
@@ -85,12 +91,17 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
 
 fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
     match tier {
-        Tier::Unit => cargo_test(&["--workspace"], &[], report),
-        Tier::Postgres => {
-            need_postgres(progress)?;
+        Tier::Unit => cargo_test(&["--workspace"], &[], &[], report),
+        Tier::Postgres | Tier::Citus => {
+            // The extension is in no registry: it is on the machine, with its server, or cannot be had.
+            if Citus::here()?.is_none() {
+                report.lacks(CITUS);
+            }
+            if tier == Tier::Postgres {
+                need_postgres(progress)?;
+            }
             run_targets(tier, &[], report)
         }
-        Tier::Citus => run_targets(tier, &[], report),
         Tier::Apiserver => {
             let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;
             let path = |tool| tools.path(tool).display().to_string();
@@ -99,57 +110,86 @@ fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report)
         }
         Tier::Cluster => {
             let was_up = Cluster::find(cache)?.is_some();
-            let cluster = Cluster::up(cache, progress)?;
-            let images = release::install(cache, &cluster, progress)?;
-            let environment = [
-                ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
-                ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
-                ("DIALOG_INGRESS", INGRESS.to_owned()),
-                ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
-                ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
-                ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
-            ];
-            let outcome = run_targets(tier, &environment, report);
-            if !was_up {
-                Cluster::down(cache, progress)?;
-            }
-            outcome
+            let outcome = in_cluster(cache, progress, report);
+            // Of one that could not be brought up, too, a part may be there.
+            let down = if was_up { Ok(()) } else { Cluster::down(cache, progress) };
+            outcome.and(down)
         }
     }
 }
 
-/// PostgreSQL's server programs: installed as a Debian package where they are not there in any form.
-fn need_postgres(progress: &Progress) -> Result<()> {
-    let is_server = |folder: &Path| folder.join("postgres").is_file();
-    let by_configuration = command::output(Command::new("pg_config").arg("--bindir"));
-    if by_configuration.is_ok_and(|folder| is_server(Path::new(&folder))) {
-        return Ok(());
+fn in_cluster(cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
+    let cluster = Cluster::up(cache, progress)?;
+    let images = release::install(cache, &cluster, progress)?;
+    if !images.has_citus {
+        report.lacks(CITUS);
     }
-    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    if debian.into_iter().any(|version| is_server(&version.path().join("bin"))) {
+    let without_citus = images::ensure_without_citus(cache, cluster.engine(), progress)?;
+    let missing = cluster.missing_images(&[&without_citus])?;
+    if !missing.is_empty() {
+        progress.step("Image into the cluster", |log| cluster.load_images(&missing, log))?;
+    }
+    let sizes = images::sizes(cluster.engine(), &images)?;
+    let sizes = serde_json::to_string(&sizes).context("cannot write the images' sizes")?;
+    let environment = [
+        ("KUBECONFIG", cluster.kubeconfig().display().to_string()),
+        ("KUBECTL", cluster.tool(Tool::Kubectl).display().to_string()),
+        ("DIALOG_INGRESS", INGRESS.to_owned()),
+        ("DIALOG_OPERATOR_NAMESPACE", release::NAMESPACE.to_owned()),
+        ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
+        ("DIALOG_IMAGE", images.postgres.clone()),
+        ("DIALOG_IMAGE_WITHOUT_CITUS", without_citus),
+        ("DIALOG_IMAGE_SIZES", sizes),
+        ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
+    ];
+    run_cluster_tests(&environment, report)
+}
+
+/// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
+fn need_postgres(progress: &Progress) -> Result<()> {
+    let folder = command::output(Command::new("pg_config").arg("--bindir"));
+    if folder.is_ok_and(|folder| Path::new(&folder).join("postgres").is_file()) {
         return Ok(());
     }
     debian::install(progress, &["postgresql"])
 }
 
 fn run_targets(tier: Tier, environment: &[(&str, String)], report: &mut Report) -> Result<()> {
-    for (package, target) in tier.targets() {
-        cargo_test(&["--package", package, "--test", target], environment, report)?;
-    }
-    Ok(())
+    let run = |(package, target): &(&str, &str)| {
+        cargo_test(&["--package", package, "--test", target], &[], environment, report)
+    };
+    // All of them, though the first may end with a failure that is more than that of a test.
+    let outcomes: Vec<_> = tier.targets().iter().map(run).collect();
+    outcomes.into_iter().collect()
 }
 
-/// Runs `cargo test` with its output passed on, and counts what it says.
-fn cargo_test(arguments: &[&str], environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+/// First, one after the other, the tests that measure time or memory or that end the operator; then the others, which
+/// share it, some at a time.
+fn run_cluster_tests(environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+    let mut outcome = Ok(());
+    for (package, target) in Tier::Cluster.targets() {
+        let target = ["--package", package, "--test", target];
+        for choice in
+            [&["alone::", "--test-threads", "1"][..], &["--skip", "alone::", "--test-threads", TOGETHER]]
+        {
+            outcome = outcome.and(cargo_test(&target, choice, environment, report));
+        }
+    }
+    outcome
+}
+
+/// Runs `cargo test` with its output passed on, and counts what it says. `choice` goes to the test programs.
+fn cargo_test(
+    arguments: &[&str],
+    choice: &[&str],
+    environment: &[(&str, String)],
+    report: &mut Report,
+) -> Result<()> {
     let mut test = cargo(&["test", "--no-fail-fast"]);
     test.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     if !arguments.contains(&"--workspace") {
         // A test that finds something missing says so on its output, which is otherwise kept back for failures.
-        test.args(["--", "--nocapture"]);
-    }
-    if arguments.contains(&"cluster") {
-        // They share one operator, and a machine that is busy enough with one cluster at a time.
-        test.args(["--test-threads", "1"]);
+        test.args(["--", "--nocapture"]).args(choice);
     }
     let mut child = test.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::cache::{Cache, Key};
 use crate::command::{self, Log};
+use crate::debian::Release;
 use crate::progress::Progress;
 use crate::repository;
 
@@ -121,6 +122,10 @@ impl Tool {
     }
 }
 
+/// The oldest Go that serves, as major and minor version: from this one on Go fetches by itself the newer one that
+/// `go.mod` asks for.
+const OLDEST_GO: (u32, u32) = (1, 21);
+
 /// Optional snapshotters of containerd that nothing here uses.
 const TAGS: &str = "no_btrfs,no_devmapper,no_zfs";
 
@@ -138,6 +143,7 @@ impl Tools {
         if tools.missing(wanted).is_empty() {
             return Ok(tools);
         }
+        need_go()?;
         let _lock = cache.lock("tools")?;
         let missing = tools.missing(wanted);
         if missing.is_empty() {
@@ -145,6 +151,17 @@ impl Tools {
         }
         progress.step(&format!("Go programs ({})", missing.len()), |log| tools.build(&missing, log))?;
         Ok(tools)
+    }
+
+    /// Fails if [`Tools::ensure`] would for want of Go, so that this is said before anything long begins.
+    pub(crate) fn check(cache: &Cache, wanted: &[Tool]) -> Result<()> {
+        if Self::are_built(cache, wanted)? { Ok(()) } else { need_go() }
+    }
+
+    /// Whether [`Tools::ensure`] would find all of them.
+    pub(crate) fn are_built(cache: &Cache, wanted: &[Tool]) -> Result<bool> {
+        let tools = Self { folder: cache.entry("tools", &Self::key()?) };
+        Ok(tools.missing(wanted).is_empty())
     }
 
     /// The programs of a run that may have been of other sources.
@@ -183,8 +200,6 @@ impl Tools {
     }
 
     fn build(&self, tools: &[Tool], log: &Log) -> Result<()> {
-        command::output(Command::new("go").arg("version"))
-            .context("the local tools are built with Go, 1.21 or newer, which is not installed")?;
         fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot create {}", self.folder.display()))?;
         // Beside the final place, so that a rename puts each program there whole.
@@ -216,6 +231,12 @@ impl Tools {
     }
 }
 
+/// Where Go keeps what it has compiled, and the modules it has downloaded.
+pub(crate) fn caches() -> Result<(PathBuf, PathBuf)> {
+    let folder = |name| command::output(go().args(["env", name])).map(PathBuf::from);
+    Ok((folder("GOCACHE")?, folder("GOMODCACHE")?))
+}
+
 /// The folder of the pinned module `path` in Go's module cache, downloaded if it is not there.
 pub(crate) fn module_folder(path: &str, log: &Log) -> Result<PathBuf> {
     command::run(go().args(["mod", "download", path]), log)?;
@@ -231,12 +252,57 @@ pub(crate) fn module(path: &str, template: &str) -> Result<String> {
 /// what is built.
 fn go() -> Command {
     let mut command = Command::new("go");
-    command.current_dir(sources()).env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOFLAGS", "");
+    command
+        .current_dir(sources())
+        .envs([("CGO_ENABLED", "0"), ("GOWORK", "off"), ("GOFLAGS", "")])
+        // Some distributions keep Go from fetching the version that the module asks for.
+        .env("GOTOOLCHAIN", "auto");
     if std::env::var_os("GOGC").is_none() {
         // The compiler's own garbage collection: a tenth less work for some memory more.
         command.env("GOGC", "400");
     }
     command
+}
+
+/// Fails unless a Go that serves is installed, with the line that installs one.
+fn need_go() -> Result<()> {
+    let (major, minor) = OLDEST_GO;
+    let found = match command::output(Command::new("go").arg("version")) {
+        Ok(version) if go_version(&version).is_some_and(|version| version >= OLDEST_GO) => return Ok(()),
+        Ok(version) => format!("this machine has `{version}`"),
+        Err(error) => format!("{error:#}"),
+    };
+    let release = Release::here().ok();
+    let remedy = installation(release.as_ref().map(|release| (release.codename.as_str(), release.mirror())));
+    bail!("the local tools are built with Go {major}.{minor} or newer, and {found}; {remedy}")
+}
+
+/// How to install Go on Debian of this codename, with packages from this mirror; on another system if `None`.
+fn installation(debian: Option<(&str, &str)>) -> String {
+    let root = "run this as root, then repeat the command:\n\n    ";
+    match debian {
+        // Its own is older, its backports' is not.
+        Some(("bookworm", mirror)) => format!(
+            "{root}echo 'deb {mirror} bookworm-backports main' > /etc/apt/sources.list.d/backports.list && apt-get \
+             update && apt-get install --yes --no-install-recommends --target-release bookworm-backports golang-go\n"
+        ),
+        Some(_) => {
+            format!("{root}apt-get update && apt-get install --yes --no-install-recommends golang-go\n")
+        }
+        None => "install it from your distribution, or as https://go.dev/doc/install says".to_owned(),
+    }
+}
+
+/// Major and minor of `go version go1.26.8 linux/amd64`.
+fn go_version(text: &str) -> Option<(u32, u32)> {
+    let number = |text: &str| {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        text[..end].parse().ok()
+    };
+    text.split_whitespace().filter_map(|word| word.strip_prefix("go")).find_map(|version| {
+        let (major, minor) = version.split_once('.')?;
+        Some((number(major)?, number(minor)?))
+    })
 }
 
 /// Linker flags: no debug information, and the version that Kubernetes' programs report, which its
@@ -285,6 +351,27 @@ mod tests {
                 "{package} is not among the tools of go.mod: `go mod tidy` would drop it"
             );
         }
+    }
+
+    #[test]
+    fn versions_of_go_are_compared_as_numbers() {
+        assert_eq!(go_version("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(go_version("go version go1.27rc1 linux/amd64"), Some((1, 27)));
+        assert_eq!(go_version("go version devel go1.28-0123abc Mon linux/amd64"), Some((1, 28)));
+        assert!(go_version("go version go1.9 linux/amd64").unwrap() < OLDEST_GO);
+        assert_eq!(go_version("gccgo (Debian 12.2.0)"), None);
+    }
+
+    #[test]
+    fn what_to_do_without_go_is_a_line_to_run_on_debian() {
+        let bookworm = installation(Some(("bookworm", "http://mirror/debian/")));
+        assert!(bookworm.contains("'deb http://mirror/debian/ bookworm-backports main'"), "{bookworm}");
+        let newer = installation(Some(("trixie", "http://mirror/debian/")));
+        assert!(
+            newer
+                .ends_with("    apt-get update && apt-get install --yes --no-install-recommends golang-go\n")
+        );
+        assert!(installation(None).contains("go.dev"));
     }
 
     #[test]

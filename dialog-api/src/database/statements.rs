@@ -177,6 +177,12 @@ impl Sql {
         }
     }
 
+    /// Whether it changes nothing, so that one execution can answer several who ask the same.
+    #[must_use]
+    pub const fn is_read(self) -> bool {
+        matches!(self.text().as_bytes(), [b'S', b'E', b'L', b'E', b'C', b'T', ..])
+    }
+
     /// A short name for metrics and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -5,6 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cluster;
+mod hash;
+mod moves;
+mod routing;
+
 use std::{
     collections::BTreeSet,
     process::Command,
@@ -15,109 +20,24 @@ use anyhow::{Context as _, Result};
 use dialog_api::{
     database::statements::{Scope, Sql},
     dialogs::pair::Pair,
-    migrations::TABLES,
 };
 use futures::StreamExt as _;
-use testbed::{
-    certificates::Authority,
-    postgres::{Server, Shutdown, citus_or_skip},
-};
+use testbed::postgres::{Server, Shutdown, citus_or_skip};
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
-use crate::support::{Load, Service, User, service::SOON};
-
-const SHARDS: i32 = 12;
-
-/// A coordinator and two workers, with the role and the database on each and the extension in it.
-struct Cluster {
-    authority: Authority,
-    coordinator: Server,
-    workers: [Server; 2],
-}
-
-impl Cluster {
-    async fn new() -> Result<Self> {
-        let authority = Authority::new()?;
-        let start = |name: &str| Server::builder(name).citus().tls(&authority).start();
-        let (coordinator, workers) = (start("coordinator")?, [start("worker-0")?, start("worker-1")?]);
-        for node in std::iter::once(&coordinator).chain(&workers) {
-            let postgres = node.connect("postgres").await?;
-            postgres.batch_execute("CREATE ROLE dialog_api LOGIN").await?;
-            postgres.batch_execute("CREATE DATABASE dialog OWNER dialog_api").await?;
-            node.connect("dialog").await?.batch_execute("CREATE EXTENSION citus").await?;
-            allow_output_plugin(&postgres).await?;
-        }
-        let sql = coordinator.connect("dialog").await?;
-        let port = |node: &Server| i32::from(node.port());
-        sql.execute("SELECT citus_set_coordinator_host('localhost', $1)", &[&port(&coordinator)]).await?;
-        for worker in &workers {
-            sql.execute("SELECT citus_add_node('localhost', $1)", &[&port(worker)]).await?;
-        }
-        Ok(Self { authority, coordinator, workers })
-    }
-
-    /// What the operator does once the tables exist.
-    async fn distribute(&self) -> Result<()> {
-        let sql = self.coordinator.connect("dialog").await?;
-        for (column, tables) in [
-            ("dialog_id", ["messages", "dialogs", "dialog_state"]),
-            ("user_id", ["users", "credentials", "user_dialogs"]),
-        ] {
-            for table in tables {
-                let first = table == tables[0];
-                let colocate = if first { "none" } else { tables[0] };
-                let shards = if first { format!(", shard_count := {SHARDS}") } else { String::new() };
-                sql.batch_execute(&format!(
-                    "SELECT create_distributed_table('{table}', '{column}', colocate_with := '{colocate}'{shards})"
-                ))
-                .await
-                .with_context(|| format!("distribute {table}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts the service for this cluster. The directory holds its certificates and has to outlive it.
-    fn service(&self, directory: &std::path::Path, more: &[&str]) -> Result<Service> {
-        let files = self.authority.write(&self.authority.client("dialog-api")?, directory)?;
-        let [ca, certificate, key] =
-            [&files.ca, &files.certificate, &files.key].map(|path| path.display().to_string());
-        let port = self.coordinator.port().to_string();
-        let flags = ["--database-host", "localhost", "--database-port", &port, "--tls-ca", &ca];
-        let identity = ["--tls-cert", &certificate, "--tls-key", &key];
-        Service::spawn_with(&[&flags[..], &identity[..], more].concat())
-    }
-}
-
-/// Has the server load Citus' output plugin, which cutting a table under load needs. Minors that do not know
-/// the parameter load any.
-async fn allow_output_plugin(postgres: &Client) -> Result<()> {
-    const LISTED: &str =
-        "SELECT setting LIKE '%citus%' FROM pg_settings WHERE name = 'output_plugin_libraries'";
-    if postgres.query_opt(LISTED, &[]).await?.is_none() {
-        return Ok(());
-    }
-    postgres
-        .batch_execute("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, citus")
-        .await?;
-    postgres.batch_execute("SELECT pg_reload_conf()").await?;
-    let deadline = std::time::Instant::now() + SOON;
-    while !postgres.query_one(LISTED, &[]).await?.get::<_, bool>(0) {
-        anyhow::ensure!(std::time::Instant::now() < deadline, "output_plugin_libraries was not reloaded");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
+use crate::{
+    cluster::{Cluster, SHARDS, wait_for_undistributed_tables},
+    support::{Load, User, service::SOON},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()> {
     if !citus_or_skip() {
         return Ok(());
     }
-    let cluster = Cluster::new().await?;
-    let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--distribution", "required"])?;
+    let cluster = Cluster::new(2).await?;
+    let service = cluster.service(&["--distribution", "required"])?;
     wait_for_undistributed_tables(&service).await?;
     cluster.distribute().await?;
     service.wait_until_ready().await?;
@@ -144,16 +64,15 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     if !citus_or_skip() {
         return Ok(());
     }
-    let cluster = Cluster::new().await?;
-    let directory = tempfile::tempdir()?;
-    let before = cluster.service(directory.path(), &["--distribution", "off"])?;
+    let cluster = Cluster::new(2).await?;
+    let before = cluster.service(&["--distribution", "off"])?;
     before.wait_until_ready().await?;
     let client = before.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
     assert_eq!(client.send(&ada, &bob, "before").await?.status, 200);
     drop(before);
 
-    let service = cluster.service(directory.path(), &["--distribution", "auto"])?;
+    let service = cluster.service(&["--distribution", "auto"])?;
     service.wait_until_ready().await?;
     let load = Load::start(&service, 2).await?;
     load.acknowledge(100).await?;
@@ -196,9 +115,8 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     if !citus_or_skip() {
         return Ok(());
     }
-    let mut cluster = Cluster::new().await?;
-    let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--database-timeout", "1s"])?;
+    let mut cluster = Cluster::new(2).await?;
+    let service = cluster.service(&["--database-timeout", "1s"])?;
     wait_for_undistributed_tables(&service).await?;
     cluster.distribute().await?;
     service.wait_until_ready().await?;
@@ -240,18 +158,6 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     let only_503 = ledger.refused.keys().all(|status| *status == 503);
     assert!(only_503 && !ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
     ledger.check(&cluster.coordinator.connect("dialog").await?).await
-}
-
-async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {
-    let deadline = std::time::Instant::now() + SOON;
-    loop {
-        let body = service.client().get("/ready").await?.text();
-        if TABLES.iter().all(|table| body.contains(table)) && body.contains("to be distributed") {
-            return Ok(());
-        }
-        assert!(std::time::Instant::now() < deadline, "{body}\n{}", service.log_text());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
 }
 
 async fn shards_are_spread(sql: &Client, cluster: &Cluster) -> Result<()> {

@@ -6,7 +6,8 @@ use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Resource;
+
+use kind::{Kind, Surplus};
 
 use super::certificates::Certificates;
 use super::target::Target;
@@ -15,6 +16,7 @@ pub mod config_maps;
 pub mod deployment;
 pub mod disruption;
 pub mod ingress;
+pub mod kind;
 pub mod meta;
 pub mod pod;
 pub mod rbac;
@@ -50,7 +52,7 @@ pub struct Objects {
 /// Builds every object of a cluster.
 #[must_use]
 pub fn build(target: &Target, certificates: &Certificates) -> Objects {
-    let mut objects = Objects {
+    Objects {
         secrets: secrets::secrets(certificates, &target.names),
         config_maps: config_maps::config_maps(target),
         service_accounts: rbac::service_accounts(target),
@@ -61,19 +63,16 @@ pub fn build(target: &Target, certificates: &Certificates) -> Objects {
         deployments: vec![deployment::deployment(target, certificates)],
         ingresses: ingress::ingress(target).into_iter().collect(),
         disruption_budgets: disruption::disruption_budgets(target),
-    };
-    objects.belong_to(&target.owner);
-    objects
+    }
 }
 
 impl Objects {
-    /// Makes every object go when its cluster goes.
-    fn belong_to(&mut self, owner: &OwnerReference) {
-        fn own<K: Resource>(objects: &mut [K], owner: &OwnerReference) {
-            for object in objects {
-                object.meta_mut().owner_references = Some(vec![owner.clone()]);
-            }
-        }
+    /// The same by kind, each object belonging to `owner`, so that it goes when its cluster goes.
+    ///
+    /// # Errors
+    /// If an object cannot be written as JSON.
+    pub fn into_kinds(self, owner: &OwnerReference) -> Result<Vec<Kind>, serde_json::Error> {
+        // Named one by one, so that a kind that is added cannot be forgotten.
         let Self {
             secrets,
             config_maps,
@@ -86,16 +85,18 @@ impl Objects {
             ingresses,
             disruption_budgets,
         } = self;
-        own(secrets, owner);
-        own(config_maps, owner);
-        own(service_accounts, owner);
-        own(roles, owner);
-        own(role_bindings, owner);
-        own(services, owner);
-        own(stateful_sets, owner);
-        own(deployments, owner);
-        own(ingresses, owner);
-        own(disruption_budgets, owner);
+        Ok(vec![
+            Kind::new(secrets, Surplus::Stays, owner)?,
+            Kind::new(config_maps, Surplus::Stays, owner)?,
+            Kind::new(service_accounts, Surplus::Goes, owner)?,
+            Kind::new(roles, Surplus::Goes, owner)?,
+            Kind::new(role_bindings, Surplus::Goes, owner)?,
+            Kind::new(services, Surplus::Goes, owner)?,
+            Kind::new(stateful_sets, Surplus::Stays, owner)?,
+            Kind::new(deployments, Surplus::Stays, owner)?,
+            Kind::new(ingresses, Surplus::Goes, owner)?,
+            Kind::new(disruption_budgets, Surplus::Goes, owner)?,
+        ])
     }
 }
 

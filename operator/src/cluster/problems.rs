@@ -9,6 +9,7 @@ use super::observe::{Observed, ObservedGroup};
 use super::target::{GroupTarget, Target};
 use crate::api::DialogCluster;
 use crate::condition::{self, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED};
+use crate::context::Pull;
 use crate::error::Error;
 use crate::names::Group;
 
@@ -77,21 +78,12 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
     for (ordinal, claim) in pending {
         let name = &claim.name;
         let pod = target.names.pod(group, *ordinal);
-        let unschedulable = observed
-            .groups
-            .get(&group)
-            .and_then(|group| group.instances.iter().find(|instance| instance.pod == pod))
-            .is_some_and(|instance| {
-                matches!(instance.trouble, Some(Trouble::Unschedulable(_)))
-                    && !is_young(instance, SCHEDULING, now)
-            });
-        if let Some(failure) = &claim.failure {
-            problems.push(Problem::lasting(
-                "VolumeNotProvisioned",
-                format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
-            ));
-            continue;
-        }
+        let waits = observed.groups.get(&group).is_some_and(|group| {
+            let mut instances = group.instances.iter();
+            instances.any(|instance| {
+                instance.pod == pod && instance.trouble.is_none() && !is_young(instance, SCHEDULING, now)
+            })
+        });
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
@@ -101,11 +93,22 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
-            _ if unschedulable => problems.push(Problem::lasting(
-                "VolumePending",
-                format!("claim {name} has no volume yet; `kubectl describe pvc {name}` says what it waits for"),
-            )),
-            _ => {}
+            // After the class: that it is missing is an Event of the claim, too, and then says less.
+            _ => problems.extend(match &claim.failure {
+                Some(failure) => Some(Problem::lasting(
+                    "VolumeNotProvisioned",
+                    format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+                )),
+                // While a provisioner does nothing, the scheduler waits for it and says nothing.
+                None if waits => Some(Problem::lasting(
+                    "VolumePending",
+                    format!(
+                        "claim {name} has no volume yet; see that the provisioner of its class runs, and what `kubectl \
+                         describe pvc {name}` says"
+                    ),
+                )),
+                None => None,
+            }),
         }
     }
 }
@@ -125,7 +128,7 @@ fn instances(
     };
     let before = problems.len();
     for instance in &there.instances {
-        problems.extend(unready(instance, there, now));
+        problems.extend(unready(instance, there, &target.pull, now));
     }
     let count = i32::try_from(there.instances.len()).unwrap_or(i32::MAX);
     if count < wanted.replicas {
@@ -153,7 +156,7 @@ fn instances(
 }
 
 /// Why an instance of the database does not serve, if it does not.
-fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option<Problem> {
+fn unready(instance: &Instance, group: &ObservedGroup, pull: &Pull, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     if instance.is_terminating {
         return Some(Problem::passing("Starting", format!("pod {pod} is being replaced")));
@@ -161,7 +164,7 @@ fn unready(instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option
     if instance.is_ready {
         return None;
     }
-    if let Some(problem) = trouble(instance, "spec.image", now) {
+    if let Some(problem) = trouble(instance, "spec.image", pull, now) {
         return Some(problem);
     }
     let state = match instance.patroni.state.as_str() {
@@ -184,19 +187,22 @@ fn is_young(instance: &Instance, limit: Duration, now: Timestamp) -> bool {
     instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < limit)
 }
 
-fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> {
+fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     Some(match instance.trouble.as_ref()? {
         Trouble::Unschedulable(_) if is_young(instance, SCHEDULING, now) => {
             Problem::passing("Starting", format!("pod {pod} is being given a node and a volume"))
         }
+        // A claim that binds late waits for its pod's node, so the scheduler's sentence is the cause of both.
         Trouble::Unschedulable(why) => Problem::lasting(
             "Unschedulable",
-            format!("no node takes pod {pod}: {why}; add nodes or change resources or placement"),
+            format!(
+                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or mend the volume it names"
+            ),
         ),
         Trouble::Image(why) => Problem::lasting(
             "ImagePullFailed",
-            format!("pod {pod} cannot get its image: {why}; correct {image}"),
+            format!("pod {pod} cannot get its image: {why}; correct {image}{}", pull_secrets(pull)),
         ),
         Trouble::Container(why) => Problem::lasting(
             "ContainerNotCreated",
@@ -207,6 +213,16 @@ fn trouble(instance: &Instance, image: &str, now: Timestamp) -> Option<Problem> 
             format!("pod {pod} keeps failing: {why}; `kubectl logs -p {pod}` says more"),
         ),
     })
+}
+
+/// What else to look at where images are pulled with credentials.
+fn pull_secrets(pull: &Pull) -> String {
+    match &pull.secrets[..] {
+        [] => String::new(),
+        secrets => {
+            format!(", or see that the Secrets {} are in this namespace and valid", secrets.join(", "))
+        }
+    }
 }
 
 /// Reasons of the controller of the database that do not go away by themselves.
@@ -262,7 +278,7 @@ fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<
     };
     let short = api.available < target.spec.api.replicas;
     for pod in observed.api_pods.iter().filter(|pod| !pod.is_terminating && !pod.is_ready) {
-        problems.extend(trouble(pod, "spec.api.image", now));
+        problems.extend(trouble(pod, "spec.api.image", &target.pull, now));
     }
     if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
         let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");

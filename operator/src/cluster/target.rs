@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
 use crate::api::{DialogCluster, DialogClusterSpec, PlacementSpec, ResourcesSpec, StorageSpec};
-use crate::context::Settings;
+use crate::context::{Pull, Settings};
 use crate::names::{Group, Names};
 
 use super::observe::{Observed, ObservedGroup};
@@ -24,6 +24,8 @@ pub struct Target {
     pub postgres_image: String,
     /// The image of dialog-api.
     pub api_image: String,
+    /// How both are had.
+    pub pull: Pull,
     /// The groups that exist or are asked for.
     pub groups: BTreeMap<Group, GroupTarget>,
 }
@@ -89,6 +91,7 @@ impl Target {
             spec: spec.clone(),
             postgres_image,
             api_image,
+            pull: settings.pull.clone(),
             groups: groups
                 .into_iter()
                 .map(|group| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use dialog_operator::api::DialogCluster;
-use dialog_operator::context::{Context, Settings};
+use dialog_operator::context::{Context, Pull, Settings};
 use dialog_operator::metrics::Metrics;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -52,6 +52,7 @@ impl Bed {
         let settings = Settings {
             postgres_image: Some("example.org/postgres:1".to_owned()),
             api_image: Some("example.org/dialog-api:1".to_owned()),
+            pull: Pull::default(),
             namespace: Some(namespace.to_owned()),
         };
         let context = Context::new(client.clone(), watcher, settings, Metrics::new());

@@ -26,13 +26,13 @@ use crate::bed::{Bed, LIMIT, eventually};
 use crate::needs_apiserver;
 
 /// The controller, running in a namespace.
-struct Running {
+pub struct Running {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    fn start(bed: &Bed) -> Self {
+    pub fn start(bed: &Bed) -> Self {
         let stop = CancellationToken::new();
         let controller = Arc::new(Controller::new(bed.context.clone()));
         let related = Controller::related(&bed.context);
@@ -40,14 +40,14 @@ impl Running {
         Self { stop, task }
     }
 
-    async fn stop(self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
         self.stop.cancel();
         tokio::time::timeout(LIMIT, self.task).await.context("it does not stop")??;
         Ok(())
     }
 }
 
-fn spec() -> Value {
+pub fn spec() -> Value {
     json!({
         "coordinator": { "instances": 2 },
         "workers": { "count": 1 },
@@ -63,7 +63,7 @@ fn says(cluster: &DialogCluster, kind: &str) -> (String, String) {
         .unwrap_or_default()
 }
 
-async fn until_ready_says(bed: &Bed, name: &str, reason: &str) -> Result<DialogCluster> {
+pub async fn until_ready_says(bed: &Bed, name: &str, reason: &str) -> Result<DialogCluster> {
     let clusters = bed.clusters();
     eventually(&format!("Ready={reason} of {name}"), async || {
         let cluster = clusters.get(name).await?;
@@ -72,7 +72,7 @@ async fn until_ready_says(bed: &Bed, name: &str, reason: &str) -> Result<DialogC
     .await
 }
 
-async fn versions(bed: &Bed) -> Result<BTreeMap<String, String>> {
+pub async fn versions(bed: &Bed) -> Result<BTreeMap<String, String>> {
     let mut all = bed.versions::<Secret>().await?;
     for more in [
         bed.versions::<ConfigMap>().await?,
@@ -92,7 +92,7 @@ async fn versions(bed: &Bed) -> Result<BTreeMap<String, String>> {
 }
 
 /// How often the controller has reconciled.
-fn reconciliations(bed: &Bed) -> u64 {
+pub fn reconciliations(bed: &Bed) -> u64 {
     let text = bed.context.metrics.encode().unwrap_or_default();
     text.lines()
         .filter(|line| line.starts_with("dialog_operator_reconciliations_total"))
@@ -124,9 +124,9 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
         "Secret chat-patroni-tls",
         "ConfigMap chat-patroni",
         "ConfigMap chat-coordinator-leader",
-        "ServiceAccount chat-patroni",
-        "Role chat-patroni",
-        "RoleBinding chat-patroni",
+        "ServiceAccount chat-coordinator",
+        "Role chat-coordinator",
+        "RoleBinding chat-worker-0",
         "Service chat-coordinator",
         "Service chat-worker-0-ro",
         "Service chat-worker-0-nodes",
@@ -152,7 +152,7 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
 }
 
 /// Waits until nothing is written for a while.
-async fn settle(bed: &Bed) -> Result<BTreeMap<String, String>> {
+pub async fn settle(bed: &Bed) -> Result<BTreeMap<String, String>> {
     let mut last = versions(bed).await?;
     eventually("rest", async || {
         tokio::time::sleep(Duration::from_secs(6)).await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use dialog_operator::health::Health;
 use dialog_operator::lease::Candidate;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -10,7 +10,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use crate::bed::{Bed, LIMIT};
+use crate::bed::{Bed, LIMIT, eventually};
 use crate::needs_apiserver;
 
 fn candidate(bed: &Bed, identity: &str) -> Candidate {
@@ -22,13 +22,33 @@ async fn holder(bed: &Bed) -> Result<Option<String>> {
     Ok(leases.get("lead").await?.spec.and_then(|spec| spec.holder_identity))
 }
 
+/// Waits until the lease was renewed this many times.
+async fn renewals(bed: &Bed, count: usize) -> Result<()> {
+    let leases: Api<Lease> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    let renewed =
+        async || Ok::<_, anyhow::Error>(leases.get("lead").await?.spec.and_then(|spec| spec.renew_time));
+    let mut last = renewed().await?;
+    for _ in 0..count {
+        last = eventually("a renewal", async || {
+            let now = renewed().await?;
+            Ok((now != last).then_some(now))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn of_two_candidates_one_leads_and_the_other_follows() -> Result<()> {
     needs_apiserver!();
     let bed = Bed::new("lease-release").await?;
-    let first = tokio::time::timeout(LIMIT, candidate(&bed, "first").acquire()).await?;
+    let mut first = tokio::time::timeout(LIMIT, candidate(&bed, "first").acquire()).await?;
     let second = tokio::spawn(candidate(&bed, "second").acquire());
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // Candidates look as often as a leader renews.
+    tokio::select! {
+        lost = first.keep() => bail!("the lead was lost: {lost}"),
+        renewed = renewals(&bed, 2) => renewed?,
+    }
     ensure!(!second.is_finished(), "both lead");
     ensure!(holder(&bed).await?.as_deref() == Some("first"));
 

@@ -8,6 +8,8 @@ mod controller;
 mod lease;
 mod refusals;
 mod resource;
+mod rest;
+mod rights;
 
 /// Ends a test on a machine where it cannot run, by name.
 macro_rules! needs_apiserver {

@@ -20,9 +20,7 @@ async fn a_worker_that_is_away_is_named_and_the_rest_is_left_alone() -> Result<(
     needs_citus!();
     let mut world = World::start(2)?;
     let wanted = wanted(2);
-    world.round(&wanted).await?;
-    world.migrate().await?;
-    world.settle(&wanted).await?;
+    world.serve(&wanted).await?;
 
     world.server(Group::Worker(1)).stop(Shutdown::Immediate)?;
     let round = world.round(&wanted).await?;
@@ -114,9 +112,7 @@ async fn a_node_that_cannot_decode_its_log_is_named() -> Result<()> {
     let mut world = World::start(1)?;
     world.add_with(Group::Worker(1), |builder| builder.parameter("wal_level", "replica"))?;
     let wanted = wanted(2);
-    world.round(&wanted).await?;
-    world.migrate().await?;
-    world.settle(&wanted).await?;
+    world.serve(&wanted).await?;
     let round = world.round(&wanted).await?;
     let (status, reason, message) = condition(&round, WAL_LEVEL_LOGICAL);
     assert_eq!((status, reason), ("False", "NotLogical"));
@@ -153,9 +149,7 @@ async fn what_was_changed_by_hand_is_changed_back() -> Result<()> {
     needs_citus!();
     let world = World::start(2)?;
     let wanted = wanted(2);
-    world.round(&wanted).await?;
-    world.migrate().await?;
-    world.settle(&wanted).await?;
+    world.serve(&wanted).await?;
 
     let flip = "SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', NOT shouldhaveshards)
                 FROM pg_dist_node";

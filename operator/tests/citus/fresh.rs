@@ -92,9 +92,7 @@ async fn dialog_api_reaches_every_node_over_verified_tls() -> Result<()> {
     needs_citus!();
     let world = World::start(2)?;
     let wanted = wanted(2);
-    world.round(&wanted).await?;
-    world.migrate().await?;
-    world.settle(&wanted).await?;
+    world.serve(&wanted).await?;
 
     // Between nodes a query runs as the application's role with the node's certificate.
     for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
@@ -172,9 +170,7 @@ async fn shards_are_measured_once_per_round() -> Result<()> {
     let mut world = World::start(1)?;
     world.add_with(Group::Worker(1), |builder| builder.parameter("track_functions", "all"))?;
     let wanted = wanted(2);
-    world.round(&wanted).await?;
-    world.migrate().await?;
-    world.settle(&wanted).await?;
+    world.serve(&wanted).await?;
 
     // More than one thing to mend, so that the round looks again and again.
     for group in [Group::Worker(0), Group::Worker(1)] {

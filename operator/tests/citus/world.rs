@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::api::{DialogClusterSpec, Table, TableKind};
+use dialog_operator::cluster::patroni::config;
 use dialog_operator::condition::Finding;
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
@@ -18,7 +19,7 @@ use dialog_operator::shards::topology::Topology;
 use dialog_operator::shards::wanted::Wanted;
 use serde_json::json;
 use testbed::certificates::Authority;
-use testbed::postgres::{Builder, Installation, Server};
+use testbed::postgres::{Access, Builder, Installation, Server};
 use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
@@ -54,10 +55,14 @@ impl World {
     /// Starts `group`'s server with something changed.
     pub fn add_with(&mut self, group: Group, change: impl FnOnce(Builder<'_>) -> Builder<'_>) -> Result<()> {
         let name = group.to_string();
-        let mut builder = Server::builder(&name).citus().tls(&self.authority).parameter("fsync", "off");
-        // As Patroni does: only where the server knows it.
-        if knows_output_plugins()? {
-            builder = builder.parameter("output_plugin_libraries", "pgoutput, test_decoding, citus");
+        let mut builder = self.server_named(&name).citus();
+        for (name, value) in config::owned(200) {
+            // Of a pod's file system, or known to some minor versions only, as Patroni knows.
+            let is_local =
+                name.starts_with("ssl") || name == "unix_socket_directories" || name.ends_with("conninfo");
+            if !is_local && (name != "output_plugin_libraries" || knows_output_plugins()?) {
+                builder = builder.parameter(name, &value);
+            }
         }
         let server = change(builder).start()?;
         self.servers.insert(group, server);
@@ -66,13 +71,16 @@ impl World {
 
     /// Starts `group`'s server as from an image without Citus.
     pub fn add_plain(&mut self, group: Group) -> Result<()> {
-        let server = Server::builder(&group.to_string())
-            .tls(&self.authority)
-            .parameter("wal_level", "logical")
-            .parameter("fsync", "off")
-            .start()?;
+        let server = self.server_named(&group.to_string()).parameter("wal_level", "logical").start()?;
         self.servers.insert(group, server);
         Ok(())
+    }
+
+    /// A server whom the product's own rules say who may connect.
+    fn server_named(&self, name: &str) -> Builder<'_> {
+        let access =
+            Access { rules: config::PG_HBA.map(str::to_owned).to_vec(), identities: config::pg_ident() };
+        Server::builder(name).tls(&self.authority).access(access).parameter("fsync", "off")
     }
 
     /// The server of `group`.
@@ -113,6 +121,14 @@ impl World {
     /// One round that ends after `most` steps, as if the operator had been killed.
     pub async fn round_of(&self, wanted: &Wanted, most: usize) -> Result<Round> {
         Ok(round(wanted, &self.existing(), &self.sessions()?, Sizes::Measure, most).await)
+    }
+
+    /// Brings empty servers to where they serve: what dialog-api waits for, its tables, and their distribution.
+    pub async fn serve(&self, wanted: &Wanted) -> Result<()> {
+        self.round(wanted).await?;
+        self.migrate().await?;
+        self.settle(wanted).await?;
+        Ok(())
     }
 
     /// Runs rounds until nothing is left to do or to wait for; the steps that were done.

@@ -1,9 +1,10 @@
 //! A namespace for one test, and the ways to look into it.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use acceptance::conversation::{Message, Person, Service};
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_operator::api::DialogCluster;
 use dialog_operator::condition;
@@ -17,47 +18,97 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::task::block_in_place;
 
 /// The name of the `DialogCluster` in every test.
 pub(crate) const CLUSTER: &str = "chat";
-/// How long a cluster may take to serve on a busy machine; how long it takes on a quiet one is measured elsewhere.
+/// How long a cluster may take to serve on a busy machine; `alone::numbers` says how long it takes on a quiet one.
 pub(crate) const TO_SERVE: Duration = Duration::from_mins(4);
 /// How soon an obstacle has to be named.
 pub(crate) const TO_NAME: Duration = Duration::from_secs(30);
+/// How long the ingress controller may take to learn of a new host.
+const TO_ANSWER: Duration = Duration::from_secs(30);
 
 /// A namespace that goes with the value, and with it everything that the test made.
 pub(crate) struct Bed {
     pub(crate) client: Client,
     pub(crate) names: Names,
+    name: &'static str,
     done: bool,
 }
 
 impl Bed {
     /// A namespace for the test `name`.
-    pub(crate) async fn new(name: &str) -> Result<Self> {
+    pub(crate) async fn new(name: &'static str) -> Result<Self> {
         let client = Client::try_default().await.context("no Kubernetes: is KUBECONFIG set?")?;
         let namespace = format!("test-{name}-{:08x}", rand::random::<u32>());
         let object: Namespace = serde_json::from_value(json!({
             "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
         }))?;
         Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await?;
-        println!("namespace {namespace}");
-        Ok(Self { client, names: Names::new(CLUSTER, namespace), done: false })
+        let bed = Self { client, names: Names::new(CLUSTER, namespace), name, done: false };
+        bed.say(format!("namespace {}", bed.names.namespace()));
+        Ok(bed)
     }
 
-    /// Why tests that need Citus cannot run, if they cannot. The reason is printed.
-    pub(crate) fn lacks_citus() -> bool {
-        // Only a plain `no` is a reason: a variable that was forgotten must not look like a machine without Citus.
-        let lacks = std::env::var("DIALOG_CITUS").as_deref() == Ok("no");
-        if lacks {
-            println!("SKIPPED citus: the PostgreSQL image was built without the extension");
-        }
-        lacks
+    /// Prints a line that says which test it is of: several may run at the same time.
+    pub(crate) fn say(&self, line: impl Display) {
+        println!("[{}] {line}", self.name);
+    }
+
+    /// Whether the image has Citus, so that there can be workers.
+    pub(crate) fn has_citus() -> bool {
+        // Only a plain `no` is one: a variable that was forgotten must not look like a machine without Citus.
+        std::env::var("DIALOG_CITUS").as_deref() != Ok("no")
+    }
+
+    /// How many workers a test asks for that is about something else: one, if there can be any.
+    pub(crate) fn workers() -> i32 {
+        i32::from(Self::has_citus())
     }
 
     /// The host by which this test's cluster is reached through the ingress.
-    pub(crate) fn host(&self) -> String {
+    fn host(&self) -> String {
         format!("{}.localhost", self.names.namespace())
+    }
+
+    /// dialog-api through the ingress, once it answers.
+    pub(crate) fn service(&self) -> Result<Service> {
+        let address = std::env::var("DIALOG_INGRESS").unwrap_or_else(|_| "127.0.0.1:8080".to_owned());
+        let service = Service::new(address, self.host());
+        block_in_place(|| service.until_ready(TO_ANSWER))?;
+        Ok(service)
+    }
+
+    /// Two people who are about to talk.
+    pub(crate) fn two_people(&self) -> Result<(Service, Person, Person)> {
+        let service = self.service()?;
+        let (ada, grace) = block_in_place(|| -> Result<_> {
+            Ok((service.register("Ada", "Lovelace")?, service.register("Grace", "Hopper")?))
+        })?;
+        Ok((service, ada, grace))
+    }
+
+    /// One of two people writes, and the other reads it. Returns both, and what was written.
+    pub(crate) fn talk(&self) -> Result<(Person, Person, Message)> {
+        let (service, ada, grace) = self.two_people()?;
+        let text = format!("through the ingress of {}", self.names.namespace());
+        block_in_place(|| service.send(&ada, &grace, &text))?;
+        let message = Message { from: ada.id.clone(), to: grace.id.clone(), text };
+        self.still_listed(&ada, &grace, &message)?;
+        Ok((ada, grace, message))
+    }
+
+    /// Makes sure that both, who log in anew, see that one message.
+    pub(crate) fn still_listed(&self, one: &Person, other: &Person, message: &Message) -> Result<()> {
+        let service = self.service()?;
+        block_in_place(|| {
+            for (reader, with) in [(one, other), (other, one)] {
+                let listed = service.list(&service.login(&reader.id)?, with)?;
+                ensure!(listed == [message.clone()], "{message:?} is not what is listed: {listed:?}");
+            }
+            Ok(())
+        })
     }
 
     /// Objects of one kind in the namespace.
@@ -108,6 +159,24 @@ impl Bed {
         self.until("ready", TO_SERVE, is_ready).await
     }
 
+    /// The condition `kind` of the current generation as soon as `holds` of it.
+    pub(crate) async fn condition(
+        &self,
+        kind: &str,
+        what: &str,
+        limit: Duration,
+        holds: impl Fn(&Condition) -> bool,
+    ) -> Result<Condition> {
+        let found = |cluster: &DialogCluster| {
+            let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+            condition::find(conditions, kind)
+                .filter(|found| found.observed_generation == cluster.metadata.generation && holds(found))
+                .cloned()
+        };
+        let cluster = self.until(what, limit, |cluster| found(cluster).is_some()).await?;
+        found(&cluster).context("the condition was there a moment ago")
+    }
+
     /// The condition Ready as soon as it is false with one of `reasons`.
     pub(crate) async fn refused(&self, reasons: &[&str]) -> Result<Condition> {
         let what = format!("not ready for {}", reasons.join(" or "));
@@ -138,7 +207,7 @@ impl Bed {
             };
             let cluster = change?.context("the watch has ended")?;
             if holds(&cluster) {
-                println!("{what} after {:.1} s", started.elapsed().as_secs_f64());
+                self.say(format!("{what} after {:.1} s", started.elapsed().as_secs_f64()));
                 return Ok(cluster);
             }
             last = Some(cluster);
@@ -175,11 +244,13 @@ impl Bed {
 
     /// What `statement` returns on the primary of `group`, as unaligned text.
     pub(crate) async fn sql(&self, group: Group, statement: &str) -> Result<String> {
-        let pod = self.primary(group).await?;
-        self.exec(
-            &pod,
-            &["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", DATABASE, "-c", statement],
-        )
+        self.sql_in(&self.primary(group).await?, statement)
+    }
+
+    /// What `statement` returns on the server in `pod`, as unaligned text.
+    pub(crate) fn sql_in(&self, pod: &str, statement: &str) -> Result<String> {
+        let psql = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", DATABASE, "-c"];
+        self.exec(pod, &[&psql[..], &[statement]].concat())
     }
 
     /// The output of a program in `pod`.
@@ -233,12 +304,12 @@ impl Drop for Bed {
                 &["logs", "deployment/dialog-operator", "--namespace", "dialog-system", "--tail", "30"],
             ] {
                 let answer = self.kubectl(question).unwrap_or_else(|error| format!("{error:#}"));
-                println!("--- kubectl {}\n{answer}", question.join(" "));
+                self.say(format!("--- kubectl {}\n{answer}", question.join(" ")));
             }
         }
         let deleted = kubectl(&["delete", "namespace", self.names.namespace(), "--timeout", "120s"]);
         if let Err(error) = deleted {
-            println!("the namespace {} stays: {error:#}", self.names.namespace());
+            self.say(format!("the namespace {} stays: {error:#}", self.names.namespace()));
         }
     }
 }
@@ -267,9 +338,13 @@ pub(crate) fn object<K: DeserializeOwned>(json: impl Serialize) -> Result<K> {
     Ok(serde_json::from_value(serde_json::to_value(json)?)?)
 }
 
+/// The `kubectl` to use.
+pub(crate) fn kubectl_command() -> Command {
+    Command::new(std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into()))
+}
+
 fn kubectl(arguments: &[&str]) -> Result<String> {
-    let program = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
-    let output = Command::new(program).args(arguments).output().context("cannot run kubectl")?;
+    let output = kubectl_command().args(arguments).output().context("cannot run kubectl")?;
     ensure!(
         output.status.success(),
         "`kubectl {}`: {}",

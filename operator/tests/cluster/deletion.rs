@@ -19,22 +19,53 @@ use crate::bed::{Bed, CLUSTER};
 const TO_COLLECT: Duration = Duration::from_mins(2);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_is_to_be_retained_stays() -> Result<()> {
-    if Bed::lacks_citus() {
-        return Ok(());
-    }
-    let bed = Bed::new("deleted").await?;
-    bed.create(1, |spec| spec["coordinator"]["storage"]["reclaim"] = json!("Retain")).await?;
+async fn retained_volumes_stay_and_are_adopted_with_what_is_on_them() -> Result<()> {
+    let bed = Bed::new("retained").await?;
+    let groups: Vec<_> = [Group::Coordinator, Group::Worker(0)]
+        .into_iter()
+        .take(if Bed::has_citus() { 2 } else { 1 })
+        .collect();
+    let claims: Vec<_> =
+        groups.iter().map(|group| format!("PersistentVolumeClaim {}", bed.names.claim(*group, 0))).collect();
+    let create = |reclaim: &'static str| {
+        bed.create(Bed::workers(), move |spec| {
+            spec["coordinator"]["storage"]["reclaim"] = json!(reclaim);
+            spec["workers"]["storage"]["reclaim"] = json!(reclaim);
+        })
+    };
+    create("Retain").await?;
     bed.ready().await?;
+    let (ada, grace, message) = bed.talk()?;
+    let before = systems(&bed, &groups).await?;
     bed.delete().await?;
-    let retained = format!("PersistentVolumeClaim {}", bed.names.claim(Group::Coordinator, 0));
-    bed.eventually("nothing but the retained volume is left", TO_COLLECT, || async {
+    bed.eventually("nothing but the retained volumes is left", TO_COLLECT, || async {
         let left = left(&bed).await?;
-        Ok((left != [retained.clone()]).then(|| left.join(", ")))
+        Ok((left != claims).then(|| left.join(", ")))
+    })
+    .await?;
+
+    create("Delete").await?;
+    bed.ready().await?;
+    bed.still_listed(&ada, &grace, &message)?;
+    let after = systems(&bed, &groups).await?;
+    ensure!(after == before, "these are other databases: {before:?}, now {after:?}");
+    bed.delete().await?;
+    bed.eventually("nothing is left", TO_COLLECT, || async {
+        let left = left(&bed).await?;
+        Ok((!left.is_empty()).then(|| left.join(", ")))
     })
     .await?;
     bed.done();
     Ok(())
+}
+
+/// What PostgreSQL calls the databases of the groups: each initdb gives another name.
+async fn systems(bed: &Bed, groups: &[Group]) -> Result<Vec<String>> {
+    let mut systems = Vec::new();
+    for group in groups {
+        systems.push(bed.sql(*group, "SELECT system_identifier FROM pg_control_system()").await?);
+    }
+    Ok(systems)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     fs,
     net::{Ipv4Addr, TcpListener},
     path::Path,
@@ -12,14 +11,57 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::installation::{Owner, effective_user};
-use crate::certificates::{Authority, IdentityFiles};
+use crate::certificates::{Authority, IdentityFiles, NODE};
 
 /// Ports are taken below the kernel's range for outgoing connections, so that a server that was
 /// stopped finds its port still free when it is started again.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Roles that a node's certificate may act as; `pg_ident.conf` says so.
-const NODE_ROLES: [&str; 5] = ["postgres", "dialog_operator", "dialog_api", "replicator", "rewinder"];
+/// Which certificate may be which role where a test says nothing: what a node needs to reach the others, and dialog-api
+/// its database.
+const IDENTITIES: [(&str, &str); 3] =
+    [(NODE, "postgres"), (NODE, "dialog_api"), ("dialog-api", "dialog_api")];
+
+/// Who may connect, as lines of `pg_hba.conf` and `pg_ident.conf`. The superuser of this machine's tests may in any case,
+/// over the Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Rules, of which the first that fits counts.
+    pub rules: Vec<String>,
+    /// Which certificate or user may be which role, as the rules' maps say.
+    pub identities: Vec<String>,
+}
+
+impl Access {
+    /// With TLS a certificate for every connection, otherwise anybody on this machine.
+    pub(super) fn usual(tls: bool) -> Self {
+        let lines = |rules: &[&str]| rules.iter().map(|rule| (*rule).to_owned()).collect();
+        if !tls {
+            let rules = [
+                "local all all trust",
+                "local replication all trust",
+                "host all all localhost trust",
+                "host replication all localhost trust",
+            ];
+            return Self { rules: lines(&rules), identities: Vec::new() };
+        }
+        Self {
+            rules: lines(&["hostssl all all all cert clientcert=verify-full map=usual"]),
+            identities: IDENTITIES.map(|(name, role)| format!("usual {name} {role}")).to_vec(),
+        }
+    }
+
+    /// The content of `pg_hba.conf` and of `pg_ident.conf`.
+    pub(super) fn files(&self) -> Result<(String, String)> {
+        let file = |first: String, more: &[String]| {
+            std::iter::once(&first).chain(more).map(|line| format!("{line}\n")).collect::<Vec<_>>().concat()
+        };
+        Ok((
+            file("local all postgres peer map=testbed".to_owned(), &self.rules),
+            file(format!("testbed {} postgres", effective_user()?), &self.identities),
+        ))
+    }
+}
 
 /// Writes the node's certificate where the server finds it and turns TLS on.
 pub(super) fn write_tls(
@@ -35,7 +77,6 @@ pub(super) fn write_tls(
         owner.give(path)?;
     }
     parameters.insert("ssl".into(), "on".into());
-    parameters.insert("ssl_min_protocol_version".into(), "TLSv1.3".into());
     for (name, path) in
         [("ssl_ca_file", &files.ca), ("ssl_cert_file", &files.certificate), ("ssl_key_file", &files.key)]
     {
@@ -52,40 +93,6 @@ pub(super) fn node_conninfo(files: &IdentityFiles) -> String {
         files.certificate.display(),
         files.key.display()
     )
-}
-
-/// `pg_hba.conf`: with TLS exactly the rules of a cluster's node, otherwise anybody on this machine.
-pub(super) fn access(tls: bool) -> &'static str {
-    if tls {
-        "local all all peer map=local\n\
-         local replication all peer map=local\n\
-         hostssl all all all cert clientcert=verify-full map=nodes\n\
-         hostssl replication all all cert clientcert=verify-full map=nodes\n"
-    } else {
-        "local all all trust\n\
-         local replication all trust\n\
-         host all all localhost trust\n\
-         host replication all localhost trust\n"
-    }
-}
-
-/// `pg_ident.conf`: which certificate may act as which role, and who this machine's users are.
-pub(super) fn identities() -> Result<String> {
-    let mut lines = String::new();
-    for role in NODE_ROLES {
-        writeln!(lines, "nodes dialog-node {role}")?;
-    }
-    for role in ["postgres", "dialog_operator"] {
-        writeln!(lines, "nodes dialog-operator {role}")?;
-    }
-    writeln!(lines, "nodes dialog-api dialog_api")?;
-    let me = effective_user()?;
-    for user in ["postgres", me.as_str()] {
-        for role in NODE_ROLES {
-            writeln!(lines, "local {user} {role}")?;
-        }
-    }
-    Ok(lines)
 }
 
 pub(super) fn append(path: &Path, text: &str) -> Result<()> {
@@ -125,9 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn a_node_may_act_as_every_role_and_the_api_only_as_its_own() {
-        let text = identities().unwrap();
-        let of = |user: &str| text.lines().filter(|line| line.starts_with(&format!("nodes {user} "))).count();
-        assert_eq!((of("dialog-node"), of("dialog-operator"), of("dialog-api")), (5, 2, 1));
+    fn the_superuser_of_the_tests_comes_before_all_rules() {
+        let access = Access { rules: vec!["local all all reject".into()], identities: vec!["m x y".into()] };
+        let (rules, identities) = access.files().unwrap();
+        assert_eq!(rules, "local all postgres peer map=testbed\nlocal all all reject\n");
+        assert!(
+            identities.starts_with("testbed ") && identities.ends_with(" postgres\nm x y\n"),
+            "{identities}"
+        );
     }
 }

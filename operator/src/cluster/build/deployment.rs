@@ -60,6 +60,7 @@ fn pod_spec(target: &Target) -> PodSpec {
         security_context: Some(pod::security(API_ID)),
         termination_grace_period_seconds: Some(TERMINATION_SECONDS),
         topology_spread_constraints: Some(pod::spread(&meta::select_api(names))),
+        image_pull_secrets: pod::pull_secrets(&target.pull),
         containers: vec![container(target)],
         volumes: Some(vec![
             pod::secret_volume("tls", names.api_certificate()),
@@ -73,6 +74,7 @@ fn container(target: &Target) -> Container {
     Container {
         name: "api".to_owned(),
         image: Some(target.api_image.clone()),
+        image_pull_policy: target.pull.policy.map(|policy| policy.as_str().to_owned()),
         env: Some(environment(&target.names)),
         ports: Some(vec![ContainerPort {
             name: Some("http".to_owned()),

@@ -1,14 +1,15 @@
 //! What all pods have in common: the restricted Pod Security Standard, spread over nodes, volumes of Secrets.
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector,
-    PodSecurityContext, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
-    TopologySpreadConstraint, Volume, VolumeMount,
+    Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, LocalObjectReference,
+    ObjectFieldSelector, PodSecurityContext, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
+    SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::meta::{self, Labels};
 use crate::api::{ResourceAmounts, ResourcesSpec};
+use crate::context::Pull;
 
 /// Where the certificates are, in every pod.
 pub const TLS_DIRECTORY: &str = "/etc/dialog/tls";
@@ -31,6 +32,14 @@ pub fn security(id: i64) -> PodSecurityContext {
         seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
         ..PodSecurityContext::default()
     }
+}
+
+/// The Secrets with which the images of a pod are pulled.
+#[must_use]
+pub fn pull_secrets(pull: &Pull) -> Option<Vec<LocalObjectReference>> {
+    let secrets: Vec<_> =
+        pull.secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect();
+    (!secrets.is_empty()).then_some(secrets)
 }
 
 /// A container that can write to its volumes only.

@@ -103,7 +103,7 @@ fn pod_spec(target: &Target, group: Group) -> PodSpec {
     let spec = target.group(group);
     let placement = spec.placement;
     PodSpec {
-        service_account_name: Some(names.patroni()),
+        service_account_name: Some(names.group(group)),
         automount_service_account_token: Some(true),
         enable_service_links: Some(false),
         security_context: Some(pod::security(POSTGRES_ID)),
@@ -111,6 +111,7 @@ fn pod_spec(target: &Target, group: Group) -> PodSpec {
         topology_spread_constraints: Some(pod::spread(&meta::select_group(names, group))),
         node_selector: (!placement.node_selector.is_empty()).then(|| placement.node_selector.clone()),
         tolerations: (!placement.tolerations.is_empty()).then(|| placement.tolerations.clone()),
+        image_pull_secrets: pod::pull_secrets(&target.pull),
         containers: vec![container(target, group)],
         volumes: Some(vec![
             Volume {
@@ -147,6 +148,7 @@ fn container(target: &Target, group: Group) -> Container {
     Container {
         name: "postgres".to_owned(),
         image: Some(target.postgres_image.clone()),
+        image_pull_policy: target.pull.policy.map(|policy| policy.as_str().to_owned()),
         args: Some(vec![format!("{CONFIGURATION}/patroni.yml")]),
         env: Some(environment(&target.names, group)),
         ports: Some(vec![port("postgres", POSTGRES_PORT), port("patroni", PATRONI_PORT)]),

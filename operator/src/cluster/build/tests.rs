@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
+use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use crate::cluster::certificates::Secrets;
 use crate::cluster::instance::{Instance, Member};
 use crate::cluster::observe::{Claim, Observed, ObservedGroup};
 use crate::cluster::target::GroupTarget;
-use crate::context::Settings;
+use crate::context::{Pull, PullPolicy, Settings};
 use crate::names::Group;
 
 fn cluster(spec: &serde_json::Value) -> DialogCluster {
@@ -51,6 +52,7 @@ fn settings() -> Settings {
     Settings {
         postgres_image: Some("example.org/postgres:1".to_owned()),
         api_image: Some("example.org/dialog-api:1".to_owned()),
+        pull: Pull { secrets: vec!["registry".to_owned()], policy: Some(PullPolicy::Always) },
         namespace: None,
     }
 }
@@ -95,7 +97,7 @@ fn yaml<T: Serialize>(objects: &[T]) -> String {
 }
 
 #[test]
-fn every_kind_as_it_is_applied() {
+fn every_kind_as_it_is_built() {
     let observed = initialized(&[Group::Coordinator, Group::Worker(0)]);
     let objects = objects(&full(), &observed);
     let kinds: BTreeMap<&str, String> = BTreeMap::from([
@@ -123,26 +125,21 @@ fn a_single_node_without_an_ingress_needs_less() {
 
 #[test]
 fn every_object_belongs_to_its_cluster() {
-    let objects = objects(&full(), &Observed::default());
-    let text = serde_json::to_string(&[
-        json!(objects.secrets),
-        json!(objects.config_maps),
-        json!(objects.service_accounts),
-        json!(objects.roles),
-        json!(objects.role_bindings),
-        json!(objects.services),
-        json!(objects.stateful_sets),
-        json!(objects.deployments),
-        json!(objects.ingresses),
-        json!(objects.disruption_budgets),
-    ])
-    .unwrap();
-    let count = text.matches("\"ownerReferences\":[{").count();
-    let objects: usize = text.matches("\"controller\":true").count();
-    assert_eq!((count, objects), (count, count));
-    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 2 ServiceAccounts, 2 for RBAC, 7 Services, 2 StatefulSets,
+    let cluster = full();
+    let owner = cluster.controller_owner_ref(&()).unwrap();
+    let kinds = objects(&cluster, &Observed::default()).into_kinds(&owner).unwrap();
+    for kind in &kinds {
+        assert!(!kind.objects.is_empty(), "nothing of kind {} was built", kind.resource.kind);
+        for object in &kind.objects {
+            let owners: Vec<_> =
+                object.owner_references().iter().map(|owner| (&*owner.uid, owner.controller)).collect();
+            assert_eq!(owners, [("5f1d", Some(true))], "{}", kind.called(&object.name_any()));
+        }
+    }
+    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 7 Services, 2 StatefulSets,
     // Deployment, Ingress, and budgets for the coordinator and dialog-api.
-    assert_eq!(count, 8 + 9 + 2 + 2 + 7 + 2 + 1 + 1 + 2);
+    let count: usize = kinds.iter().map(|kind| kind.objects.len()).sum();
+    assert_eq!(count, 8 + 9 + 3 + 4 + 7 + 2 + 1 + 1 + 2);
 }
 
 fn replicas(objects: &Objects) -> Vec<i32> {

@@ -24,6 +24,14 @@ const PROGRAMS: &str = "/usr/local/lib/postgresql-bin";
 /// Part of the image: preloads Citus exactly where the image has it.
 const IMAGE_CONFIGURATION: &str = "/etc/dialog/postgresql.conf";
 
+/// Who may connect, and how: the lines of `pg_hba.conf`. Inside a pod the socket, from everywhere else a certificate.
+pub const PG_HBA: [&str; 4] = [
+    "local all all peer map=local",
+    "local replication all peer map=local",
+    "hostssl all all all cert clientcert=verify-full map=nodes",
+    "hostssl replication all all cert clientcert=verify-full map=nodes",
+];
+
 /// Connections where the resource does not say.
 const MAX_CONNECTIONS: u64 = 200;
 
@@ -102,12 +110,7 @@ fn local_part(target: &Target, group: Group) -> Map<String, Value> {
                 "replication": role("replicator"),
                 "rewind": role("rewinder"),
             },
-            "pg_hba": [
-                "local all all peer map=local",
-                "local replication all peer map=local",
-                "hostssl all all all cert clientcert=verify-full map=nodes",
-                "hostssl replication all all cert clientcert=verify-full map=nodes",
-            ],
+            "pg_hba": PG_HBA,
             "pg_ident": pg_ident(),
         },
     });
@@ -117,10 +120,11 @@ fn local_part(target: &Target, group: Group) -> Map<String, Value> {
     }
 }
 
-/// Which certificate or local user may be which role.
+/// Which certificate or local user may be which role: the lines of `pg_ident.conf`.
 ///
 /// A node forwards a query under the role of the client, but with its own certificate: so a node may be every role.
-fn pg_ident() -> Vec<String> {
+#[must_use]
+pub fn pg_ident() -> Vec<String> {
     let lines = |map: &str, who: &str, roles: &[&str]| {
         roles.iter().map(|role| format!("{map} {who} {role}")).collect::<Vec<_>>()
     };

@@ -79,7 +79,7 @@ fn found(cluster: &DialogCluster, observed: &Observed) -> Vec<Problem> {
     let settings = Settings {
         postgres_image: Some("postgres".to_owned()),
         api_image: Some("api".to_owned()),
-        namespace: None,
+        ..Settings::default()
     };
     problems(cluster, &Target::new(cluster, &settings, observed).unwrap(), observed, now())
 }
@@ -144,6 +144,7 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
     let missing = worst(|observed| {
         unschedulable(observed);
         claim(observed).class = Some("fast".to_owned());
+        claim(observed).failure = Some("storageclass \"fast\" not found".to_owned());
     });
     assert_eq!(missing.reason, "StorageClassMissing");
     assert!(missing.message.contains("data-chat-coordinator-0") && missing.message.contains("fast"));
@@ -161,7 +162,13 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
         unschedulable(observed);
         claim(observed);
     });
-    assert_eq!(pending.reason, "VolumePending");
+    assert_eq!(pending.reason, "Unschedulable");
+    assert!(pending.message.contains("unbound immediate claims"), "{}", pending.message);
+    let unserved = worst(|observed| {
+        instance(observed);
+        claim(observed);
+    });
+    assert_eq!((unserved.reason, unserved.passes), ("VolumePending", false));
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn reported(cluster: &DialogCluster, problems: &[Problem], step: &Step, now: Tim
     let settings = Settings {
         postgres_image: Some("postgres".to_owned()),
         api_image: Some("api".to_owned()),
-        namespace: None,
+        ..Settings::default()
     };
     let observed = Observed {
         api: Some(ObservedApi { current: true, ..ObservedApi::default() }),

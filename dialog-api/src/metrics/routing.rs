@@ -1,0 +1,232 @@
+//! What `/metrics` tells about the ways of statements to the servers.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Which way a statement was sent, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum Route {
+    /// To the server that owns the shard.
+    Owner,
+    /// Through the coordinator: the owner is not known, or its own copy of the catalogs is not current, or the
+    /// statement touches all shards.
+    Unknown,
+    /// Through the coordinator: it reaches the owner and this process does not.
+    Detour,
+    /// Through the coordinator: the owner answered with an error that the coordinator may not meet.
+    Retry,
+}
+
+/// How statements are routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RoutingMode {
+    /// Straight to the owner of the shard.
+    Owner,
+    /// Through the coordinator, because the catalogs have not been read yet.
+    Unknown,
+    /// To the one server, because the tables are not distributed.
+    NotDistributed,
+    /// Through the coordinator, because the server hashes ids differently.
+    HashMismatch,
+    /// Through the coordinator, as configured.
+    Off,
+}
+
+/// Why the map of shards was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefreshReason {
+    /// A new session on the coordinator.
+    Start,
+    /// The catalogs have changed.
+    Change,
+    /// A statement met an error where its shard should be.
+    Error,
+    /// It was read long ago.
+    Timer,
+}
+
+/// Gives labels their values; the metrics' names do not change with the program's.
+macro_rules! label_values {
+    ($kind:ident { $($variant:ident = $value:literal),* $(,)? }) => {
+        impl $kind {
+            const ALL: &[Self] = &[$(Self::$variant),*];
+
+            const fn value(self) -> &'static str {
+                match self { $(Self::$variant => $value),* }
+            }
+        }
+
+        impl EncodeLabelValue for $kind {
+            fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+                EncodeLabelValue::encode(&self.value(), encoder)
+            }
+        }
+    };
+}
+
+label_values!(Route { Owner = "owner", Unknown = "unknown", Detour = "detour", Retry = "retry" });
+label_values!(RoutingMode {
+    Owner = "owner",
+    Unknown = "unknown",
+    NotDistributed = "not_distributed",
+    HashMismatch = "hash_mismatch",
+    Off = "off",
+});
+label_values!(RefreshReason { Start = "start", Change = "change", Error = "error", Timer = "timer" });
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: Route,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabels {
+    mode: RoutingMode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: RefreshReason,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
+}
+
+/// Metrics of the routing.
+#[derive(Debug)]
+pub struct RoutingMetrics {
+    statements: Vec<Counter>,
+    modes: Family<ModeLabels, Gauge>,
+    refreshes: Family<ReasonLabels, Counter>,
+    shards: Gauge,
+    connections: Family<NodeLabels, Gauge>,
+}
+
+impl RoutingMetrics {
+    /// Registers them, all counters at zero.
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let statements = Family::<RouteLabels, Counter>::default();
+        let modes = Family::<ModeLabels, Gauge>::default();
+        let refreshes = Family::<ReasonLabels, Counter>::default();
+        let (shards, connections) = (Gauge::default(), Family::<NodeLabels, Gauge>::default());
+        registry.register(
+            "routing_statements",
+            "Statements sent, retries included, by the way they went",
+            statements.clone(),
+        );
+        registry.register("routing_mode", "1 for the way in which statements are routed", modes.clone());
+        registry.register(
+            "routing_map_refreshes",
+            "How often the map of shards was read, and why",
+            refreshes.clone(),
+        );
+        registry.register(
+            "routing_map_shards",
+            "Shards in the map; tables that lie together count once",
+            shards.clone(),
+        );
+        registry.register(
+            "node_connections_live",
+            "Connections to each server that work",
+            connections.clone(),
+        );
+        for reason in RefreshReason::ALL {
+            drop(refreshes.get_or_create(&ReasonLabels { reason: *reason }));
+        }
+        let statements = Route::ALL
+            .iter()
+            .map(|route| statements.get_or_create_owned(&RouteLabels { route: *route }))
+            .collect();
+        Self { statements, modes, refreshes, shards, connections }
+    }
+
+    /// Counts a statement that is sent.
+    pub fn statement(&self, route: Route) {
+        self.statements[route as usize].inc();
+    }
+
+    /// Statements are routed like this from now on.
+    pub fn mode(&self, current: RoutingMode) {
+        for mode in RoutingMode::ALL {
+            self.modes.get_or_create(&ModeLabels { mode: *mode }).set(i64::from(*mode == current));
+        }
+    }
+
+    /// The map was read; so many shards are in it.
+    pub fn refreshed(&self, reason: RefreshReason, shards: usize) {
+        self.refreshes.get_or_create(&ReasonLabels { reason }).inc();
+        self.shards.set(i64::try_from(shards).unwrap_or(i64::MAX));
+    }
+
+    /// The place for a server's number of connections; it is there until the returned value is dropped.
+    #[must_use]
+    pub fn node(&self, address: &str) -> NodeConnections {
+        let labels = NodeLabels { node: address.to_owned() };
+        let gauge = self.connections.get_or_create_owned(&labels);
+        NodeConnections { family: self.connections.clone(), labels, gauge }
+    }
+}
+
+/// The number of connections to a server, in the metrics.
+#[derive(Debug)]
+pub struct NodeConnections {
+    family: Family<NodeLabels, Gauge>,
+    labels: NodeLabels,
+    gauge: Gauge,
+}
+
+impl NodeConnections {
+    /// So many work now.
+    pub fn set(&self, live: usize) {
+        self.gauge.set(i64::try_from(live).unwrap_or(i64::MAX));
+    }
+}
+
+impl Drop for NodeConnections {
+    fn drop(&mut self) {
+        self.family.remove(&self.labels);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn ways_modes_and_servers_are_told() {
+        let mut registry = Registry::default();
+        let metrics = RoutingMetrics::register(&mut registry);
+        let node = metrics.node("worker-0:5432");
+        node.set(8);
+        metrics.mode(RoutingMode::Unknown);
+        metrics.mode(RoutingMode::Owner);
+        metrics.statement(Route::Owner);
+        metrics.refreshed(RefreshReason::Start, 12);
+        let text = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            text
+        };
+        for line in [
+            r#"routing_statements_total{route="owner"} 1"#,
+            r#"routing_statements_total{route="retry"} 0"#,
+            r#"routing_mode{mode="owner"} 1"#,
+            r#"routing_mode{mode="unknown"} 0"#,
+            r#"routing_map_refreshes_total{reason="start"} 1"#,
+            "routing_map_shards 12",
+            r#"node_connections_live{node="worker-0:5432"} 8"#,
+        ] {
+            assert!(text().lines().any(|found| found == line), "{line} is not in\n{}", text());
+        }
+        drop(node);
+        assert!(!text().contains("worker-0"));
+    }
+}

@@ -1,0 +1,12 @@
+//! Tests that need the machine and the operator for themselves.
+
+mod killed;
+mod obstacles;
+mod switchover;
+mod two_workers;
+mod update;
+
+/// Where the operator is installed.
+fn operator_namespace() -> String {
+    std::env::var("DIALOG_OPERATOR_NAMESPACE").unwrap_or_else(|_| "dialog-system".to_owned())
+}

@@ -10,11 +10,14 @@ use axum::{
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
     ApiError, App,
+    error::Body,
     extract::{Caller, Json, Query, UserInPath},
+    openapi::WithToken,
 };
 use crate::dialogs::{
     ClientId, Draft,
@@ -30,13 +33,41 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Where the next page begins.
 pub(super) const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
-#[derive(Deserialize)]
+/// A message to send.
+#[derive(Deserialize, ToSchema)]
 pub(super) struct SendRequest {
+    #[schema(min_length = 1, max_length = 4096)]
     text: String,
+    /// The client's own id for the message: sending it again sends nothing twice. The same as `Idempotency-Key`.
+    #[schema(min_length = 1, max_length = 255)]
     client_msg_id: Option<String>,
 }
 
-/// 200 without a body, as the specification has it; what there is to tell is in headers.
+/// Send a message
+///
+/// It is durable when this is answered. There is no body; what there is to tell is in headers.
+#[utoipa::path(
+    post, path = "/dialog/{user_id}/send", tag = "dialogs", operation_id = "sendMessage",
+    security(("bearerAuth" = [])),
+    params(
+        ("user_id" = Uuid, Path, description = "The recipient's id"),
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255,
+            pattern = "^[!-~]+$",
+            description = "The client's own id for the message: sending it again sends nothing twice")
+    ),
+    request_body = SendRequest,
+    responses(
+        (status = 200, description = "Sent", headers(
+            ("X-Message-Id" = Uuid, description = "The message's id"),
+            ("Idempotent-Replayed" = bool, description = "Present if an earlier request had sent the message already")
+        )),
+        (status = 422, description = "The client's own id was used for a message with another text", body = Body),
+        (status = 429, description = "Too many messages by this user, altogether or to this one", body = Body, headers(
+            ("Retry-After" = u32, description = "Seconds to wait")
+        )),
+        WithToken
+    )
+)]
 pub(super) async fn send(
     State(app): State<Arc<App>>,
     Caller(from): Caller,
@@ -69,17 +100,20 @@ fn client_id(headers: &HeaderMap, in_body: Option<&str>) -> Result<Option<Client
 }
 
 /// A message as the specification has it, with fields added.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct DialogMessage {
     from: Uuid,
     to: Uuid,
     text: String,
+    /// A UUIDv7, rising with time.
     id: Uuid,
     created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     edited_at: Option<Timestamp>,
     /// A deleted message keeps its place and has no text.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     deleted_at: Option<Timestamp>,
 }
 
@@ -90,10 +124,17 @@ impl From<Message> for DialogMessage {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParameters {
+    /// Messages in the page; 100 if nothing is said.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
     limit: Option<u16>,
+    /// Only messages older than this one. Excludes `after`.
+    #[param(nullable = false)]
     before: Option<Uuid>,
+    /// Only messages newer than this one, the oldest of them. Excludes `before`.
+    #[param(nullable = false)]
     after: Option<Uuid>,
 }
 
@@ -108,7 +149,19 @@ impl ListParameters {
     }
 }
 
-/// Messages as a bare array, newest first.
+/// A dialog's messages, the newest first
+#[utoipa::path(
+    get, path = "/dialog/{user_id}/list", tag = "dialogs", operation_id = "listMessages",
+    security(("bearerAuth" = [])),
+    params(("user_id" = Uuid, Path, description = "The other user's id"), ListParameters),
+    responses(
+        (status = 200, description = "A page of the dialog", body = [DialogMessage], headers(
+            ("X-Next-Cursor" = Uuid, description = "Where the next page in the same direction begins; \
+                going back it is absent on the last page")
+        )),
+        WithToken
+    )
+)]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,

@@ -8,6 +8,7 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     database::error::DatabaseError,
@@ -69,10 +70,14 @@ pub(super) struct ApiError {
 }
 
 /// The JSON body of every error, as the specification has it for 5xx.
-#[derive(Debug, Serialize)]
-struct Body<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct Body<'a> {
+    /// What went wrong, for people.
     message: &'a str,
+    /// The request's id, as in the header `X-Request-Id` and in the log.
     request_id: &'a str,
+    /// What went wrong, for programs; never changes its meaning.
     code: u16,
 }
 

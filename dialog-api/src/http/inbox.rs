@@ -9,12 +9,14 @@ use axum::{
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
     ApiError, App,
     dialogs::{DialogMessage, NEXT_CURSOR},
     extract::{Caller, OptionalJson, Query, UserInPath},
+    openapi::WithToken,
 };
 use crate::dialogs::marks::Standing as Marks;
 
@@ -25,21 +27,40 @@ const PAGE_LIMIT: u16 = 100;
 /// Dialogs of a page that are looked at at a time.
 const CONCURRENCY: usize = 16;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct InboxParameters {
+    /// Dialogs in the page; 20 if nothing is said.
+    #[param(minimum = 1, maximum = 100, nullable = false)]
     limit: Option<u16>,
+    /// `X-Next-Cursor` of the page before.
+    #[param(nullable = false)]
     cursor: Option<Uuid>,
 }
 
 /// A dialog of the caller.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct InboxDialog {
+    /// The other.
     user_id: Uuid,
     last_message: DialogMessage,
+    /// The other's messages behind the mark; 100 stands for as many or more.
+    #[schema(maximum = 100)]
     unread: usize,
 }
 
-/// The caller's dialogs as a bare array, the one with the newest message first.
+/// One's dialogs, the one with the newest message first
+#[utoipa::path(
+    get, path = "/dialogs", tag = "dialogs", operation_id = "listDialogs",
+    security(("bearerAuth" = [])),
+    params(InboxParameters),
+    responses(
+        (status = 200, description = "A page of the dialogs", body = [InboxDialog], headers(
+            ("X-Next-Cursor" = Uuid, description = "The cursor of the next page; absent on the last")
+        )),
+        WithToken
+    )
+)]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,
@@ -70,12 +91,18 @@ pub(super) async fn list(
 }
 
 /// How a dialog stands for the caller.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Standing {
+    /// The other's messages behind the mark; 100 stands for as many or more.
+    #[schema(maximum = 100)]
     unread: usize,
+    /// The last message that the caller has read.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     last_read_id: Option<Uuid>,
+    /// The last message that the other has read.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     peer_last_read_id: Option<Uuid>,
 }
 
@@ -86,12 +113,23 @@ impl From<Marks> for Standing {
     }
 }
 
-#[derive(Default, Deserialize)]
+/// How far the caller has read.
+#[derive(Default, Deserialize, ToSchema)]
 pub(super) struct ReadRequest {
+    /// Everything up to this message; up to the newest if nothing is said.
     message_id: Option<Uuid>,
 }
 
-/// Everything up to a message was read, or everything there is.
+/// Note how far one has read
+///
+/// The mark never goes back.
+#[utoipa::path(
+    post, path = "/dialog/{user_id}/read", tag = "dialogs", operation_id = "markRead",
+    security(("bearerAuth" = [])),
+    params(("user_id" = Uuid, Path, description = "The other user's id")),
+    request_body = Option<ReadRequest>,
+    responses((status = 200, description = "How the dialog stands now", body = Standing), WithToken)
+)]
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,
@@ -101,7 +139,13 @@ pub(super) async fn read(
     Ok(JsonResponse(app.dialogs.mark_read(reader, peer, request.message_id).await?.into()))
 }
 
-/// How much is unread.
+/// How much is unread
+#[utoipa::path(
+    get, path = "/dialog/{user_id}/unread", tag = "dialogs", operation_id = "unread",
+    security(("bearerAuth" = [])),
+    params(("user_id" = Uuid, Path, description = "The other user's id")),
+    responses((status = 200, description = "How the dialog stands", body = Standing), WithToken)
+)]
 pub(super) async fn unread(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,

@@ -7,6 +7,7 @@ mod guard;
 mod inbox;
 mod messages;
 mod observe;
+mod openapi;
 mod operations;
 mod places;
 pub mod serve;
@@ -15,10 +16,9 @@ mod users;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router, middleware,
-    routing::{get, patch, post},
-};
+use axum::{Router, middleware};
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
 use crate::{
@@ -56,24 +56,27 @@ pub struct App {
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/user/register", post(users::register))
-        .route("/login", post(users::login))
-        .route("/user/get/{id}", get(users::get))
-        .route("/user/search", get(users::search))
-        .route("/dialog/{user_id}/send", post(dialogs::send))
-        .route("/dialog/{user_id}/list", get(dialogs::list))
-        .route("/dialog/{user_id}/messages/{message_id}", patch(messages::edit).delete(messages::delete))
-        .route("/dialog/{user_id}/read", post(inbox::read))
-        .route("/dialog/{user_id}/stream", get(stream::stream))
-        .route("/dialog/{user_id}/unread", get(inbox::unread))
-        .route("/dialogs", get(inbox::list))
+    let api = OpenApiRouter::new()
+        .routes(routes!(users::register))
+        .routes(routes!(users::login))
+        .routes(routes!(users::get))
+        .routes(routes!(users::search))
+        .routes(routes!(dialogs::send))
+        .routes(routes!(dialogs::list))
+        .routes(routes!(messages::edit, messages::delete))
+        .routes(routes!(inbox::read))
+        .routes(routes!(stream::stream))
+        .routes(routes!(inbox::unread))
+        .routes(routes!(inbox::list))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
-    Router::new()
+    let (router, document) = OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(api)
-        .route("/health", get(operations::health))
-        .route("/ready", get(operations::ready))
-        .route("/metrics", get(operations::metrics))
+        .routes(routes!(operations::health))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::metrics))
+        .split_for_parts();
+    router
+        .merge(openapi::router(document))
         .fallback(operations::no_such_path)
         .method_not_allowed_fallback(operations::no_such_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
@@ -82,7 +85,7 @@ pub fn router(app: Arc<App>) -> Router {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{body::Body, routing::get};
     use clap::Parser as _;
     use http::Request;
     use http_body_util::BodyExt as _;

@@ -13,11 +13,13 @@ use futures::stream;
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::{
     ApiError, App,
     dialogs::DialogMessage,
     extract::{Caller, Query, UserInPath},
+    openapi::WithToken,
 };
 use crate::{
     dialogs::pair::Pair,
@@ -33,12 +35,32 @@ const CLOCKS: Duration = Duration::from_mins(1);
 /// How long clients should wait before they connect again.
 const RETRY: Duration = Duration::from_secs(1);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct StreamParameters {
+    /// The same as the header, for clients that cannot set it.
+    #[param(nullable = false)]
     last_event_id: Option<String>,
 }
 
-/// The messages of a dialog as they are written, from now on or from where the client was.
+/// A dialog's messages as they are written
+///
+/// From now on, or from where the client was. Each is an event `message`, whose `data` is the message as lists have it;
+/// it comes again when it is changed or deleted.
+#[utoipa::path(
+    get, path = "/dialog/{user_id}/stream", tag = "dialogs", operation_id = "streamMessages",
+    security(("bearerAuth" = [])),
+    params(
+        ("user_id" = Uuid, Path, description = "The other user's id"),
+        ("Last-Event-ID" = Option<String>, Header, nullable = false,
+            description = "The id of the last event, or message, that the client has"),
+        StreamParameters
+    ),
+    responses(
+        (status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
+        WithToken
+    )
+)]
 pub(super) async fn stream(
     State(app): State<Arc<App>>,
     Caller(reader): Caller,

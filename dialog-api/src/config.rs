@@ -4,6 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
+/// The least age at which messages are archived.
+const SHORTEST_ARCHIVE_AGE: Duration = Duration::from_hours(24);
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -251,9 +254,15 @@ pub struct StreamsConfig {
 #[command(next_help_heading = "Jobs")]
 #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
 pub struct JobsConfig {
-    /// How often one of the replicas looks for what was left undone, such as inboxes that a crash left behind
+    /// How often one of the replicas looks for what is to be done: inboxes that a crash left behind, users to erase,
+    /// messages to archive; and how often each learns who was erased
     #[arg(long, env = "DIALOG_API_JOBS_INTERVAL", default_value = "30s", value_parser = duration)]
     pub jobs_interval: Duration,
+
+    /// Age at which messages are moved to a table of their own, where they still list; at least 24h, such as 8760h
+    /// for a year [default: never]
+    #[arg(long, env = "DIALOG_API_ARCHIVE_AFTER", value_parser = archive_age)]
+    pub archive_after: Option<Duration>,
 }
 
 impl LoginConfig {
@@ -271,6 +280,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     let signed: jiff::SignedDuration =
         text.parse().map_err(|error| format!("{error}; write it with its unit, such as 500ms, 5s or 24h"))?;
     Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+/// Reads the age for archiving. Below a day, what clients send again and clocks that differ would reach archived
+/// messages.
+fn archive_age(text: &str) -> Result<Duration, String> {
+    let age = duration(text)?;
+    if age < SHORTEST_ARCHIVE_AGE { Err("at least 24h".to_owned()) } else { Ok(age) }
 }
 
 #[cfg(test)]
@@ -296,6 +312,12 @@ mod tests {
         assert!(duration("5").is_err());
         assert!(duration("-5s").is_err());
         assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn nothing_is_archived_on_the_day_it_is_written() {
+        assert_eq!(archive_age("24h"), Ok(Duration::from_hours(24)));
+        assert!(archive_age("23h").is_err());
     }
 
     #[test]

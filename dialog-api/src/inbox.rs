@@ -65,6 +65,15 @@ impl Inbox {
         Ok(rows.iter().map(|row| Entry { peer: row.get(1), last_message: row.get(2) }).collect())
     }
 
+    /// A user's dialogs behind this one, each with the other user, in an order in which none moves.
+    ///
+    /// # Errors
+    /// When the database failed.
+    pub async fn all(&self, user: Uuid, after: Uuid, limit: u16) -> Result<Vec<(Uuid, Uuid)>, DatabaseError> {
+        let rows = self.database.query(Sql::ListPeers, &[&user, &after, &i64::from(limit)]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
     /// A message was written: both inboxes have to follow.
     pub fn follow(&self, dialog: Uuid, pair: Pair, message: Uuid) {
         let mut behind = self.lock();

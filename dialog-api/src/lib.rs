@@ -9,6 +9,7 @@
 pub mod config;
 pub mod database;
 pub mod dialogs;
+pub mod erased;
 pub mod http;
 pub mod inbox;
 pub mod jobs;

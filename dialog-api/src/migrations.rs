@@ -32,8 +32,14 @@ struct Migration {
 }
 
 /// All steps, in order. Appended to, never changed.
-const MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, name: "schema", sql: include_str!("../migrations/0001_schema.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, name: "schema", sql: include_str!("../migrations/0001_schema.sql") },
+    Migration {
+        version: 2,
+        name: "archive_and_erasures",
+        sql: include_str!("../migrations/0002_archive_and_erasures.sql"),
+    },
+];
 
 /// Why the schema is not up to date.
 #[derive(Debug, thiserror::Error)]

@@ -164,10 +164,14 @@ fn send_limits(limits: &Limits) -> SendLimits {
 fn work_in_background(app: &App, config: &Config, stop: &CancellationToken) {
     let (inbox, until) = (Arc::clone(&app.inbox), stop.clone());
     tokio::spawn(async move { inbox.keep_up(&until).await });
+    let (users, interval, until) = (Arc::clone(&app.users), config.jobs.jobs_interval, stop.clone());
+    tokio::spawn(async move { users.erased().keep_up(interval, &until).await });
     let jobs = Jobs {
         database: Arc::clone(&app.database),
         inbox: Arc::clone(&app.inbox),
         interval: config.jobs.jobs_interval,
+        archive_after: config.jobs.archive_after,
+        token_lifetime: config.login.token_lifetime,
     };
     let until = stop.clone();
     tokio::spawn(async move { jobs.run(&until).await });

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     database::{Database, error::DatabaseError, statements::Sql},
+    erased::Erased,
     passwords::{PasswordError, Passwords},
     recent::RecentSet,
     tokens::Tokens,
@@ -179,13 +180,21 @@ pub struct Users {
     passwords: Passwords,
     tokens: Arc<Tokens>,
     known: RecentSet<Uuid>,
+    erased: Erased,
 }
 
 impl Users {
     /// Users in this database.
     #[must_use]
     pub fn new(database: Arc<Database>, passwords: Passwords, tokens: Arc<Tokens>) -> Self {
-        Self { database, passwords, tokens, known: RecentSet::new(REMEMBERED_USERS) }
+        let erased = Erased::new(Arc::clone(&database));
+        Self { database, passwords, tokens, known: RecentSet::new(REMEMBERED_USERS), erased }
+    }
+
+    /// Who was erased lately.
+    #[must_use]
+    pub fn erased(&self) -> &Erased {
+        &self.erased
     }
 
     /// Registers a user whose data were checked, and returns the new id.
@@ -234,11 +243,34 @@ impl Users {
         }
     }
 
+    /// Erases the user, if the password is right. When this returns nobody can log in as them any more, and what is
+    /// left of them goes by and by ([`crate::jobs`]).
+    ///
+    /// # Errors
+    /// [`UserError::Unknown`], [`UserError::WrongPassword`], or when there is too much to do or the database
+    /// failed; then asking again goes on.
+    pub async fn erase(&self, id: Uuid, password: String) -> Result<(), UserError> {
+        let rows = self.database.query(Sql::SelectCredentials, &[&id]).await?;
+        let hash: String = rows.first().map(|row| row.get(0)).ok_or(UserError::Unknown)?;
+        if !self.passwords.verify(password, Some(hash)).await? {
+            return Err(UserError::WrongPassword);
+        }
+        // First of all: whatever happens to this process now, the rest will be done.
+        self.database.query(Sql::InsertErasure, &[&id, &Timestamp::now()]).await?;
+        self.erased.add(id);
+        self.database.query(Sql::DeleteCredentials, &[&id]).await?;
+        self.database.query(Sql::DeleteUser, &[&id]).await?;
+        Ok(())
+    }
+
     /// Whether the user exists. Asks the database once for each user it has not seen for a while.
     ///
     /// # Errors
     /// When the database failed.
     pub async fn exists(&self, id: Uuid) -> Result<bool, DatabaseError> {
+        if self.erased.contains(id) {
+            return Ok(false);
+        }
         if self.known.contains(&id) {
             return Ok(true);
         }

@@ -62,11 +62,31 @@ pub enum Sql {
     MergeUserDialog,
     /// user, first message id not wanted (exclusive), how many: dialogs with peers, newest first
     ListUserDialogs,
+    /// dialog, first id not wanted (exclusive), how many: newest first, of the archive
+    ListArchive,
+    /// dialog, last id not wanted (exclusive), how many: oldest first, of the archive
+    ListArchiveAfter,
+    /// dialog, message, of the archive
+    SelectArchived,
+    /// dialog, message, author, text, time: as [`Sql::EditMessage`], in the archive
+    EditArchived,
+    /// dialog, message, author, time: as [`Sql::DeleteMessage`], in the archive
+    DeleteArchived,
+    /// user, last dialog not wanted (exclusive), how many: dialogs with peers, in the order of their ids
+    ListPeers,
+    /// user, time
+    InsertErasure,
+    /// nothing: all users who were erased lately
+    ListErasures,
+    /// user
+    DeleteCredentials,
+    /// user
+    DeleteUser,
 }
 
 impl Sql {
     /// All statements, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 31] = [
         Self::InsertMessage,
         Self::InsertKeyedMessage,
         Self::ListMessages,
@@ -88,10 +108,21 @@ impl Sql {
         Self::MarkInboxes,
         Self::MergeUserDialog,
         Self::ListUserDialogs,
+        Self::ListArchive,
+        Self::ListArchiveAfter,
+        Self::SelectArchived,
+        Self::EditArchived,
+        Self::DeleteArchived,
+        Self::ListPeers,
+        Self::InsertErasure,
+        Self::ListErasures,
+        Self::DeleteCredentials,
+        Self::DeleteUser,
     ];
 
     /// The text of the statement.
     #[must_use]
+    #[allow(clippy::too_many_lines, reason = "one arm for each statement")]
     pub const fn text(self) -> &'static str {
         match self {
             Self::InsertMessage => {
@@ -107,12 +138,12 @@ impl Sql {
                  DO UPDATE SET client_msg_id = excluded.client_msg_id RETURNING message_id, text"
             }
             Self::ListMessages => {
-                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at FROM messages \
-                 WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3"
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at, older_archived \
+                 FROM messages WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3"
             }
             Self::ListMessagesAfter => {
-                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at FROM messages \
-                 WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id LIMIT $3"
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at, older_archived \
+                 FROM messages WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id LIMIT $3"
             }
             Self::InsertDialog => {
                 "INSERT INTO dialogs (dialog_id, user_lo, user_hi, created_at) \
@@ -174,6 +205,39 @@ impl Sql {
                 "SELECT dialog_id, peer_id, last_message_id FROM user_dialogs \
                  WHERE user_id = $1 AND last_message_id < $2 ORDER BY last_message_id DESC LIMIT $3"
             }
+            Self::ListArchive => {
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at \
+                 FROM messages_archive WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3"
+            }
+            Self::ListArchiveAfter => {
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at \
+                 FROM messages_archive WHERE dialog_id = $1 AND message_id > $2 ORDER BY message_id LIMIT $3"
+            }
+            Self::SelectArchived => {
+                "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at \
+                 FROM messages_archive WHERE dialog_id = $1 AND message_id = $2"
+            }
+            Self::EditArchived => {
+                "UPDATE messages_archive SET text = $4, edited_at = $5 \
+                 WHERE dialog_id = $1 AND message_id = $2 AND from_user_id = $3 AND deleted_at IS NULL \
+                 AND (edited_at IS NULL OR edited_at <= $5) \
+                 RETURNING message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at"
+            }
+            Self::DeleteArchived => {
+                "UPDATE messages_archive SET text = '', deleted_at = $4 \
+                 WHERE dialog_id = $1 AND message_id = $2 AND from_user_id = $3 AND deleted_at IS NULL \
+                 RETURNING message_id"
+            }
+            Self::ListPeers => {
+                "SELECT dialog_id, peer_id FROM user_dialogs \
+                 WHERE user_id = $1 AND dialog_id > $2 ORDER BY dialog_id LIMIT $3"
+            }
+            Self::InsertErasure => {
+                "INSERT INTO erasures (user_id, requested_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING"
+            }
+            Self::ListErasures => "SELECT user_id FROM erasures",
+            Self::DeleteCredentials => "DELETE FROM credentials WHERE user_id = $1",
+            Self::DeleteUser => "DELETE FROM users WHERE user_id = $1",
         }
     }
 
@@ -208,6 +272,16 @@ impl Sql {
             Self::MarkInboxes => "mark_inboxes",
             Self::MergeUserDialog => "merge_user_dialog",
             Self::ListUserDialogs => "list_user_dialogs",
+            Self::ListArchive => "list_archive",
+            Self::ListArchiveAfter => "list_archive_after",
+            Self::SelectArchived => "select_archived",
+            Self::EditArchived => "edit_archived",
+            Self::DeleteArchived => "delete_archived",
+            Self::ListPeers => "list_peers",
+            Self::InsertErasure => "insert_erasure",
+            Self::ListErasures => "list_erasures",
+            Self::DeleteCredentials => "delete_credentials",
+            Self::DeleteUser => "delete_user",
         }
     }
 
@@ -224,10 +298,20 @@ impl Sql {
             | Self::DeleteMessage
             | Self::ListAuthorsAfter => Table::Messages,
             Self::MarkRead | Self::SelectReadMarks => Table::DialogState,
-            Self::MergeUserDialog | Self::ListUserDialogs => Table::UserDialogs,
+            Self::ListArchive
+            | Self::ListArchiveAfter
+            | Self::SelectArchived
+            | Self::EditArchived
+            | Self::DeleteArchived => Table::MessagesArchive,
+            Self::MergeUserDialog | Self::ListUserDialogs | Self::ListPeers => Table::UserDialogs,
+            Self::InsertErasure | Self::ListErasures => Table::Erasures,
             Self::InsertDialog | Self::SelectDialog | Self::MarkInboxes => Table::Dialogs,
-            Self::InsertUser | Self::SelectUserExists | Self::SelectUser | Self::SearchUsers => Table::Users,
-            Self::InsertCredentials | Self::SelectCredentials => Table::Credentials,
+            Self::InsertUser
+            | Self::SelectUserExists
+            | Self::SelectUser
+            | Self::SearchUsers
+            | Self::DeleteUser => Table::Users,
+            Self::InsertCredentials | Self::SelectCredentials | Self::DeleteCredentials => Table::Credentials,
         }
     }
 
@@ -235,7 +319,7 @@ impl Sql {
     #[must_use]
     pub const fn scope(self) -> Scope {
         match self {
-            Self::SearchUsers => Scope::AllShards,
+            Self::SearchUsers | Self::ListErasures => Scope::AllShards,
             _ => Scope::OneShard,
         }
     }
@@ -256,9 +340,11 @@ mod tests {
     fn writes_are_harmless_when_run_twice() {
         for sql in Sql::ALL {
             let text = sql.text();
-            let sets_what_is_given = text.starts_with("UPDATE") && text.contains("WHERE");
+            let by_key = text.starts_with("UPDATE") || text.starts_with("DELETE");
             assert!(
-                text.starts_with("SELECT") || text.contains("ON CONFLICT") || sets_what_is_given,
+                text.starts_with("SELECT")
+                    || text.contains("ON CONFLICT")
+                    || by_key && text.contains("WHERE"),
                 "{}",
                 sql.name()
             );
@@ -270,7 +356,7 @@ mod tests {
     fn the_first_parameter_is_the_key_of_the_one_table() {
         for sql in Sql::ALL {
             let (text, table) = (sql.text(), sql.table());
-            assert!(text.contains(&format!(" {} ", table.name())), "{}", sql.name());
+            assert!(text.split(' ').any(|word| word == table.name()), "{}", sql.name());
             let key = table.key();
             let by_key = text.contains(&format!(" WHERE {key} = $1"))
                 || text.starts_with(&format!("INSERT INTO {} ({key}, ", table.name()))

@@ -6,6 +6,8 @@
 pub enum Table {
     /// Messages of dialogs.
     Messages,
+    /// Old ones.
+    MessagesArchive,
     /// The pair behind each dialog.
     Dialogs,
     /// How far each of the two has read.
@@ -16,12 +18,22 @@ pub enum Table {
     Credentials,
     /// Each user's dialogs.
     UserDialogs,
+    /// Who is being erased.
+    Erasures,
 }
 
 impl Table {
     /// All tables, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Messages, Self::Dialogs, Self::DialogState, Self::Users, Self::Credentials, Self::UserDialogs];
+    pub const ALL: [Self; 8] = [
+        Self::Messages,
+        Self::MessagesArchive,
+        Self::Dialogs,
+        Self::DialogState,
+        Self::Users,
+        Self::Credentials,
+        Self::UserDialogs,
+        Self::Erasures,
+    ];
 
     /// The names of all tables, in the same order.
     pub const NAMES: [&'static str; Self::ALL.len()] = {
@@ -39,11 +51,13 @@ impl Table {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Messages => "messages",
+            Self::MessagesArchive => "messages_archive",
             Self::Dialogs => "dialogs",
             Self::DialogState => "dialog_state",
             Self::Users => "users",
             Self::Credentials => "credentials",
             Self::UserDialogs => "user_dialogs",
+            Self::Erasures => "erasures",
         }
     }
 
@@ -51,8 +65,8 @@ impl Table {
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {
-            Self::Messages | Self::Dialogs | Self::DialogState => "dialog_id",
-            Self::Users | Self::Credentials | Self::UserDialogs => "user_id",
+            Self::Messages | Self::MessagesArchive | Self::Dialogs | Self::DialogState => "dialog_id",
+            Self::Users | Self::Credentials | Self::UserDialogs | Self::Erasures => "user_id",
         }
     }
 

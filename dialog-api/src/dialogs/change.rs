@@ -20,10 +20,13 @@ impl Dialogs {
         check_text("text", text, 1, TEXT_LIMIT).map_err(DialogError::BadText)?;
         let dialog = Pair::new(author, peer).dialog_id();
         let now = Timestamp::now();
-        let rows = self.database.query(Sql::EditMessage, &[&dialog, &id, &author, &text, &now]).await?;
-        if let Some(row) = rows.first() {
-            self.streams.announce(Notice { dialog, news: News::Changed(id) });
-            return Ok(Message::from(row));
+        // What is archived in between is found by the second: it takes a message from one and gives it to the other.
+        for sql in [Sql::EditMessage, Sql::EditArchived] {
+            let rows = self.database.query(sql, &[&dialog, &id, &author, &text, &now]).await?;
+            if let Some(row) = rows.first() {
+                self.streams.announce(Notice { dialog, news: News::Changed(id) });
+                return Ok(Message::from(row));
+            }
         }
         let message = self.own(author, peer, id).await?;
         if message.deleted_at.is_some() { Err(DialogError::Deleted) } else { Ok(message) }
@@ -36,11 +39,13 @@ impl Dialogs {
     pub async fn delete(&self, author: Uuid, peer: Uuid, id: Uuid) -> Result<(), DialogError> {
         let dialog = Pair::new(author, peer).dialog_id();
         let now = Timestamp::now();
-        let rows = self.database.query(Sql::DeleteMessage, &[&dialog, &id, &author, &now]).await?;
-        if rows.is_empty() {
-            self.own(author, peer, id).await?;
+        for sql in [Sql::DeleteMessage, Sql::DeleteArchived] {
+            if !self.database.query(sql, &[&dialog, &id, &author, &now]).await?.is_empty() {
+                self.streams.announce(Notice { dialog, news: News::Changed(id) });
+                return Ok(());
+            }
         }
-        self.streams.announce(Notice { dialog, news: News::Changed(id) });
+        self.own(author, peer, id).await?;
         Ok(())
     }
 
@@ -50,7 +55,10 @@ impl Dialogs {
     /// When the database failed.
     pub async fn get(&self, reader: Uuid, peer: Uuid, id: Uuid) -> Result<Option<Message>, DialogError> {
         let pair = Pair::new(reader, peer);
-        let rows = self.database.query(Sql::SelectMessage, &[&pair.dialog_id(), &id]).await?;
+        let mut rows = self.database.query(Sql::SelectMessage, &[&pair.dialog_id(), &id]).await?;
+        if rows.is_empty() {
+            rows = self.database.query(Sql::SelectArchived, &[&pair.dialog_id(), &id]).await?;
+        }
         let message = rows.first().map(Message::from);
         if message.as_ref().is_some_and(|message| Pair::new(message.from, message.to) != pair) {
             return Err(DialogError::Collision(pair.dialog_id()));

@@ -1,6 +1,8 @@
-//! Dialogs between two users: which dialog a pair has ([`pair`]), sending, listing ([`page`]),
+//! Dialogs between two users: which dialog a pair has ([`pair`]), sending, listing ([`page`], and where it goes on in
+//! the [`archive`]),
 //! changing what one has said ([`change`]), and who has read how far ([`marks`]).
 
+mod archive;
 pub mod change;
 pub mod marks;
 pub mod page;

@@ -4,11 +4,18 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{DialogError, Dialogs, pair::Pair};
+use super::{
+    DialogError, Dialogs,
+    archive::{Edge, Found, beyond, joined},
+    pair::Pair,
+};
 use crate::database::statements::Sql;
 
 /// Most messages in one page.
 pub const PAGE_LIMIT: u16 = 100;
+
+/// The column of a list that says whether the messages before this one are archived.
+const OLDER_ARCHIVED: usize = 7;
 
 /// A message in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +92,7 @@ impl Page {
 }
 
 impl Dialogs {
-    /// Part of the messages between the two, at most `limit`, which is 1 to [`PAGE_LIMIT`].
+    /// Part of the messages between the two, archived or not, at most `limit`, which is 1 to [`PAGE_LIMIT`].
     ///
     /// # Errors
     /// When the limit is another, the other does not exist, or the database failed.
@@ -106,11 +113,19 @@ impl Dialogs {
             Range::After(start) => (Sql::ListMessagesAfter, start),
         };
         let rows = self.database.query(sql, &[&dialog, &start, &i64::from(limit)]).await?;
+        let edge = |row: &Row| Edge { id: row.get(0), border: row.get(OLDER_ARCHIVED) };
+        let found = Found { count: rows.len(), first: rows.first().map(edge), last: rows.last().map(edge) };
+        let mut messages: Vec<Message> = rows.iter().map(Message::from).collect();
+        if let Some(beyond) = beyond(range, usize::from(limit), found) {
+            let count = i64::try_from(beyond.count).unwrap_or(i64::MAX);
+            let rows = self.database.query(beyond.sql, &[&dialog, &beyond.start, &count]).await?;
+            let archived = rows.iter().map(Message::from).collect();
+            messages = joined(range, usize::from(limit), messages, archived);
+        }
         // Whoever has exchanged messages exists: only a page without any needs the question.
-        if rows.is_empty() && !self.users.exists(peer).await? {
+        if messages.is_empty() && !self.users.exists(peer).await? {
             return Err(DialogError::UnknownPeer);
         }
-        let messages: Vec<Message> = rows.iter().map(Message::from).collect();
         // Each message names its pair, so a shared id cannot show anybody's messages to others.
         if messages.iter().any(|message| Pair::new(message.from, message.to) != pair) {
             return Err(DialogError::Collision(dialog));

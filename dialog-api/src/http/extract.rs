@@ -32,7 +32,8 @@ impl FromRequestParts<Arc<App>> for Caller {
             && let Some(claimed) = parts.headers.get(USER_HEADER)
         {
             let claimed = claimed.to_str().unwrap_or_default();
-            return user_id("X-User-Id", claimed).map(Self);
+            let user = user_id("X-User-Id", claimed)?;
+            return Self::existing(app, user);
         }
         let token = bearer(&parts.headers)
             .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
@@ -40,6 +41,15 @@ impl FromRequestParts<Arc<App>> for Caller {
             .tokens
             .verify(token, Timestamp::now())
             .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
+        Self::existing(app, user)
+    }
+}
+
+impl Caller {
+    fn existing(app: &App, user: Uuid) -> Result<Self, ApiError> {
+        if app.users.erased().contains(user) {
+            return Err(ApiError::unauthorized("the user of this token does not exist any more"));
+        }
         Ok(Self(user))
     }
 }

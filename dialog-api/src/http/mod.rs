@@ -1,5 +1,6 @@
 //! HTTP: routes, what surrounds every request ([`observe`]), and the server itself ([`serve`]).
 
+mod account;
 mod dialogs;
 mod error;
 mod extract;
@@ -61,6 +62,8 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(users::login))
         .routes(routes!(users::get))
         .routes(routes!(users::search))
+        .routes(routes!(account::export))
+        .routes(routes!(account::erase))
         .routes(routes!(dialogs::send))
         .routes(routes!(dialogs::list))
         .routes(routes!(messages::edit, messages::delete))

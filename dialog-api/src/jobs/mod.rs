@@ -3,6 +3,8 @@
 //! Jobs look at whole tables, through the coordinator, on a connection of their own. They are rare, they can be
 //! stopped anywhere, and each finds by itself what was left undone.
 
+mod archive;
+mod erasure;
 mod inbox;
 
 use std::{sync::Arc, time::Duration};
@@ -31,6 +33,10 @@ pub struct Jobs {
     pub inbox: Arc<Inbox>,
     /// Time between two rounds.
     pub interval: Duration,
+    /// How old a message becomes before it is archived, if ever.
+    pub archive_after: Option<Duration>,
+    /// How long a token is valid.
+    pub token_lifetime: Duration,
 }
 
 impl Jobs {
@@ -70,6 +76,12 @@ impl Jobs {
     }
 
     async fn all(&self, client: &mut Client) -> Result<()> {
-        inbox::sweep(client, &self.database, &self.inbox).await.context("sweep the inboxes")
+        inbox::sweep(client, &self.database, &self.inbox).await.context("sweep the inboxes")?;
+        // Behind the sweep: an erasure needs complete inboxes.
+        erasure::erase(client, &self.database, self.token_lifetime).await?;
+        match self.archive_after {
+            Some(age) => archive::archive(client, age).await,
+            None => Ok(()),
+        }
     }
 }

@@ -47,8 +47,8 @@ impl Cluster {
     pub(crate) async fn distribute(&self) -> Result<()> {
         let sql = self.coordinator.connect("dialog").await?;
         for (column, tables) in [
-            ("dialog_id", ["messages", "dialogs", "dialog_state"]),
-            ("user_id", ["users", "credentials", "user_dialogs"]),
+            ("dialog_id", ["messages", "messages_archive", "dialogs", "dialog_state"]),
+            ("user_id", ["users", "credentials", "user_dialogs", "erasures"]),
         ] {
             for table in tables {
                 let first = table == tables[0];

@@ -82,11 +82,13 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     // As the operator does it: what holds rows is copied while it is written to.
     for (table, with_rows, column, more) in [
         ("messages", true, "dialog_id", "colocate_with := 'none', shard_count := 4"),
+        ("messages_archive", false, "dialog_id", "colocate_with := 'messages'"),
         ("dialogs", true, "dialog_id", "colocate_with := 'messages'"),
         ("dialog_state", false, "dialog_id", "colocate_with := 'messages'"),
         ("users", true, "user_id", "colocate_with := 'none', shard_count := 4"),
         ("credentials", true, "user_id", "colocate_with := 'users'"),
         ("user_dialogs", false, "user_id", "colocate_with := 'users'"),
+        ("erasures", false, "user_id", "colocate_with := 'users'"),
     ] {
         let how = if with_rows { "_concurrently" } else { "" };
         sql.batch_execute(&format!("SELECT create_distributed_table{how}('{table}', '{column}', {more})"))
@@ -220,15 +222,20 @@ async fn every_statement_is_one_task(coordinator: &Server) -> Result<()> {
         let parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)] = match statement {
             Sql::InsertMessage => &[&id, &id, &id, &id, &text, &now],
             Sql::InsertKeyedMessage => &[&id, &other, &id, &id, &text, &now, &id],
-            Sql::ListMessages | Sql::ListMessagesAfter => &[&id, &id, &100_i64],
+            Sql::ListMessages | Sql::ListMessagesAfter | Sql::ListArchive | Sql::ListArchiveAfter => {
+                &[&id, &id, &100_i64]
+            }
             Sql::InsertDialog => &[&id, &id, &id, &now],
             Sql::InsertUser => &[&id, &text, &text, &None::<jiff::civil::Date>, &name, &name, &now],
             Sql::InsertCredentials => &[&id, &text, &now],
             Sql::SelectDialog | Sql::SelectUserExists | Sql::SelectUser | Sql::SelectCredentials => &[&id],
-            Sql::SelectMessage => &[&id, &id],
-            Sql::EditMessage => &[&id, &id, &id, &text, &now],
-            Sql::DeleteMessage => &[&id, &id, &id, &now],
-            Sql::ListAuthorsAfter | Sql::ListUserDialogs => &[&id, &id, &100_i64],
+            Sql::DeleteCredentials | Sql::DeleteUser => &[&id],
+            Sql::InsertErasure => &[&id, &now],
+            Sql::ListErasures => &[],
+            Sql::SelectMessage | Sql::SelectArchived => &[&id, &id],
+            Sql::EditMessage | Sql::EditArchived => &[&id, &id, &id, &text, &now],
+            Sql::DeleteMessage | Sql::DeleteArchived => &[&id, &id, &id, &now],
+            Sql::ListAuthorsAfter | Sql::ListUserDialogs | Sql::ListPeers => &[&id, &id, &100_i64],
             Sql::MarkRead => &[&id, &id, &id],
             Sql::SelectReadMarks => &[&id],
             Sql::MarkInboxes => &[&id, &id],

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod account;
+mod archive;
 mod bad_input;
 mod connections;
 mod contract;

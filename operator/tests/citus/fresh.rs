@@ -77,7 +77,8 @@ async fn the_default_policy_is_dialog_apis_tables() -> Result<()> {
     let made: BTreeSet<String> = world
         .ask(
             Group::Coordinator,
-            "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_migrations'",
+            "SELECT tablename::text FROM pg_tables
+             WHERE schemaname = 'public' AND tablename NOT IN ('schema_migrations', 'sweeps')",
         )
         .await?
         .iter()

@@ -202,6 +202,19 @@ impl Node {
         session.abandoned.cancel();
     }
 
+    /// A statement that was sent at this moment has waited long enough for its answer. All connections that have been
+    /// silent since then are closed and made again: where a server, or the way to it, died without a word, each of
+    /// them would cost somebody else as long a wait.
+    pub(super) fn unanswered(&self, sent: Instant) {
+        let mut silent = Vec::new();
+        self.change(sent, |sessions| {
+            silent = sessions.extract_if(.., |session| !session.heard_since(sent)).collect();
+        });
+        for session in silent {
+            session.abandoned.cancel();
+        }
+    }
+
     fn least_busy(&self) -> Option<Arc<Session>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         // Begins with another one each time, so that equally busy ones take turns.
@@ -244,15 +257,16 @@ impl Node {
 
     fn gain(&self, session: &Arc<Session>) {
         self.types.get_or_init(|| Sql::ALL.map(|sql| session.parameter_types(sql).to_vec()));
-        self.change(|sessions| sessions.push(Arc::clone(session)));
+        self.change(Instant::now(), |sessions| sessions.push(Arc::clone(session)));
     }
 
     /// Does nothing when it is lost already.
     fn lose(&self, session: &Arc<Session>) {
-        self.change(|sessions| sessions.retain(|other| !Arc::ptr_eq(other, session)));
+        self.change(Instant::now(), |sessions| sessions.retain(|other| !Arc::ptr_eq(other, session)));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
+    /// Changes the connections; if there is none any more, the server is taken to be away since `moment`.
+    fn change(&self, moment: Instant, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
         // Under the lock, so that two changes are told in the order in which they were made.
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut sessions);
@@ -262,7 +276,7 @@ impl Node {
             if live > 0 {
                 (contact.met, contact.through_coordinator) = (true, None);
             } else if contact.live > 0 {
-                contact.since = Instant::now();
+                contact.since = moment;
             }
             contact.live = live;
         });

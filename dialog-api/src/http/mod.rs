@@ -18,8 +18,10 @@ use axum::{
     Router, middleware,
     routing::{get, patch, post},
 };
+use tokio::sync::Semaphore;
 
 use self::error::{ApiError, Problem};
+pub(crate) use self::extract::LARGE_BODIES;
 use crate::{
     database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
     tokens::Tokens, users::Users,
@@ -45,6 +47,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Largest body, in bytes.
     pub body_limit: usize,
+    /// Places for bodies that are large.
+    pub large_bodies: Semaphore,
     /// Longest time for a body.
     pub body_timeout: Duration,
     /// Longest time for a request.

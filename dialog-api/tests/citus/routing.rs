@@ -1,7 +1,11 @@
 //! Statements go straight to the worker that owns their shard, and what happens when it, or the coordinator, is
 //! away.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use dialog_api::dialogs::pair::Pair;
@@ -178,6 +182,76 @@ async fn a_worker_that_is_away_costs_its_own_dialogs_only() -> Result<()> {
     }
 
     cluster.workers[0].start()?;
+    for pair in &lost {
+        send_until(&client, pair, 200).await?;
+    }
+    Ok(())
+}
+
+/// All processes of a server, stopped where they are, as a machine is that hangs or that nothing reaches any more: its
+/// connections stay open and nobody answers. They go on when this is dropped.
+struct Frozen(Vec<String>);
+
+impl Frozen {
+    fn new(server: &Server) -> Result<Self> {
+        let postmaster = server.pid().context("it does not run")?.to_string();
+        // The postmaster first: from then on there are no new ones.
+        let mut frozen = Self(vec![postmaster.clone()]);
+        frozen.signal("STOP")?;
+        for process in fs::read_dir("/proc")? {
+            // It may have ended meanwhile.
+            let Ok(stat) = fs::read_to_string(process?.path().join("stat")) else { continue };
+            let (pid, rest) = stat.split_once(' ').context("a process id")?;
+            let parent = rest.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(1));
+            if parent == Some(&postmaster) {
+                frozen.0.push(pid.to_owned());
+            }
+        }
+        frozen.signal("STOP")?;
+        Ok(frozen)
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        ensure!(Command::new("kill").args(["-s", signal]).args(&self.0).status()?.success());
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = self.signal("CONT");
+    }
+}
+
+/// No connection breaks, only the answers stay away. It takes one time limit to notice, for all connections together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_is_given_up_after_one_time_limit() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (cluster, service) = serving(2, &[]).await?;
+    let client = service.client();
+    let lost = pairs_on(&cluster, 0, &client, 2).await?;
+    let kept = pairs_on(&cluster, 1, &client, 2).await?;
+
+    let frozen = Frozen::new(&cluster.workers[0])?;
+    // Half of the 5 s that a statement has, and what is left of the 3 s that a lost worker is waited for.
+    let noticed = send_until(&client, &lost[0], 503).await?;
+    assert!(noticed < Duration::from_millis(4500), "{noticed:?}");
+    for _ in 0..2 * 8 {
+        for (one, other) in &lost {
+            let started = Instant::now();
+            client.send(one, other, "refused").await?.assert_error(503);
+            client.list(one, other).await?.assert_error(503);
+            assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+        }
+        for (one, other) in &kept {
+            let started = Instant::now();
+            assert_eq!(client.send(one, other, "unaffected").await?.status, 200, "{}", service.log_text());
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        }
+    }
+    drop(frozen);
     for pair in &lost {
         send_until(&client, pair, 200).await?;
     }

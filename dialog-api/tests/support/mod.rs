@@ -10,7 +10,7 @@ use anyhow::Result;
 use testbed::postgres::Server;
 
 pub(crate) use self::{
-    client::{Client, User},
+    client::{Client, Response, User},
     load::Load,
     service::Service,
 };

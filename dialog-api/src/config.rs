@@ -61,6 +61,10 @@ pub struct Config {
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub streams: StreamsConfig,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
     pub jobs: JobsConfig,
 
     /// Log format
@@ -168,6 +172,22 @@ pub struct LoginConfig {
 #[command(next_help_heading = "Limits")]
 #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
 pub struct Limits {
+    /// Messages a second that a user may send through one replica; 0 is no limit
+    #[arg(long, env = "DIALOG_API_SENDER_RATE", default_value_t = 100)]
+    pub sender_rate: u32,
+
+    /// Messages that a user may send at once
+    #[arg(long, env = "DIALOG_API_SENDER_BURST", default_value_t = 1_000)]
+    pub sender_burst: u32,
+
+    /// Messages a second that a user may send to one other through one replica; 0 is no limit
+    #[arg(long, env = "DIALOG_API_PAIR_RATE", default_value_t = 50)]
+    pub pair_rate: u32,
+
+    /// Messages that a user may send to one other at once
+    #[arg(long, env = "DIALOG_API_PAIR_BURST", default_value_t = 500)]
+    pub pair_burst: u32,
+
     /// Largest request body, in bytes
     #[arg(long, env = "DIALOG_API_BODY_LIMIT", default_value_t = 65_536)]
     pub body_limit: usize,
@@ -200,6 +220,30 @@ pub struct Limits {
     /// After that: longest time for accepted requests to finish
     #[arg(long, env = "DIALOG_API_SHUTDOWN_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub shutdown_timeout: Duration,
+}
+
+// Streams of messages, and how replicas tell each other what happened.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Streams")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct StreamsConfig {
+    /// Names or addresses with UDP ports of all replicas, such as that of a headless service; comma-separated.
+    /// Without them, streams see what was sent through other replicas when they poll
+    #[arg(long, env = "DIALOG_API_PEERS", value_delimiter = ',', requires = "peer_listen")]
+    pub peers: Vec<String>,
+
+    /// Address and UDP port on which this replica is told by the others
+    #[arg(long, env = "DIALOG_API_PEER_LISTEN", requires = "peers")]
+    pub peer_listen: Option<SocketAddr>,
+
+    /// How often a stream reads its dialog without having been told
+    #[arg(long, env = "DIALOG_API_STREAM_POLL", default_value = "5s", value_parser = duration)]
+    pub stream_poll: Duration,
+
+    /// Open streams; one more is answered 503
+    #[arg(long, env = "DIALOG_API_MAX_STREAMS", default_value_t = 4_096,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_streams: u32,
 }
 
 // What the service does for itself.

@@ -114,6 +114,7 @@ pub struct Metrics {
     pub inbox_left_to_sweep: Counter,
     live_connections: Gauge,
     http_connections: Gauge,
+    streams: Gauge,
     ready: Gauge,
 }
 
@@ -133,7 +134,7 @@ impl Metrics {
         let (connection_failures, panics) = (Counter::default(), Counter::default());
         let (passwords_turned_away, inbox_left_to_sweep) = (Counter::default(), Counter::default());
         let (live_connections, configured_connections): (Gauge, Gauge) = Default::default();
-        let (http_connections, ready) = (Gauge::default(), Gauge::default());
+        let (http_connections, streams, ready): (Gauge, Gauge, Gauge) = Default::default();
         configured_connections.set(i64::from(connections));
         let routing = RoutingMetrics::register(&mut registry);
 
@@ -173,6 +174,7 @@ impl Metrics {
             configured_connections,
         );
         registry.register("http_connections", "Open connections of clients", http_connections.clone());
+        registry.register("streams_open", "Open streams of messages", streams.clone());
         registry.register(
             "passwords_turned_away",
             "Logins and registrations refused because too many were waiting",
@@ -200,6 +202,7 @@ impl Metrics {
             inbox_left_to_sweep,
             live_connections,
             http_connections,
+            streams,
             ready,
         })
     }
@@ -235,8 +238,14 @@ impl Metrics {
     ///
     /// # Errors
     /// When a metric cannot be written as text, which takes a broken program.
-    pub fn render(&self, live_connections: usize, ready: bool) -> Result<String, std::fmt::Error> {
+    pub fn render(
+        &self,
+        live_connections: usize,
+        streams: usize,
+        ready: bool,
+    ) -> Result<String, std::fmt::Error> {
         self.live_connections.set(i64::try_from(live_connections).unwrap_or(i64::MAX));
+        self.streams.set(i64::try_from(streams).unwrap_or(i64::MAX));
         self.ready.set(i64::from(ready));
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -268,7 +277,7 @@ mod tests {
         metrics.request(&labels, Duration::from_millis(3));
         metrics.statement(Sql::InsertMessage, true, Duration::from_millis(1));
         let client = metrics.client_connected();
-        let text = metrics.render(7, true).unwrap();
+        let text = metrics.render(7, 0, true).unwrap();
         for line in [
             r#"dialog_api_http_request_duration_seconds_count{route="/dialog/{user_id}/send",method="POST",status="2xx"} 1"#,
             r#"dialog_api_database_statement_duration_seconds_count{statement="insert_message",outcome="ok"} 1"#,
@@ -280,6 +289,6 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         drop(client);
-        assert!(metrics.render(7, true).unwrap().contains("dialog_api_http_connections 0"));
+        assert!(metrics.render(7, 0, true).unwrap().contains("dialog_api_http_connections 0"));
     }
 }

@@ -49,25 +49,25 @@ pub struct Tokens {
     checked: RecentMap<Box<str>, Claims>,
 }
 
-impl Tokens {
-    /// Reads the key from a file: base64 of at least 32 random bytes, or the bytes themselves.
-    ///
-    /// # Errors
-    /// When the file cannot be read or the key is too short.
-    pub fn from_file(path: &Path, lifetime: Duration) -> Result<Self> {
-        let content = fs::read(path).with_context(|| format!("read the token key {}", path.display()))?;
-        let key = BASE64_STANDARD.decode(content.trim_ascii()).unwrap_or(content);
-        if key.len() < SHORTEST_KEY {
-            bail!(
-                "the token key {} has {} bytes, at least {SHORTEST_KEY} are needed: make one with \
-                 `openssl rand -base64 32`",
-                path.display(),
-                key.len()
-            );
-        }
-        Ok(Self::new(&key, lifetime))
+/// Reads the key that replicas share from a file: base64 of at least 32 random bytes, or the bytes themselves.
+///
+/// # Errors
+/// When the file cannot be read or the key is too short.
+pub fn read_key(path: &Path) -> Result<Vec<u8>> {
+    let content = fs::read(path).with_context(|| format!("read the token key {}", path.display()))?;
+    let key = BASE64_STANDARD.decode(content.trim_ascii()).unwrap_or(content);
+    if key.len() < SHORTEST_KEY {
+        bail!(
+            "the token key {} has {} bytes, at least {SHORTEST_KEY} are needed: make one with \
+             `openssl rand -base64 32`",
+            path.display(),
+            key.len()
+        );
     }
+    Ok(key)
+}
 
+impl Tokens {
     /// Takes the key as it is.
     #[must_use]
     pub fn new(key: &[u8], lifetime: Duration) -> Self {
@@ -220,12 +220,12 @@ mod tests {
         let path = directory.path().join("key");
         fs::write(&path, format!("{}\n", BASE64_STANDARD.encode(KEY))).unwrap();
         let user = Uuid::now_v7();
-        let token = Tokens::from_file(&path, HOUR).unwrap().issue(user, now()).unwrap();
+        let token = Tokens::new(&read_key(&path).unwrap(), HOUR).issue(user, now()).unwrap();
         assert_eq!(Tokens::new(KEY, HOUR).verify(&token, now()), Ok(user));
 
         fs::write(&path, "short").unwrap();
-        assert!(Tokens::from_file(&path, HOUR).is_err());
-        assert!(Tokens::from_file(&directory.path().join("absent"), HOUR).is_err());
+        assert!(read_key(&path).is_err());
+        assert!(read_key(&directory.path().join("absent")).is_err());
     }
 
     proptest! {

@@ -4,7 +4,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{DialogError, Dialogs, TEXT_LIMIT, page::Message, pair::Pair};
-use crate::{database::statements::Sql, users::check_text};
+use crate::{
+    database::statements::Sql,
+    streams::{News, Notice},
+    users::check_text,
+};
 
 impl Dialogs {
     /// Gives a message of the author another text and returns the message. Of two changes at a time the later stays.
@@ -18,6 +22,7 @@ impl Dialogs {
         let now = Timestamp::now();
         let rows = self.database.query(Sql::EditMessage, &[&dialog, &id, &author, &text, &now]).await?;
         if let Some(row) = rows.first() {
+            self.streams.announce(Notice { dialog, news: News::Changed(id) });
             return Ok(Message::from(row));
         }
         let message = self.own(author, peer, id).await?;
@@ -35,17 +40,27 @@ impl Dialogs {
         if rows.is_empty() {
             self.own(author, peer, id).await?;
         }
+        self.streams.announce(Notice { dialog, news: News::Changed(id) });
         Ok(())
+    }
+
+    /// A message of the dialog between the two, if there is one of this id.
+    ///
+    /// # Errors
+    /// When the database failed.
+    pub async fn get(&self, reader: Uuid, peer: Uuid, id: Uuid) -> Result<Option<Message>, DialogError> {
+        let pair = Pair::new(reader, peer);
+        let rows = self.database.query(Sql::SelectMessage, &[&pair.dialog_id(), &id]).await?;
+        let message = rows.first().map(Message::from);
+        if message.as_ref().is_some_and(|message| Pair::new(message.from, message.to) != pair) {
+            return Err(DialogError::Collision(pair.dialog_id()));
+        }
+        Ok(message)
     }
 
     /// The message, if this is its author.
     async fn own(&self, author: Uuid, peer: Uuid, id: Uuid) -> Result<Message, DialogError> {
-        let pair = Pair::new(author, peer);
-        let rows = self.database.query(Sql::SelectMessage, &[&pair.dialog_id(), &id]).await?;
-        let message = rows.first().map(Message::from).ok_or(DialogError::UnknownMessage)?;
-        if Pair::new(message.from, message.to) != pair {
-            return Err(DialogError::Collision(pair.dialog_id()));
-        }
+        let message = self.get(author, peer, id).await?.ok_or(DialogError::UnknownMessage)?;
         if message.from == author { Ok(message) } else { Err(DialogError::NotTheAuthor) }
     }
 }

@@ -6,17 +6,20 @@ pub mod marks;
 pub mod page;
 pub mod pair;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::pair::Pair;
 use crate::{
     database::{Database, Parameters, error::DatabaseError, statements::Sql},
     inbox::Inbox,
+    rate::RateLimit,
     recent::RecentSet,
+    streams::{News, Notice, Streams},
     users::{Users, check_text},
 };
 
@@ -94,6 +97,9 @@ pub enum DialogError {
     /// The message was deleted.
     #[error("this message was deleted")]
     Deleted,
+    /// The sender sends too much, altogether or to this recipient; after this time it may send again.
+    #[error("too many messages, try again later")]
+    TooMany(Duration),
     /// There is no user of this id to talk to.
     #[error("there is no such user to talk to")]
     UnknownPeer,
@@ -108,19 +114,45 @@ pub enum DialogError {
     Database(#[from] DatabaseError),
 }
 
+/// How much may be sent through this replica; nothing means as much as one likes.
+#[derive(Debug)]
+pub struct SendLimits {
+    /// By each user, altogether.
+    pub sender: Option<RateLimit<Uuid>>,
+    /// By each user to each other.
+    pub pair: Option<RateLimit<(Uuid, Uuid)>>,
+}
+
+impl SendLimits {
+    fn take(&self, from: Uuid, to: Uuid) -> Result<(), Duration> {
+        let now = Instant::now();
+        // The narrower first: what it refuses does not count for the wider.
+        self.pair.as_ref().map_or(Ok(()), |limit| limit.take((from, to), now))?;
+        self.sender.as_ref().map_or(Ok(()), |limit| limit.take(from, now))
+    }
+}
+
 /// Sends and lists messages.
 pub struct Dialogs {
     database: Arc<Database>,
     users: Arc<Users>,
     inbox: Arc<Inbox>,
+    streams: Arc<Streams>,
+    limits: SendLimits,
     verified: RecentSet<Uuid>,
 }
 
 impl Dialogs {
-    /// Dialogs in this database, whose messages this inbox is told of.
+    /// Dialogs in this database. Inboxes and streams are told of what happens in them.
     #[must_use]
-    pub fn new(database: Arc<Database>, users: Arc<Users>, inbox: Arc<Inbox>) -> Self {
-        Self { database, users, inbox, verified: RecentSet::new(REMEMBERED_DIALOGS) }
+    pub fn new(
+        database: Arc<Database>,
+        users: Arc<Users>,
+        inbox: Arc<Inbox>,
+        streams: Arc<Streams>,
+        limits: SendLimits,
+    ) -> Self {
+        Self { database, users, inbox, streams, limits, verified: RecentSet::new(REMEMBERED_DIALOGS) }
     }
 
     /// Sends a message. When this returns, the message is durable and a list shows it.
@@ -135,6 +167,7 @@ impl Dialogs {
     pub async fn send(&self, draft: Draft<'_>) -> Result<Sent, DialogError> {
         let Draft { from, to, text, client_id } = draft;
         check_text("text", text, 1, TEXT_LIMIT).map_err(DialogError::BadText)?;
+        self.limits.take(from, to).map_err(DialogError::TooMany)?;
         if !self.users.exists(to).await? {
             return Err(DialogError::UnknownPeer);
         }
@@ -144,7 +177,7 @@ impl Dialogs {
         let (id, now) = (Uuid::now_v7(), Timestamp::now());
         let Some(ClientId(client_id)) = client_id else {
             self.database.query(Sql::InsertMessage, &[&dialog, &id, &from, &to, &text, &now]).await?;
-            self.inbox.follow(dialog, pair, id);
+            self.tell(dialog, pair, id);
             return Ok(Sent { id, replayed: false });
         };
         let parameters: Parameters<'_> = &[&dialog, &id, &from, &to, &text, &now, &client_id];
@@ -160,8 +193,14 @@ impl Dialogs {
         if first != id && first_text != text {
             return Err(DialogError::OtherText);
         }
-        self.inbox.follow(dialog, pair, first);
+        self.tell(dialog, pair, first);
         Ok(Sent { id: first, replayed: first != id })
+    }
+
+    /// A message was written.
+    fn tell(&self, dialog: Uuid, pair: Pair, message: Uuid) {
+        self.inbox.follow(dialog, pair, message);
+        self.streams.announce(Notice { dialog, news: News::Sent });
     }
 
     /// Makes sure that the dialog id is this pair's and nobody else's: records the pair at first contact and

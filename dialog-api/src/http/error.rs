@@ -1,5 +1,7 @@
 //! What goes wrong, as clients see it: a status, a JSON body, and `Retry-After` where trying again helps.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -11,6 +13,7 @@ use crate::{
     database::error::DatabaseError,
     dialogs::DialogError,
     passwords::PasswordError,
+    streams::TooManyStreams,
     users::{SearchError, UserError},
 };
 
@@ -28,6 +31,8 @@ pub(super) enum Problem {
     Overloaded = 1003,
     /// The request took too long.
     TimedOut = 1004,
+    /// Too many streams are open.
+    TooManyStreams = 1005,
     /// The request is not understood or not allowed.
     BadRequest = 2000,
     /// The token is missing or not valid.
@@ -48,6 +53,8 @@ pub(super) enum Problem {
     NotTheAuthor = 2008,
     /// The message was deleted.
     Deleted = 2009,
+    /// The sender sends too much.
+    TooMany = 2010,
 }
 
 /// An error on its way to the client. The body is written where the request's id is known (`observe`).
@@ -127,6 +134,11 @@ impl ApiError {
     }
 }
 
+/// Seconds for `Retry-After`, which knows only whole ones: rounded up, so that who waits is not refused again.
+fn whole_seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
+}
+
 /// Hands the error on to `observe`, which knows the request's id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
@@ -178,6 +190,12 @@ impl From<UserError> for ApiError {
     }
 }
 
+impl From<TooManyStreams> for ApiError {
+    fn from(error: TooManyStreams) -> Self {
+        Self::unavailable(Problem::TooManyStreams, &error.to_string(), 5)
+    }
+}
+
 impl From<SearchError> for ApiError {
     fn from(error: SearchError) -> Self {
         match error {
@@ -191,6 +209,10 @@ impl From<DialogError> for ApiError {
     fn from(error: DialogError) -> Self {
         match error {
             DialogError::BadText(message) | DialogError::BadRange(message) => Self::bad_request(message),
+            DialogError::TooMany(wait) => Self {
+                retry_after: Some(whole_seconds(wait)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, Problem::TooMany, error.to_string())
+            },
             DialogError::UnknownMessage => {
                 Self::new(StatusCode::NOT_FOUND, Problem::UnknownMessage, error.to_string())
             }

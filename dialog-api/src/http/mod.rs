@@ -10,6 +10,7 @@ mod observe;
 mod operations;
 mod places;
 pub mod serve;
+mod stream;
 mod users;
 
 use std::{sync::Arc, time::Duration};
@@ -24,7 +25,7 @@ use self::error::{ApiError, Problem};
 pub(crate) use self::extract::LARGE_BODIES;
 use crate::{
     database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
-    tokens::Tokens, users::Users,
+    streams::Streams, tokens::Tokens, users::Users,
 };
 
 /// What handlers work with.
@@ -34,9 +35,11 @@ pub struct App {
     /// Registration and login.
     pub users: Arc<Users>,
     /// Sending and listing.
-    pub dialogs: Dialogs,
+    pub dialogs: Arc<Dialogs>,
     /// Who talks to whom.
     pub inbox: Arc<Inbox>,
+    /// Who listens.
+    pub streams: Arc<Streams>,
     /// Who is asking.
     pub tokens: Arc<Tokens>,
     /// Whether `X-User-Id` is believed where no token came: for development only.
@@ -66,6 +69,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/dialog/{user_id}/list", get(dialogs::list))
         .route("/dialog/{user_id}/messages/{message_id}", patch(messages::edit).delete(messages::delete))
         .route("/dialog/{user_id}/read", post(inbox::read))
+        .route("/dialog/{user_id}/stream", get(stream::stream))
         .route("/dialog/{user_id}/unread", get(inbox::unread))
         .route("/dialogs", get(inbox::list))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));

@@ -49,7 +49,7 @@ fn missing(app: &App) -> Option<String> {
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let text = app
         .metrics
-        .render(app.database.live_connections(), missing(&app).is_none())
+        .render(app.database.live_connections(), app.streams.open(), missing(&app).is_none())
         .map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }

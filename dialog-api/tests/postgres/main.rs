@@ -14,6 +14,8 @@ mod messages;
 mod migrations;
 mod outages;
 mod paging;
+mod rates;
 mod shutdown;
 mod specification;
+mod streams;
 mod tls;

@@ -168,12 +168,9 @@ impl Dialogs {
         let Draft { from, to, text, client_id } = draft;
         check_text("text", text, 1, TEXT_LIMIT).map_err(DialogError::BadText)?;
         self.limits.take(from, to).map_err(DialogError::TooMany)?;
-        if !self.users.exists(to).await? {
-            return Err(DialogError::UnknownPeer);
-        }
         let pair = Pair::new(from, to);
         let dialog = pair.dialog_id();
-        self.verify(dialog, pair).await?;
+        self.verify(dialog, pair, to).await?;
         let (id, now) = (Uuid::now_v7(), Timestamp::now());
         let Some(ClientId(client_id)) = client_id else {
             self.database.query(Sql::InsertMessage, &[&dialog, &id, &from, &to, &text, &now]).await?;
@@ -204,13 +201,17 @@ impl Dialogs {
     }
 
     /// Makes sure that the dialog id is this pair's and nobody else's: records the pair at first contact and
-    /// compares it with what is recorded.
-    async fn verify(&self, dialog: Uuid, pair: Pair) -> Result<(), DialogError> {
+    /// compares it with what is recorded. Only at first contact the other has to be looked up among the users: a server
+    /// that holds users and is away is in the way of no dialog that is elsewhere.
+    async fn verify(&self, dialog: Uuid, pair: Pair, other: Uuid) -> Result<(), DialogError> {
         if self.verified.contains(&dialog) {
             return Ok(());
         }
         let mut recorded = self.recorded_pair(dialog).await?;
         if recorded.is_none() {
+            if !self.users.exists(other).await? {
+                return Err(DialogError::UnknownPeer);
+            }
             let now = Timestamp::now();
             self.database.query(Sql::InsertDialog, &[&dialog, &pair.low, &pair.high, &now]).await?;
             // Read again: somebody else may have been first.

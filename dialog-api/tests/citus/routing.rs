@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use dialog_api::dialogs::pair::Pair;
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
+use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, metric, serving, wait_for_metric},
@@ -184,6 +185,39 @@ async fn a_worker_that_is_away_costs_its_own_dialogs_only() -> Result<()> {
     cluster.workers[0].start()?;
     for pair in &lost {
         send_until(&client, pair, 200).await?;
+    }
+    Ok(())
+}
+
+/// A replica that has only just started knows nobody: whether it can send in a dialog depends on the dialog's worker, and
+/// not on the one that holds the recipient.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_away_is_in_the_way_of_no_dialog_elsewhere() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (mut cluster, service) = serving(2, &[]).await?;
+    let kept = pairs_on(&cluster, 1, &service.client(), 4).await?;
+    let owner = "SELECT nodeport FROM citus_shards
+                 WHERE shardid = get_shard_id_for_distribution_column('users', $1::uuid)";
+    let sql = cluster.coordinator.connect("dialog").await?;
+    let mut lost = 0;
+    for (one, other) in &kept {
+        for user in [one, other] {
+            let port: i32 = sql.query_one(owner, &[&user.id.parse::<Uuid>()?]).await?.get(0);
+            lost += usize::from(port == i32::from(cluster.workers[0].port()));
+        }
+    }
+    ensure!(lost > 0, "by chance nobody is on the worker that will be away");
+
+    cluster.workers[0].stop(Shutdown::Immediate)?;
+    let replica = cluster.service(&[])?;
+    replica.wait_until_ready().await?;
+    let client = replica.client();
+    for (one, other) in &kept {
+        assert_eq!(client.send(one, other, "to").await?.status, 200, "{}", replica.log_text());
+        assert_eq!(client.send(other, one, "fro").await?.status, 200, "{}", replica.log_text());
+        assert_eq!(client.texts(one, other).await?, ["fro", "to", "first"]);
     }
     Ok(())
 }

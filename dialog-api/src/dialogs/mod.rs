@@ -28,7 +28,7 @@ pub const TEXT_LIMIT: usize = 4_096;
 /// Longest id that a client gives a message, in characters.
 pub const CLIENT_ID_LIMIT: usize = 255;
 /// Dialogs whose pair was compared that are remembered, at least; 16 bytes each and some for the set.
-const REMEMBERED_DIALOGS: usize = 50_000;
+const REMEMBERED_DIALOGS: usize = 200_000;
 /// What the hash of a client's id begins with.
 const CLIENT_ID_VERSION: &[u8] = b"client-msg-id/1";
 

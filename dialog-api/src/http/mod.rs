@@ -8,6 +8,7 @@ mod inbox;
 mod messages;
 mod observe;
 mod operations;
+mod page;
 mod places;
 pub mod serve;
 mod stream;

@@ -272,3 +272,50 @@ async fn a_body_of_ten_megabytes_is_refused_before_it_is_taken() -> Result<()> {
     assert_eq!(service.client().get("/ready").await?.status, 200);
     Ok(())
 }
+
+/// Open streams are what a messenger has most of.
+#[tokio::test]
+async fn two_thousand_open_streams_take_less_than_100_mb() -> Result<()> {
+    const STREAMS: usize = 2_000;
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let ada = client.user("Ada").await?;
+    let mut peers = Vec::new();
+    for number in 0..8 {
+        peers.push(client.user(&format!("peer {number}")).await?);
+    }
+    let mut streams = Vec::with_capacity(STREAMS);
+    for number in 0..STREAMS {
+        let mut stream = connect(service.address()).await?;
+        let request = format!(
+            "GET /dialog/{}/stream HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+            ada.id,
+            peers[number % peers.len()].token
+        );
+        stream.write_all(request.as_bytes()).await?;
+        streams.push(stream);
+    }
+    let mut buffer = vec![0; 4096];
+    for stream in &mut streams {
+        let length = timeout(SOON, stream.read(&mut buffer)).await??;
+        let head = String::from_utf8_lossy(&buffer[..length]);
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    }
+    // Each of them has been used.
+    for peer in &peers {
+        assert_eq!(client.send(&ada, peer, "to all").await?.status, 200);
+    }
+    for stream in &mut streams {
+        let mut seen = String::new();
+        while !seen.contains("to all") {
+            let length = timeout(SOON, stream.read(&mut buffer)).await??;
+            assert!(length > 0, "a stream ended: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+    let resident = service.resident_kib()?;
+    println!("{resident} KiB with {STREAMS} open streams");
+    assert!(resident < 100_000, "{resident} KiB with {STREAMS} open streams");
+    Ok(())
+}

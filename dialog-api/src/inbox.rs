@@ -2,9 +2,11 @@
 //!
 //! A message is written to its dialog's shard and nowhere else, so sending costs one statement on one node. The two
 //! inboxes, which live on other shards, follow: a replica remembers which dialogs it has written to and brings their
-//! inboxes up to date in the background, many messages of one dialog by one update. What a replica that dies had
-//! remembered is found by the sweep ([`crate::jobs`]), since each dialog notes how far its inboxes have followed.
+//! inboxes up to date in the background, many messages of one dialog by one update and, under load, many dialogs
+//! [together]. What a replica that dies had remembered is found by the sweep ([`crate::jobs`]), since each dialog notes how far its inboxes have followed.
 //! Updates only ever go forward, so their order does not matter.
+
+mod together;
 
 use std::{
     collections::HashMap,
@@ -13,10 +15,14 @@ use std::{
 };
 
 use futures::{StreamExt as _, future::try_join, stream};
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::together::Together;
 use crate::{
     database::{Database, error::DatabaseError, statements::Sql},
     dialogs::pair::Pair,
@@ -29,8 +35,14 @@ const REMEMBERED_DIALOGS: usize = 100_000;
 const GATHERING: Duration = Duration::from_millis(50);
 /// Pause after the database failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
-/// Dialogs brought up to date at a time.
+/// Dialogs brought up to date at a time, each by itself.
 const CONCURRENCY: usize = 16;
+/// From so many dialogs on they are brought up to date together; fewer are done sooner each by itself.
+const TOGETHER: usize = 32;
+/// Most dialogs brought up to date together: what is locked meanwhile is not locked for long.
+const TOGETHER_LIMIT: usize = 1_000;
+/// After a failure dialogs are for so long brought up to date each by itself: a server that is away costs its own only.
+const ALONE: Duration = Duration::from_secs(10);
 
 /// A dialog in somebody's inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +53,43 @@ pub struct Entry {
     pub last_message: Uuid,
 }
 
+/// A dialog whose inboxes have not followed yet.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    dialog: Uuid,
+    pair: Pair,
+    /// Its newest message.
+    message: Uuid,
+}
+
+/// The way to bring many dialogs up to date together.
+#[derive(Default)]
+struct Shared {
+    connection: Option<Together>,
+    /// Not before this moment.
+    not_before: Option<Instant>,
+}
+
 /// All inboxes.
 pub struct Inbox {
     database: Arc<Database>,
     metrics: Arc<Metrics>,
     behind: Mutex<HashMap<Uuid, (Pair, Uuid)>>,
     work: Notify,
+    shared: AsyncMutex<Shared>,
 }
 
 impl Inbox {
     /// Inboxes in this database.
     #[must_use]
     pub fn new(database: Arc<Database>, metrics: Arc<Metrics>) -> Self {
-        Self { database, metrics, behind: Mutex::default(), work: Notify::new() }
+        Self {
+            database,
+            metrics,
+            behind: Mutex::default(),
+            work: Notify::new(),
+            shared: AsyncMutex::default(),
+        }
     }
 
     /// A user's dialogs whose newest message is older than this one, newest first.
@@ -104,9 +140,18 @@ impl Inbox {
 
     /// Brings up to date what is remembered now. Returns whether all was done; the rest is remembered again.
     pub async fn catch_up(&self) -> bool {
-        let behind = std::mem::take(&mut *self.lock());
-        let failures = stream::iter(behind)
-            .map(async |(dialog, (pair, message))| {
+        let behind: Vec<Behind> = std::mem::take(&mut *self.lock())
+            .into_iter()
+            .map(|(dialog, (pair, message))| Behind { dialog, pair, message })
+            .collect();
+        let mut left = Vec::new();
+        for some in behind.chunks(TOGETHER_LIMIT) {
+            if some.len() < TOGETHER || !self.update_together(some).await {
+                left.extend_from_slice(some);
+            }
+        }
+        let failures = stream::iter(left)
+            .map(async |Behind { dialog, pair, message }| {
                 let outcome = self.update(dialog, pair, message).await;
                 (dialog, pair, message, outcome)
             })
@@ -120,6 +165,36 @@ impl Inbox {
             self.follow(*dialog, *pair, *message);
         }
         failures.is_empty()
+    }
+
+    /// Brings these up to date by two statements. Returns whether that succeeded.
+    async fn update_together(&self, behind: &[Behind]) -> bool {
+        let mut shared = self.shared.lock().await;
+        if shared.not_before.is_some_and(|moment| Instant::now() < moment) {
+            return false;
+        }
+        // Away while it is used: one that failed, or was dropped in the middle, is not used again.
+        let connection = shared.connection.take();
+        let updated = async {
+            let connection = match connection {
+                Some(connection) => connection,
+                None => Together::connect(self.database.connector()).await?,
+            };
+            connection.update(behind).await.map(|()| connection)
+        };
+        match updated.await {
+            Ok(connection) => {
+                shared.connection = Some(connection);
+                self.metrics.inboxes_together.inc_by(behind.len() as u64);
+                true
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::debug!(error, dialogs = behind.len(), "inboxes are not brought up to date together");
+                shared.not_before = Some(Instant::now() + ALONE);
+                false
+            }
+        }
     }
 
     /// Tells both inboxes of a message. The dialog notes it last, so that a crash in between is noticed.

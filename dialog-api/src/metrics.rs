@@ -112,6 +112,8 @@ pub struct Metrics {
     pub passwords_turned_away: Counter,
     /// Messages of which no inbox was told at once because too many were waiting.
     pub inbox_left_to_sweep: Counter,
+    /// Dialogs whose inboxes were brought up to date together with many others'.
+    pub inboxes_together: Counter,
     live_connections: Gauge,
     http_connections: Gauge,
     streams: Gauge,
@@ -133,6 +135,7 @@ impl Metrics {
         let (statement_retries, reads_shared) = (Family::default(), Counter::default());
         let (connection_failures, panics) = (Counter::default(), Counter::default());
         let (passwords_turned_away, inbox_left_to_sweep) = (Counter::default(), Counter::default());
+        let inboxes_together = Counter::default();
         let (live_connections, configured_connections): (Gauge, Gauge) = Default::default();
         let (http_connections, streams, ready): (Gauge, Gauge, Gauge) = Default::default();
         configured_connections.set(i64::from(connections));
@@ -185,6 +188,11 @@ impl Metrics {
             "Messages that inboxes were not told of at once because too many were waiting",
             inbox_left_to_sweep.clone(),
         );
+        registry.register(
+            "inbox_updated_together",
+            "Dialogs whose inboxes were brought up to date together with many others'",
+            inboxes_together.clone(),
+        );
         registry.register("panics", "Panics caught in handlers", panics.clone());
         registry.register("ready", "1 when /ready answers 200", ready.clone());
 
@@ -200,6 +208,7 @@ impl Metrics {
             panics,
             passwords_turned_away,
             inbox_left_to_sweep,
+            inboxes_together,
             live_connections,
             http_connections,
             streams,

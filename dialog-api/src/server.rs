@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use tokio::{
     net::{TcpListener, UdpSocket},
     signal::unix::{Signal, SignalKind, signal},
+    sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,7 @@ use crate::{
     config::{Config, Limits, LoginConfig},
     database::{Database, connect::Connector},
     dialogs::{Dialogs, SendLimits},
-    http::{App, router, serve},
+    http::{App, LARGE_BODIES, router, serve},
     inbox::Inbox,
     jobs::Jobs,
     metrics::Metrics,
@@ -148,6 +149,7 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         readiness: Arc::new(Readiness::default()),
         metrics,
         body_limit: config.limits.body_limit,
+        large_bodies: Semaphore::new(LARGE_BODIES),
         body_timeout: config.limits.body_timeout,
         request_timeout: config.limits.request_timeout,
     })

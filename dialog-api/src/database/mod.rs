@@ -77,8 +77,8 @@ impl Database {
     #[must_use]
     pub fn new(connector: Connector, config: &DatabaseConfig, metrics: Arc<Metrics>) -> Self {
         let DatabaseConfig { connections, timeout, .. } = *config;
-        // Half of the time for one attempt leaves the other half for a connection that answers.
-        let settings = Settings { connections, statement_limit: timeout / 2, grace: timeout };
+        // Somewhat less than an attempt has: a server that lives says that the time is over before it is given up.
+        let settings = Settings { connections, statement_limit: timeout * 2 / 5, grace: timeout };
         let coordinator = Arc::new(Node::new(connector, settings, &metrics));
         let worker_settings = Settings { grace: timeout.min(WORKER_GRACE), ..settings };
         let enabled = config.routing == RoutingChoice::Auto;
@@ -185,13 +185,15 @@ impl Database {
             } else {
                 self.routing.route(sql.table(), key)
             };
-            let session = match node.session(deadline).await {
+            let session = match node.session(sql, deadline).await {
                 Ok(session) => session,
                 Err(NoSession::ThroughCoordinator) => continue,
                 Err(NoSession::Away(reason)) => return Err(DatabaseError::Unavailable(reason)),
             };
             self.metrics.routing.statement(route);
-            let attempt_deadline = deadline.min(Instant::now() + self.timeout / 2);
+            let sent = Instant::now();
+            // Half of the time for one attempt leaves the other half for a connection that answers.
+            let attempt_deadline = deadline.min(sent + self.timeout / 2);
             let failure = match timeout_at(attempt_deadline, session.query(sql, parameters)).await {
                 Ok(Ok(rows)) => return Ok(Rows(Arc::new(rows))),
                 Ok(Err(error)) => {
@@ -212,7 +214,10 @@ impl Database {
                     error.to_string()
                 }
                 Err(_elapsed) => {
-                    node.abandon(&session);
+                    // A shorter wait would prove nothing.
+                    if sent.elapsed() >= self.timeout / 4 {
+                        node.unanswered(sent);
+                    }
                     "no answer in time".to_owned()
                 }
             };

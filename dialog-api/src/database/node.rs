@@ -26,6 +26,10 @@ const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// just back from a failover has to work off before it serves anybody.
 const WAITING_LIMIT: usize = 256;
 
+/// Connections to a server that reads use. They need no flush of the log to share; on few connections several travel in
+/// one packet, which spares both sides more than it costs to wait for one another.
+const READING: usize = 4;
+
 /// A server.
 pub(super) struct Node {
     connector: Connector,
@@ -161,10 +165,10 @@ impl Node {
     }
 
     /// The working connection with the fewest statements under way, so that writes are spread over as many as
-    /// are needed and commit together. Waits for one if the server was lost only a moment ago. If it has been
+    /// are needed and commit together; reads keep to a few, where they travel together. Waits for one if the server was lost only a moment ago. If it has been
     /// away for longer, or many wait already, says so at once instead of gathering requests that wait.
-    pub(super) async fn session(&self, deadline: Instant) -> Result<Arc<Session>, NoSession> {
-        if let Some(session) = self.least_busy() {
+    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
+        if let Some(session) = self.least_busy(sql) {
             return Ok(session);
         }
         let _waiting = Waiting::enter(&self.waiting).ok_or_else(|| {
@@ -177,7 +181,7 @@ impl Node {
         loop {
             let contact = *changes.borrow_and_update();
             if contact.live > 0
-                && let Some(session) = self.least_busy()
+                && let Some(session) = self.least_busy(sql)
             {
                 return Ok(session);
             }
@@ -202,8 +206,22 @@ impl Node {
         session.abandoned.cancel();
     }
 
-    fn least_busy(&self) -> Option<Arc<Session>> {
+    /// A statement that was sent at this moment has waited long enough for its answer. All connections that have been
+    /// silent since then are closed and made again: where a server, or the way to it, died without a word, each of
+    /// them would cost somebody else as long a wait.
+    pub(super) fn unanswered(&self, sent: Instant) {
+        let mut silent = Vec::new();
+        self.change(sent, |sessions| {
+            silent = sessions.extract_if(.., |session| !session.heard_since(sent)).collect();
+        });
+        for session in silent {
+            session.abandoned.cancel();
+        }
+    }
+
+    fn least_busy(&self, sql: Sql) -> Option<Arc<Session>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        let sessions = if sql.is_read() { &sessions[..sessions.len().min(READING)] } else { &sessions[..] };
         // Begins with another one each time, so that equally busy ones take turns.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % sessions.len().max(1);
         let (after, before) = (&sessions[first..], &sessions[..first]);
@@ -244,15 +262,16 @@ impl Node {
 
     fn gain(&self, session: &Arc<Session>) {
         self.types.get_or_init(|| Sql::ALL.map(|sql| session.parameter_types(sql).to_vec()));
-        self.change(|sessions| sessions.push(Arc::clone(session)));
+        self.change(Instant::now(), |sessions| sessions.push(Arc::clone(session)));
     }
 
     /// Does nothing when it is lost already.
     fn lose(&self, session: &Arc<Session>) {
-        self.change(|sessions| sessions.retain(|other| !Arc::ptr_eq(other, session)));
+        self.change(Instant::now(), |sessions| sessions.retain(|other| !Arc::ptr_eq(other, session)));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
+    /// Changes the connections; if there is none any more, the server is taken to be away since `moment`.
+    fn change(&self, moment: Instant, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
         // Under the lock, so that two changes are told in the order in which they were made.
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut sessions);
@@ -262,7 +281,7 @@ impl Node {
             if live > 0 {
                 (contact.met, contact.through_coordinator) = (true, None);
             } else if contact.live > 0 {
-                contact.since = Instant::now();
+                contact.since = moment;
             }
             contact.live = live;
         });

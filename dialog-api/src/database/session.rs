@@ -1,13 +1,13 @@
 //! One established connection with all statements prepared.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row, Statement, types::Type};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,9 @@ pub(super) struct Session {
     client: Client,
     statements: Vec<Statement>,
     under_way: AtomicUsize,
+    made: Instant,
+    /// When the server last answered, in microseconds after the connection was made.
+    heard: AtomicU64,
     /// Set when nobody trusts the connection any more; whoever drives its traffic closes it.
     pub(super) abandoned: CancellationToken,
 }
@@ -44,8 +47,14 @@ impl Session {
                 anyhow::bail!("the connection ended while statements were prepared");
             }
         };
-        let session =
-            Self { client, statements, under_way: AtomicUsize::new(0), abandoned: CancellationToken::new() };
+        let session = Self {
+            client,
+            statements,
+            under_way: AtomicUsize::new(0),
+            made: Instant::now(),
+            heard: AtomicU64::new(0),
+            abandoned: CancellationToken::new(),
+        };
         Ok((session, traffic))
     }
 
@@ -57,7 +66,17 @@ impl Session {
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
-        self.client.query(&self.statements[sql as usize], parameters).await
+        let answer = self.client.query(&self.statements[sql as usize], parameters).await;
+        if answer.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true) {
+            let heard = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.heard.fetch_max(heard, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Whether the server has said anything on this connection since then.
+    pub(super) fn heard_since(&self, moment: Instant) -> bool {
+        self.made + Duration::from_micros(self.heard.load(Ordering::Relaxed)) >= moment
     }
 
     /// Statements that were sent and not answered yet.

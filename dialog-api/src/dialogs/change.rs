@@ -1,6 +1,6 @@
 //! Changing and deleting one's own messages. A deleted message stays as a tombstone: its place, without its text.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::{DialogError, Dialogs, TEXT_LIMIT, page::Message, pair::Pair};
@@ -9,6 +9,9 @@ use crate::{
     streams::{News, Notice},
     users::check_text,
 };
+
+/// The smallest difference between two times in the database.
+const CLOCK_STEP: SignedDuration = SignedDuration::from_micros(1);
 
 impl Dialogs {
     /// Gives a message of the author another text and returns the message. Of two changes at a time the later stays.
@@ -19,17 +22,26 @@ impl Dialogs {
     pub async fn edit(&self, author: Uuid, peer: Uuid, id: Uuid, text: &str) -> Result<Message, DialogError> {
         check_text("text", text, 1, TEXT_LIMIT).map_err(DialogError::BadText)?;
         let dialog = Pair::new(author, peer).dialog_id();
-        let now = Timestamp::now();
-        // What is archived in between is found by the second: it takes a message from one and gives it to the other.
-        for sql in [Sql::EditMessage, Sql::EditArchived] {
-            let rows = self.database.query(sql, &[&dialog, &id, &author, &text, &now]).await?;
-            if let Some(row) = rows.first() {
-                self.streams.announce(Notice { dialog, news: News::Changed(id) });
-                return Ok(Message::from(row));
+        let mut time = Timestamp::now();
+        loop {
+            // What is archived in between is found by the second: it takes a message from one and gives it to the other.
+            for sql in [Sql::EditMessage, Sql::EditArchived] {
+                let rows = self.database.query(sql, &[&dialog, &id, &author, &text, &time]).await?;
+                if let Some(row) = rows.first() {
+                    self.streams.announce(Notice { dialog, news: News::Changed(id) });
+                    return Ok(Message::from(row));
+                }
+            }
+            let message = self.own(author, peer, id).await?;
+            if message.deleted_at.is_some() {
+                return Err(DialogError::Deleted);
+            }
+            match message.edited_at.filter(|last| *last > time) {
+                // The clock of whoever changed it last was ahead of ours, or ours was set back.
+                Some(last) => time = last + CLOCK_STEP,
+                None => return Ok(message),
             }
         }
-        let message = self.own(author, peer, id).await?;
-        if message.deleted_at.is_some() { Err(DialogError::Deleted) } else { Ok(message) }
     }
 
     /// Deletes a message of the author. Deleting it again changes nothing.

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use axum::{
-    Json as JsonResponse,
     extract::State,
     response::{AppendHeaders, IntoResponse},
 };
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -171,6 +170,6 @@ pub(super) async fn list(
     let limit = parameters.limit.unwrap_or(PAGE_LIMIT);
     let page = app.dialogs.list(reader, peer, parameters.range()?, limit).await?;
     let next = page.next.map(|id| (NEXT_CURSOR, id.to_string()));
-    let messages: Vec<DialogMessage> = page.messages.into_iter().map(DialogMessage::from).collect();
-    Ok((AppendHeaders(next), JsonResponse(messages)))
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((AppendHeaders(next), json, super::page::json(&page.messages)))
 }

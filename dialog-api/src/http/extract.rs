@@ -4,19 +4,24 @@
 use std::sync::Arc;
 
 use axum::{
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Path, Request},
 };
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, header, request::Parts};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{ApiError, App};
+use super::{ApiError, App, Problem};
 
+/// A body up to this size, in bytes, is taken in any case. Of larger ones only [`LARGE_BODIES`] are held at a time.
+const LARGE_BODY: usize = 4 * 1024;
+/// Larger bodies held at a time: with the default limit of a body 64 MiB, however many clients there are.
+pub(crate) const LARGE_BODIES: usize = 1_024;
 /// Who the client says it is, where the configuration allows to believe it.
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
 
@@ -147,18 +152,39 @@ impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJson<T> {
 
 /// The whole body.
 async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
-    let body = Limited::new(request.into_body(), app.body_limit);
-    let collected = timeout(app.body_timeout, body.collect())
+    timeout(app.body_timeout, collect(request.into_body(), app))
         .await
         .map_err(|_| ApiError::bad_request("the body did not arrive in time"))?
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                ApiError::bad_request(format!("the body is larger than {} bytes", app.body_limit))
-            } else {
-                ApiError::bad_request("the body did not arrive as announced")
-            }
-        })?;
-    Ok(collected.to_bytes())
+}
+
+async fn collect(mut body: Body, app: &App) -> Result<Bytes, ApiError> {
+    let mut whole = Bytes::new();
+    let mut large = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::bad_request("the body did not arrive as announced"))?;
+        // Trailers say nothing that is wanted here.
+        let Ok(more) = frame.into_data() else { continue };
+        let length = whole.len() + more.len();
+        if length > app.body_limit {
+            return Err(ApiError::bad_request(format!("the body is larger than {} bytes", app.body_limit)));
+        }
+        if length > LARGE_BODY && large.is_none() {
+            let place = app.large_bodies.try_acquire();
+            large = Some(place.map_err(|_| {
+                ApiError::unavailable(Problem::Overloaded, "too many large bodies at the moment", 1)
+            })?);
+        }
+        // Most bodies arrive whole, and stay where they arrived.
+        whole = if whole.is_empty() { more } else { join(whole, &more) };
+    }
+    Ok(whole)
+}
+
+/// Two parts of a body as one.
+fn join(whole: Bytes, more: &[u8]) -> Bytes {
+    let mut joined = whole.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    joined.extend_from_slice(more);
+    joined.freeze()
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

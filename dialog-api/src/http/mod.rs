@@ -10,6 +10,7 @@ mod messages;
 mod observe;
 mod openapi;
 mod operations;
+mod page;
 mod places;
 pub mod serve;
 mod stream;
@@ -18,10 +19,12 @@ mod users;
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, middleware};
+use tokio::sync::Semaphore;
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
+pub(crate) use self::extract::LARGE_BODIES;
 use crate::{
     database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
     streams::Streams, tokens::Tokens, users::Users,
@@ -49,6 +52,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Largest body, in bytes.
     pub body_limit: usize,
+    /// Places for bodies that are large.
+    pub large_bodies: Semaphore,
     /// Longest time for a body.
     pub body_timeout: Duration,
     /// Longest time for a request.

@@ -1,5 +1,13 @@
 //! What `/metrics` tells about the ways of statements to the servers.
 
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -98,6 +106,9 @@ struct NodeLabels {
     node: String,
 }
 
+/// How many hold the place of a server.
+type Holders = Arc<Mutex<HashMap<NodeLabels, usize>>>;
+
 /// Metrics of the routing.
 #[derive(Debug)]
 pub struct RoutingMetrics {
@@ -106,6 +117,7 @@ pub struct RoutingMetrics {
     refreshes: Family<ReasonLabels, Counter>,
     shards: Gauge,
     connections: Family<NodeLabels, Gauge>,
+    holders: Holders,
 }
 
 impl RoutingMetrics {
@@ -143,7 +155,7 @@ impl RoutingMetrics {
             .iter()
             .map(|route| statements.get_or_create_owned(&RouteLabels { route: *route }))
             .collect();
-        Self { statements, modes, refreshes, shards, connections }
+        Self { statements, modes, refreshes, shards, connections, holders: Holders::default() }
     }
 
     /// Counts a statement that is sent.
@@ -164,12 +176,22 @@ impl RoutingMetrics {
         self.shards.set(i64::try_from(shards).unwrap_or(i64::MAX));
     }
 
-    /// The place for a server's number of connections; it is there until the returned value is dropped.
+    /// The place for a server's number of connections; it is there until the returned value is dropped. A server that
+    /// comes back while its old connections are still closing has two values, which add up.
     #[must_use]
     pub fn node(&self, address: &str) -> NodeConnections {
         let labels = NodeLabels { node: address.to_owned() };
+        let mut holders = lock(&self.holders);
+        *holders.entry(labels.clone()).or_default() += 1;
         let gauge = self.connections.get_or_create_owned(&labels);
-        NodeConnections { family: self.connections.clone(), labels, gauge }
+        drop(holders);
+        NodeConnections {
+            family: self.connections.clone(),
+            holders: Arc::clone(&self.holders),
+            labels,
+            gauge,
+            live: AtomicI64::new(0),
+        }
     }
 }
 
@@ -177,21 +199,38 @@ impl RoutingMetrics {
 #[derive(Debug)]
 pub struct NodeConnections {
     family: Family<NodeLabels, Gauge>,
+    holders: Holders,
     labels: NodeLabels,
     gauge: Gauge,
+    live: AtomicI64,
 }
 
 impl NodeConnections {
     /// So many work now.
     pub fn set(&self, live: usize) {
-        self.gauge.set(i64::try_from(live).unwrap_or(i64::MAX));
+        let live = i64::try_from(live).unwrap_or(i64::MAX);
+        self.gauge.inc_by(live - self.live.swap(live, Ordering::Relaxed));
     }
 }
 
 impl Drop for NodeConnections {
     fn drop(&mut self) {
-        self.family.remove(&self.labels);
+        self.set(0);
+        let mut holders = lock(&self.holders);
+        let left = holders.get_mut(&self.labels).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if left == Some(0) {
+            holders.remove(&self.labels);
+            self.family.remove(&self.labels);
+        }
     }
+}
+
+/// Nothing is left half done under this lock, so a panic elsewhere is no reason to stop.
+fn lock(holders: &Holders) -> MutexGuard<'_, HashMap<NodeLabels, usize>> {
+    holders.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -226,7 +265,12 @@ mod tests {
         ] {
             assert!(text().lines().any(|found| found == line), "{line} is not in\n{}", text());
         }
+        let again = metrics.node("worker-0:5432");
+        again.set(2);
+        assert!(text().contains("worker-0:5432\"} 10\n"), "{}", text());
         drop(node);
+        assert!(text().contains("worker-0:5432\"} 2\n"), "{}", text());
+        drop(again);
         assert!(!text().contains("worker-0"));
     }
 }

@@ -57,6 +57,15 @@ async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()>
     messages_are_in_one_shard(&sql, dialog).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn inboxes_on_all_shards_follow_together() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (_cluster, service) = cluster::serving(2, &[]).await?;
+    support::crowd::inboxes_of_many_dialogs_follow_together(&service).await
+}
+
 /// A database that was in use before it got Citus: the service serves it, and goes on while its tables are cut
 /// into shards below it.
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 use testbed::postgres::citus_or_skip;
 use tokio_postgres::Client as Sql;
 use tokio_util::sync::CancellationToken;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, metric, serving, wait_for_metric},
-    support::{Client, Load, Service},
+    support::{Client, Load, Response, Service},
 };
 
 /// Workers, as Citus numbers them.
@@ -37,16 +38,27 @@ async fn shard_of(sql: &Sql, dialog: Uuid) -> Result<(i64, (i32, i32), i32)> {
     Ok((row.get(0), (row.get(1), row.get(2)), row.get(3)))
 }
 
-/// Sends, and after each acknowledgement lists: the message has to be there, first and once.
+/// Sends, each message with a key of its own, and after each acknowledgement lists: the message has to be there, first
+/// and once. Every other message is sent again with its key, as by a client that did not hear the answer: that has to
+/// be answered with the same message, wherever its shard is by then.
 async fn converse(service: &Service, number: usize, stop: &CancellationToken) -> Result<usize> {
     let client: Client = service.client();
     let (one, other) =
         (client.user(&format!("one {number}")).await?, client.user(&format!("other {number}")).await?);
-    let mut sent = 0;
+    let mut sent = 0_usize;
     while !stop.is_cancelled() {
         let text = format!("talk {number}, {sent}");
-        let answer = client.send(&one, &other, &text).await?;
+        let (key, body) = (format!("key {number}, {sent}"), json!({"text": text}));
+        let send = async || client.send_with(&one, &other, &[("idempotency-key", &key)], &body).await;
+        let answer = send().await?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
+        if sent.is_multiple_of(2) {
+            let again = send().await?;
+            ensure!(again.status == 200, "{} {}", again.status, again.text());
+            let id = |answer: &Response| answer.header("x-message-id").map(str::to_owned);
+            ensure!(id(&again) == id(&answer) && id(&answer).is_some(), "{answer:?} and {again:?}");
+            ensure!(again.header("idempotent-replayed") == Some("true"), "{again:?}");
+        }
         sent += 1;
         let texts = client.texts(&other, &one).await?;
         ensure!(texts.first() == Some(&text), "after {text:?} the newest is {:?}", texts.first());
@@ -54,6 +66,13 @@ async fn converse(service: &Service, number: usize, stop: &CancellationToken) ->
         ensure!(texts.len() == distinct.len() && texts.len() == sent.min(100), "{} of {sent}", texts.len());
     }
     Ok(sent)
+}
+
+/// What the service says about attempts that failed.
+fn attempts(service: &Service) -> String {
+    let log = service.log_text();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("tried again")).collect();
+    lines[lines.len().saturating_sub(50)..].join("\n")
 }
 
 /// Every message of the load, read from the shards themselves.
@@ -92,7 +111,7 @@ async fn no_statement_is_lost_or_doubled_while_shards_move_and_split() -> Result
     let reshaped = reshaped.with_context(|| service.log_text())?;
     let mut sent = 0;
     for talk in talks {
-        sent += talk?;
+        sent += talk.with_context(|| attempts(&service))?;
     }
     let ledger = load.stop().await?;
     println!(
@@ -101,7 +120,7 @@ async fn no_statement_is_lost_or_doubled_while_shards_move_and_split() -> Result
         ledger.acknowledged.len(),
         ledger.latency(1.0)
     );
-    assert!(ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
+    assert!(ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, attempts(&service));
     ledger.check(&cluster.coordinator.connect("dialog").await?).await?;
     // Nothing but what was acknowledged: a message that was written twice would be one too many.
     let expected = i64::try_from(ledger.acknowledged.len() + sent)?;

@@ -1,11 +1,16 @@
 //! Statements go straight to the worker that owns their shard, and what happens when it, or the coordinator, is
 //! away.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use dialog_api::dialogs::pair::Pair;
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
+use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, metric, serving, wait_for_metric},
@@ -184,6 +189,109 @@ async fn a_worker_that_is_away_costs_its_own_dialogs_only() -> Result<()> {
     Ok(())
 }
 
+/// A replica that has only just started knows nobody: whether it can send in a dialog depends on the dialog's worker, and
+/// not on the one that holds the recipient.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_away_is_in_the_way_of_no_dialog_elsewhere() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (mut cluster, service) = serving(2, &[]).await?;
+    let kept = pairs_on(&cluster, 1, &service.client(), 4).await?;
+    let owner = "SELECT nodeport FROM citus_shards
+                 WHERE shardid = get_shard_id_for_distribution_column('users', $1::uuid)";
+    let sql = cluster.coordinator.connect("dialog").await?;
+    let mut lost = 0;
+    for (one, other) in &kept {
+        for user in [one, other] {
+            let port: i32 = sql.query_one(owner, &[&user.id.parse::<Uuid>()?]).await?.get(0);
+            lost += usize::from(port == i32::from(cluster.workers[0].port()));
+        }
+    }
+    ensure!(lost > 0, "by chance nobody is on the worker that will be away");
+
+    cluster.workers[0].stop(Shutdown::Immediate)?;
+    let replica = cluster.service(&[])?;
+    replica.wait_until_ready().await?;
+    let client = replica.client();
+    for (one, other) in &kept {
+        assert_eq!(client.send(one, other, "to").await?.status, 200, "{}", replica.log_text());
+        assert_eq!(client.send(other, one, "fro").await?.status, 200, "{}", replica.log_text());
+        assert_eq!(client.texts(one, other).await?, ["fro", "to", "first"]);
+    }
+    Ok(())
+}
+
+/// All processes of a server, stopped where they are, as a machine is that hangs or that nothing reaches any more: its
+/// connections stay open and nobody answers. They go on when this is dropped.
+struct Frozen(Vec<String>);
+
+impl Frozen {
+    fn new(server: &Server) -> Result<Self> {
+        let postmaster = server.pid().context("it does not run")?.to_string();
+        // The postmaster first: from then on there are no new ones.
+        let mut frozen = Self(vec![postmaster.clone()]);
+        frozen.signal("STOP")?;
+        for process in fs::read_dir("/proc")? {
+            // It may have ended meanwhile.
+            let Ok(stat) = fs::read_to_string(process?.path().join("stat")) else { continue };
+            let (pid, rest) = stat.split_once(' ').context("a process id")?;
+            let parent = rest.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(1));
+            if parent == Some(&postmaster) {
+                frozen.0.push(pid.to_owned());
+            }
+        }
+        frozen.signal("STOP")?;
+        Ok(frozen)
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        ensure!(Command::new("kill").args(["-s", signal]).args(&self.0).status()?.success());
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = self.signal("CONT");
+    }
+}
+
+/// No connection breaks, only the answers stay away. It takes one time limit to notice, for all connections together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_is_given_up_after_one_time_limit() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (cluster, service) = serving(2, &[]).await?;
+    let client = service.client();
+    let lost = pairs_on(&cluster, 0, &client, 2).await?;
+    let kept = pairs_on(&cluster, 1, &client, 2).await?;
+
+    let frozen = Frozen::new(&cluster.workers[0])?;
+    // Half of the 5 s that a statement has, and what is left of the 3 s that a lost worker is waited for.
+    let noticed = send_until(&client, &lost[0], 503).await?;
+    assert!(noticed < Duration::from_millis(4500), "{noticed:?}");
+    for _ in 0..2 * 8 {
+        for (one, other) in &lost {
+            let started = Instant::now();
+            client.send(one, other, "refused").await?.assert_error(503);
+            client.list(one, other).await?.assert_error(503);
+            assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+        }
+        for (one, other) in &kept {
+            let started = Instant::now();
+            assert_eq!(client.send(one, other, "unaffected").await?.status, 200, "{}", service.log_text());
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        }
+    }
+    drop(frozen);
+    for pair in &lost {
+        send_until(&client, pair, 200).await?;
+    }
+    Ok(())
+}
+
 /// Where the service is shut out of a worker that the coordinator reaches, statements take the way through the
 /// coordinator.
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +306,8 @@ async fn a_worker_out_of_reach_is_reached_through_the_coordinator() -> Result<()
     let postgres = cluster.workers[0].connect("postgres").await?;
     let file: String = postgres.query_one("SHOW ident_file", &[]).await?.get(0);
     let rules = std::fs::read_to_string(&file)?;
-    let without: Vec<&str> = rules.lines().filter(|line| !line.starts_with("nodes dialog-api ")).collect();
+    let ours = |line: &&str| line.split_whitespace().nth(1) == Some("dialog-api");
+    let without: Vec<&str> = rules.lines().filter(|line| !ours(line)).collect();
     ensure!(without.len() + 1 == rules.lines().count(), "{rules}");
     std::fs::write(&file, without.join("\n") + "\n")?;
     postgres.batch_execute("SELECT pg_reload_conf()").await?;

@@ -154,3 +154,11 @@ async fn a_late_update_takes_nothing_back() -> Result<()> {
     assert!(mark > old);
     Ok(())
 }
+
+/// Under load the inboxes of many dialogs follow together; what they show is the same.
+#[tokio::test]
+async fn many_dialogs_at_once_follow_together() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    crate::support::crowd::inboxes_of_many_dialogs_follow_together(&service).await
+}

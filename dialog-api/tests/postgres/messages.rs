@@ -45,6 +45,25 @@ async fn only_its_author_changes_a_message() -> Result<()> {
     Ok(())
 }
 
+/// The replica that changed it last had a clock that was ahead, or the clock was set back meanwhile.
+#[tokio::test]
+async fn a_change_is_taken_whatever_the_clock_of_the_last_one_said() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    let id = send(&client, &ada, &bob, "frist").await?;
+    let path = format!("/dialog/{}/messages/{id}", bob.id);
+    for text in ["first", "1st"] {
+        let sql = server.connect("dialog").await?;
+        sql.batch_execute("UPDATE messages SET edited_at = now() + interval '1 day'").await?;
+        let edited = client.call_as(&ada, Method::PATCH, &path, Some(&json!({"text": text}))).await?;
+        assert_eq!((edited.status, &edited.json()?["text"]), (200, &json!(text)));
+        assert_eq!(client.texts(&bob, &ada).await?, [text]);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_deleted_message_leaves_a_tombstone() -> Result<()> {
     let server = database().await?;

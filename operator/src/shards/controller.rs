@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use super::act;
 use super::lock::Holder;
 use super::observe::Sizes;
+use super::observed::Observed;
 use super::round::{Round, carry_out, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
@@ -26,6 +27,7 @@ use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::api::{DialogCluster, NodeStatus};
+use crate::cluster::certificates::{CA, CERTIFICATE, KEY};
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
@@ -90,7 +92,7 @@ impl Controller {
             return Ok(None);
         };
         let part = |key: &str| data.get(key).map_or(&[][..], |bytes| &bytes.0);
-        Identity::from_pem(part("ca.crt"), part("tls.crt"), part("tls.key"))
+        Identity::from_pem(part(CA), part(CERTIFICATE), part(KEY))
             .map(Some)
             .map_err(|source| Error::Identity { secret: name, source })
     }
@@ -111,13 +113,15 @@ impl Controller {
 
     /// Whether it is time to measure shards again.
     fn sizes(&self, key: &ObjectRef<DialogCluster>) -> Sizes {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
-        if memory.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
-            return Sizes::Skip;
-        }
-        memory.measured = Some(Instant::now());
-        Sizes::Measure
+        let memories = self.memories();
+        let measured = memories.get(key).and_then(|memory| memory.measured);
+        if measured.is_some_and(|instant| instant.elapsed() < MEASURE) { Sizes::Skip } else { Sizes::Measure }
+    }
+
+    /// Remembers that shards were measured, if there were any: until then the next round asks again.
+    fn measured(&self, key: &ObjectRef<DialogCluster>, observed: &Observed) {
+        let any = observed.catalog.as_ref().is_some_and(|catalog| !catalog.placements.is_empty());
+        self.memories().entry(key.clone()).or_default().measured = any.then(Instant::now);
     }
 
     /// The result of a long step that this process carried out, if it has ended.
@@ -195,6 +199,8 @@ impl Reconciler for Controller {
     const NAME: &'static str = "shards";
     const MANAGER: &'static str = SHARDS_MANAGER;
     const DEADLINE: Duration = Duration::from_mins(5);
+    /// A database that stops answering tells nobody: with the time that it is given to answer, it is noticed within 30 s.
+    const REST: Duration = Duration::from_secs(15);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();
@@ -217,8 +223,12 @@ impl Reconciler for Controller {
         let most = if cluster.spec.paused { 0 } else { MOST_STEPS };
 
         let existing = self.existing(&names).await?;
-        let mut round = round(&wanted, &existing, &sessions, self.sizes(&key), most).await;
+        let sizes = if ended.is_some() { Sizes::Measure } else { self.sizes(&key) };
+        let mut round = round(&wanted, &existing, &sessions, sizes, most).await;
         drop(sessions);
+        if sizes == Sizes::Measure {
+            self.measured(&key, &round.observed);
+        }
         match ended {
             Some((step, Ok(None))) => round.performed.push(step),
             Some((step, Ok(Some(holder)))) => round.held = Some((step, holder)),

@@ -90,7 +90,7 @@ pub async fn round(
                 Ok(Ok(session)) => {
                     lock = Some(session);
                     // What was seen without the lock may have been changed by whoever held it.
-                    look_again(&mut round, wanted, sessions).await;
+                    look_again(&mut round, wanted, sessions, Sizes::Skip).await;
                 }
                 Ok(Err(holder)) => {
                     round.held = Some((step, holder));
@@ -107,11 +107,13 @@ pub async fn round(
             round.long = Some(step);
             break;
         }
+        // Measuring asks for every shard's files: not again in this round, unless there are new ones.
+        let again = if step.makes_shards() { Sizes::Measure } else { Sizes::Skip };
         match perform(&step, sessions).await {
             Ok(()) => round.performed.push(step),
             Err(error) => round.failed.push((step, error)),
         }
-        look_again(&mut round, wanted, sessions).await;
+        look_again(&mut round, wanted, sessions, again).await;
     }
     if let Some(session) = lock {
         give_back(&session, sessions).await;
@@ -156,9 +158,8 @@ fn next(round: &Round) -> Option<Step> {
     round.plan.steps.iter().find(|step| !tried(step)).cloned()
 }
 
-async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions) {
-    let mut observed = observe(sessions, wanted, Sizes::Skip).await;
-    // Measuring asks for every shard's files: once per round is enough.
+async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions, sizes: Sizes) {
+    let mut observed = observe(sessions, wanted, sizes).await;
     observed.keep_sizes(&round.observed);
     observed.existing.clone_from(&round.observed.existing);
     round.observed = observed;

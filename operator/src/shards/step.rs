@@ -161,6 +161,12 @@ impl Step {
         )
     }
 
+    /// Whether there are shards after it that were not there before it.
+    #[must_use]
+    pub fn makes_shards(&self) -> bool {
+        matches!(self, Self::DistributeTable(_) | Self::DistributeConcurrently(_))
+    }
+
     /// Whether it comes before the coordinator has a database to hold the topology lock in.
     #[must_use]
     pub fn precedes_lock(&self) -> bool {

@@ -176,6 +176,7 @@ async fn an_operation_that_outlived_its_operator_is_waited_for() -> Result<()> {
     let world = World::start(2)?;
     let wanted = wanted(2);
     world.round(&wanted).await?;
+    world.migrate().await?;
     // A session as the operator leaves it behind, in the middle of its statement, with the lock.
     let left = world.ask_client(Group::Coordinator).await?;
     let pid: i32 = left.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
@@ -187,7 +188,6 @@ async fn an_operation_that_outlived_its_operator_is_waited_for() -> Result<()> {
     let blocker = world.ask_client(Group::Coordinator).await?;
     blocker.batch_execute("SELECT pg_advisory_lock(42)").await?;
     let running = tokio::spawn(async move { left.batch_execute("SELECT pg_advisory_lock(42)").await });
-    world.migrate().await?;
 
     let round = loop {
         let round = world.round(&wanted).await?;

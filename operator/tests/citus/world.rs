@@ -1,8 +1,6 @@
 //! Real servers, and the controller's engine over them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -181,18 +179,13 @@ impl World {
         Ok(session)
     }
 
-    /// Runs dialog-api's own migrations, as dialog-api.
+    /// Runs dialog-api's own migrations, under its role. They wait for the topology lock.
     pub async fn migrate(&self) -> Result<()> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dialog-api/migrations");
-        let mut files: Vec<_> =
-            fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        files.sort();
-        ensure!(!files.is_empty(), "no migrations in {}", directory.display());
-        let session = self.api(Group::Coordinator).await?;
-        for file in files {
-            session.run(&fs::read_to_string(&file)?).await.with_context(|| format!("{}", file.display()))?;
-        }
-        Ok(())
+        let mut client = self.ask_client(Group::Coordinator).await?;
+        client.batch_execute("SET ROLE dialog_api").await?;
+        let migrations = dialog_api::migrations::run(&mut client, || {});
+        let ended = tokio::time::timeout(REST_LIMIT, migrations).await;
+        ended.context("somebody keeps the topology lock from the migrations")?.map_err(Into::into)
     }
 
     /// Rows of a statement that the superuser runs on `group`'s server.

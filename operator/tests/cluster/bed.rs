@@ -307,6 +307,11 @@ impl Drop for Bed {
                 self.say(format!("--- kubectl {}\n{answer}", question.join(" ")));
             }
         }
+        // Pods first: a namespace that finds some looks again after half of the time that they may take to end.
+        let running = "dialogclusters,deployments,replicasets,statefulsets,pods";
+        if let Err(error) = self.kubectl(&["delete", running, "--all", "--timeout", "120s"]) {
+            self.say(format!("{error:#}"));
+        }
         let deleted = kubectl(&["delete", "namespace", self.names.namespace(), "--timeout", "120s"]);
         if let Err(error) = deleted {
             self.say(format!("the namespace {} stays: {error:#}", self.names.namespace()));

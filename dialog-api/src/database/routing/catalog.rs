@@ -19,8 +19,19 @@ use crate::database::{
 
 /// Longest wait for an answer, somewhat longer than the server gives itself.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
-/// Ids by which the two hash functions are compared at each start.
+/// Random ids by which the two hash functions are compared at each start, besides those at the edges of words.
 const SAMPLE: usize = 32;
+/// Ids at the edges of the words that a hash reads.
+const EDGES: [u128; 8] = [
+    0,
+    u128::MAX,
+    1,
+    1 << 127,
+    0x7fff_ffff_8000_0000_7fff_ffff_8000_0000,
+    0x8000_0000_7fff_ffff_8000_0000_7fff_ffff,
+    0x0000_0000_ffff_ffff_0000_0000_ffff_ffff,
+    0x0123_4567_89ab_cdef_fedc_ba98_7654_3210,
+];
 
 /// Every shard of the service's tables, one row for all tables that lie together, and where it is. A table
 /// that is distributed by another column than the statements know is not among them.
@@ -100,13 +111,14 @@ impl Catalog {
         layout(&self.rows("read where the shards are", SHARDS, parameters).await?)
     }
 
-    /// Compares our hash function with the server's on random ids; the sentence says how they differ.
+    /// Compares our hash function with the server's on random ids and on some at the edges; the sentence says how they differ.
     pub(super) async fn hashes_differ(&self) -> Result<Option<String>> {
-        let ids: Vec<Uuid> = (0..SAMPLE).map(|_| Uuid::from_u128(rand::random())).collect();
+        let random = (0..SAMPLE).map(|_| rand::random());
+        let ids: Vec<Uuid> = EDGES.into_iter().chain(random).map(Uuid::from_u128).collect();
         let question = "SELECT id, worker_hash(id) FROM unnest($1::uuid[]) AS id";
         let rows = self.rows("compare hashes", question, &[&ids]).await?;
-        if rows.len() != SAMPLE {
-            bail!("the server hashed {} of {SAMPLE} ids", rows.len());
+        if rows.len() != ids.len() {
+            bail!("the server hashed {} of {} ids", rows.len(), ids.len());
         }
         Ok(rows.iter().find_map(|row| {
             let (id, theirs): (Uuid, i32) = (row.get(0), row.get(1));

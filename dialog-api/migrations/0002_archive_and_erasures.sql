@@ -18,6 +18,9 @@ CREATE TABLE messages_archive (
 
 ALTER TABLE messages ADD COLUMN older_archived boolean NOT NULL DEFAULT false;
 
+-- One of the two was erased: nobody can write any more.
+ALTER TABLE dialogs ADD COLUMN closed boolean NOT NULL DEFAULT false;
+
 -- Users who asked to be erased, until the last of their tokens has ended. swept_at is when what they wrote was gone
 -- through for the first time, finished_at when nothing was left.
 CREATE TABLE erasures (

@@ -1,7 +1,8 @@
 //! Users who were erased lately: their tokens may still be valid, and other users may still be writing to them.
 //!
 //! Each replica reads the list of all from time to time and keeps it in memory, so that no request asks the database
-//! who has been erased. The list is short: an entry goes when the last token of the user has ended.
+//! who has been erased. The list is short: an entry goes when the last token of the user has ended. By then their
+//! dialogs are closed.
 
 use std::{
     collections::HashSet,
@@ -50,30 +51,11 @@ impl Erased {
         stop.run_until_cancelled(follow).await;
     }
 
+    /// Nobody who was erased comes back, so nobody is forgotten when the list does.
     async fn refresh(&self) -> Result<(), DatabaseError> {
-        let before = self.users.read().unwrap_or_else(PoisonError::into_inner).clone();
         let rows = self.database.query(Sql::ListErasures, &[]).await?;
-        let listed: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
         let mut users = self.users.write().unwrap_or_else(PoisonError::into_inner);
-        *users = merged(&before, &users, listed);
+        users.extend(rows.iter().map(|row| row.get::<_, Uuid>(0)));
         Ok(())
-    }
-}
-
-/// Who is erased, given who was known before the list was asked for, who is known now, and the list. Somebody who came
-/// meanwhile stays, whether or not the list has them.
-fn merged(before: &HashSet<Uuid>, now: &HashSet<Uuid>, mut listed: HashSet<Uuid>) -> HashSet<Uuid> {
-    listed.extend(now.difference(before));
-    listed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_is_erased_while_the_list_is_read_stays() {
-        let set = |ids: &[u128]| -> HashSet<Uuid> { ids.iter().map(|id| Uuid::from_u128(*id)).collect() };
-        assert_eq!(merged(&set(&[1, 2]), &set(&[1, 2, 3]), set(&[2, 4])), set(&[2, 3, 4]));
     }
 }

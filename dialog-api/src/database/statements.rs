@@ -149,7 +149,7 @@ impl Sql {
                 "INSERT INTO dialogs (dialog_id, user_lo, user_hi, created_at) \
                  VALUES ($1, $2, $3, $4) ON CONFLICT (dialog_id) DO NOTHING"
             }
-            Self::SelectDialog => "SELECT user_lo, user_hi FROM dialogs WHERE dialog_id = $1",
+            Self::SelectDialog => "SELECT user_lo, user_hi, closed FROM dialogs WHERE dialog_id = $1",
             Self::InsertUser => {
                 "INSERT INTO users (user_id, first_name, second_name, birthdate, biography, city, created_at) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (user_id) DO NOTHING"

@@ -206,6 +206,9 @@ impl Dialogs {
     /// compares it with what is recorded. Only at first contact the other has to be looked up among the users: a server
     /// that holds users and is away is in the way of no dialog that is elsewhere.
     async fn verify(&self, dialog: Uuid, pair: Pair, other: Uuid) -> Result<(), DialogError> {
+        if self.users.erased().contains(other) {
+            return Err(DialogError::UnknownPeer);
+        }
         if self.verified.contains(&dialog) {
             return Ok(());
         }
@@ -219,16 +222,21 @@ impl Dialogs {
             // Read again: somebody else may have been first.
             recorded = self.recorded_pair(dialog).await?;
         }
-        if recorded != Some(pair) {
+        let (recorded, closed) = recorded.ok_or(DialogError::Collision(dialog))?;
+        if recorded != pair {
             return Err(DialogError::Collision(dialog));
+        }
+        if closed {
+            return Err(DialogError::UnknownPeer);
         }
         self.verified.insert(dialog);
         Ok(())
     }
 
-    async fn recorded_pair(&self, dialog: Uuid) -> Result<Option<Pair>, DatabaseError> {
+    /// Whose the dialog is, and whether one of them was erased.
+    async fn recorded_pair(&self, dialog: Uuid) -> Result<Option<(Pair, bool)>, DatabaseError> {
         let rows = self.database.query(Sql::SelectDialog, &[&dialog]).await?;
-        Ok(rows.first().map(|row| Pair { low: row.get(0), high: row.get(1) }))
+        Ok(rows.first().map(|row| (Pair { low: row.get(0), high: row.get(1) }, row.get(2))))
     }
 }
 

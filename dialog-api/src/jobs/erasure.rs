@@ -74,6 +74,7 @@ async fn erase_user(
             for table in ["messages", "messages_archive"] {
                 messages += erase_messages(client, table, dialog, user, now).await?;
             }
+            client.execute("UPDATE dialogs SET closed = true WHERE dialog_id = $1", &[&dialog]).await?;
             client
                 .execute("DELETE FROM dialog_state WHERE dialog_id = $1 AND user_id = $2", &[&dialog, &user])
                 .await?;

@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use crate::support::{Client, Service, User, database, service::SOON};
 
-/// An age that only what [`write_long_ago`] writes has.
+/// With an age that only what [`write_long_ago`] writes has. Such a service starts when that is there: later it looks only
+/// at what has become old since.
 const ARCHIVING: [&str; 4] = ["--archive-after", "48h", "--jobs-interval", "100ms"];
 
 /// Writes messages `0`, `1`, ... to a dialog, of a time before this one by so many hours; as the service did then.
@@ -95,7 +96,7 @@ async fn read(
 #[tokio::test]
 async fn a_dialog_reads_the_same_across_the_border() -> Result<()> {
     let server = database().await?;
-    let service = Service::start(&server, &ARCHIVING).await?;
+    let service = Service::start(&server, &[]).await?;
     let client = service.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
     let sql = server.connect("dialog").await?;
@@ -106,6 +107,7 @@ async fn a_dialog_reads_the_same_across_the_border() -> Result<()> {
     }
     let mut expected: Vec<String> = (0..1500).map(|number| number.to_string()).collect();
     expected.extend(["new 0", "new 1", "new 2"].map(str::to_owned));
+    let _archiver = Service::start(&server, &ARCHIVING).await?;
     wait_for(&sql, 1500, 3).await?;
     for limit in [100, 7, 3] {
         assert_eq!(read(&client, &bob, &ada, limit, true).await?, expected, "forwards, {limit} at a time");
@@ -121,13 +123,14 @@ async fn a_dialog_reads_the_same_across_the_border() -> Result<()> {
 #[tokio::test]
 async fn the_newest_message_is_never_archived_and_the_young_are_not() -> Result<()> {
     let server = database().await?;
-    let service = Service::start(&server, &ARCHIVING).await?;
+    let service = Service::start(&server, &[]).await?;
     let client = service.client();
     let (ada, bob, carol) =
         (client.user("Ada").await?, client.user("Bob").await?, client.user("Carol").await?);
     let sql = server.connect("dialog").await?;
     write_long_ago(&sql, &carol, &ada, 5, 47).await?;
     write_long_ago(&sql, &ada, &bob, 5, 49).await?;
+    let _archiver = Service::start(&server, &ARCHIVING).await?;
     wait_for(&sql, 4, 6).await?;
     assert_eq!(client.texts(&ada, &bob).await?, ["4", "3", "2", "1", "0"]);
     assert_eq!(client.texts(&ada, &carol).await?.len(), 5);
@@ -137,11 +140,12 @@ async fn the_newest_message_is_never_archived_and_the_young_are_not() -> Result<
 #[tokio::test]
 async fn an_archived_message_can_be_changed_and_deleted() -> Result<()> {
     let server = database().await?;
-    let service = Service::start(&server, &ARCHIVING).await?;
+    let service = Service::start(&server, &[]).await?;
     let client = service.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
     let sql = server.connect("dialog").await?;
     write_long_ago(&sql, &ada, &bob, 4, 72).await?;
+    let _archiver = Service::start(&server, &ARCHIVING).await?;
     wait_for(&sql, 3, 1).await?;
     let list = client.list(&ada, &bob).await?.json()?;
     let id = |index: usize| list[index]["id"].as_str().unwrap_or_default().to_owned();

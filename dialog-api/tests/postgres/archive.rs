@@ -21,16 +21,18 @@ async fn write_long_ago(sql: &Sql, from: &User, to: &User, count: u64, hours: u6
     let pair = Pair::new(from, to);
     let dialog = pair.dialog_id();
     let start = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() - hours * 3600;
-    let mut last = Uuid::nil();
-    for number in 0..count {
-        last = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, start + number, 0));
-        sql.execute(
+    let id = |number| Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, start + number, 0));
+    let ids: Vec<Uuid> = (0..count).map(id).collect();
+    let last = ids.last().copied().unwrap_or_default();
+    let written = sql
+        .execute(
             "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-             VALUES ($1, $2, $3, $4, $5, to_timestamp($6))",
-            &[&dialog, &last, &from, &to, &number.to_string(), &f64::from(u32::try_from(start + number)?)],
+             SELECT $1, id, $3, $4, (number - 1)::text, to_timestamp($5) + (number - 1) * interval '1 second'
+             FROM unnest($2::uuid[]) WITH ORDINALITY AS written (id, number)",
+            &[&dialog, &ids, &from, &to, &f64::from(u32::try_from(start)?)],
         )
         .await?;
-    }
+    ensure!(written == count, "{written} messages");
     sql.execute(
         "INSERT INTO dialogs (dialog_id, user_lo, user_hi, created_at, inbox_id) VALUES ($1, $2, $3, now(), $4)",
         &[&dialog, &pair.low, &pair.high, &last],

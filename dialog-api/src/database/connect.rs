@@ -172,6 +172,9 @@ impl Purpose {
             ("default_transaction_isolation", "read\\ committed"),
             ("default_transaction_read_only", "off"),
             ("client_min_messages", "warning"),
+            // Citus (13.2.2) keeps one more local plan at every execution of a generic plan on the node that owns the
+            // shard, and finds none of them again: some 25 kB each, for as long as the session lives.
+            ("plan_cache_mode", "force_custom_plan"),
             ("idle_in_transaction_session_timeout", "60000"),
             ("lock_timeout", &LOCK_LIMIT.as_millis().to_string()),
             ("statement_timeout", &statement_timeout.to_string()),
@@ -224,6 +227,7 @@ mod tests {
         let settings = Purpose::Requests(Duration::from_millis(2500)).session_settings();
         assert!(settings.contains("-c search_path=public "));
         assert!(settings.contains("-c default_transaction_isolation=read\\ committed "));
+        assert!(settings.contains("-c plan_cache_mode=force_custom_plan "));
         assert!(settings.contains("-c statement_timeout=2500 "));
         assert!(Purpose::Schema.session_settings().contains("-c statement_timeout=600000 "));
     }

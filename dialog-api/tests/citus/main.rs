@@ -2,6 +2,8 @@
 //!
 //! Where the citus extension is not installed this prints `SKIPPED citus: REASON` and checks nothing.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -9,6 +11,7 @@ mod cluster;
 mod hash;
 mod moves;
 mod routing;
+mod sessions;
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,7 @@
 //! The service end to end: the real program, over HTTP, on a real PostgreSQL.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

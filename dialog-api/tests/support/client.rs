@@ -13,7 +13,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 
 /// Longest wait for a response; longer than anything the service allows itself.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Talks to one replica over connections that are kept open.
 #[derive(Clone)]

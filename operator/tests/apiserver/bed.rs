@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use testbed::apiserver::ApiServer;
 
 /// Longest wait for anything.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 
 /// A place to test in.
 pub struct Bed {

@@ -25,6 +25,7 @@ fn table(name: &str, column: &str) -> Value {
     json!({ "name": name, "kind": "Distributed", "column": column, "group": "g" })
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn refused_at_first() -> Vec<Case> {
     vec![
         (

@@ -13,7 +13,7 @@ use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::Shutdown;
 
 use crate::needs_citus;
-use crate::world::{World, condition, wanted};
+use crate::world::{World, condition, eventually, wanted};
 
 #[tokio::test]
 async fn a_worker_that_is_away_is_named_and_the_rest_is_left_alone() -> Result<()> {
@@ -189,12 +189,9 @@ async fn an_operation_that_outlived_its_operator_is_waited_for() -> Result<()> {
     blocker.batch_execute("SELECT pg_advisory_lock(42)").await?;
     let running = tokio::spawn(async move { left.batch_execute("SELECT pg_advisory_lock(42)").await });
 
-    let round = loop {
-        let round = world.round(&wanted).await?;
-        if round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.operations.is_empty()) {
-            break round;
-        }
-    };
+    let under_way = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'dialog-operator: %' AND state = 'active'";
+    eventually("the operation", async || Ok(world.number(Group::Coordinator, under_way).await? > 0)).await?;
+    let round = world.round(&wanted).await?;
     assert!(round.performed.is_empty() && round.plan.steps.is_empty(), "{round:?}");
     let (status, reason, message) = condition(&round, SCHEMA_DISTRIBUTED);
     assert_eq!((status, reason), ("False", "Distributing"));

@@ -1,7 +1,6 @@
 //! From empty servers to a cluster at rest.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dialog_api::database::statements::Sql;
@@ -16,7 +15,7 @@ use dialog_operator::shards::step::Step;
 use tokio_postgres::types::Type;
 
 use crate::needs_citus;
-use crate::world::{World, condition, placements, wanted};
+use crate::world::{World, condition, eventually, placements, wanted};
 
 #[tokio::test]
 async fn empty_servers_become_a_cluster_and_stay_one() -> Result<()> {
@@ -190,10 +189,8 @@ async fn shards_are_measured_once_per_round_and_where_they_are_made() -> Result<
     }
     let operator_is_gone = async || -> Result<()> {
         let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dialog-operator'";
-        while world.number(Group::Worker(1), sessions).await? > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        eventually("no session of it", async || Ok(world.number(Group::Worker(1), sessions).await? == 0))
+            .await
     };
     // A session reports what it called when it ends. The name of each shard is made to measure it.
     let calls =

@@ -204,6 +204,16 @@ impl World {
     }
 }
 
+/// Waits until `condition` holds, for as long as a cluster may take to come to rest.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let started = Instant::now();
+    while !condition().await? {
+        ensure!(started.elapsed() < REST_LIMIT, "after {REST_LIMIT:?} still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
 /// What a resource asks for that says nothing but its number of workers: dialog-api's tables, 48 shards.
 pub fn wanted(workers: u32) -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use testbed::postgres::{Installation, Owner};
 
 /// A slow machine makes a database in this time.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A volume, and the program beside it, where the servers' user can read it.
 struct Volume {

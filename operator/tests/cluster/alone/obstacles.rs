@@ -111,14 +111,11 @@ impl Obstacle {
 
     /// A wrong value in the object of a cluster that serves, before the obstacle itself.
     async fn mistake(self, bed: &Bed) -> Result<()> {
-        let (mistake, correction, reason, part) = match self {
-            Self::SilentDatabase => {
-                (json!({"image": IMAGE}), json!({"image": null}), "ImagePullFailed", IMAGE)
-            }
-            _ => {
-                let class = |name: Option<&str>| json!({"ingress": {"className": name}});
-                (class(Some("no-such-class")), class(None), "IngressClassMissing", "no-such-class")
-            }
+        let (mistake, correction, reason, part) = if self == Self::SilentDatabase {
+            (json!({"image": IMAGE}), json!({"image": null}), "ImagePullFailed", IMAGE)
+        } else {
+            let class = |name: Option<&str>| json!({"ingress": {"className": name}});
+            (class(Some("no-such-class")), class(None), "IngressClassMissing", "no-such-class")
         };
         bed.patch(json!({"api": mistake})).await?;
         let condition = bed.refused(&[reason]).await?;

@@ -20,6 +20,9 @@ use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 
 use super::certificates::Secrets;
 use super::instance::Instance;
+use complaints::Attempts;
+
+mod complaints;
 
 /// The annotation of StorageClasses and IngressClasses that are taken where none is named.
 const DEFAULT_STORAGE_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
@@ -195,7 +198,7 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         group.instances.sort_by_key(|instance| instance.ordinal);
     }
     if observed.groups.values().any(ObservedGroup::lacks_pods) {
-        let complaints = list.complaints("StatefulSet", "FailedCreate").await?;
+        let complaints = list.complaints(complaints::PODS).await?;
         for set in &sets {
             let group = group_of(set).and_then(|group| observed.groups.get_mut(&group));
             if let Some(group) = group.filter(|group| group.lacks_pods()) {
@@ -225,7 +228,7 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     let complaints = if claims.iter().all(is_bound) {
         BTreeMap::new()
     } else {
-        list.complaints("PersistentVolumeClaim", "ProvisioningFailed").await?
+        list.complaints(complaints::VOLUMES).await?
     };
     for claim in &claims {
         let Some(group) = group_of(claim) else { continue };
@@ -264,23 +267,15 @@ impl Lister<'_> {
 }
 
 impl Lister<'_> {
-    /// What was complained of last about each object of a kind, by its UID: an Event outlives its object, and another of
-    /// the same name has nothing to do with it. Some controllers complain in Events only.
-    async fn complaints(&self, kind: &str, reason: &str) -> Result<BTreeMap<String, String>, Error> {
+    /// What the last attempts failed for, by the object's UID.
+    async fn complaints(&self, attempts: Attempts) -> Result<BTreeMap<String, String>, Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), self.names.namespace());
-        let fields = format!("involvedObject.kind={kind},reason={reason}");
+        let kind = attempts.kind;
         let found = api
-            .list(&ListParams::default().fields(&fields))
+            .list(&ListParams::default().fields(&format!("involvedObject.kind={kind}")))
             .await
             .map_err(Error::kubernetes("list", format!("Events of {kind}s")))?;
-        let mut events = found.items;
-        events.sort_by_key(|event| {
-            event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
-        });
-        Ok(events
-            .into_iter()
-            .filter_map(|event| Some((event.involved_object.uid?, event.message?)))
-            .collect())
+        Ok(complaints::last(attempts, found.items))
     }
 }
 

@@ -97,7 +97,7 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
             _ => problems.extend(match &claim.failure {
                 Some(failure) => Some(Problem::lasting(
                     "VolumeNotProvisioned",
-                    format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+                    format!("the volume of claim {name} cannot be made: {failure}; correct what it names"),
                 )),
                 // While a provisioner does nothing, the scheduler waits for it and says nothing of it.
                 None if claim.has_node && is_old => Some(Problem::lasting(
@@ -140,7 +140,7 @@ fn instances(
         problems.push(match &there.creation_failure {
             Some(reason) => Problem::lasting(
                 "PodsNotCreated",
-                format!("StatefulSet {set} cannot create its pods: {reason}; mend what it names"),
+                format!("StatefulSet {set} cannot create its pods: {reason}; correct what it names"),
             ),
             None => Problem::passing(
                 "Creating",
@@ -231,7 +231,7 @@ fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Opt
         Trouble::Unschedulable(why) => Problem::lasting(
             "Unschedulable",
             format!(
-                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or mend the volume it names"
+                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or correct what it says of the volume"
             ),
         ),
         Trouble::Image(why) => Problem::lasting(
@@ -240,7 +240,7 @@ fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Opt
         ),
         Trouble::Container(why) => Problem::lasting(
             "ContainerNotCreated",
-            format!("the container of pod {pod} cannot be created: {why}; mend what it names"),
+            format!("the container of pod {pod} cannot be created: {why}; correct what it names"),
         ),
         Trouble::Crash(why) => Problem::lasting(
             "CrashLooping",
@@ -314,7 +314,7 @@ fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<
         problems.extend(trouble(pod, "spec.api.image", &target.pull, now));
     }
     if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
-        let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");
+        let message = format!("Deployment {name} cannot create its pods: {failure}; correct what it names");
         problems.push(Problem::lasting("PodsNotCreated", message));
     }
     if problems.is_empty() && short {

@@ -64,7 +64,7 @@ fn a_database_is_there_whole_or_not_at_all() -> Result<()> {
         thread::sleep(Duration::from_millis(2));
     }
     let group = format!("-{}", killed.id());
-    ensure!(Command::new("sh").args(["-c", "kill -KILL -- \"$1\"", "sh", &group]).status()?.success());
+    ensure!(Command::new("sh").args(["-c", "kill -s KILL -- \"$1\"", "sh", &group]).status()?.success());
     ensure!(!killed.wait()?.success());
     ensure!(!volume.path("pgdata").exists(), "half a database is in its place");
 

@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::operator_namespace;
-use crate::bed::{Bed, CLUSTER, object};
+use crate::bed::{Bed, CLUSTER, TO_NAME, object};
 
 /// How long the operator is watched while it waits.
 const WATCHED: Duration = Duration::from_secs(20);
@@ -118,7 +118,7 @@ impl Obstacle {
             (class(Some("no-such-class")), class(None), "IngressClassMissing", "no-such-class")
         };
         bed.patch(json!({"api": mistake})).await?;
-        let condition = bed.refused(&[reason]).await?;
+        let condition = bed.refused(reason, TO_NAME).await?;
         bed.say(&condition.message);
         ensure!(condition.message.contains(part), "{part} is not named: {}", condition.message);
         bed.patch(json!({"api": correction})).await?;
@@ -196,7 +196,7 @@ async fn all_obstacles(beds: &[(Obstacle, Bed)]) -> Result<()> {
                 obstacle.cluster(bed).await?;
                 obstacle.appear(bed)?;
                 let (reason, part) = obstacle.named_as(bed);
-                let condition = bed.refused(&[reason]).await?;
+                let condition = bed.refused(reason, TO_NAME).await?;
                 bed.say(&condition.message);
                 ensure!(condition.message.contains(&part), "{part} is not named: {}", condition.message);
                 Ok(())

@@ -237,20 +237,22 @@ async fn every_statement_is_one_task(coordinator: &Server) -> Result<()> {
             Sql::ListMessages | Sql::ListMessagesAfter | Sql::ListArchive | Sql::ListArchiveAfter => {
                 &[&id, &id, &100_i64]
             }
-            Sql::InsertDialog => &[&id, &id, &id, &now],
             Sql::InsertUser => &[&id, &text, &text, &None::<jiff::civil::Date>, &name, &name, &now],
             Sql::InsertCredentials => &[&id, &text, &now],
-            Sql::SelectDialog | Sql::SelectUserExists | Sql::SelectUser | Sql::SelectCredentials => &[&id],
-            Sql::DeleteCredentials | Sql::DeleteUser => &[&id],
+            Sql::SelectDialog
+            | Sql::SelectUserExists
+            | Sql::SelectUser
+            | Sql::SelectCredentials
+            | Sql::DeleteCredentials
+            | Sql::DeleteUser
+            | Sql::SelectReadMarks => &[&id],
             Sql::InsertErasure => &[&id, &now],
             Sql::ListErasures => &[],
-            Sql::SelectMessage | Sql::SelectArchived => &[&id, &id],
+            Sql::SelectMessage | Sql::SelectArchived | Sql::MarkInboxes => &[&id, &id],
             Sql::EditMessage | Sql::EditArchived => &[&id, &id, &id, &text, &now],
-            Sql::DeleteMessage | Sql::DeleteArchived => &[&id, &id, &id, &now],
+            Sql::InsertDialog | Sql::DeleteMessage | Sql::DeleteArchived => &[&id, &id, &id, &now],
             Sql::ListAuthorsAfter | Sql::ListUserDialogs | Sql::ListPeers => &[&id, &id, &100_i64],
             Sql::MarkRead => &[&id, &id, &id],
-            Sql::SelectReadMarks => &[&id],
-            Sql::MarkInboxes => &[&id, &id],
             Sql::MergeUserDialog => &[&id, &id, &id, &id],
             Sql::SearchUsers => &[&"a%", &"b%", &1_i64],
         };

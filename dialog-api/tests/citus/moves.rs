@@ -49,11 +49,11 @@ async fn converse(service: &Service, number: usize, stop: &CancellationToken) ->
     while !stop.is_cancelled() {
         let text = format!("talk {number}, {sent}");
         let (key, body) = (format!("key {number}, {sent}"), json!({"text": text}));
-        let send = async || client.send_with(&one, &other, &[("idempotency-key", &key)], &body).await;
-        let answer = send().await?;
+        let attempt = async || client.send_with(&one, &other, &[("idempotency-key", &key)], &body).await;
+        let answer = attempt().await?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
         if sent.is_multiple_of(2) {
-            let again = send().await?;
+            let again = attempt().await?;
             ensure!(again.status == 200, "{} {}", again.status, again.text());
             let id = |answer: &Response| answer.header("x-message-id").map(str::to_owned);
             ensure!(id(&again) == id(&answer) && id(&answer).is_some(), "{answer:?} and {again:?}");

@@ -53,9 +53,8 @@ async fn pages_backwards_are_the_whole_dialog_once_while_messages_arrive() -> Re
 }
 
 async fn message_id(client: &Client, ada: &User, bob: &User, number: u32) -> Result<String> {
-    let all = client.list(ada, bob).await?.json()?;
-    let found =
-        all.as_array().and_then(|all| all.iter().find(|message| message["text"] == number.to_string()));
+    let (all, text) = (client.list(ada, bob).await?.json()?, number.to_string());
+    let found = all.as_array().and_then(|all| all.iter().find(|message| message["text"] == *text));
     Ok(found.and_then(|message| message["id"].as_str()).context("no such message")?.to_owned())
 }
 

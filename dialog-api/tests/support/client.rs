@@ -236,7 +236,8 @@ impl Events {
     /// The next event; nothing at the end of the stream.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>> {
         loop {
-            while let Some((event, rest)) = self.text.split_once("\n\n") {
+            while let Some((event, _)) = self.text.split_once("\n\n") {
+                let end = event.len() + 2;
                 let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
                 let found = match (field("id: "), field("data: ")) {
                     (Some(id), Some(data)) => {
@@ -244,7 +245,7 @@ impl Events {
                     }
                     _ => None,
                 };
-                self.text = rest.to_owned();
+                self.text.drain(..end);
                 if found.is_some() {
                     return Ok(found);
                 }

@@ -233,9 +233,10 @@ pub struct ShardingSpec {
         .message("sharding.shardCount: is immutable; the tables are distributed already"))]
     #[serde(default = "defaults::shard_count")]
     pub shard_count: i32,
-    /// The shard policy for tables beside dialog-api's own, which are always distributed: `messages`, `dialogs` and
-    /// `dialog_state` by `dialog_id` in the group `dialog`; `users`, `credentials` and `user_dialogs` by `user_id` in
-    /// the group `user`. Tables can be added; an entry cannot be changed or taken away.
+    /// The shard policy for tables beside dialog-api's own, which are always distributed: `messages`,
+    /// `messages_archive`, `dialogs` and `dialog_state` by `dialog_id` in the group `dialog`; `users`, `credentials`,
+    /// `user_dialogs` and `erasures` by `user_id` in the group `user`. Tables can be added; an entry cannot be changed
+    /// or taken away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -247,8 +248,8 @@ pub struct ShardingSpec {
     #[x_kube(validation = Rule::new("self.all(t, !has(t.group) || (t.group != 'dialog' || t.column == 'dialog_id') \
         && (t.group != 'user' || t.column == 'user_id'))")
         .message("sharding.tables: the group dialog goes by the column dialog_id, the group user by user_id"))]
-    #[x_kube(validation = Rule::new("self.all(t, !(t.name in ['messages', 'dialogs', 'dialog_state', 'users', \
-        'credentials', 'user_dialogs', 'schema_migrations']))")
+    #[x_kube(validation = Rule::new("self.all(t, !(t.name in ['messages', 'messages_archive', 'dialogs', 'dialog_state', \
+        'users', 'credentials', 'user_dialogs', 'erasures', 'sweeps', 'schema_migrations']))")
         .message("sharding.tables: names a table of dialog-api, which the operator distributes by itself"))]
     pub tables: Vec<Table>,
 }

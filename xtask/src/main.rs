@@ -29,6 +29,7 @@ mod images;
 mod node_image;
 mod postgres;
 mod progress;
+mod python;
 mod release;
 mod runtime;
 mod table;

@@ -13,7 +13,7 @@ use crate::crds::cargo;
 use crate::postgres::Citus;
 use crate::progress::Progress;
 use crate::tools::{Tool, Tools};
-use crate::{command, debian, images, release, table};
+use crate::{command, debian, images, python, release, table};
 
 mod report;
 
@@ -31,7 +31,7 @@ const TOGETHER: &str = "3";
 pub(crate) enum Tier {
     /// Nothing but a compiler.
     Unit,
-    /// Debian's PostgreSQL.
+    /// Debian's PostgreSQL, and Python for Schemathesis.
     Postgres,
     /// PostgreSQL with the citus extension on this machine; skipped where it is missing.
     Citus,
@@ -110,7 +110,12 @@ fn run_tier(
             if tier == Tier::Postgres {
                 need_postgres(progress)?;
             }
-            run_targets(tier, names, &[], report)
+            let mut environment = Vec::new();
+            if tier == Tier::Postgres {
+                let schemathesis = python::program(cache, progress, "schemathesis")?;
+                environment.push(("SCHEMATHESIS", schemathesis.display().to_string()));
+            }
+            run_targets(tier, names, &environment, report)
         }
         Tier::Apiserver => {
             let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;

@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
 use testbed::postgres::{Server, citus_or_skip};
 
-use super::Cluster;
-use crate::support::{Client, User};
+use crate::{
+    cluster::Cluster,
+    support::{Client, User},
+};
 
 const PEERS: usize = 12;
 /// Lists by each peer before memory is looked at: plans and catalogs are cached by then.
@@ -22,13 +24,12 @@ async fn sessions_do_not_grow_with_the_statements_they_served() -> Result<()> {
     if !citus_or_skip() {
         return Ok(());
     }
-    let cluster = Cluster::new().await?;
+    let cluster = Cluster::new(2).await?;
     let port = i32::from(cluster.coordinator.port());
     let sql = cluster.coordinator.connect("dialog").await?;
     sql.execute("SELECT citus_set_node_property('localhost', $1, 'shouldhaveshards', true)", &[&port])
         .await?;
-    let directory = tempfile::tempdir()?;
-    let service = cluster.serving(directory.path(), &["--distribution", "required"]).await?;
+    let service = cluster.serving(&["--distribution", "required"]).await?;
 
     let client = service.client();
     let reader = client.user("Ada").await?;

@@ -5,12 +5,23 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod account;
+mod archive;
 mod bad_input;
 mod connections;
+mod contract;
+mod description;
 mod documentation;
+mod idempotency;
+mod inbox;
 mod logins;
+mod messages;
 mod migrations;
 mod outages;
+mod paging;
+mod rates;
+mod schemathesis;
 mod shutdown;
 mod specification;
+mod streams;
 mod tls;

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
 pub(crate) mod client;
+pub(crate) mod crowd;
 pub(crate) mod load;
 pub(crate) mod service;
 
@@ -10,7 +11,7 @@ use anyhow::Result;
 use testbed::{postgres::Server, wait};
 
 pub(crate) use self::{
-    client::{Client, User},
+    client::{Client, Response, User},
     load::Load,
     service::Service,
 };

@@ -60,6 +60,9 @@ impl Service {
             ("--token-key-file", &key.display().to_string()),
             ("--drain-delay", "0s"),
             ("--password-memory", "64"),
+            // Tests send as fast as they can, each through one sender.
+            ("--sender-rate", "0"),
+            ("--pair-rate", "0"),
             ("--log-level", "info,dialog_api=debug"),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_dialog-api"));

@@ -51,8 +51,8 @@ impl Table {
     /// that a later version of dialog-api adds would never be distributed in the clusters that exist by then.
     #[must_use]
     pub fn dialog_api() -> Vec<Self> {
-        let dialog = ["messages", "dialogs", "dialog_state"];
-        let user = ["users", "credentials", "user_dialogs"];
+        let dialog = ["messages", "messages_archive", "dialogs", "dialog_state"];
+        let user = ["users", "credentials", "user_dialogs", "erasures"];
         dialog
             .iter()
             .map(|name| Self::distributed(name, "dialog_id", "dialog"))

@@ -215,6 +215,11 @@ pub fn wanted(workers: u32) -> Wanted {
     Wanted::from(&spec)
 }
 
+/// How many shards each of two workers has once all tables of such a resource are distributed.
+pub fn shards_of_each_worker(wanted: &Wanted) -> i64 {
+    24 * i64::try_from(wanted.tables.len()).unwrap()
+}
+
 /// A table that is copied whole to every node.
 pub fn reference(name: &str) -> Table {
     Table { name: name.to_owned(), kind: TableKind::Reference, column: None, group: None }

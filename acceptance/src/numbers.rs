@@ -117,7 +117,10 @@ mod tests {
     fn the_largest_of_the_named_containers_counts() {
         let container =
             |name: &str, bytes: Option<u64>| json!({"name": name, "memory": {"workingSetBytes": bytes}});
-        let pod = |namespace: &str, containers: &[Value]| json!({"podRef": {"name": "p", "namespace": namespace}, "containers": containers});
+        let pod = |namespace: &str, containers: &[Value]| {
+            let reference = json!({"name": "p", "namespace": namespace});
+            json!({"podRef": reference, "containers": containers})
+        };
         let summary = json!({"pods": [
             pod("a", &[container("api", Some(5)), container("other", Some(9))]),
             pod("a", &[container("api", Some(7)), container("api", None)]),

@@ -38,7 +38,8 @@ pub async fn prepare(
             Err(MigrationError::Database(error)) => {
                 let error = format!("{error:#}");
                 tracing::warn!(error, "the database is not ready yet");
-                readiness.waiting_for(error);
+                // Whoever reaches the service may read this; roles and hosts are for the log.
+                readiness.waiting_for("a database that takes requests; the log has its answer");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_LIMIT);
             }

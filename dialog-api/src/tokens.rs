@@ -16,11 +16,15 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use uuid::Uuid;
 
+use crate::recent::RecentMap;
+
+/// Tokens whose signature was checked that are remembered, at least; some 300 bytes each.
+const REMEMBERED_TOKENS: usize = 10_000;
 /// Shortest key, in bytes: as long as the hash.
 const SHORTEST_KEY: usize = 32;
 
 /// What a token says.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Claims {
     /// Whose token it is.
     sub: Uuid,
@@ -41,27 +45,29 @@ pub struct Tokens {
     decoding: DecodingKey,
     validation: Validation,
     lifetime: Duration,
+    /// What good tokens say. Checking one costs more than all else that a request does before its statement.
+    checked: RecentMap<Box<str>, Claims>,
+}
+
+/// Reads the key that replicas share from a file: base64 of at least 32 random bytes, or the bytes themselves.
+///
+/// # Errors
+/// When the file cannot be read or the key is too short.
+pub fn read_key(path: &Path) -> Result<Vec<u8>> {
+    let content = fs::read(path).with_context(|| format!("read the token key {}", path.display()))?;
+    let key = BASE64_STANDARD.decode(content.trim_ascii()).unwrap_or(content);
+    if key.len() < SHORTEST_KEY {
+        bail!(
+            "the token key {} has {} bytes, at least {SHORTEST_KEY} are needed: make one with \
+             `openssl rand -base64 32`",
+            path.display(),
+            key.len()
+        );
+    }
+    Ok(key)
 }
 
 impl Tokens {
-    /// Reads the key from a file: base64 of at least 32 random bytes, or the bytes themselves.
-    ///
-    /// # Errors
-    /// When the file cannot be read or the key is too short.
-    pub fn from_file(path: &Path, lifetime: Duration) -> Result<Self> {
-        let content = fs::read(path).with_context(|| format!("read the token key {}", path.display()))?;
-        let key = BASE64_STANDARD.decode(content.trim_ascii()).unwrap_or(content);
-        if key.len() < SHORTEST_KEY {
-            bail!(
-                "the token key {} has {} bytes, at least {SHORTEST_KEY} are needed: make one with \
-                 `openssl rand -base64 32`",
-                path.display(),
-                key.len()
-            );
-        }
-        Ok(Self::new(&key, lifetime))
-    }
-
     /// Takes the key as it is.
     #[must_use]
     pub fn new(key: &[u8], lifetime: Duration) -> Self {
@@ -75,6 +81,7 @@ impl Tokens {
             decoding: DecodingKey::from_secret(key),
             validation,
             lifetime,
+            checked: RecentMap::new(REMEMBERED_TOKENS),
         }
     }
 
@@ -94,10 +101,19 @@ impl Tokens {
     /// # Errors
     /// When the signature or the form is wrong, or the token has ended.
     pub fn verify(&self, token: &str, now: Timestamp) -> Result<Uuid, InvalidToken> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
-            .map_err(|_| InvalidToken)?
-            .claims;
+        let claims = match self.checked.get(token) {
+            Some(claims) => claims,
+            None => self.check(token)?,
+        };
         if now.as_second() < claims.exp { Ok(claims.sub) } else { Err(InvalidToken) }
+    }
+
+    /// What a token says, if it is one of ours; such a token is remembered.
+    fn check(&self, token: &str) -> Result<Claims, InvalidToken> {
+        let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation);
+        let claims = decoded.map_err(|_| InvalidToken)?.claims;
+        self.checked.insert(token.into(), claims);
+        Ok(claims)
     }
 }
 
@@ -204,12 +220,12 @@ mod tests {
         let path = directory.path().join("key");
         fs::write(&path, format!("{}\n", BASE64_STANDARD.encode(KEY))).unwrap();
         let user = Uuid::now_v7();
-        let token = Tokens::from_file(&path, HOUR).unwrap().issue(user, now()).unwrap();
+        let token = Tokens::new(&read_key(&path).unwrap(), HOUR).issue(user, now()).unwrap();
         assert_eq!(Tokens::new(KEY, HOUR).verify(&token, now()), Ok(user));
 
         fs::write(&path, "short").unwrap();
-        assert!(Tokens::from_file(&path, HOUR).is_err());
-        assert!(Tokens::from_file(&directory.path().join("absent"), HOUR).is_err());
+        assert!(read_key(&path).is_err());
+        assert!(read_key(&directory.path().join("absent")).is_err());
     }
 
     proptest! {

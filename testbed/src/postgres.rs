@@ -29,11 +29,8 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
 pub use self::configuration::Access;
-pub use self::installation::{Installation, citus_available, citus_or_skip};
-use self::{
-    configuration::{append, free_port, node_conninfo, write_tls},
-    installation::Owner,
-};
+use self::configuration::{append, free_port, node_conninfo, write_tls};
+pub use self::installation::{Installation, Owner, citus_available, citus_or_skip};
 use crate::certificates::{Authority, IdentityFiles};
 
 /// Longest wait for a server to accept connections, crash recovery included.

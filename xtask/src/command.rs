@@ -158,6 +158,16 @@ pub(crate) fn failure(what: &str, ended: &str, log: &Log) -> anyhow::Error {
     )
 }
 
+/// `error` with the last lines of `log` and where it is, unless it says so already or there is nothing in it.
+pub(crate) fn with_log(error: anyhow::Error, log: &Log) -> anyhow::Error {
+    let (lines, path) = (log.tail(TAIL_LINES), log.path().display().to_string());
+    let what = format!("{error:#}");
+    if lines.is_empty() || what.contains(&path) {
+        return error;
+    }
+    anyhow::anyhow!("{what}; the last lines:\n\n    {}\n\nthe whole log: {path}", lines.join("\n    "))
+}
+
 fn check(command: &Command, status: ExitStatus, log: &Log) -> Result<()> {
     check_named(&line(command), status, log)
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cache::{Cache, Key};
 use crate::command::{self, Log};
 use crate::crds::cargo;
+use crate::debian::Release;
 use crate::engine::Engine;
 use crate::postgres::{self, Overlay};
 use crate::progress::Progress;
@@ -42,7 +43,7 @@ impl Images {
 /// Builds what `engine` does not hold yet, each image tagged with a hash of what is in it.
 pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<Images> {
     let postgres = Postgres::here(engine)?;
-    let tag = postgres.key()?;
+    let tag = postgres.key(engine)?;
     let postgres_name = format!("{LOCAL}/postgres:{}", tag.as_str());
     if !engine.has_image(&postgres_name) {
         let base = match engine {
@@ -82,7 +83,7 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
 /// reference.
 pub(crate) fn ensure_without_citus(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<String> {
     let plain = Postgres { overlay: Overlay::Absent };
-    let name = format!("{LOCAL}/postgres-without-citus:{}", plain.key()?.as_str());
+    let name = format!("{LOCAL}/postgres-without-citus:{}", plain.key(engine)?.as_str());
     if !engine.has_image(&name) {
         let base = base_image::debian(cache, engine, progress)?;
         progress.step("Image postgres without Citus", |log| {
@@ -132,8 +133,15 @@ fn instructions(recipe: &str) -> usize {
     recipe.lines().filter(is_instruction).rev().take_while(|line| !line.starts_with("FROM ")).count()
 }
 
-/// Builds the images for a registry, on published base images, with the machine's own Docker engine.
-pub(crate) fn publish(repository: &str, tag: &str, push: bool, progress: &Progress) -> Result<Vec<String>> {
+/// Builds the images for a registry, on published base images, with the machine's own Docker engine. `base` is the one
+/// of the programs; without it, their Dockerfiles' own.
+pub(crate) fn publish(
+    repository: &str,
+    tag: &str,
+    base: Option<&str>,
+    push: bool,
+    progress: &Progress,
+) -> Result<Vec<String>> {
     let engine = Engine::Machine;
     if !engine.answers() {
         bail!(
@@ -148,7 +156,7 @@ pub(crate) fn publish(repository: &str, tag: &str, push: bool, progress: &Progre
     for package in ["dialog-operator", "dialog-api"] {
         let image = image_of(package);
         progress.step(&format!("Image {image}"), |log| {
-            build_program(&engine, package, &binaries.join(package), None, &name(image), log)
+            build_program(&engine, package, &binaries.join(package), base, &name(image), log)
         })?;
     }
     let names: Vec<_> = ["operator", "dialog-api", "postgres"].into_iter().map(name).collect();
@@ -183,8 +191,12 @@ impl Postgres {
         !matches!(self.overlay, Overlay::Absent)
     }
 
-    fn key(&self) -> Result<Key> {
+    fn key(&self, engine: &Engine) -> Result<Key> {
         let mut key = Key::of().tree(&repository().join("images/postgres"))?;
+        if let Engine::Own(_) = engine {
+            // The base is built here as well, and packages come from where this machine has its own.
+            key = key.text(&Release::here()?.sources_list());
+        }
         if let Overlay::Citus(citus) = &self.overlay {
             key = key.text(citus.server());
             for (source, target) in citus.files()? {
@@ -200,7 +212,9 @@ impl Postgres {
     fn build(&self, engine: &Engine, base: Option<&str>, name: &str, log: &Log) -> Result<()> {
         let context = tempfile::tempdir().context("cannot create a temporary folder")?;
         let sources = repository().join("images/postgres");
-        for file in ["Dockerfile", "requirements.txt", "overlay/README.md", "certificates/README.md"] {
+        for file in
+            ["Dockerfile", "initdb-atomic", "requirements.txt", "overlay/README.md", "certificates/README.md"]
+        {
             copy(&sources.join(file), &context.path().join(file))?;
         }
         for authority in local_authorities()? {

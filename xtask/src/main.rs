@@ -29,6 +29,7 @@ mod images;
 mod node_image;
 mod postgres;
 mod progress;
+mod python;
 mod release;
 mod runtime;
 mod table;
@@ -56,6 +57,9 @@ enum Commands {
         /// Only this tier; can be given several times.
         #[arg(long = "tier", value_enum)]
         tiers: Vec<Tier>,
+        /// Only tests whose name contains this, one after the other; can be given several times.
+        #[arg(long = "only", value_name = "NAME")]
+        names: Vec<String>,
     },
     /// Writes what is generated from the operator's types: crds/ and docs/api-reference.md.
     Crds {
@@ -77,6 +81,10 @@ enum Commands {
         /// Their tag; the version of this workspace if absent.
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
+        /// The base of the operator's and of dialog-api's image, for example the distroless cc-debian12:nonroot; a
+        /// slim Debian if absent.
+        #[arg(long)]
+        base: Option<String>,
         /// Push them, too.
         #[arg(long)]
         push: bool,
@@ -138,18 +146,19 @@ fn run(command: Commands) -> Result<()> {
             println!("{}", outcome.summary);
             Ok(())
         }
-        Commands::Test { tiers } => {
+        Commands::Test { tiers, names } => {
             let cache = Cache::open()?;
-            tests::run(&cache, &Progress::start(&cache)?, &tiers)
+            tests::run(&cache, &Progress::start(&cache)?, &tiers, &names)
         }
         Commands::Crds { check } => crds::run(check),
         Commands::Chart { bless } => {
             let cache = Cache::open()?;
             with_progress(&cache, |progress| chart::run(&cache, progress, bless))
         }
-        Commands::Images { repository, tag, push } => {
+        Commands::Images { repository, tag, base, push } => {
             let cache = Cache::open()?;
-            let publish = |progress: &Progress| images::publish(&repository, &tag, push, progress);
+            let publish =
+                |progress: &Progress| images::publish(&repository, &tag, base.as_deref(), push, progress);
             for name in with_progress(&cache, publish)? {
                 println!("{name}");
             }

@@ -1,26 +1,33 @@
 //! HTTP: routes, what surrounds every request ([`observe`]), and the server itself ([`serve`]).
 
+mod account;
 mod dialogs;
 mod error;
 mod extract;
 mod guard;
+mod inbox;
+mod messages;
 mod observe;
+mod openapi;
 mod operations;
+mod page;
 mod places;
 pub mod serve;
+mod stream;
 mod users;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router, middleware,
-    routing::{get, post},
-};
+use axum::{Router, middleware};
+use tokio::sync::Semaphore;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
+pub(crate) use self::extract::LARGE_BODIES;
 use crate::{
-    database::Database, dialogs::Dialogs, metrics::Metrics, readiness::Readiness, tokens::Tokens,
-    users::Users,
+    database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
+    streams::Streams, tokens::Tokens, users::Users,
 };
 
 /// What handlers work with.
@@ -30,15 +37,23 @@ pub struct App {
     /// Registration and login.
     pub users: Arc<Users>,
     /// Sending and listing.
-    pub dialogs: Dialogs,
+    pub dialogs: Arc<Dialogs>,
+    /// Who talks to whom.
+    pub inbox: Arc<Inbox>,
+    /// Who listens.
+    pub streams: Arc<Streams>,
     /// Who is asking.
     pub tokens: Arc<Tokens>,
+    /// Whether `X-User-Id` is believed where no token came: for development only.
+    pub trust_user_header: bool,
     /// The stage of the process.
     pub readiness: Arc<Readiness>,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
     /// Largest body, in bytes.
     pub body_limit: usize,
+    /// Places for bodies that are large.
+    pub large_bodies: Semaphore,
     /// Longest time for a body.
     pub body_timeout: Duration,
     /// Longest time for a request.
@@ -47,17 +62,29 @@ pub struct App {
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/user/register", post(users::register))
-        .route("/login", post(users::login))
-        .route("/dialog/{user_id}/send", post(dialogs::send))
-        .route("/dialog/{user_id}/list", get(dialogs::list))
+    let api = OpenApiRouter::new()
+        .routes(routes!(users::register))
+        .routes(routes!(users::login))
+        .routes(routes!(users::get))
+        .routes(routes!(users::search))
+        .routes(routes!(account::export))
+        .routes(routes!(account::erase))
+        .routes(routes!(dialogs::send))
+        .routes(routes!(dialogs::list))
+        .routes(routes!(messages::edit, messages::delete))
+        .routes(routes!(inbox::read))
+        .routes(routes!(stream::stream))
+        .routes(routes!(inbox::unread))
+        .routes(routes!(inbox::list))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
-    Router::new()
+    let (router, document) = OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(api)
-        .route("/health", get(operations::health))
-        .route("/ready", get(operations::ready))
-        .route("/metrics", get(operations::metrics))
+        .routes(routes!(operations::health))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::metrics))
+        .split_for_parts();
+    router
+        .merge(openapi::router(document))
         .fallback(operations::no_such_path)
         .method_not_allowed_fallback(operations::no_such_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
@@ -66,7 +93,7 @@ pub fn router(app: Arc<App>) -> Router {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{body::Body, routing::get};
     use clap::Parser as _;
     use http::Request;
     use http_body_util::BodyExt as _;

@@ -197,7 +197,7 @@ async fn registrations_that_make_no_sense() -> Result<()> {
 /// Two pairs with one dialog id cannot be made, so the tables are told a lie.
 #[tokio::test]
 async fn a_dialog_id_that_belongs_to_others_shows_and_takes_nothing() -> Result<()> {
-    use dialog_api::dialogs::Pair;
+    use dialog_api::dialogs::pair::Pair;
 
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;

@@ -189,18 +189,133 @@ async fn a_body_that_breaks_off_or_never_ends() -> Result<()> {
     Ok(())
 }
 
+/// Connections that clients hold open at a time: as many as a crowd behind a proxy has, or one attacker.
+const CROWD: usize = 5_000;
+
+/// Opens connections until there are as many as of a crowd, and says something on each.
+async fn crowd(address: SocketAddr, say: &[u8]) -> Result<Vec<TcpStream>> {
+    let mut streams = Vec::with_capacity(CROWD);
+    for _ in 0..CROWD {
+        let mut stream = connect(address).await?;
+        stream.write_all(say).await?;
+        streams.push(stream);
+    }
+    Ok(streams)
+}
+
+/// Idle, in the middle of a head, in the middle of a body: whatever a crowd of connections does, each costs little, and
+/// all together no more than they may. Meanwhile others are served.
 #[tokio::test]
-async fn idle_connections_cost_little() -> Result<()> {
+async fn a_crowd_of_connections_takes_bounded_memory_and_keeps_nobody_out() -> Result<()> {
+    let server = database().await?;
+    let patience = ["--header-timeout", "60s", "--body-timeout", "60s", "--request-timeout", "60s"];
+    let service = Service::start(&server, &patience).await?;
+    let nearly_a_head = format!("GET /health HTTP/1.1\r\nhost: x\r\nx: {}", "y".repeat(15_000));
+    let nearly_a_body = format!(
+        "POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{}",
+        " ".repeat(59_000)
+    );
+    let empty = service.resident_kib()?;
+    for (what, say, limit) in [
+        ("silent", &b""[..], 16),
+        ("idle after a request", HEALTH, 32),
+        ("in the middle of a head", nearly_a_head.as_bytes(), 64),
+        // Only so many bodies of that size are held; the others have their answer.
+        ("in the middle of a body", nearly_a_body.as_bytes(), 48),
+    ] {
+        let crowd = crowd(service.address(), say).await?;
+        let client = service.client();
+        let started = std::time::Instant::now();
+        for _ in 0..20 {
+            assert_eq!(client.get("/health").await?.status, 200);
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "20 requests took {:?}", started.elapsed());
+        let each = service.resident_kib()?.saturating_sub(empty) / CROWD as u64;
+        println!("{CROWD} connections {what}: {each} KiB each");
+        assert!(each < limit, "{each} KiB for each connection {what}");
+        drop(crowd);
+        let deadline = std::time::Instant::now() + SOON;
+        while !client.get("/metrics").await?.text().contains("dialog_api_http_connections 1\n") {
+            assert!(std::time::Instant::now() < deadline, "connections stay behind");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_of_ten_megabytes_is_refused_before_it_is_taken() -> Result<()> {
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;
     let before = service.resident_kib()?;
-    let mut idle = Vec::new();
-    for _ in 0..500 {
+    let body = "x".repeat(10_000_000);
+    for _ in 0..20 {
         let mut stream = connect(service.address()).await?;
-        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
-        idle.push(stream);
+        let head = format!(
+            "POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let (mut reading, mut writing) = stream.split();
+        // The service need not take what it does not want.
+        let write = async { writing.write_all(body.as_bytes()).await.is_ok() };
+        let mut answer = vec![0; 4096];
+        let read = async { timeout(SOON, reading.read(&mut answer)).await.context("no answer") };
+        let (_, read) = futures::future::join(write, read).await;
+        // A reset may overtake the answer.
+        let length = read?.unwrap_or_default();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
-    let each = (service.resident_kib()? - before) / 500;
-    assert!(each < 64, "{each} KiB for each idle connection");
+    let grown = service.resident_kib()?.saturating_sub(before);
+    assert!(grown < 8 * 1024, "{grown} KiB more after bodies that were refused");
+    assert_eq!(service.client().get("/ready").await?.status, 200);
+    Ok(())
+}
+
+/// Open streams are what a messenger has most of.
+#[tokio::test]
+async fn two_thousand_open_streams_take_less_than_100_mb() -> Result<()> {
+    const STREAMS: usize = 2_000;
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let ada = client.user("Ada").await?;
+    let mut peers = Vec::new();
+    for number in 0..8 {
+        peers.push(client.user(&format!("peer {number}")).await?);
+    }
+    let mut streams = Vec::with_capacity(STREAMS);
+    for number in 0..STREAMS {
+        let mut stream = connect(service.address()).await?;
+        let request = format!(
+            "GET /dialog/{}/stream HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+            ada.id,
+            peers[number % peers.len()].token
+        );
+        stream.write_all(request.as_bytes()).await?;
+        streams.push(stream);
+    }
+    let mut buffer = vec![0; 4096];
+    for stream in &mut streams {
+        let length = timeout(SOON, stream.read(&mut buffer)).await??;
+        let head = String::from_utf8_lossy(&buffer[..length]);
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    }
+    // Each of them has been used.
+    for peer in &peers {
+        assert_eq!(client.send(&ada, peer, "to all").await?.status, 200);
+    }
+    for stream in &mut streams {
+        let mut seen = String::new();
+        while !seen.contains("to all") {
+            let length = timeout(SOON, stream.read(&mut buffer)).await??;
+            assert!(length > 0, "a stream ended: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+    let resident = service.resident_kib()?;
+    println!("{resident} KiB with {STREAMS} open streams");
+    assert!(resident < 100_000, "{resident} KiB with {STREAMS} open streams");
     Ok(())
 }

@@ -108,6 +108,13 @@ async fn connections_that_fall_silent_are_replaced() -> Result<()> {
     let ada = client.user("Ada").await?;
     client.send(&ada, &ada, "before").await?;
     let postgres = server.connect("dialog").await?;
+    // A session that is stopped while it works would keep what others need as well.
+    let deadline = Instant::now() + SOON;
+    let followed = "SELECT FROM dialogs WHERE inbox_id IS NOT NULL";
+    while postgres.query_opt(followed, &[]).await?.is_none() {
+        assert!(Instant::now() < deadline, "the inbox does not follow");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let sessions =
         postgres.query("SELECT pid FROM pg_stat_activity WHERE application_name = 'dialog-api'", &[]).await?;
     let pids: Vec<String> = sessions.iter().map(|row| row.get::<_, i32>(0).to_string()).collect();

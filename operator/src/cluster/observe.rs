@@ -1,5 +1,6 @@
 //! What there is of a cluster in Kubernetes. Reads only.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -19,10 +20,15 @@ use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 
 use super::certificates::Secrets;
 use super::instance::Instance;
+use complaints::Attempts;
+
+mod complaints;
 
 /// The annotation of StorageClasses and IngressClasses that are taken where none is named.
 const DEFAULT_STORAGE_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 const DEFAULT_INGRESS_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+/// The annotation of a claim by which the scheduler asks for a volume where the node can reach it.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// What there is.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +74,10 @@ pub struct ObservedGroup {
     pub configured: Option<Timestamp>,
     /// Patroni's dynamic configuration.
     pub configuration: Option<Value>,
+    /// The version of the ConfigMap of both, so that nothing is changed there that was not seen.
+    pub configuration_version: Option<String>,
+    /// Whether an instance has ever held Patroni's lock.
+    pub has_led: bool,
     /// Why its StatefulSet cannot create pods.
     pub creation_failure: Option<String>,
     /// Its StatefulSet's UID.
@@ -81,6 +91,12 @@ impl ObservedGroup {
     #[must_use]
     pub fn is_initialized(&self) -> bool {
         self.system_identifier.as_ref().is_some_and(|identifier| !identifier.is_empty())
+    }
+
+    /// Whether there are fewer pods than its StatefulSet asks for.
+    #[must_use]
+    pub fn lacks_pods(&self) -> bool {
+        i32::try_from(self.instances.len()).is_ok_and(|count| count < self.replicas)
     }
 
     /// Whether a pod is of an older template than its StatefulSet has now.
@@ -111,6 +127,8 @@ pub struct Claim {
     pub bound: bool,
     /// The class it asks for.
     pub class: Option<String>,
+    /// Whether the scheduler has chosen a node for its volume, and waits for the provisioner now.
+    pub has_node: bool,
     /// Why its volume cannot be made.
     pub failure: Option<String>,
     /// The UID of the StatefulSet that it is deleted with.
@@ -137,8 +155,8 @@ pub struct ObservedApi {
 pub struct Classes {
     /// Their names.
     pub names: BTreeSet<String>,
-    /// Whether one of them is taken where none is named.
-    pub has_default: bool,
+    /// The one that is taken where none is named.
+    pub default: Option<String>,
 }
 
 impl Observed {
@@ -169,6 +187,12 @@ impl Observed {
             .filter(move |(group, _)| gone(**group))
             .flat_map(|(_, names)| names)
             .map(String::as_str)
+    }
+
+    /// How many instances of a group have a claim.
+    #[must_use]
+    pub fn claims_of(&self, group: Group) -> usize {
+        self.claims.get(&group).map_or(0, BTreeMap::len)
     }
 
     /// The highest ordinal among a group's instances that have a claim.
@@ -224,11 +248,16 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
             None => observed.api_pods.push(instance),
         }
     }
-    for (name, group) in &mut observed.groups {
+    for group in observed.groups.values_mut() {
         group.instances.sort_by_key(|instance| instance.ordinal);
-        if i32::try_from(group.instances.len()).is_ok_and(|count| count < group.replicas) {
-            group.creation_failure =
-                list.complaint("StatefulSet", &names.group(*name), "FailedCreate").await?;
+    }
+    if observed.groups.values().any(ObservedGroup::lacks_pods) {
+        let complaints = list.complaints(complaints::PODS).await?;
+        for set in &sets {
+            let group = group_of(set).and_then(|group| observed.groups.get_mut(&group));
+            if let Some(group) = group.filter(|group| group.lacks_pods()) {
+                group.creation_failure = set.uid().and_then(|uid| complaints.get(&uid).cloned());
+            }
         }
     }
     for map in &maps {
@@ -238,26 +267,28 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         let annotations = map.annotations();
         if map.name_any() == names.patroni_state(name, "config") {
             group.configured = written_by_patroni(map);
+            group.configuration_version = map.resource_version();
             group.system_identifier = annotations.get("initialize").cloned();
             group.configuration = annotations.get("config").and_then(|text| serde_json::from_str(text).ok());
         } else if map.name_any() == names.patroni_state(name, "leader") {
             group.leader = annotations.get("leader").cloned();
+            group.has_led =
+                ["leader", "acquireTime", "optime"].iter().any(|key| annotations.contains_key(*key));
         } else if map.name_any() == names.patroni_state(name, "sync") {
             let standbys = annotations.get("sync_standby").map(String::as_str).unwrap_or_default();
             group.synchronous =
                 standbys.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         }
     }
+    let complaints = if claims.iter().all(is_bound) {
+        BTreeMap::new()
+    } else {
+        list.complaints(complaints::VOLUMES).await?
+    };
     for claim in &claims {
         let Some(group) = group_of(claim) else { continue };
-        let prefix = format!("data-{}-", names.group(group));
-        let ordinal = claim.name_any().strip_prefix(&prefix).and_then(|ordinal| ordinal.parse().ok());
-        if let Some(ordinal) = ordinal {
-            let mut claim = volume_claim(claim);
-            if !claim.bound {
-                claim.failure =
-                    list.complaint("PersistentVolumeClaim", &claim.name, "ProvisioningFailed").await?;
-            }
+        if let Some(ordinal) = names.ordinal_of_claim(group, &claim.name_any()) {
+            let claim = volume_claim(claim, &complaints);
             observed.claims.entry(group).or_default().insert(ordinal, claim);
         }
     }
@@ -286,21 +317,16 @@ impl Lister<'_> {
             .map_err(Error::kubernetes("list", format!("{}s with {selector}", K::kind(&()))))?;
         Ok(found.items)
     }
-}
 
-impl Lister<'_> {
-    /// What was complained of last about an object. Some controllers say it in Events only.
-    async fn complaint(&self, kind: &str, name: &str, reason: &str) -> Result<Option<String>, Error> {
+    /// What the last attempts failed for, by the object's UID.
+    async fn complaints(&self, attempts: Attempts) -> Result<BTreeMap<String, String>, Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), self.names.namespace());
-        let fields = format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
+        let kind = attempts.kind;
         let found = api
-            .list(&ListParams::default().fields(&fields))
+            .list(&ListParams::default().fields(&format!("involvedObject.kind={kind}")))
             .await
-            .map_err(Error::kubernetes("list", format!("Events of {kind} {name}")))?;
-        let last = found.items.into_iter().max_by_key(|event| {
-            event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
-        });
-        Ok(last.and_then(|event| event.message))
+            .map_err(Error::kubernetes("list", format!("Events of {kind}s")))?;
+        Ok(complaints::last(attempts, found.items))
     }
 }
 
@@ -313,10 +339,12 @@ where
         .list_metadata(&ListParams::default())
         .await
         .map_err(Error::kubernetes("list", format!("{}s", K::kind(&()))))?;
+    let defaults =
+        found.iter().filter(|class| class.annotations().get(default).is_some_and(|is| is == "true"));
+    // Of several, Kubernetes takes the newest, and of those the first by name.
+    let default = defaults.max_by_key(|class| (class.creation_timestamp(), Reverse(class.name_any())));
     Ok(Classes {
-        has_default: found
-            .iter()
-            .any(|class| class.annotations().get(default).is_some_and(|is| is == "true")),
+        default: default.map(ResourceExt::name_any),
         names: found.iter().map(ResourceExt::name_any).collect(),
     })
 }
@@ -349,11 +377,17 @@ fn stateful_set(set: &StatefulSet) -> ObservedGroup {
     }
 }
 
-fn volume_claim(claim: &PersistentVolumeClaim) -> Claim {
+fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound")
+}
+
+fn volume_claim(claim: &PersistentVolumeClaim, complaints: &BTreeMap<String, String>) -> Claim {
+    let failure = claim.uid().and_then(|uid| complaints.get(&uid).cloned());
     Claim {
         name: claim.name_any(),
-        failure: None,
-        bound: claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound"),
+        failure: failure.filter(|_| !is_bound(claim)),
+        bound: is_bound(claim),
+        has_node: claim.annotations().contains_key(SELECTED_NODE),
         class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
         owner: claim
             .owner_references()

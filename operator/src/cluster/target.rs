@@ -9,6 +9,7 @@ use crate::api::{DialogCluster, DialogClusterSpec, PlacementSpec, ResourcesSpec,
 use crate::context::{Pull, Settings};
 use crate::names::{Group, Names};
 
+use super::memory;
 use super::observe::{Observed, ObservedGroup};
 
 /// Everything that decides how a cluster's objects look, secrets aside.
@@ -26,6 +27,8 @@ pub struct Target {
     pub api_image: String,
     /// How both are had.
     pub pull: Pull,
+    /// The class of the Ingress: Kubernetes writes the default one only into a new object, so it is named.
+    pub ingress_class: Option<String>,
     /// The groups that exist or are asked for.
     pub groups: BTreeMap<Group, GroupTarget>,
 }
@@ -80,6 +83,9 @@ impl Target {
         let spec = &cluster.spec;
         let postgres_image = image(&spec.image, &settings.postgres_image, "spec.image", "--postgres-image")?;
         let api_image = image(&spec.api.image, &settings.api_image, "spec.api.image", "--api-image")?;
+        if let Some(message) = memory::excess(spec) {
+            return Err(Refusal { reason: "MemoryTooSmall", message });
+        }
         let owner = cluster.controller_owner_ref(&()).ok_or_else(|| Refusal {
             reason: "NotStored",
             message: "the object has no UID yet".to_owned(),
@@ -97,6 +103,12 @@ impl Target {
             postgres_image,
             api_image,
             pull: settings.pull.clone(),
+            ingress_class: spec
+                .api
+                .ingress
+                .as_ref()
+                .and_then(|ingress| ingress.class_name.clone())
+                .or_else(|| observed.ingress_classes.default.clone()),
             groups: groups
                 .into_iter()
                 .map(|group| {

@@ -30,6 +30,7 @@ use super::step::Step;
 use super::topology::Topology;
 use super::wanted::{Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
+use crate::cluster::certificates::{CA, CERTIFICATE, KEY};
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
@@ -78,7 +79,7 @@ impl Controller {
             return Ok(None);
         };
         let part = |key: &str| data.get(key).map_or(&[][..], |bytes| &bytes.0);
-        Identity::from_pem(part("ca.crt"), part("tls.crt"), part("tls.key"))
+        Identity::from_pem(part(CA), part(CERTIFICATE), part(KEY))
             .map(Some)
             .map_err(|source| Error::Identity { secret: name, source })
     }
@@ -177,6 +178,9 @@ impl Reconciler for Controller {
     const NAME: &'static str = "shards";
     const MANAGER: &'static str = SHARDS_MANAGER;
     const DEADLINE: Duration = Duration::from_mins(5);
+    /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
+    /// controller has taken it up, it is named within 30 s.
+    const REST: Duration = Duration::from_secs(10);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();
@@ -212,10 +216,13 @@ impl Reconciler for Controller {
             }
         }
         let last = self.memory(&key, |memory| memory.last.clone());
+        // Shards that a long step has made were never measured.
+        let made = done.iter().any(Step::makes_shards);
+        let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
         let brief = Brief {
             wanted: &wanted,
             existing: &ask,
-            sizes: self.memory(&key, Memory::sizes),
+            sizes,
             before: last.as_deref(),
             most: if cluster.spec.paused { 0 } else { MOST_STEPS },
             deferred: &self.memory(&key, |memory| memory.deferred()),
@@ -224,7 +231,12 @@ impl Reconciler for Controller {
         };
         let mut round = round(&brief, &sessions).await;
         drop(sessions);
-        self.memory(&key, |memory| memory.remember(&round));
+        self.memory(&key, |memory| {
+            if sizes == Sizes::Measure {
+                memory.measured(&round.observed);
+            }
+            memory.remember(&round);
+        });
         round.performed.extend(done);
         for step in &round.performed {
             self.tell(cluster, step).await;

@@ -184,7 +184,14 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
     }
     let inactive = hosts(&|member| !member.active);
     if !inactive.is_empty() {
-        return finding(Holds::False, "NotActive", format!("not active: {}", inactive.join(", ")));
+        return finding(
+            Holds::False,
+            "NotActive",
+            format!(
+                "not active: {}; the operator activates them, and what keeps it from that is in the coordinator's log",
+                inactive.join(", ")
+            ),
+        );
     }
     let behind = hosts(&|member| !member.synced);
     if !behind.is_empty() {
@@ -256,7 +263,7 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
     if !tables.pending.is_empty() {
         let pending = tables.pending.join(", ");
         return if draft.waits.is_empty() {
-            finding(Holds::False, "Distributing", format!("still to spread: {pending}"))
+            finding(Holds::False, "Distributing", format!("still to distribute: {pending}"))
         } else {
             let message = format!("{pending} wait until the nodes are complete: {}", draft.waits.join("; "));
             finding(Holds::False, "NodesIncomplete", message)
@@ -267,7 +274,11 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         return finding(Holds::False, "TablesMissing", message);
     }
     let count = world.wanted.tables.len();
-    finding(Holds::True, "Distributed", format!("all {count} tables of the policy are spread as it says"))
+    finding(
+        Holds::True,
+        "Distributed",
+        format!("all {count} tables of the policy are distributed as it says"),
+    )
 }
 
 #[cfg(test)]

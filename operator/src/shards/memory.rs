@@ -59,12 +59,14 @@ struct Failure {
 
 impl Memory {
     /// Whether it is time to measure shards again.
-    pub(super) fn sizes(&mut self) -> Sizes {
-        if self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
-            return Sizes::Skip;
-        }
-        self.measured = Some(Instant::now());
-        Sizes::Measure
+    pub(super) fn sizes(&self) -> Sizes {
+        if self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) { Sizes::Skip } else { Sizes::Measure }
+    }
+
+    /// Remembers that shards were measured, if there were any: until then the next round asks again.
+    pub(super) fn measured(&mut self, observed: &Observed) {
+        let any = observed.catalog.as_ref().is_some_and(|catalog| !catalog.placements.is_empty());
+        self.measured = any.then(Instant::now);
     }
 
     /// Begins a step that takes long, unless it is under way: moves go together; anything else goes alone, and the lock

@@ -109,7 +109,9 @@ impl Metrics {
             let node_label = label(&node.group);
             self.up.get_or_create(&node_label).set(i64::from(node.state != NodeState::Unreachable));
             self.shards.get_or_create(&node_label).set(node.shards);
-            self.bytes.get_or_create(&node_label).set(node.bytes);
+            if let Some(bytes) = node.bytes {
+                self.bytes.get_or_create(&node_label).set(bytes);
+            }
         }
     }
 }
@@ -128,7 +130,7 @@ mod tests {
             host: String::new(),
             state,
             shards: 144,
-            bytes: 4096,
+            bytes: Some(4096),
         };
         let nodes = [node("worker-0", NodeState::Active), node("worker-1", NodeState::Unreachable)];
         let text = |registry: &Registry| {

@@ -126,7 +126,7 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
                 Ok(Ok(session)) => {
                     lock = Some(session);
                     // What was seen without the lock may have been changed by whoever held it.
-                    look_again(&mut round, brief, sessions).await;
+                    look_again(&mut round, brief, sessions, Sizes::Skip).await;
                 }
                 Ok(Err(holder)) => {
                     round.held = Some((step, holder));
@@ -143,11 +143,13 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
             round.long = together(&round, step);
             break;
         }
+        // Measuring asks for every shard's files: not again in this round, unless there are new ones.
+        let again = if step.makes_shards() { Sizes::Measure } else { Sizes::Skip };
         match perform(&step, sessions).await {
             Ok(()) => round.performed.push(step),
             Err(error) => round.failed.push((step, error)),
         }
-        look_again(&mut round, brief, sessions).await;
+        look_again(&mut round, brief, sessions, again).await;
     }
     if let Some(session) = lock {
         give_back(&session, sessions).await;
@@ -222,9 +224,8 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     observed
 }
 
-async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions) {
-    // Measuring asks for every shard's files: once per round is enough.
-    round.observed = look(brief, Some(&round.observed), sessions, Sizes::Skip).await;
+async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions, sizes: Sizes) {
+    round.observed = look(brief, Some(&round.observed), sessions, sizes).await;
     round.plan = plan(brief.wanted, sessions.topology(), &round.observed);
 }
 

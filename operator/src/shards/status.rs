@@ -73,7 +73,7 @@ pub fn status(
                 placements.iter().filter(|at| at.group_id == member.group_id).map(|at| at.shards).sum()
             }
         };
-        let bytes = facts.and_then(Facts::bytes).or(last.map(|node| node.bytes)).unwrap_or(0);
+        let bytes = facts.and_then(Facts::bytes).or(last.and_then(|node| node.bytes));
         Some(NodeStatus {
             group: group.to_string(),
             host: topology.endpoint(group)?.host.clone(),

@@ -228,6 +228,12 @@ impl Step {
         )
     }
 
+    /// Whether there are shards after it that were not there before it.
+    #[must_use]
+    pub fn makes_shards(&self) -> bool {
+        matches!(self, Self::DistributeTable(_) | Self::DistributeConcurrently(_))
+    }
+
     /// How the session that performs it holds the topology lock.
     #[must_use]
     pub fn hold(&self) -> Hold {

@@ -99,6 +99,7 @@ async fn a_cluster_starts_on_its_coordinator_and_gets_workers_and_gives_them_bac
     needs_citus!();
     let mut world = serving(0).await?;
     let all_here = placements(&world).await?;
+    assert_eq!(all_here.len(), wanted(0).tables.len());
     assert!(
         all_here.iter().all(|(_, group_id, shards)| (*group_id, *shards) == (0, i64::from(SHARDS))),
         "{all_here:?}"

@@ -3,6 +3,8 @@
 //!
 //! Needs PostgreSQL with the citus extension on this machine; otherwise every test says that it was skipped, and why.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
+
 mod adopt;
 mod faults;
 mod fresh;

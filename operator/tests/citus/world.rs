@@ -1,8 +1,6 @@
 //! Real servers, and the controller's engine over them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -202,18 +200,13 @@ impl World {
         Ok(session)
     }
 
-    /// Runs dialog-api's own migrations, as dialog-api.
+    /// Runs dialog-api's own migrations, under its role. They wait for the topology lock.
     pub async fn migrate(&self) -> Result<()> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dialog-api/migrations");
-        let mut files: Vec<_> =
-            fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        files.sort();
-        ensure!(!files.is_empty(), "no migrations in {}", directory.display());
-        let session = self.api(Group::Coordinator).await?;
-        for file in files {
-            session.run(&fs::read_to_string(&file)?).await.with_context(|| format!("{}", file.display()))?;
-        }
-        Ok(())
+        let mut client = self.ask_client(Group::Coordinator).await?;
+        client.batch_execute("SET ROLE dialog_api").await?;
+        let migrations = dialog_api::migrations::run(&mut client, || {});
+        let ended = tokio::time::timeout(REST_LIMIT, migrations).await;
+        ended.context("somebody keeps the topology lock from the migrations")?.map_err(Into::into)
     }
 
     /// Rows of a statement that the superuser runs on `group`'s server.
@@ -241,6 +234,11 @@ pub fn brief<'a>(
     Brief { wanted, existing, sizes, before: None, most, deferred: &[], stalls: &[], held: None }
 }
 
+/// Waits until `condition` holds, for as long as a cluster may take to come to rest.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    testbed::wait::eventually(what, REST_LIMIT, async || Ok(condition().await?.then_some(()))).await
+}
+
 /// What a resource asks for that says nothing but its number of workers: dialog-api's tables, 48 shards.
 pub fn wanted(workers: u32) -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
@@ -253,6 +251,11 @@ pub const SHARDS: i32 = 12;
 /// As [`wanted`], with fewer shards.
 pub fn few_shards(workers: u32) -> Wanted {
     Wanted { shard_count: SHARDS, ..wanted(workers) }
+}
+
+/// How many shards each of two workers has once all tables of such a resource are distributed.
+pub fn shards_of_each_worker(wanted: &Wanted) -> i64 {
+    24 * i64::try_from(wanted.tables.len()).unwrap()
 }
 
 /// A table that is copied whole to every node.

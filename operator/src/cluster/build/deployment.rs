@@ -10,13 +10,14 @@ use super::pod::{self, MOUNTED, TLS_DIRECTORY};
 use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY};
 use crate::cluster::target::Target;
 use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
+use crate::shards::step::API_ROLE;
 
 /// User and group of the image.
 const API_ID: i64 = 65532;
 /// Time for accepted requests to end.
 const TERMINATION_SECONDS: i64 = 30;
-/// The role of dialog-api in the database.
-const ROLE: &str = "dialog_api";
+/// What an idle process needs.
+const LEAST: [(&str, &str); 2] = [("cpu", "20m"), ("memory", "32Mi")];
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
 
 /// The Deployment.
@@ -82,7 +83,7 @@ fn container(target: &Target) -> Container {
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: pod::resources(&target.spec.api.resources),
+        resources: pod::resources(&target.spec.api.resources, &LEAST),
         security_context: Some(pod::container_security()),
         liveness_probe: Some(pod::probe("HTTP", "http", "/health", 10, 3)),
         readiness_probe: Some(pod::probe("HTTP", "http", "/ready", 2, 2)),
@@ -101,7 +102,7 @@ fn environment(names: &Names) -> Vec<EnvVar> {
         pod::variable("DIALOG_API_DATABASE_HOST", names.host(Group::Coordinator)),
         pod::variable("DIALOG_API_DATABASE_PORT", POSTGRES_PORT.to_string()),
         pod::variable("DIALOG_API_DATABASE_NAME", DATABASE),
-        pod::variable("DIALOG_API_DATABASE_USER", ROLE),
+        pod::variable("DIALOG_API_DATABASE_USER", API_ROLE),
         pod::variable("DIALOG_API_TLS_CA", format!("{TLS_DIRECTORY}/{CA}")),
         pod::variable("DIALOG_API_TLS_CERT", format!("{TLS_DIRECTORY}/{CERTIFICATE}")),
         pod::variable("DIALOG_API_TLS_KEY", format!("{TLS_DIRECTORY}/{KEY}")),

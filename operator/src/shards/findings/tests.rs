@@ -231,7 +231,7 @@ fn a_table_that_cannot_be_spread_is_named_with_the_remedy() {
                 (table.spread, table.column_type) = (Spread::PlainEmpty, Some("bigint".to_owned()));
             },
             "TypesDiffer",
-            "cut by uuid",
+            "distributed by one of type uuid",
         ),
         (
             |o| {

@@ -152,7 +152,7 @@ fn distributed<'a>(
     ordinary(policy, table)?;
     let (Some(column), Some(group)) = (policy.column.as_deref(), policy.group.as_deref()) else {
         // The schema refuses such an entry.
-        return Err(problem("PolicyIncomplete", policy, "the policy names no column and group for it"));
+        return Err(problem("ColumnMissing", policy, "the policy names no column and group for it"));
     };
     let Some(column_type) = table.column_type.as_deref() else {
         let message = format!("it has no column {column}; add it by a migration");
@@ -177,7 +177,7 @@ fn distributed<'a>(
                 && anchor.column_type != column_type
             {
                 let message = format!(
-                    "its column {column} has the type {column_type}, and {} in the same group is cut by {}: equal \
+                    "its column {column} has the type {column_type}, and {} in the same group is distributed by one of type {}: equal \
                      values would lie apart; give both one type by a migration",
                     anchor.table, anchor.column_type
                 );
@@ -254,7 +254,7 @@ fn ordinary(policy: &Policy, table: &Table) -> Result<(), Problem> {
     if table.ordinary {
         return Ok(());
     }
-    Err(problem("NotATable", policy, "it is not an ordinary table, and nothing else can be spread"))
+    Err(problem("NotATable", policy, "it is not an ordinary table, and nothing else can be distributed"))
 }
 
 fn otherwise(policy: &Policy, table: &Table) -> Problem {
@@ -265,7 +265,7 @@ fn otherwise(policy: &Policy, table: &Table) -> Problem {
     };
     let message = format!(
         "{actual}, and the policy says otherwise; run SELECT undistribute_table('public.{}') in a quiet hour, and the \
-         operator spreads it anew",
+         operator distributes it anew",
         policy.name
     );
     problem("SpreadOtherwise", policy, message)

@@ -12,7 +12,7 @@ use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
 
 use super::operator_namespace;
-use crate::bed::{Bed, holds, object};
+use crate::bed::{Bed, TO_NAME, holds, object};
 
 /// Shards per worker and table for 48 shards and two workers.
 const HALF: &str = "24";
@@ -25,6 +25,9 @@ pub(super) async fn assert_serve(bed: &Bed) -> Result<()> {
     for kind in ["CitusAvailable", "MetadataSynced", "WalLevelLogical", "SchemaDistributed"] {
         ensure!(holds(&cluster, kind) == "True", "{kind} is {:?}", holds(&cluster, kind));
     }
+    // Settings that differ leave it true, with another reason.
+    let citus = bed.condition("CitusAvailable", "asked for Citus", TO_NAME, |_| true).await?;
+    ensure!(citus.reason == "Installed", "{}: {}", citus.reason, citus.message);
     bed.talk()?;
     let nodes = bed
         .sql(

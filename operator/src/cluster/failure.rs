@@ -1,4 +1,5 @@
-//! What is said of an object that is not what its schema says. Only its metadata and status are looked at.
+//! What is said of an object of which nothing else can be said: it is not what its schema says, or what there is of it
+//! could not be read. Only its metadata and status are looked at.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;

@@ -1,4 +1,6 @@
-//! The servers of this crate do what the tests of the others rely on.
+//! The servers of this crate do what the tests of the others rely on; and what the image has of its own does its part.
+
+mod initdb;
 
 use anyhow::Result;
 use testbed::{

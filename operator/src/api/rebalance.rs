@@ -20,7 +20,8 @@ pub struct RebalanceSpec {
     #[serde(default)]
     pub strategy: RebalanceStrategy,
     /// How far a worker may be from the average before shards are moved, as a part of the average. With `ByCount` workers
-    /// differ by one shard of a colocation group at most, whatever the threshold.
+    /// differ by one shard of a colocation group at most, whatever the threshold. Colocation groups with fewer shards than
+    /// there are workers count together.
     #[serde(default = "defaults::threshold")]
     pub threshold: Threshold,
     /// Moves at the same time; a worker takes part in one of them at a time.

@@ -1,9 +1,8 @@
 //! Looks for a better place for every shard group.
 //!
-//! First what has to move goes where it is missed most. Then, colocation group by colocation group, the fullest node
-//! gives to the emptiest the largest shard group that makes the two more even, until all are within the threshold or
-//! nothing helps. Colocation groups that are even by themselves may still pile up, many small ones on one node: so the
-//! nodes as a whole come last, by moves that do no harm within a group.
+//! First what has to move goes where it is missed most. Then, pool by pool, the fullest node gives to the emptiest the
+//! largest shard group that makes the two more even, until all are within the threshold or nothing helps. Where two nodes
+//! are alike within a pool, the one that carries less as a whole comes first.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -29,13 +28,12 @@ pub(super) fn search(state: &mut State, policy: &Policy) {
     }
     // The number of shard groups does not waver as sizes and loads do: nothing speaks against the exact answer.
     let within = if policy.strategy == Strategy::ByCount { 0 } else { policy.threshold };
-    // Each of these makes the shard groups more even, or the nodes and the shard groups no less, or less of them move:
-    // there is an end.
+    // The one makes the pools more even, the other leaves them no less so and fewer move: there is an end.
     loop {
-        for colocation in 0..state.colocations.len() {
-            even_out(state, colocation, &shared, within);
+        for pool in 0..state.pools.len() {
+            even_out(state, pool, &shared, within);
         }
-        if !even_out_nodes(state, &shared, policy.threshold) && !take_back(state) {
+        if !take_back(state) {
             return;
         }
     }
@@ -61,7 +59,7 @@ fn force(state: &mut State) {
     leaving.sort_by_key(|item| (Reverse(state.items[*item].cost), *item));
     let before = state.clone();
     if drain(state, &leaving, &shared, |state, item, node| {
-        (state.spread[state.items[item].colocation][node], state.totals[node])
+        (state.spread[state.items[item].pool][node], state.totals[node])
     }) {
         return;
     }
@@ -145,10 +143,10 @@ fn may_move(state: &State, item: usize) -> bool {
         || (state.items[item].fate == Fate::Leave && state.is_displaced(item))
 }
 
-/// The movable shard groups of each node, out of `items`.
-fn hold(state: &State, items: impl Iterator<Item = usize>) -> Vec<Held> {
+/// The movable shard groups of a pool on each node.
+fn hold(state: &State, pool: usize) -> Vec<Held> {
     let mut held = vec![Held::new(); state.nodes.len()];
-    for item in items.filter(|item| may_move(state, *item)) {
+    for &item in state.pools[pool].iter().filter(|item| may_move(state, **item)) {
         if let Some(node) = state.at[item] {
             held[node].insert(entry(state, item));
         }
@@ -156,34 +154,29 @@ fn hold(state: &State, items: impl Iterator<Item = usize>) -> Vec<Held> {
     held
 }
 
-fn shift(state: &mut State, held: &mut [Held], item: usize, from: usize, to: usize) {
-    held[from].remove(&entry(state, item));
-    state.put(item, to);
-    held[to].insert(entry(state, item));
-}
-
-/// Evens out one colocation group.
-fn even_out(state: &mut State, colocation: usize, shared: &[usize], threshold: u32) {
-    let items = &state.colocations[colocation];
+/// Evens out one pool.
+fn even_out(state: &mut State, pool: usize, shared: &[usize], threshold: u32) {
     // What cannot be divided cannot be spread.
-    if items.len() < 2 {
+    if state.pools[pool].len() < 2 {
         return;
     }
-    let mut held = hold(state, items.iter().copied());
-    let band = Band::new(shared.iter().map(|node| state.spread[colocation][*node]), threshold);
-    let rank = |state: &State, node: usize| (state.spread[colocation][node], state.totals[node], node);
+    let mut held = hold(state, pool);
+    let band = Band::new(shared.iter().map(|node| state.spread[pool][*node]), threshold);
+    let rank = |state: &State, node: usize| (state.spread[pool][node], state.totals[node], node);
     let mut order: BTreeSet<(u64, u64, usize)> = shared.iter().map(|node| rank(state, *node)).collect();
-    while let Some((item, from, to)) = next_within(state, &order, &held, &band) {
+    while let Some((item, from, to)) = next(state, &order, &held, &band) {
         order.remove(&rank(state, from));
         order.remove(&rank(state, to));
-        shift(state, &mut held, item, from, to);
+        held[from].remove(&entry(state, item));
+        state.put(item, to);
+        held[to].insert(entry(state, item));
         order.insert(rank(state, from));
         order.insert(rank(state, to));
     }
 }
 
-/// The next move within a colocation group: from the fullest node that can give to the emptiest that can take.
-fn next_within(
+/// The next move within a pool: from the fullest node that can give to the emptiest that can take.
+fn next(
     state: &State,
     order: &BTreeSet<(u64, u64, usize)>,
     held: &[Held],
@@ -204,60 +197,6 @@ fn next_within(
             if let Some(item) = found {
                 return Some((item, from, to));
             }
-        }
-    }
-    None
-}
-
-/// Evens out what the nodes carry as a whole, where that leaves every colocation group as even as it is; whether there was
-/// anything to move.
-fn even_out_nodes(state: &mut State, shared: &[usize], threshold: u32) -> bool {
-    let band = Band::new(shared.iter().map(|node| state.totals[*node]), threshold);
-    if !shared.iter().any(|node| band.is_low(state.totals[*node]) || band.is_high(state.totals[*node])) {
-        return false;
-    }
-    let mut held = hold(state, 0..state.items.len());
-    let mut any = false;
-    loop {
-        let mut sources = shared.to_vec();
-        sources.sort_by_key(|node| (Reverse(state.totals[*node]), *node));
-        let mut moved = false;
-        for from in sources {
-            while let Some((item, to)) = next_across(state, shared, &held, &band, from) {
-                shift(state, &mut held, item, from, to);
-                moved = true;
-            }
-        }
-        if !moved {
-            return any;
-        }
-        any = true;
-    }
-}
-
-/// The next move away from `from`, to the emptiest node that can take something.
-fn next_across(
-    state: &State,
-    shared: &[usize],
-    held: &[Held],
-    band: &Band,
-    from: usize,
-) -> Option<(usize, usize)> {
-    let mut targets = shared.to_vec();
-    targets.sort_by_key(|node| (state.totals[*node], *node));
-    let source = state.totals[from];
-    for to in targets {
-        let target = state.totals[to];
-        if target >= source || !band.allows(source, target) {
-            return None;
-        }
-        let candidates = held[from].range(..=(worth(source - target), Reverse(0), Reverse(0))).rev();
-        let harmless = |item: &usize| {
-            let spread = &state.spread[state.items[*item].colocation];
-            spread[from] >= spread[to].saturating_add(state.items[*item].cost) && state.fits(*item, to)
-        };
-        if let Some(item) = candidates.map(|(_, _, Reverse(item))| *item).find(harmless) {
-            return Some((item, to));
         }
     }
     None

@@ -18,8 +18,8 @@ const COST_LIMIT: u64 = 1 << 46;
 pub(super) struct Item {
     /// As it was given.
     pub(super) group: ShardGroup,
-    /// Index of its colocation group.
-    pub(super) colocation: usize,
+    /// Index of its pool.
+    pub(super) pool: usize,
     /// Index of the node where it was; `None` if that node is unknown.
     pub(super) origin: Option<usize>,
     /// What it counts for in the balance.
@@ -59,11 +59,12 @@ impl Fate {
 pub(super) struct State {
     pub(super) nodes: Vec<(Group, Node)>,
     pub(super) items: Vec<Item>,
-    /// Indices of the items of each colocation group.
-    pub(super) colocations: Vec<Vec<usize>>,
+    /// Indices of the items of each pool: what is spread evenly by itself. A colocation group is one if every node can have
+    /// some of it; those that are too small for that are one together.
+    pub(super) pools: Vec<Vec<usize>>,
     /// Node of each item, `None` where it is unknown.
     pub(super) at: Vec<Option<usize>>,
-    /// Cost by colocation group and node.
+    /// Cost by pool and node.
     pub(super) spread: Vec<Vec<u64>>,
     /// Cost by node.
     pub(super) totals: Vec<u64>,
@@ -85,15 +86,12 @@ impl State {
         let idle = groups.iter().map(|group| group.load.min(COST_LIMIT)).sum::<u64>()
             / (IDLE_PART * (groups.len() as u64).max(1))
             + 1;
-        let mut ids: BTreeMap<i32, usize> = BTreeMap::new();
-        let mut colocations: Vec<Vec<usize>> = Vec::new();
+        let numbers = pool_numbers(&nodes, &groups);
+        let mut pools: Vec<Vec<usize>> = vec![Vec::new(); numbers.len() + 1];
         let mut items = Vec::with_capacity(groups.len());
         for group in groups {
-            let colocation = *ids.entry(group.colocation_id).or_insert_with(|| {
-                colocations.push(Vec::new());
-                colocations.len() - 1
-            });
-            colocations[colocation].push(items.len());
+            let pool = numbers.get(&group.colocation_id).copied().unwrap_or(numbers.len());
+            pools[pool].push(items.len());
             let cost = match strategy {
                 Strategy::ByCount => 1,
                 Strategy::BySize => group.bytes.saturating_add(BASE_BYTES),
@@ -102,21 +100,21 @@ impl State {
             let origin = index.get(&group.node).copied();
             let home = home(&homes, &group);
             let fate = fate(&nodes, origin, home.map(|node| (node, index.get(&node).copied())));
-            items.push(Item { group, colocation, origin, cost: cost.min(COST_LIMIT), fate });
+            items.push(Item { group, pool, origin, cost: cost.min(COST_LIMIT), fate });
         }
 
         let mut state = Self {
             room: nodes.iter().map(|(_, node)| node.free_bytes.unwrap_or(u64::MAX)).collect(),
             at: items.iter().map(|item| item.origin).collect(),
-            spread: vec![vec![0; nodes.len()]; colocations.len()],
+            spread: vec![vec![0; nodes.len()]; pools.len()],
             totals: vec![0; nodes.len()],
             nodes,
             items,
-            colocations,
+            pools,
         };
         for (item, node) in state.items.iter().zip(&state.at) {
             if let Some(node) = *node {
-                state.spread[item.colocation][node] += item.cost;
+                state.spread[item.pool][node] += item.cost;
                 state.totals[node] += item.cost;
             }
         }
@@ -154,15 +152,15 @@ impl State {
 
     /// Puts `item` on `node`. What leaves a node gives no room back: Citus drops it later.
     pub(super) fn put(&mut self, item: usize, node: usize) {
-        let Item { colocation, cost, .. } = self.items[item];
+        let Item { pool, cost, .. } = self.items[item];
         if let Some(before) = self.at[item] {
-            self.spread[colocation][before] -= cost;
+            self.spread[pool][before] -= cost;
             self.totals[before] -= cost;
             if self.room[before] != u64::MAX {
                 self.room[before] += self.needs(item, before);
             }
         }
-        self.spread[colocation][node] += cost;
+        self.spread[pool][node] += cost;
         self.totals[node] += cost;
         if self.room[node] != u64::MAX {
             self.room[node] = self.room[node].saturating_sub(self.needs(item, node));
@@ -175,16 +173,26 @@ impl State {
         self.at[item] != self.items[item].origin
     }
 
-    /// Whether taking `item` from one node to another leaves the balance no worse: that of its colocation group first,
-    /// the nodes' own where that is the same.
+    /// Whether taking `item` from one node to another leaves the balance no worse: that of its pool first, the
+    /// nodes' own where that is the same.
     pub(super) fn helps(&self, item: usize, from: usize, to: usize) -> bool {
-        let Item { colocation, cost, .. } = self.items[item];
-        let spread = &self.spread[colocation];
+        let Item { pool, cost, .. } = self.items[item];
+        let spread = &self.spread[pool];
         // The sum of squares falls by 2 * cost * (gap - cost).
         let gap = |carried: &[u64]| i128::from(carried[from]) - i128::from(carried[to]);
         let cost = i128::from(cost);
         gap(spread) > cost || (gap(spread) == cost && gap(&self.totals) >= cost)
     }
+}
+
+/// The colocation groups that are a pool by themselves, numbered.
+fn pool_numbers(nodes: &[(Group, Node)], groups: &[ShardGroup]) -> BTreeMap<i32, usize> {
+    let shared = nodes.iter().filter(|(_, node)| node.role == Role::Shared).count();
+    let mut sizes: BTreeMap<i32, usize> = BTreeMap::new();
+    for group in groups {
+        *sizes.entry(group.colocation_id).or_default() += 1;
+    }
+    sizes.into_iter().filter(|(_, size)| *size >= shared).map(|(id, _)| id).zip(0..).collect()
 }
 
 /// The pins of each colocation group, by hash.

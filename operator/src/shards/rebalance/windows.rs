@@ -185,10 +185,15 @@ mod tests {
         // On 2026-03-29 clocks in Berlin go from 02:00 to 03:00, which is 01:00 UTC.
         let berlin = [window("30 2 * * *", "1h", "Europe/Berlin")];
         assert_eq!(asked(&berlin, "2026-03-28T02:00:00Z"), open("2026-03-28T02:30:00Z"));
-        let (is_open, until) = asked(&berlin, "2026-03-29T01:30:00Z");
-        assert!(is_open, "{until:?}");
-        assert!(!asked(&berlin, "2026-03-29T00:59:00Z").0);
-        assert_eq!(asked(&berlin, "2026-03-29T02:45:00Z"), closed("2026-03-30T00:30:00Z"));
+        // It opens when the clock has gone forward.
+        assert_eq!(asked(&berlin, "2026-03-29T00:59:59Z"), closed("2026-03-29T01:00:00Z"));
+        assert_eq!(asked(&berlin, "2026-03-29T01:00:00Z"), open("2026-03-29T02:00:00Z"));
+        assert_eq!(asked(&berlin, "2026-03-29T01:59:59Z"), open("2026-03-29T02:00:00Z"));
+        assert_eq!(asked(&berlin, "2026-03-29T02:00:00Z"), closed("2026-03-30T00:30:00Z"));
+        // An hour of many openings is left out with its hour.
+        let many = [window("*/30 2 * * *", "10m", "Europe/Berlin")];
+        assert_eq!(asked(&many, "2026-03-29T01:00:00Z"), closed("2026-03-30T00:00:00Z"));
+        assert_eq!(asked(&many, "2026-10-25T01:05:00Z"), open("2026-10-25T01:10:00Z"));
     }
 
     #[test]

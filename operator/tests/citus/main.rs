@@ -12,6 +12,7 @@ mod growth;
 mod journey;
 mod killer;
 mod moves;
+mod planner;
 mod traffic;
 mod world;
 

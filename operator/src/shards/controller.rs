@@ -228,6 +228,8 @@ impl Reconciler for Controller {
             deferred: &self.memory(&key, |memory| memory.deferred()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
             held: self.memory(&key, |memory| memory.held.clone()),
+            shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),
+            overtaken: self.memory(&key, |memory| memory.overtaken.clone()),
         };
         let mut round = round(&brief, &sessions).await;
         drop(sessions);
@@ -297,6 +299,8 @@ impl Job {
             deferred: &[],
             stalls: &[],
             held: self.held.clone(),
+            shown: None,
+            overtaken: None,
         };
         let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
         carry_out(&brief, &sessions, step).await

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::act;
 use super::lock::Holder;
 use super::observe::Sizes;
-use super::observed::Observed;
+use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
 use super::round::Round;
 use super::step::Step;
@@ -43,6 +43,8 @@ pub(super) struct Memory {
     pub(super) last: Option<Arc<Observed>>,
     /// The plan of moves that is being carried out.
     pub(super) held: Option<MovePlan>,
+    /// The last plan that could not be carried on with.
+    pub(super) overtaken: Option<Dropped>,
 }
 
 struct Long {
@@ -60,7 +62,11 @@ struct Failure {
 impl Memory {
     /// Whether it is time to measure shards again.
     pub(super) fn sizes(&self) -> Sizes {
-        if self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) { Sizes::Skip } else { Sizes::Measure }
+        if self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
+            Sizes::Skip
+        } else {
+            Sizes::Measure
+        }
     }
 
     /// Remembers that shards were measured, if there were any: until then the next round asks again.
@@ -110,6 +116,10 @@ impl Memory {
         let under_way = |step: &Step| self.long.iter().any(|long| long.step == *step);
         self.failures.retain(|step, _| round.plan.steps.contains(step) || under_way(step));
         self.last = Some(Arc::new(round.observed.clone()));
-        self.held = round.held_plan();
+        // Catalogs that could not be read say nothing about the plan.
+        if let Some(moves) = &round.plan.moves {
+            self.held = round.held_plan();
+            self.overtaken.clone_from(&moves.overtaken);
+        }
     }
 }

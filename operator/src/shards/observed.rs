@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::rebalance::{HashRange, MovePlan};
 use super::step::Step;
 use super::topology::Topology;
+use crate::api::PlanStatus;
 use crate::names::Group;
 use crate::pg::Endpoint;
 
@@ -28,6 +29,10 @@ pub struct Observed {
     pub stalls: Vec<Stall>,
     /// The plan that is being carried out, as it was made. What is left of it goes on as long as the world allows.
     pub held: Option<MovePlan>,
+    /// The plan that the status shows: what an operator that is started anew carries on with.
+    pub shown: Option<PlanStatus>,
+    /// The last plan that could not be carried on with.
+    pub overtaken: Option<Dropped>,
     /// Steps that take long, failed lately, and are put off: what does not need them goes first.
     pub deferred: Vec<Step>,
 }
@@ -65,6 +70,15 @@ impl Observed {
             .map(|(shard, bytes)| (*shard, *bytes))
             .collect()
     }
+}
+
+/// A plan that could not be carried on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// Its name.
+    pub hash: String,
+    /// In what the world is not any more as it was made for.
+    pub why: String,
 }
 
 /// One group's primary.

@@ -16,8 +16,8 @@ mod moves;
 mod prepare;
 mod tables;
 
-pub use moves::Moves;
 pub(super) use moves::obstacle;
+pub use moves::{Cramped, Moves};
 pub use tables::{Problem, Report};
 
 /// What is to be done, what is waited for, and what is so.

@@ -8,12 +8,13 @@ use futures::future::BoxFuture;
 use super::act::{self, perform};
 use super::lock::{self, Holder};
 use super::observe::{Sizes, observe};
-use super::observed::{Observed, Stall};
+use super::observed::{Dropped, Observed, Stall};
 use super::plan::{Plan, plan};
 use super::rebalance::MovePlan;
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::wanted::Wanted;
+use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
@@ -40,6 +41,10 @@ pub struct Brief<'a> {
     pub stalls: &'a [Stall],
     /// The plan that is being carried out.
     pub held: Option<MovePlan>,
+    /// The plan that the status shows.
+    pub shown: Option<&'a PlanStatus>,
+    /// The last plan that could not be carried on with.
+    pub overtaken: Option<Dropped>,
 }
 
 /// What became of a round.
@@ -220,6 +225,8 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     observed.existing = (brief.existing)().await;
     observed.stalls = brief.stalls.to_vec();
     observed.held = brief.held.clone();
+    observed.shown = brief.shown.cloned();
+    observed.overtaken = brief.overtaken.clone();
     observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
     observed
 }

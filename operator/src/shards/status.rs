@@ -6,15 +6,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::observed::{Catalog, Facts, Progress, RunningMove};
-use super::rebalance::Cause;
 use super::round::Round;
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use super::world::{World, members};
-use crate::api::{
-    DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, PlannedMove, RebalanceStatus,
-};
+use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus};
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
     SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
@@ -37,8 +34,6 @@ pub const PART: Part = Part {
     ],
 };
 
-/// Planned moves that the status shows.
-const PLANNED: usize = 100;
 /// Moves under way that the status shows.
 const CURRENT: usize = 16;
 
@@ -103,28 +98,7 @@ pub fn status(
 
 /// What is to be moved; `None` where nothing is.
 fn planned(round: &Round, before: Option<&PlanStatus>) -> Option<PlanStatus> {
-    let Some(moves) = &round.plan.moves else { return before.cloned() };
-    let plan = &moves.plan;
-    let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let steps = plan.moves.iter().take(PLANNED).map(|next| PlannedMove {
-        shard: next.shard_id,
-        from: next.from.to_string(),
-        to: next.to.to_string(),
-        bytes: number(next.bytes),
-        wave: i32::try_from(next.wave).unwrap_or(i32::MAX),
-        cause: match next.cause {
-            Cause::Drain => "drain",
-            Cause::Pin => "pin",
-            Cause::Balance => "balance",
-        }
-        .to_owned(),
-    });
-    (!plan.moves.is_empty()).then(|| PlanStatus {
-        hash: plan.hash.clone(),
-        moves: i64::try_from(plan.moves.len()).unwrap_or(i64::MAX),
-        bytes: number(plan.bytes),
-        steps: steps.collect(),
-    })
+    round.plan.moves.as_ref().map_or_else(|| before.cloned(), |moves| moves.plan.status())
 }
 
 /// How far the moves are; `None` once nothing is left to move.

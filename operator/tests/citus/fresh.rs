@@ -182,7 +182,7 @@ async fn shards_are_measured_once_per_round_and_where_they_are_made() -> Result<
     world.migrate().await?;
     let round = world.round(&wanted).await?;
     ensure!(round.performed.iter().any(Step::makes_shards) && round.is_settled(), "{round:?}");
-    let shown = status(&wanted, &world.topology(), &round.observed, None);
+    let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now());
     assert!(shown.nodes[1..].iter().all(|node| node.bytes > Some(0)), "{:?}", shown.nodes);
 
     // More than one thing to mend, so that the round looks again and again.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
+use dialog_operator::api::PlanStatus;
 use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED};
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
@@ -12,7 +13,7 @@ use dialog_operator::shards::round::{Brief, Round, round};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::{Gate, Wanted};
 use futures::future::{BoxFuture, ready};
-use testbed::postgres::Shutdown;
+use testbed::postgres::{Shutdown, volumes_available};
 
 use crate::needs_citus;
 use crate::world::{World, brief, condition, few_shards};
@@ -41,6 +42,14 @@ async fn holding(world: &World, wanted: &Wanted, held: Option<MovePlan>) -> Resu
     let existing = world.existing();
     let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
     let brief = Brief { held, ..brief(wanted, &ask) };
+    Ok(round(&brief, &world.sessions()?).await)
+}
+
+/// One round of an operator that has just started, and finds the plan `shown` in the status.
+async fn resuming(world: &World, wanted: &Wanted, shown: Option<&PlanStatus>) -> Result<Round> {
+    let existing = world.existing();
+    let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+    let brief = Brief { shown, ..brief(wanted, &ask) };
     Ok(round(&brief, &world.sessions()?).await)
 }
 
@@ -78,6 +87,42 @@ async fn what_is_approved_is_what_runs() -> Result<()> {
         .collect();
     assert_eq!(made, planned);
     assert_eq!(condition(&world.round(&approved).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_approved_plan_is_carried_on_by_the_next_operator_and_refused_in_another_world() -> Result<()> {
+    needs_citus!();
+    let mut world = with_an_empty_worker().await?;
+    let plan = holding(&world, &gated(2, closed()), None).await?.held_plan().unwrap();
+    let approved = Gate::Approved(plan.hash.clone());
+    let mut shown = plan.status();
+    let mut made = Vec::new();
+    // Each operator makes one move and is gone; a plan made anew would have another name.
+    while made.len() + 1 < plan.moves.len() {
+        let round = resuming(&world, &gated(2, approved.clone()), shown.as_ref()).await?;
+        let step = round.long.first().unwrap();
+        perform(step, &world.long_sessions(step)?).await?;
+        made.push(step.clone());
+        shown = round.plan.moves.unwrap().plan.status();
+    }
+    let planned = plan.moves.iter().take(made.len());
+    let planned: Vec<Step> = planned
+        .map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to })
+        .collect();
+    assert_eq!(made, planned);
+
+    // With one more worker it is not what was approved.
+    world.add(Group::Worker(2))?;
+    world.settle(&gated(3, closed())).await?;
+    let round = resuming(&world, &gated(3, approved), shown.as_ref()).await?;
+    assert!(round.long.is_empty(), "{:?}", round.long);
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("False", "ApprovalOutdated"), "{message}");
+    let why =
+        "the plan spreads shards over worker-0, worker-1, and now there are worker-0, worker-1, worker-2";
+    assert!(message.contains(why), "{message}");
+    assert!(message.contains(&round.held_plan().unwrap().hash), "{message}");
     Ok(())
 }
 
@@ -130,7 +175,7 @@ async fn a_table_without_a_key_keeps_its_own_colocation_group_only() -> Result<(
     assert_eq!((status, reason), ("False", "NoReplicaIdentity"), "{message}");
     assert!(message.contains("cannot follow bare"), "{message}");
 
-    let key = "ALTER TABLE public.bare ADD id uuid NOT NULL DEFAULT gen_random_uuid(), ADD PRIMARY KEY (dialog_id, id)";
+    let key = "ALTER TABLE public.bare ADD PRIMARY KEY (dialog_id)";
     world.ask_client(Group::Coordinator).await?.batch_execute(key).await?;
     world.settle(&open).await?;
     assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
@@ -210,22 +255,79 @@ async fn a_group_is_deleted_only_when_its_own_server_says_that_it_holds_nothing(
         )
         .await?[0]
         .get(0);
-    world
-        .ask_client(Group::Worker(1))
-        .await?
-        .batch_execute(&format!("CREATE TABLE public.messages_{shard} ()"))
-        .await?;
+    let by_hand = world.ask_client(Group::Worker(1)).await?;
+    by_hand.batch_execute("SET citus.enable_manual_changes_to_shards = on").await?;
+    by_hand.batch_execute(&format!("CREATE TABLE public.messages_{shard} ()")).await?;
     let (stays, deleted) = ask(&world).await?;
     assert!(!deleted && stays.as_deref() == Some("worker-1 stores 1 shards"), "{stays:?}");
-    world
-        .ask_client(Group::Worker(1))
-        .await?
-        .batch_execute(&format!("DROP TABLE public.messages_{shard}"))
-        .await?;
+    by_hand.batch_execute(&format!("DROP TABLE public.messages_{shard}")).await?;
 
     let (stays, deleted) = ask(&world).await?;
     assert!(deleted && stays.is_none(), "{stays:?}");
     let round = world.round(&few_shards(1)).await?;
     assert_eq!(condition(&round, SCALE_IN_BLOCKED).1, "Removing");
+    Ok(())
+}
+
+/// Bytes of a volume that a test fills.
+const VOLUME: u64 = 600 << 20;
+
+fn add_with_volume(world: &mut World, group: Group) -> Result<()> {
+    world.add_with(group, |builder| {
+        builder.volume(VOLUME).parameter("max_wal_size", "64MB").parameter("min_wal_size", "32MB")
+    })
+}
+
+#[tokio::test]
+async fn nothing_is_moved_to_where_there_is_no_room() -> Result<()> {
+    needs_citus!();
+    if let Err(reason) = volumes_available() {
+        println!("SKIPPED a full volume: {reason}");
+        return Ok(());
+    }
+    let mut world = World::empty()?;
+    world.add(Group::Coordinator)?;
+    add_with_volume(&mut world, Group::Worker(0))?;
+    world.add(Group::Worker(1))?;
+    world.serve(&few_shards(2)).await?;
+    let api = world.api(Group::Coordinator).await?;
+    api.run(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), repeat('text', 450), now()
+         FROM generate_series(1, 20000)",
+    )
+    .await?;
+    // About 20 MiB are on each; a tenth of the volume is kept free.
+    world.server(Group::Worker(0)).leave_free(VOLUME / 10 + (10 << 20))?;
+    let round = world.round(&few_shards(1)).await?;
+    assert!(
+        round.performed.is_empty() && round.long.is_empty(),
+        "nobody is told to go: {:?}",
+        round.performed
+    );
+    let (status, reason, message) = condition(&round, SCALE_IN_BLOCKED);
+    assert_eq!((status, reason), ("True", "NoPlace"), "{message}");
+    assert!(message.starts_with("worker-1 cannot leave") && message.contains("finds no room"), "{message}");
+    let flags = "SELECT count(*) FROM pg_dist_node WHERE groupid > 0 AND shouldhaveshards";
+    assert_eq!(world.number(Group::Coordinator, flags).await?, 2);
+
+    world.server(Group::Worker(0)).leave_free(VOLUME)?;
+    world.settle(&few_shards(1)).await?;
+    let round = world.round(&few_shards(1)).await?;
+    assert_eq!(condition(&round, SCALE_IN_BLOCKED).1, "Removing");
+
+    // The other way round: the one that comes back has no room.
+    world.remove(Group::Worker(1));
+    add_with_volume(&mut world, Group::Worker(1))?;
+    world.server(Group::Worker(1)).leave_free(VOLUME / 10)?;
+    world.settle(&few_shards(2)).await?;
+    let (status, reason, message) = condition(&world.round(&few_shards(2)).await?, BALANCED);
+    assert_eq!((status, reason), ("False", "NoPlace"), "{message}");
+    assert!(message.contains("belongs on worker-1"), "{message}");
+    world.server(Group::Worker(1)).leave_free(VOLUME)?;
+    world.settle(&few_shards(2)).await?;
+    assert_eq!(condition(&world.round(&few_shards(2)).await?, BALANCED).0, "True");
+    let rows: i64 = api.query_one("SELECT count(*) FROM messages", &[]).await?.get(0);
+    assert_eq!(rows, 20_000);
     Ok(())
 }

@@ -23,7 +23,7 @@ use testbed::postgres::{Access, Builder, Installation, Server};
 use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
-const REST_LIMIT: Duration = Duration::from_mins(5);
+const REST_LIMIT: Duration = Duration::from_mins(10);
 
 /// Servers of one cluster, and the authority that they trust.
 pub struct World {
@@ -231,7 +231,18 @@ pub fn brief<'a>(
     existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
 ) -> Brief<'a> {
     let (sizes, most) = (Sizes::Measure, usize::MAX);
-    Brief { wanted, existing, sizes, before: None, most, deferred: &[], stalls: &[], held: None }
+    Brief {
+        wanted,
+        existing,
+        sizes,
+        before: None,
+        most,
+        deferred: &[],
+        stalls: &[],
+        held: None,
+        shown: None,
+        overtaken: None,
+    }
 }
 
 /// Waits until `condition` holds, for as long as a cluster may take to come to rest.

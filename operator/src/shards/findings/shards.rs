@@ -4,7 +4,7 @@ use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
 use crate::names::Group;
 use crate::shards::observed::Foreign;
-use crate::shards::plan::{Draft, Moves, obstacle};
+use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
 use crate::shards::wanted::Gate;
@@ -64,6 +64,14 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
     if let [first, ..] = moves.plan.stuck.as_slice() {
         return finding(Holds::False, "NoPlace", obstacle(first));
     }
+    if let Some(Cramped { next, room }) = moves.cramped {
+        let message = format!(
+            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: enlarge \
+             its volume, or add a worker",
+            next.shard_id, next.bytes, next.to
+        );
+        return finding(Holds::False, "NoPlace", message);
+    }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     let missing: Vec<String> = (0..world.wanted.workers)
         .map(Group::Worker)
@@ -85,9 +93,11 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
             finding(Holds::False, reason, message)
         }
         Gate::Approved(hash) if even => {
+            let why = moves.overtaken.as_ref().filter(|dropped| dropped.hash == *hash);
+            let why = why.map_or_else(|| "it is not what is to be done".to_owned(), |it| it.why.clone());
             let message = format!(
-                "the plan that was approved ({hash}) is not what is to be done by now: look at the new one in \
-                 status.plan ({}), and approve that",
+                "the plan {hash} was approved, and nothing of it is done any more: {why}; look at the new one in status.plan \
+                 ({}), and approve that",
                 moves.plan.hash
             );
             finding(Holds::False, "ApprovalOutdated", message)

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::Draft;
 use crate::names::Group;
-use crate::shards::observed::RunningMove;
+use crate::shards::observed::{Dropped, RunningMove};
 use crate::shards::preflight::{self, Check};
-use crate::shards::rebalance::{self, Goal, Layout, MovePlan, Node, Policy, Role, ShardGroup};
+use crate::shards::rebalance::{self, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup};
 use crate::shards::step::Step;
 use crate::shards::wanted::Gate;
 use crate::shards::world::World;
@@ -26,6 +26,19 @@ pub struct Moves {
     pub running: Vec<RunningMove>,
     /// Why moves that could begin now do not.
     pub checks: Vec<Check>,
+    /// The last plan that could not be carried on with.
+    pub overtaken: Option<Dropped>,
+    /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
+    pub cramped: Option<Cramped>,
+}
+
+/// A shard group that stays where it is because its place is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cramped {
+    /// What would make the spread more even.
+    pub next: Move,
+    /// Bytes that may still be placed on the target.
+    pub room: u64,
 }
 
 /// Where the shards are once the moves under way have ended, and where they may go.
@@ -77,23 +90,65 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
     Layout { nodes: groups_of.values().filter_map(node).collect(), groups, pins: Vec::new() }
 }
 
+/// `layout` as it is once every node that is away has come back.
+fn with_all_back(world: &World<'_>, layout: &Layout) -> Layout {
+    let mut back = layout.clone();
+    for (group, node) in &mut back.nodes {
+        if node.role == Role::Unavailable {
+            node.role = if world.holds_shards(*group) { Role::Shared } else { Role::Draining };
+        }
+    }
+    back
+}
+
 /// Decides what is to be moved, in the world as it will be once everybody has left who is not asked for.
 pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let layout = layout(world);
     let policy = |goal| Policy { goal, ..world.wanted.rebalance.policy };
     let goal = if complete { Goal::Balance } else { Goal::Settle };
     let fresh = || rebalance::plan(&layout, &policy(goal));
-    // A plan that has begun is carried out as it was made, unless the world is no longer what it was made for.
-    let held = world.observed.held.as_ref().and_then(|held| held.rest(&layout, &policy(goal)).ok());
-    let plan = held.filter(|rest| !rest.moves.is_empty()).unwrap_or_else(fresh);
+    // A plan that has begun is carried out as it was made, unless the world is no longer what it was made for. A node that
+    // is away for a moment is no reason: nothing moves until it is back.
+    let back = with_all_back(world, &layout);
+    let resumed = || MovePlan::resumed(world.observed.shown.as_ref()?, &back, &policy(goal));
+    let held = world.observed.held.clone().or_else(resumed);
+    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, held.rest(&back, &policy(goal)))) {
+        Some((_, Ok(rest))) => (Some(rest), None),
+        Some((held, Err(why))) => (None, Some(Dropped { hash: held.hash.clone(), why: why.to_string() })),
+        None => (None, None),
+    };
+    if overtaken.is_none() {
+        overtaken.clone_from(&world.observed.overtaken);
+    }
+    let plan = rest.filter(|rest| !rest.moves.is_empty()).unwrap_or_else(fresh);
     let open = match &world.wanted.rebalance.gate {
         Gate::Open => plan.clone(),
         Gate::Approved(hash) if *hash == plan.hash => plan.clone(),
         // Who leaves is asked for by the count, and needs no other word.
         Gate::Approved(_) | Gate::Closed { .. } => rebalance::plan(&layout, &policy(Goal::Settle)),
     };
-    let running = world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
-    Moves { plan, open, running, checks: Vec::new() }
+    let running: Vec<RunningMove> =
+        world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
+    let settled = plan.moves.is_empty() && running.is_empty();
+    let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
+    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped }
+}
+
+/// What would move if there were room for it.
+fn cramped(layout: &Layout, policy: &Policy) -> Option<Cramped> {
+    let largest = layout.groups.iter().map(|group| group.bytes).max()?;
+    let short = |node: &Node| node.role == Role::Shared && node.free_bytes.is_some_and(|free| free < largest);
+    if !layout.nodes.values().any(short) {
+        return None;
+    }
+    let mut roomy = layout.clone();
+    for node in roomy.nodes.values_mut() {
+        node.free_bytes = None;
+    }
+    rebalance::plan(&roomy, policy).moves.into_iter().find_map(|next| {
+        let room = layout.nodes.get(&next.to)?.free_bytes?;
+        (room < next.bytes).then_some(Cramped { next, room })
+    })
 }
 
 /// Why surplus workers cannot leave, if nobody can take their shards. It is asked before any of them is told to go.

@@ -81,10 +81,6 @@ enum Commands {
         /// Their tag; the version of this workspace if absent.
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
-        /// The base of the operator's and of dialog-api's image, for example the distroless cc-debian12:nonroot; a
-        /// slim Debian if absent.
-        #[arg(long)]
-        base: Option<String>,
         /// Push them, too.
         #[arg(long)]
         push: bool,
@@ -122,9 +118,6 @@ enum ClusterCommands {
         #[arg(required = true)]
         images: Vec<String>,
     },
-    /// Builds what images are built on and prints the names, for `docker build --build-arg BASE=NAME`.
-    #[command(hide = true)]
-    BaseImages,
 }
 
 fn main() -> ExitCode {
@@ -157,8 +150,7 @@ fn run(command: Commands) -> Result<()> {
         }
         Commands::Images { repository, tag, base, push } => {
             let cache = Cache::open()?;
-            let publish =
-                |progress: &Progress| images::publish(&repository, &tag, base.as_deref(), push, progress);
+            let publish = |progress: &Progress| images::publish(&repository, &tag, push, progress);
             for name in with_progress(&cache, publish)? {
                 println!("{name}");
             }
@@ -189,15 +181,6 @@ fn run(command: Commands) -> Result<()> {
                     with_progress(&cache, |progress| {
                         progress.step("Images into the node", |log| cluster.load_images(&images, log))
                     })?;
-                }
-                ClusterCommands::BaseImages => {
-                    let cluster = running(&cache)?;
-                    let (debian, cc) = with_progress(&cache, |progress| {
-                        let debian = base_image::debian(&cache, cluster.engine(), progress)?;
-                        Ok((debian, base_image::cc(&cache, cluster.engine(), progress)?))
-                    })?;
-                    println!("{debian}");
-                    println!("{}", cc.as_deref().unwrap_or("(the Dockerfile's default)"));
                 }
             }
             Ok(())

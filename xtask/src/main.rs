@@ -148,7 +148,7 @@ fn run(command: Commands) -> Result<()> {
             let cache = Cache::open()?;
             with_progress(&cache, |progress| chart::run(&cache, progress, bless))
         }
-        Commands::Images { repository, tag, base, push } => {
+        Commands::Images { repository, tag, push } => {
             let cache = Cache::open()?;
             let publish = |progress: &Progress| images::publish(&repository, &tag, push, progress);
             for name in with_progress(&cache, publish)? {

@@ -60,8 +60,12 @@ impl Tier {
     fn targets(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Unit => &[],
-            Self::Postgres => &[("testbed", "postgres"), ("dialog-api", "postgres")],
-            Self::Citus => &[("dialog-operator", "citus"), ("dialog-api", "citus")],
+            Self::Postgres => {
+                &[("testbed", "postgres"), ("dialog-api", "postgres"), ("dialog-bench", "postgres")]
+            }
+            Self::Citus => {
+                &[("dialog-operator", "citus"), ("dialog-api", "citus"), ("dialog-bench", "citus")]
+            }
             Self::Apiserver => &[("dialog-operator", "apiserver")],
             Self::Cluster => &[("dialog-operator", "cluster")],
         }

@@ -16,6 +16,7 @@ use crate::{
     report::Report,
     run::{self, Plan},
     schedule::Schedule,
+    standard::{self, StandardArguments},
     workload::Skew,
 };
 
@@ -36,6 +37,8 @@ enum Commands {
     Load(LoadArguments),
     /// Makes the load, and reads every shard by SQL afterwards; fails if a message is lost, doubled or out of order
     Run(Box<RunArguments>),
+    /// Measures the standard table on servers of its own; `cargo xtask bench` calls it
+    Standard(StandardArguments),
     /// Compares the ledger of an earlier run with what the shards hold now
     Audit {
         /// The ledger
@@ -150,6 +153,7 @@ pub async fn execute(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Commands::Load(arguments) => load(arguments).await,
         Commands::Run(arguments) => run(*arguments).await,
+        Commands::Standard(arguments) => standard::standard(arguments).await,
         Commands::Audit { ledger, database } => {
             let (audit, _) = run::audit_file(&required(&database)?, &ledger).await?;
             println!("{}", audit.text());

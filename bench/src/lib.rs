@@ -3,7 +3,7 @@
 //! A [`population`] of users and dialogs is computed, not stored: [`load`] writes it, and a [`workload`] draws
 //! operations from it. [`run`] has them made by [`drive`] (in an open loop by a [`schedule`]), writes every send
 //! into the [`ledger`], and has [`audit`] read every shard by SQL and compare. The [`report`] is JSON, the
-//! [`chart`] an SVG. A [`stand`] is where all of it is tried.
+//! [`chart`] an SVG. [`standard`] compares the service with others on a [`stand`] of servers of its own.
 
 pub mod audit;
 pub mod chart;
@@ -20,5 +20,6 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod stand;
+pub mod standard;
 pub mod stats;
 pub mod workload;

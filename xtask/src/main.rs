@@ -15,6 +15,7 @@ use crate::tools::{Tool, Tools};
 
 mod apiserver;
 mod base_image;
+mod bench;
 mod cache;
 mod chart;
 mod cluster;
@@ -60,6 +61,15 @@ enum Commands {
         /// Only tests whose name contains this, one after the other; can be given several times.
         #[arg(long = "only", value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Measures dialog-api on this machine and writes bench/RESULTS.md. Nothing else should run meanwhile.
+    Bench {
+        /// A few seconds for each figure: shows that it works, not how fast. Writes nothing.
+        #[arg(long)]
+        quick: bool,
+        /// Flags for `dialog-bench standard`, such as --section mixed or --moves 10m.
+        #[arg(last = true)]
+        flags: Vec<OsString>,
     },
     /// Writes what is generated from the operator's types: crds/ and docs/api-reference.md.
     Crds {
@@ -142,6 +152,10 @@ fn run(command: Commands) -> Result<()> {
         Commands::Test { tiers, names } => {
             let cache = Cache::open()?;
             tests::run(&cache, &Progress::start(&cache)?, &tiers, &names)
+        }
+        Commands::Bench { quick, flags } => {
+            let cache = Cache::open()?;
+            bench::run(&Progress::start(&cache)?, quick, &flags)
         }
         Commands::Crds { check } => crds::run(check),
         Commands::Chart { bless } => {

@@ -166,7 +166,7 @@ fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut R
 }
 
 /// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
-fn need_postgres(progress: &Progress) -> Result<()> {
+pub(crate) fn need_postgres(progress: &Progress) -> Result<()> {
     let folder = command::output(Command::new("pg_config").arg("--bindir"));
     if folder.is_ok_and(|folder| Path::new(&folder).join("postgres").is_file()) {
         return Ok(());

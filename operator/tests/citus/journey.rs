@@ -91,10 +91,8 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
     };
     let mut writer = world.ask_client(from).await?;
     let writing = writer.transaction().await?;
-    let pid: i32 = writing
-        .query_one("SELECT pg_backend_pid() FROM (SELECT pg_current_xact_id()) AS x", &[])
-        .await?
-        .get(0);
+    let pid: i32 =
+        writing.query_one("SELECT pg_backend_pid(), pg_current_xact_id()::text", &[]).await?.get(0);
     let stuck = tokio::spawn({
         let sessions = world.long_sessions(&open.plan.steps[0])?;
         let step = open.plan.steps[0].clone();

@@ -61,6 +61,15 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         let total = left + moves.running.len();
         return finding(Holds::False, "Moving", format!("{total} moves are left; now: {}", named.join(", ")));
     }
+    let missing: Vec<String> = (0..world.wanted.workers)
+        .map(Group::Worker)
+        .filter(|group| world.member(*group).is_none())
+        .map(|group| group.to_string())
+        .collect();
+    if left == 0 && !missing.is_empty() {
+        let message = format!("the shards are spread again when these have joined: {}", missing.join(", "));
+        return finding(Holds::False, "WorkersMissing", message);
+    }
     if let [first, ..] = moves.plan.stuck.as_slice() {
         return finding(Holds::False, "NoPlace", obstacle(first));
     }
@@ -73,17 +82,7 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         return finding(Holds::False, "NoPlace", message);
     }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
-    let missing: Vec<String> = (0..world.wanted.workers)
-        .map(Group::Worker)
-        .filter(|group| world.member(*group).is_none())
-        .map(|group| group.to_string())
-        .collect();
     match &world.wanted.rebalance.gate {
-        _ if left == 0 && !missing.is_empty() => {
-            let message =
-                format!("the shards are spread again when these have joined: {}", missing.join(", "));
-            finding(Holds::False, "WorkersMissing", message)
-        }
         _ if left == 0 => {
             finding(Holds::True, "Balanced", "the shards are where they belong, evenly spread".to_owned())
         }

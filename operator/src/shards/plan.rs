@@ -52,12 +52,14 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     let refused = moves::refusal(&world, &moves);
     let before = draft.steps.len();
     let nodes = membership::plan(&world, refused.as_deref(), &mut draft);
-    draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before;
+    // Who cannot leave keeps all that it has.
+    draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before || refused.is_some();
     let report = match nodes {
         Nodes::Complete => tables::plan(&world, &mut draft),
         Nodes::Incomplete | Nodes::Unsettled => tables::inspect(&world),
     };
     let moves = moves::plan(&world, moves, &mut draft);
+    draft.waits.extend(refused.clone());
     draft.refused = refused;
     draft.finish(&world, &report, Some(moves))
 }

@@ -10,7 +10,7 @@ use dialog_operator::shards::step::Step;
 use tokio_postgres::types::Type;
 
 use crate::needs_citus;
-use crate::world::{World, condition, distributed, eventually, placements, reference, wanted};
+use crate::world::{World, condition, distributed, eventually, few_shards, placements, reference, wanted};
 
 const ROWS: &str = "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
     SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'before', now()
@@ -85,12 +85,12 @@ async fn tables_with_rows_are_cut_while_they_are_written_to() -> Result<()> {
 }
 
 #[tokio::test]
-async fn rows_stay_where_they_are_when_their_shards_would_not_leave_the_coordinator() -> Result<()> {
+async fn rows_stay_where_they_are_until_their_shards_can_leave_the_coordinator() -> Result<()> {
     needs_citus!();
     let mut world = World::start(0)?;
     rows_before_citus(&world).await?;
 
-    let alone = wanted(0);
+    let alone = few_shards(0);
     world.settle(&alone).await?;
     let round = world.round(&alone).await?;
     assert!(round.performed.is_empty(), "{:?}", round.performed);
@@ -101,13 +101,26 @@ async fn rows_stay_where_they_are_when_their_shards_would_not_leave_the_coordina
     let empty = i64::try_from(alone.tables.len())? - 1;
     assert_eq!(world.number(Group::Coordinator, distributed).await?, empty, "the empty ones are cut");
 
-    // The rest of the group is on the coordinator now, so messages must not follow it there, workers or not.
+    // The rest of the group is on the coordinator now, so messages must not follow it there before it has left.
     world.add(Group::Worker(0))?;
-    world.settle(&wanted(1)).await?;
-    let round = world.round(&wanted(1)).await?;
+    let round = world.round(&few_shards(1)).await?;
     let (status, reason, message) = condition(&round, SCHEMA_DISTRIBUTED);
     assert_eq!((status, reason), ("False", "RowsOnCoordinator"));
-    assert!(message.contains("move the group's shards to workers"), "{message}");
+    assert!(message.contains("as soon as the shards of its group have moved to workers"), "{message}");
+
+    let steps = world.settle(&few_shards(1)).await?;
+    let follows =
+        |step: &Step| matches!(step, Step::DistributeConcurrently(table) if table.table == "messages");
+    assert!(steps.iter().any(follows), "{steps:?}");
+    let round = world.round(&few_shards(1)).await?;
+    assert_eq!(
+        condition(&round, SCHEMA_DISTRIBUTED).0,
+        "True",
+        "{:?}",
+        condition(&round, SCHEMA_DISTRIBUTED)
+    );
+    let placements = placements(&world).await?;
+    assert!(placements.iter().all(|(_, group_id, _)| *group_id > 0), "{placements:?}");
     let api = world.api(Group::Coordinator).await?;
     assert_eq!(api.query_one("SELECT count(*) FROM messages", &[]).await?.get::<_, i64>(0), 20_000);
     Ok(())

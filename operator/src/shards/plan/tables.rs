@@ -217,10 +217,10 @@ fn adoptable(
         }),
     };
     if on_coordinator {
-        let remedy = if anchor.is_none() {
+        let remedy = if world.wanted.workers == 0 {
             "set spec.workers.count to 1 or more, so that they land on workers"
         } else {
-            "move the group's shards to workers, or empty the table"
+            "it is distributed as soon as the shards of its group have moved to workers"
         };
         let message = format!(
             "it holds rows, and shards of it would land on the coordinator, which holds the table: Citus' copy would \

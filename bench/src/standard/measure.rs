@@ -102,6 +102,8 @@ pub(super) struct Measured {
     pub(super) per_second: f64,
     /// Processor time of the service per request, in microseconds.
     pub(super) cpu: f64,
+    /// Requests of the warm-up before it.
+    pub(super) before: u64,
 }
 
 impl Measured {
@@ -174,7 +176,7 @@ impl Bench<'_> {
         duration: Duration,
     ) -> Result<Measured> {
         let mut plan = self.plan(service, load)?;
-        run(&plan).await?;
+        let warmup = run(&plan).await?;
         settle(service).await?;
         plan.settings.duration = duration;
         plan.seed = 2;
@@ -187,6 +189,7 @@ impl Bench<'_> {
         Ok(Measured {
             per_second: report.sends.per_second + report.lists.per_second,
             cpu: cpu.as_secs_f64() * 1e6 / requests as f64,
+            before: warmup.sends.requests + warmup.lists.requests,
             report,
         })
     }

@@ -1,6 +1,7 @@
 //! One measurement: a load, and what its service used meanwhile.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -279,12 +280,18 @@ pub(super) fn p99(kind: Kind, rounds: &[Measured]) -> f64 {
     }))
 }
 
-/// What failed is said beside every figure, as it would flatter them.
+/// What failed, and how, is said beside every figure, as it would flatter them.
 pub(super) fn failures<'a>(rounds: impl IntoIterator<Item = &'a Measured>) -> String {
-    match rounds.into_iter().map(Measured::failed).sum::<u64>() {
-        0 => String::new(),
-        failed => format!(", **{failed} failed or dropped**"),
+    let mut by_code = BTreeMap::<&str, u64>::new();
+    for Measured { report: Report { sends, lists, dropped, .. }, .. } in rounds {
+        for (code, count) in sends.failed.iter().chain(&lists.failed) {
+            *by_code.entry(code).or_default() += count;
+        }
+        *by_code.entry("dropped").or_default() += dropped;
     }
+    let by_code = by_code.iter().filter(|(_, count)| **count > 0);
+    let failed: Vec<_> = by_code.map(|(code, count)| format!("{code}: {count}")).collect();
+    if failed.is_empty() { String::new() } else { format!(", **failed: {}**", failed.join(", ")) }
 }
 
 /// A row of p99s in an open loop.

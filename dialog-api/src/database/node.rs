@@ -26,10 +26,6 @@ const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// just back from a failover has to work off before it serves anybody.
 const WAITING_LIMIT: usize = 256;
 
-/// Connections to a server that reads use. They need no flush of the log to share; on few connections several travel in
-/// one packet, which spares both sides more than it costs to wait for one another.
-const READING: usize = 4;
-
 /// A server.
 pub(super) struct Node {
     connector: Connector,
@@ -165,10 +161,10 @@ impl Node {
     }
 
     /// The working connection with the fewest statements under way, so that writes are spread over as many as
-    /// are needed and commit together; reads keep to a few, where they travel together. Waits for one if the server was lost only a moment ago. If it has been
-    /// away for longer, or many wait already, says so at once instead of gathering requests that wait.
-    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
-        if let Some(session) = self.least_busy(sql) {
+    /// are needed and commit together. Waits for one if the server was lost only a moment ago. If it has been away
+    /// for longer, or many wait already, says so at once instead of gathering requests that wait.
+    pub(super) async fn session(&self, deadline: Instant) -> Result<Arc<Session>, NoSession> {
+        if let Some(session) = self.least_busy() {
             return Ok(session);
         }
         let _waiting = Waiting::enter(&self.waiting).ok_or_else(|| {
@@ -181,7 +177,7 @@ impl Node {
         loop {
             let contact = *changes.borrow_and_update();
             if contact.live > 0
-                && let Some(session) = self.least_busy(sql)
+                && let Some(session) = self.least_busy()
             {
                 return Ok(session);
             }
@@ -219,9 +215,8 @@ impl Node {
         }
     }
 
-    fn least_busy(&self, sql: Sql) -> Option<Arc<Session>> {
+    fn least_busy(&self) -> Option<Arc<Session>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let sessions = if sql.is_read() { &sessions[..sessions.len().min(READING)] } else { &sessions[..] };
         // Begins with another one each time, so that equally busy ones take turns.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % sessions.len().max(1);
         let (after, before) = (&sessions[first..], &sessions[..first]);

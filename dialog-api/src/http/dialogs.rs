@@ -1,11 +1,6 @@
 //! `POST /dialog/{user_id}/send` and `GET /dialog/{user_id}/list`.
 
-use std::sync::Arc;
-
-use axum::{
-    extract::State,
-    response::{AppendHeaders, IntoResponse},
-};
+use axum::response::{AppendHeaders, IntoResponse};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,9 +8,9 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
-    ApiError, App,
+    ApiError,
     error::Body,
-    extract::{Caller, Json, Query, UserInPath},
+    extract::{Caller, Json, Query, Serving, UserInPath},
     openapi::WithToken,
 };
 use crate::dialogs::{
@@ -68,7 +63,7 @@ pub(super) struct SendRequest {
     )
 )]
 pub(super) async fn send(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(from): Caller,
     UserInPath(to): UserInPath,
     headers: HeaderMap,
@@ -162,7 +157,7 @@ impl ListParameters {
     )
 )]
 pub(super) async fn list(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
     Query(parameters): Query<ListParameters>,

@@ -25,6 +25,21 @@ pub(crate) const LARGE_BODIES: usize = 1_024;
 /// Who the client says it is, where the configuration allows to believe it.
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
 
+/// What handlers of the API work with. Until the schema is ready their requests are turned away.
+pub(super) struct Serving(pub(super) Arc<App>);
+
+impl FromRequestParts<Arc<App>> for Serving {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(_: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        if app.readiness.handles_requests() {
+            Ok(Self(Arc::clone(app)))
+        } else {
+            Err(ApiError::unavailable(Problem::Starting, "the service is starting", 1))
+        }
+    }
+}
+
 /// The user whose token came with the request.
 pub(super) struct Caller(pub(super) Uuid);
 

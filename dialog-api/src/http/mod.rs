@@ -75,8 +75,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(inbox::read))
         .routes(routes!(stream::stream))
         .routes(routes!(inbox::unread))
-        .routes(routes!(inbox::list))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
+        .routes(routes!(inbox::list));
     let (router, document) = OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(api)
         .routes(routes!(operations::health))

@@ -2,12 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    extract::State,
-    response::{
-        IntoResponse,
-        sse::{Event, KeepAlive, Sse},
-    },
+use axum::response::{
+    IntoResponse,
+    sse::{Event, KeepAlive, Sse},
 };
 use futures::stream;
 use http::{HeaderMap, HeaderName};
@@ -16,9 +13,9 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    ApiError, App,
+    ApiError,
     dialogs::DialogMessage,
-    extract::{Caller, Query, UserInPath},
+    extract::{Caller, Query, Serving, UserInPath},
     openapi::WithToken,
 };
 use crate::{
@@ -62,7 +59,7 @@ pub(super) struct StreamParameters {
     )
 )]
 pub(super) async fn stream(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
     Query(parameters): Query<StreamParameters>,

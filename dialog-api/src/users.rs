@@ -160,7 +160,7 @@ pub enum UserError {
     Database(#[from] DatabaseError),
     /// The token could not be signed.
     #[error("sign the token: {0}")]
-    Token(#[from] jsonwebtoken::errors::Error),
+    Token(#[from] serde_json::Error),
 }
 
 /// Why nobody was searched for.

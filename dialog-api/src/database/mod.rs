@@ -185,7 +185,7 @@ impl Database {
             } else {
                 self.routing.route(sql.table(), key)
             };
-            let session = match node.session(deadline).await {
+            let session = match node.session(sql, deadline).await {
                 Ok(session) => session,
                 Err(NoSession::ThroughCoordinator) => continue,
                 Err(NoSession::Away(reason)) => return Err(DatabaseError::Unavailable(reason)),

@@ -26,6 +26,10 @@ const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// just back from a failover has to work off before it serves anybody.
 const WAITING_LIMIT: usize = 256;
 
+/// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
+/// [`Session::gathered`]); on all eight connections hardly any two would meet.
+const READING: usize = 4;
+
 /// A server.
 pub(super) struct Node {
     connector: Connector,
@@ -160,11 +164,12 @@ impl Node {
         });
     }
 
-    /// The working connection with the fewest statements under way, so that writes are spread over as many as
-    /// are needed and commit together. Waits for one if the server was lost only a moment ago. If it has been away
-    /// for longer, or many wait already, says so at once instead of gathering requests that wait.
-    pub(super) async fn session(&self, deadline: Instant) -> Result<Arc<Session>, NoSession> {
-        if let Some(session) = self.least_busy() {
+    /// The working connection with the fewest statements under way. Writes are spread over as many as are needed, so
+    /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
+    /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
+    /// gathering requests that wait.
+    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
+        if let Some(session) = self.least_busy(sql) {
             return Ok(session);
         }
         let _waiting = Waiting::enter(&self.waiting).ok_or_else(|| {
@@ -177,7 +182,7 @@ impl Node {
         loop {
             let contact = *changes.borrow_and_update();
             if contact.live > 0
-                && let Some(session) = self.least_busy()
+                && let Some(session) = self.least_busy(sql)
             {
                 return Ok(session);
             }
@@ -215,8 +220,9 @@ impl Node {
         }
     }
 
-    fn least_busy(&self) -> Option<Arc<Session>> {
+    fn least_busy(&self, sql: Sql) -> Option<Arc<Session>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        let sessions = if sql.is_read() { &sessions[..sessions.len().min(READING)] } else { &sessions[..] };
         // Begins with another one each time, so that equally busy ones take turns.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % sessions.len().max(1);
         let (after, before) = (&sessions[first..], &sessions[..first]);
@@ -233,7 +239,7 @@ impl Node {
                     pause = RECONNECT_PAUSE;
                     let session = Arc::new(session);
                     self.gain(&session);
-                    let end = session.abandoned.run_until_cancelled(traffic).await;
+                    let end = session.abandoned.run_until_cancelled(session.gathered(traffic)).await;
                     self.lose(&session);
                     match end {
                         Some(Ok(())) => tracing::warn!(node, "connection to the database ended"),

@@ -81,7 +81,7 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     assert_eq!(client.send(&ada, &bob, "before").await?.status, 200);
     drop(before);
 
-    let service = cluster.serving(&["--distribution", "auto"])?;
+    let service = cluster.service(&["--distribution", "auto"])?;
     service.wait_until_ready().await?;
     let load = Load::start(&service, 2).await?;
     load.acknowledge(100).await?;
@@ -127,7 +127,7 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
         return Ok(());
     }
     let mut cluster = Cluster::new(2).await?;
-    let service = cluster.service(&["--database-timeout", "1s"]).await?;
+    let service = cluster.serving(&["--database-timeout", "1s"]).await?;
     let load = Load::start(&service, 8).await?;
     load.acknowledge(200).await?;
 

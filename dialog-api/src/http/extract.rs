@@ -10,7 +10,6 @@ use axum::{
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, header, request::Parts};
 use http_body_util::BodyExt as _;
-use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -44,7 +43,7 @@ impl FromRequestParts<Arc<App>> for Caller {
             .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
         let user = app
             .tokens
-            .verify(token, Timestamp::now())
+            .verify(token, app.clock.now())
             .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
         Self::existing(app, user)
     }

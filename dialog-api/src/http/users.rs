@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json as JsonResponse, extract::State};
-use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use jiff::{civil::Date, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -63,7 +63,7 @@ pub(super) async fn register(
         city: request.city,
     };
     // Somewhere it is tomorrow already.
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let today = app.clock.now().to_zoned(TimeZone::UTC).date();
     let latest = today.tomorrow().unwrap_or(today);
     user.check(&request.password, latest).map_err(ApiError::bad_request)?;
     let user_id = app

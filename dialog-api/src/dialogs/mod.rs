@@ -190,8 +190,9 @@ impl Dialogs {
             rows => rows?,
         };
         let row = rows.first().ok_or_else(|| DialogError::Vanished(id))?;
-        let (first, first_text): (Uuid, &str) = (row.get(0), row.get(1));
-        if first != id && first_text != text {
+        let (first, first_text, changed): (Uuid, &str, bool) = (row.get(0), row.get(1), row.get(2));
+        // With what text it was sent cannot be told of a message that was changed since.
+        if first != id && first_text != text && !changed {
             return Err(DialogError::OtherText);
         }
         self.tell(dialog, pair, first);

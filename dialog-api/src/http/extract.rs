@@ -186,7 +186,11 @@ fn join(whole: Bytes, more: &[u8]) -> Bytes {
     joined.freeze()
 }
 
+/// Reads an object. What it is read into could be read from an array of its fields as well, which nobody means.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::bad_request("the body must be a JSON object"));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
 }

@@ -9,6 +9,7 @@ mod support;
 
 mod cluster;
 mod hash;
+mod jobs;
 mod moves;
 mod routing;
 mod sessions;
@@ -31,7 +32,7 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, SHARDS},
-    support::{Load, User, service::SOON},
+    support::{Load, User, eventually},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +82,7 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     assert_eq!(client.send(&ada, &bob, "before").await?.status, 200);
     drop(before);
 
-    let service = cluster.serving(&["--distribution", "auto"])?;
+    let service = cluster.service(&["--distribution", "auto"])?;
     service.wait_until_ready().await?;
     let load = Load::start(&service, 2).await?;
     load.acknowledge(100).await?;
@@ -127,7 +128,7 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
         return Ok(());
     }
     let mut cluster = Cluster::new(2).await?;
-    let service = cluster.service(&["--database-timeout", "1s"]).await?;
+    let service = cluster.serving(&["--database-timeout", "1s"]).await?;
     let load = Load::start(&service, 8).await?;
     load.acknowledge(200).await?;
 
@@ -141,25 +142,23 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
 
     cluster.workers[0].stop(Shutdown::Immediate)?;
     // Its shards are half of all: soon somebody asks for one.
-    let (client, deadline) = (service.client(), std::time::Instant::now() + SOON);
-    let refused = loop {
-        let stranger = User::unknown();
-        let login = serde_json::json!({"id": stranger.id, "password": "x"});
+    let client = service.client();
+    let refused = eventually("a login that needs the worker that is away", async || {
+        let login = serde_json::json!({"id": User::unknown().id, "password": "x"});
         let response = client.post("/login", &login).await?;
-        if response.status != 404 {
-            break response;
-        }
-        assert!(std::time::Instant::now() < deadline, "nobody notices");
-    };
+        Ok((response.status != 404).then_some(response))
+    })
+    .await?;
     refused.assert_error(503);
 
     cluster.workers[0].start()?;
-    let deadline = std::time::Instant::now() + SOON;
     for pair in 0..8 {
         // Half of these live on the worker that was away.
-        while client.user(&format!("user {pair}")).await.is_err() {
-            assert!(std::time::Instant::now() < deadline, "it does not recover\n{}", service.log_text());
-        }
+        eventually("a user who can register again", async || {
+            Ok(client.user(&format!("user {pair}")).await.ok())
+        })
+        .await
+        .with_context(|| service.log_text())?;
     }
     load.acknowledge(200).await?;
     let ledger = load.stop().await?;

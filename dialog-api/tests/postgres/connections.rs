@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Service, database, service::SOON};
+use crate::support::{Service, database, eventually, service::SOON};
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -234,11 +234,11 @@ async fn a_crowd_of_connections_takes_bounded_memory_and_keeps_nobody_out() -> R
         println!("{CROWD} connections {what}: {each} KiB each");
         assert!(each < limit, "{each} KiB for each connection {what}");
         drop(crowd);
-        let deadline = std::time::Instant::now() + SOON;
-        while !client.get("/metrics").await?.text().contains("dialog_api_http_connections 1\n") {
-            assert!(std::time::Instant::now() < deadline, "connections stay behind");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        eventually("the end of the crowd's connections", async || {
+            let metrics = client.get("/metrics").await?.text();
+            Ok(metrics.contains("dialog_api_http_connections 1\n").then_some(()))
+        })
+        .await?;
     }
     Ok(())
 }

@@ -8,9 +8,9 @@ use serde_json::Value;
 const TO_READY: Duration = Duration::from_mins(1);
 /// The working set of the operator with one cluster, and that of an idle dialog-api.
 const MEMORY: u64 = 24 << 20;
-/// What the images of the operator and of dialog-api hold beside the base image with the C library.
+/// Each image of the operator and of dialog-api, unpacked.
 const PROGRAM_IMAGE: u64 = 40_000_000;
-/// All of the PostgreSQL image, unpacked.
+/// The PostgreSQL image, unpacked.
 const POSTGRES_IMAGE: u64 = 500_000_000;
 
 /// One of the numbers, as it was measured.
@@ -26,14 +26,14 @@ pub struct Number {
     pub holds: bool,
 }
 
-/// The bytes of the three images: see [`Number::images`].
+/// The bytes of the three images, all layers unpacked: see [`Number::images`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ImageSizes {
-    /// dialog-operator, beside its base image.
+    /// dialog-operator.
     pub operator: u64,
-    /// dialog-api, beside its base image.
+    /// dialog-api.
     pub dialog_api: u64,
-    /// PostgreSQL, all of it.
+    /// PostgreSQL.
     pub postgres: u64,
 }
 
@@ -77,8 +77,8 @@ impl Number {
             }
         };
         [
-            image("image operator, beside libc", sizes.operator, PROGRAM_IMAGE),
-            image("image dialog-api, beside libc", sizes.dialog_api, PROGRAM_IMAGE),
+            image("image operator", sizes.operator, PROGRAM_IMAGE),
+            image("image dialog-api", sizes.dialog_api, PROGRAM_IMAGE),
             image("image postgres", sizes.postgres, POSTGRES_IMAGE),
         ]
     }

@@ -28,6 +28,8 @@ pub const GROUP_LABEL: &str = "dialogcluster.io/group";
 pub const ROLE_LABEL: &str = "dialogcluster.io/role";
 /// Label with Patroni's scope: the name of the group's StatefulSet.
 pub const SCOPE_LABEL: &str = "dialogcluster.io/scope";
+/// Annotation of Patroni's state with the time at which the interrupted making of a database was given up.
+pub const BEGUN_ANEW: &str = "dialogcluster.io/begun-anew";
 
 /// A database group: a primary and its standbys.
 ///

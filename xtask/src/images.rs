@@ -46,24 +46,19 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
     let tag = postgres.key(engine)?;
     let postgres_name = format!("{LOCAL}/postgres:{}", tag.as_str());
     if !engine.has_image(&postgres_name) {
-        let base = match engine {
-            Engine::Machine => None,
-            Engine::Own(_) => Some(base_image::debian(cache, engine, progress)?),
-        };
+        let base = debian(cache, engine, progress)?;
         progress.step("Image postgres", |log| {
             postgres.build(engine, base.as_deref(), &postgres_name, log)?;
             engine.remove_other_tags(&postgres_name, log)
         })?;
     }
-    let base = base_image::cc(cache, engine, progress)?;
     let binaries = compile(progress)?;
     let program = |package: &str| -> Result<String> {
         let binary = binaries.join(package);
-        let dockerfile = dockerfile(package);
-        let key =
-            Key::of().tree(&binary)?.tree(&dockerfile)?.text(base.as_deref().unwrap_or_default()).finish();
+        let key = Key::of().tree(&binary)?.tree(&dockerfile(package))?.finish();
         let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
         if !engine.has_image(&name) {
+            let base = debian(cache, engine, progress)?;
             progress.step(&format!("Image {}", image_of(package)), |log| {
                 build_program(engine, package, &binary, base.as_deref(), &name, log)?;
                 engine.remove_other_tags(&name, log)
@@ -94,54 +89,30 @@ pub(crate) fn ensure_without_citus(cache: &Cache, engine: &Engine, progress: &Pr
     Ok(name)
 }
 
-/// How large the images are.
+/// The base that the Dockerfiles are given; `None` on an engine with a registry, where their own defaults serve.
+fn debian(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<Option<String>> {
+    match engine {
+        Engine::Machine => Ok(None),
+        Engine::Own(_) => base_image::debian(cache, engine, progress).map(Some),
+    }
+}
+
+/// How large the images are: all their layers, unpacked.
 pub(crate) fn sizes(engine: &Engine, images: &Images) -> Result<ImageSizes> {
-    let whole = command::output(engine.docker().args([
-        "image",
-        "inspect",
-        "--format",
-        "{{.Size}}",
-        &images.postgres,
-    ]))?;
+    let size = |image: &str| {
+        let bytes =
+            command::output(engine.docker().args(["image", "inspect", "--format", "{{.Size}}", image]))?;
+        bytes.parse::<u64>().with_context(|| format!("the engine says that {image} has {bytes} bytes"))
+    };
     Ok(ImageSizes {
-        operator: size_beside_base(engine, "dialog-operator", &images.operator)?,
-        dialog_api: size_beside_base(engine, "dialog-api", &images.dialog_api)?,
-        postgres: whole.parse().with_context(|| format!("the engine says the image has {whole} bytes"))?,
+        operator: size(&images.operator)?,
+        dialog_api: size(&images.dialog_api)?,
+        postgres: size(&images.postgres)?,
     })
 }
 
-/// The bytes of an image's layers that come from its Dockerfile, and not from the base.
-fn size_beside_base(engine: &Engine, package: &str, image: &str) -> Result<u64> {
-    let recipe = dockerfile(package);
-    let recipe = fs::read_to_string(&recipe).with_context(|| format!("cannot read {}", recipe.display()))?;
-    let history = command::output(
-        engine.docker().args(["history", "--human=false", "--format", "{{.Size}}"]).arg(image),
-    )?;
-    // The newest comes first, and each instruction is one entry.
-    let sizes = history.lines().take(instructions(&recipe)).map(str::parse::<u64>);
-    sizes
-        .sum::<Result<u64, _>>()
-        .with_context(|| format!("the engine's history of {image} is no list of sizes"))
-}
-
-/// How many instructions follow the last `FROM`. Only instructions begin a line with a word in capitals.
-fn instructions(recipe: &str) -> usize {
-    let is_instruction = |line: &&str| {
-        let word = line.split(' ').next().unwrap_or_default();
-        !word.is_empty() && word.chars().all(|letter| letter.is_ascii_uppercase())
-    };
-    recipe.lines().filter(is_instruction).rev().take_while(|line| !line.starts_with("FROM ")).count()
-}
-
-/// Builds the images for a registry, on published base images, with the machine's own Docker engine. `base` is the one
-/// of the programs; without it, their Dockerfiles' own.
-pub(crate) fn publish(
-    repository: &str,
-    tag: &str,
-    base: Option<&str>,
-    push: bool,
-    progress: &Progress,
-) -> Result<Vec<String>> {
+/// Builds the images for a registry, on published base images, with the machine's own Docker engine.
+pub(crate) fn publish(repository: &str, tag: &str, push: bool, progress: &Progress) -> Result<Vec<String>> {
     let engine = Engine::Machine;
     if !engine.answers() {
         bail!(
@@ -156,7 +127,7 @@ pub(crate) fn publish(
     for package in ["dialog-operator", "dialog-api"] {
         let image = image_of(package);
         progress.step(&format!("Image {image}"), |log| {
-            build_program(&engine, package, &binaries.join(package), base, &name(image), log)
+            build_program(&engine, package, &binaries.join(package), None, &name(image), log)
         })?;
     }
     let names: Vec<_> = ["operator", "dialog-api", "postgres"].into_iter().map(name).collect();
@@ -310,16 +281,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .and_then(|()| fs::copy(from, to))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn instructions_are_counted_from_the_last_stage() {
-        let recipe =
-            "ARG BASE=x\nFROM a\nRUN b\nFROM ${BASE}\n# COPY c\nCOPY c /c\nRUN d \\\n    && e\nUSER 1:1\n";
-        assert_eq!(instructions(recipe), 3);
-    }
 }

@@ -15,6 +15,7 @@ use crate::tools::{Tool, Tools};
 
 mod apiserver;
 mod base_image;
+mod bench;
 mod cache;
 mod chart;
 mod cluster;
@@ -61,6 +62,15 @@ enum Commands {
         #[arg(long = "only", value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Measures dialog-api on this machine and writes bench/RESULTS.md. Nothing else should run meanwhile.
+    Bench {
+        /// A few seconds for each figure: shows that it works, not how fast. Writes nothing.
+        #[arg(long)]
+        quick: bool,
+        /// Flags for `dialog-bench standard`, such as --section mixed or --moves 10m.
+        #[arg(last = true)]
+        flags: Vec<OsString>,
+    },
     /// Writes what is generated from the operator's types: crds/ and docs/api-reference.md.
     Crds {
         /// Write nothing; fail if a file is not up to date.
@@ -81,10 +91,6 @@ enum Commands {
         /// Their tag; the version of this workspace if absent.
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
-        /// The base of the operator's and of dialog-api's image, for example the distroless cc-debian12:nonroot; a
-        /// slim Debian if absent.
-        #[arg(long)]
-        base: Option<String>,
         /// Push them, too.
         #[arg(long)]
         push: bool,
@@ -122,9 +128,6 @@ enum ClusterCommands {
         #[arg(required = true)]
         images: Vec<String>,
     },
-    /// Builds what images are built on and prints the names, for `docker build --build-arg BASE=NAME`.
-    #[command(hide = true)]
-    BaseImages,
 }
 
 fn main() -> ExitCode {
@@ -150,15 +153,18 @@ fn run(command: Commands) -> Result<()> {
             let cache = Cache::open()?;
             tests::run(&cache, &Progress::start(&cache)?, &tiers, &names)
         }
+        Commands::Bench { quick, flags } => {
+            let cache = Cache::open()?;
+            bench::run(&Progress::start(&cache)?, quick, &flags)
+        }
         Commands::Crds { check } => crds::run(check),
         Commands::Chart { bless } => {
             let cache = Cache::open()?;
             with_progress(&cache, |progress| chart::run(&cache, progress, bless))
         }
-        Commands::Images { repository, tag, base, push } => {
+        Commands::Images { repository, tag, push } => {
             let cache = Cache::open()?;
-            let publish =
-                |progress: &Progress| images::publish(&repository, &tag, base.as_deref(), push, progress);
+            let publish = |progress: &Progress| images::publish(&repository, &tag, push, progress);
             for name in with_progress(&cache, publish)? {
                 println!("{name}");
             }
@@ -189,15 +195,6 @@ fn run(command: Commands) -> Result<()> {
                     with_progress(&cache, |progress| {
                         progress.step("Images into the node", |log| cluster.load_images(&images, log))
                     })?;
-                }
-                ClusterCommands::BaseImages => {
-                    let cluster = running(&cache)?;
-                    let (debian, cc) = with_progress(&cache, |progress| {
-                        let debian = base_image::debian(&cache, cluster.engine(), progress)?;
-                        Ok((debian, base_image::cc(&cache, cluster.engine(), progress)?))
-                    })?;
-                    println!("{debian}");
-                    println!("{}", cc.as_deref().unwrap_or("(the Dockerfile's default)"));
                 }
             }
             Ok(())

@@ -60,8 +60,12 @@ impl Tier {
     fn targets(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Unit => &[],
-            Self::Postgres => &[("testbed", "postgres"), ("dialog-api", "postgres")],
-            Self::Citus => &[("dialog-operator", "citus"), ("dialog-api", "citus")],
+            Self::Postgres => {
+                &[("testbed", "postgres"), ("dialog-api", "postgres"), ("dialog-bench", "postgres")]
+            }
+            Self::Citus => {
+                &[("dialog-operator", "citus"), ("dialog-api", "citus"), ("dialog-bench", "citus")]
+            }
             Self::Apiserver => &[("dialog-operator", "apiserver")],
             Self::Cluster => &[("dialog-operator", "cluster")],
         }
@@ -162,7 +166,7 @@ fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut R
 }
 
 /// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
-fn need_postgres(progress: &Progress) -> Result<()> {
+pub(crate) fn need_postgres(progress: &Progress) -> Result<()> {
     let folder = command::output(Command::new("pg_config").arg("--bindir"));
     if folder.is_ok_and(|folder| Path::new(&folder).join("postgres").is_file()) {
         return Ok(());

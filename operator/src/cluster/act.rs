@@ -16,9 +16,10 @@ use super::patroni::client::{Address, Client};
 use super::patroni::config;
 use super::rollout::{self, Step};
 use super::target::Target;
+use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{Group, Names};
+use crate::names::{BEGUN_ANEW, Group, Names};
 
 /// A change and a restart are this far apart at least before the one is said not to have helped the other.
 const APART: SignedDuration = SignedDuration::from_secs(5);
@@ -116,9 +117,10 @@ async fn begin_anew(
     // Only if it is still as it was seen; otherwise it is looked at again.
     let change = json!({ "metadata": {
         "resourceVersion": there.configuration_version,
-        "annotations": { "initialize": null },
+        "annotations": { "initialize": null, BEGUN_ANEW: now.to_string() },
     } });
-    match maps.patch(&name, &PatchParams::default(), &Patch::Merge(&change)).await {
+    let ours = PatchParams { field_manager: Some(CLUSTER_MANAGER.to_owned()), ..PatchParams::default() };
+    match maps.patch(&name, &ours, &Patch::Merge(&change)).await {
         Err(kube::Error::Api(status)) if status.is_conflict() => {}
         result => drop(result.map_err(Error::kubernetes("change", format!("ConfigMap {name}")))?),
     }

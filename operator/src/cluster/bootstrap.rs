@@ -46,7 +46,7 @@ pub fn bootstrap(group: &ObservedGroup, claims: usize, now: Timestamp) -> Bootst
     }
     // The key without an identifier.
     let is_begun = group.system_identifier.is_some();
-    if is_begun && !is_past(group.configured) {
+    if is_begun && !is_past(group.configured) || group.begun_anew.is_some_and(|at| !is_past(Some(at))) {
         return Bootstrap::Underway;
     }
     let is_alone = group.replicas == 1 && group.instances.len() == 1 && claims <= 1;
@@ -111,6 +111,14 @@ mod tests {
         );
         assert_eq!(after(|group| group.configured = at(290)), Bootstrap::Underway, "another has just begun");
         assert_eq!(after(|group| group.instances[0].started = None), Bootstrap::Underway, "it does not run");
+        let begun_anew = |second| {
+            after(|group| {
+                group.system_identifier = None;
+                group.begun_anew = at(second);
+            })
+        };
+        assert_eq!(begun_anew(290), Bootstrap::Underway, "its Patroni has not looked yet");
+        assert_eq!(begun_anew(270), Bootstrap::Stuck, "it has, and does nothing");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::condition::CLUSTER_MANAGER;
 use crate::error::Error;
-use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
+use crate::names::{BEGUN_ANEW, CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 
 use super::certificates::Secrets;
 use super::instance::Instance;
@@ -70,6 +70,8 @@ pub struct ObservedGroup {
     pub configuration: Option<Value>,
     /// The version of the ConfigMap of both, so that nothing is changed there that was not seen.
     pub configuration_version: Option<String>,
+    /// When the interrupted making of the database was given up, so that it begins anew.
+    pub begun_anew: Option<Timestamp>,
     /// Whether an instance has ever held Patroni's lock.
     pub has_led: bool,
     /// Why its StatefulSet cannot create pods.
@@ -219,6 +221,7 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         if map.name_any() == names.patroni_state(name, "config") {
             group.configured = written_by_patroni(map);
             group.configuration_version = map.resource_version();
+            group.begun_anew = annotations.get(BEGUN_ANEW).and_then(|time| time.parse().ok());
             group.system_identifier = annotations.get("initialize").cloned();
             group.configuration = annotations.get("config").and_then(|text| serde_json::from_str(text).ok());
         } else if map.name_any() == names.patroni_state(name, "leader") {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use http::Method;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -70,7 +71,7 @@ async fn every_answer_of_a_stream_is_described_and_every_described_one_is_given(
         &long,
     ];
     for text in nonsense {
-        let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let encoded = percent_encode(text.as_bytes(), NON_ALPHANUMERIC).to_string();
         let user = format!("/dialog/{encoded}/stream");
         // No user at all is another path.
         if !encoded.is_empty() {

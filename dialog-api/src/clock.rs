@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 use uuid::{ContextV7, Uuid};
 
-/// An answer that took longer says too little about the time.
+/// An answer that took longer says too little about the time, and is believed only if there was none before.
 const ROUND_TRIP_LIMIT: Duration = Duration::from_secs(2);
 const MICROSECONDS: i64 = 1_000_000;
 
@@ -28,6 +28,8 @@ pub struct Clock {
     start: Instant,
     /// The time at `start`, in microseconds since 1970.
     origin: AtomicI64,
+    /// Whether that is the database's.
+    followed: AtomicBool,
     ids: Mutex<ContextV7>,
 }
 
@@ -35,8 +37,12 @@ impl Clock {
     /// Goes by this time until the database has been asked.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
-        let (start, origin) = (Instant::now(), AtomicI64::new(now.as_microsecond()));
-        Self { start, origin, ids: Mutex::new(ContextV7::new()) }
+        Self {
+            start: Instant::now(),
+            origin: AtomicI64::new(now.as_microsecond()),
+            followed: AtomicBool::new(false),
+            ids: Mutex::new(ContextV7::new()),
+        }
     }
 
     /// The time, to the microsecond as in the database.
@@ -56,24 +62,24 @@ impl Clock {
     /// Takes over the database's time.
     ///
     /// # Errors
-    /// When the database does not answer, or not soon enough to know what its answer means.
+    /// When the database does not answer.
     pub async fn follow(&self, database: &Client) -> Result<()> {
         let asked = Instant::now();
         let row = database.query_one("SELECT clock_timestamp()", &[]).await.context("ask for the time")?;
-        let answered = Instant::now();
-        anyhow::ensure!(
-            answered.duration_since(asked) <= ROUND_TRIP_LIMIT,
-            "ask for the time: the answer took {:?}",
-            answered.duration_since(asked)
-        );
-        self.set(row.get(0), asked, answered);
+        self.set(row.get(0), asked, Instant::now());
         Ok(())
     }
 
     /// It was this time at some moment between these two; most likely in the middle.
     fn set(&self, time: Timestamp, asked: Instant, answered: Instant) {
-        let moment = asked + answered.duration_since(asked) / 2;
-        self.origin.store(time.as_microsecond() - self.since_start(moment), Ordering::Relaxed);
+        let took = answered.duration_since(asked);
+        if took <= ROUND_TRIP_LIMIT || !self.followed.load(Ordering::Relaxed) {
+            let origin = time.as_microsecond() - self.since_start(asked + took / 2);
+            self.origin.store(origin, Ordering::Relaxed);
+            self.followed.store(true, Ordering::Relaxed);
+        } else {
+            tracing::debug!(?took, "the database's time came too late to be of use");
+        }
     }
 
     fn at(&self, moment: Instant) -> Timestamp {
@@ -123,6 +129,16 @@ mod tests {
             clock.set(jumped, clock.start, clock.start);
             assert_eq!(clock.at(clock.start + Duration::from_secs(1)), jumped + SignedDuration::from_secs(1));
         }
+    }
+
+    #[test]
+    fn an_answer_that_came_late_is_better_than_none_and_not_as_good_as_one_before() {
+        let clock = Clock::new(time(5_000_000_000));
+        let late = clock.start + Duration::from_secs(4);
+        clock.set(time(1_800_000_000), clock.start, late);
+        assert_eq!(clock.at(clock.start + Duration::from_secs(2)), time(1_800_000_000));
+        clock.set(time(1_900_000_000), clock.start, late);
+        assert_eq!(clock.at(late), time(1_800_000_002));
     }
 
     #[test]

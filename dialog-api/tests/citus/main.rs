@@ -139,6 +139,9 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     let pid: i32 = postgres.query_one(session, &[]).await?.get(0);
     assert!(Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status()?.success());
     load.acknowledge(200).await?;
+    // What was under way there failed, which is a reason to look whether the shards are still where they were.
+    let read = r#"routing_map_refreshes_total{reason="error"}"#;
+    cluster::wait_for_metric(&service, read, |count| count > 0.0).await?;
 
     cluster.workers[0].stop(Shutdown::Immediate)?;
     // Its shards are half of all: soon somebody asks for one.

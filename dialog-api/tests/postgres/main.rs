@@ -24,6 +24,7 @@ mod rates;
 mod schemathesis;
 mod shutdown;
 mod specification;
+mod spread;
 mod stream_contract;
 mod streams;
 mod tls;

@@ -152,6 +152,21 @@ mod tests {
         assert_eq!(other.verify(&token, now() + jiff::SignedDuration::from_hours(1)), Err(InvalidToken));
     }
 
+    /// Replicas go by one clock, but each has asked for it at another moment.
+    #[test]
+    fn a_token_from_a_moment_ahead_is_good_and_the_end_is_the_same_for_all() {
+        let (user, one, other) = (Uuid::now_v7(), Tokens::new(KEY, HOUR), Tokens::new(KEY, HOUR));
+        let token = one.issue(user, now()).unwrap();
+        for seconds in [-3600, -5, -1, 0, 3599] {
+            let moment = now() + jiff::SignedDuration::from_secs(seconds);
+            assert_eq!(other.verify(&token, moment), Ok(user), "{seconds} s after it was issued");
+        }
+        // A token that is remembered ends as well, and comes back if the clock was wrong.
+        let end = now() + jiff::SignedDuration::from_secs(3600);
+        assert_eq!(other.verify(&token, end), Err(InvalidToken));
+        assert_eq!(other.verify(&token, now()), Ok(user));
+    }
+
     /// The example of RFC 7515, appendix A.1, which was signed by somebody else.
     #[test]
     fn signatures_are_those_of_the_standard() {

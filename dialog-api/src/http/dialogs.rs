@@ -80,10 +80,14 @@ pub(super) async fn send(
 
 /// The client's own id for the message, from the header or the body.
 fn client_id(headers: &HeaderMap, in_body: Option<&str>) -> Result<Option<ClientId>, String> {
-    let in_header = headers
-        .get(IDEMPOTENCY_KEY)
+    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let in_header = given
+        .next()
         .map(|value| value.to_str().map_err(|_| "Idempotency-Key is not visible ASCII".to_owned()))
         .transpose()?;
+    if given.next().is_some() {
+        return Err("Idempotency-Key is given twice".into());
+    }
     match (in_header, in_body) {
         (Some(header), Some(body)) if header != body => {
             Err("Idempotency-Key and client_msg_id differ: give one of them".into())

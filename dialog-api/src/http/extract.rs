@@ -10,7 +10,6 @@ use axum::{
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, header, request::Parts};
 use http_body_util::BodyExt as _;
-use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -59,7 +58,7 @@ impl FromRequestParts<Arc<App>> for Caller {
             .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
         let user = app
             .tokens
-            .verify(token, Timestamp::now())
+            .verify(token, app.clock.now())
             .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
         Self::existing(app, user)
     }
@@ -202,7 +201,11 @@ fn join(whole: Bytes, more: &[u8]) -> Bytes {
     joined.freeze()
 }
 
+/// Reads an object. What it is read into could be read from an array of its fields as well, which nobody means.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::bad_request("the body must be a JSON object"));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
 }

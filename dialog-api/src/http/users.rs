@@ -1,7 +1,7 @@
 //! `POST /user/register`, `POST /login`, `GET /user/get/{id}` and `GET /user/search`.
 
 use axum::Json as JsonResponse;
-use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use jiff::{civil::Date, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -61,7 +61,7 @@ pub(super) async fn register(
         city: request.city,
     };
     // Somewhere it is tomorrow already.
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let today = app.clock.now().to_zoned(TimeZone::UTC).date();
     let latest = today.tomorrow().unwrap_or(today);
     user.check(&request.password, latest).map_err(ApiError::bad_request)?;
     let user_id = app

@@ -255,7 +255,7 @@ pub struct StreamsConfig {
 #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
 pub struct JobsConfig {
     /// How often one of the replicas looks for what is to be done: inboxes that a crash left behind, users to erase,
-    /// messages to archive; and how often each learns who was erased
+    /// messages to archive; and how often each learns who was erased, and what time it is
     #[arg(long, env = "DIALOG_API_JOBS_INTERVAL", default_value = "30s", value_parser = duration)]
     pub jobs_interval: Duration,
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use tokio::{
     net::{TcpListener, UdpSocket},
     signal::unix::{Signal, SignalKind, signal},
@@ -11,6 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Clock,
     config::{Config, Limits, LoginConfig},
     database::{Database, connect::Connector},
     dialogs::{Dialogs, SendLimits},
@@ -130,7 +132,9 @@ pub(crate) fn build(config: &Config) -> Result<App> {
     if config.login.insecure_user_header {
         tracing::warn!("X-User-Id is believed without a token: anybody can be anybody (development only)");
     }
-    let users = Arc::new(Users::new(Arc::clone(&database), passwords, Arc::clone(&tokens)));
+    let clock = Arc::new(Clock::new(Timestamp::now()));
+    let users =
+        Arc::new(Users::new(Arc::clone(&database), passwords, Arc::clone(&tokens), Arc::clone(&clock)));
     let inbox = Arc::new(Inbox::new(Arc::clone(&database), Arc::clone(&metrics)));
     Ok(App {
         dialogs: Arc::new(Dialogs::new(
@@ -138,9 +142,11 @@ pub(crate) fn build(config: &Config) -> Result<App> {
             Arc::clone(&users),
             Arc::clone(&inbox),
             Arc::clone(&streams),
+            Arc::clone(&clock),
             send_limits(&config.limits),
         )),
         streams,
+        clock,
         inbox,
         database,
         users,
@@ -171,6 +177,7 @@ fn work_in_background(app: &App, config: &Config, stop: &CancellationToken) {
     let jobs = Jobs {
         database: Arc::clone(&app.database),
         inbox: Arc::clone(&app.inbox),
+        clock: Arc::clone(&app.clock),
         interval: config.jobs.jobs_interval,
         archive_after: config.jobs.archive_after,
         token_lifetime: config.login.token_lifetime,
@@ -188,7 +195,7 @@ async fn live(
 ) -> Result<()> {
     let mut told_to_end = std::pin::pin!(signals.received());
     let connector = app.database.connector();
-    let prepare = startup::prepare(connector, config.database.distribution, &app.readiness);
+    let prepare = startup::prepare(connector, config.database.distribution, &app.readiness, &app.clock);
     let reason = tokio::select! {
         prepared = prepare => {
             prepared.context("the schema of the database is not this program's")?;

@@ -55,7 +55,7 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
     let binaries = compile(progress)?;
     let program = |package: &str| -> Result<String> {
         let binary = binaries.join(package);
-        let key = Key::of().tree(&binary)?.tree(&dockerfile(package))?.finish();
+        let key = Key::of().tree(&binary)?.tree(&programs())?.finish();
         let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
         if !engine.has_image(&name) {
             let base = debian(cache, engine, progress)?;
@@ -194,7 +194,7 @@ impl Postgres {
         }
         let mut arguments = Vec::new();
         if let Overlay::Citus(citus) = &self.overlay {
-            arguments.push(format!("POSTGRES_VERSION={}", citus.server()));
+            arguments.push(format!("--build-arg=POSTGRES_VERSION={}", citus.server()));
             for (source, target) in citus.files()? {
                 copy(&source, &context.path().join("overlay").join(target))?;
             }
@@ -226,7 +226,8 @@ fn build_program(
 ) -> Result<()> {
     let context = tempfile::tempdir().context("cannot create a temporary folder")?;
     copy(binary, &context.path().join(package))?;
-    build(engine, &dockerfile(package), context.path(), base, &[], name, log)?;
+    let program = [format!("--target={package}"), format!("--build-arg=PROGRAM={package}")];
+    build(engine, &programs(), context.path(), base, &program, name, log)?;
     smoke(engine, name, log).context(
         "the program does not run in its image: if this machine's C library is newer than the base image's, \
          build on an older machine or give the Dockerfile a newer BASE",
@@ -248,9 +249,7 @@ fn build(
         // It has no network of its own.
         docker.args(["--network", "host"]);
     }
-    for argument in base.map(|base| format!("BASE={base}")).iter().chain(arguments) {
-        docker.args(["--build-arg", argument]);
-    }
+    docker.args(base.map(|base| format!("--build-arg=BASE={base}"))).args(arguments);
     command::run(docker.arg(context), log)
 }
 
@@ -260,8 +259,9 @@ fn smoke(engine: &Engine, name: &str, log: &Log) -> Result<()> {
     command::run(docker.args(["run", "--rm", "--network", "none", "--read-only", name, "--version"]), log)
 }
 
-fn dockerfile(package: &str) -> PathBuf {
-    repository().join("images").join(image_of(package)).join("Dockerfile")
+/// The Dockerfile of the programs, with a target for each.
+fn programs() -> PathBuf {
+    repository().join("images/programs/Dockerfile")
 }
 
 fn image_of(package: &str) -> &str {

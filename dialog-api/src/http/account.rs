@@ -4,7 +4,6 @@ use std::{io, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::State,
     response::{IntoResponse as _, Response},
 };
 use futures::stream;
@@ -17,7 +16,7 @@ use uuid::Uuid;
 use super::{
     ApiError, App,
     dialogs::DialogMessage,
-    extract::{Caller, Json},
+    extract::{Caller, Json, Serving},
     inbox::Standing,
     openapi::WithToken,
     users::User,
@@ -65,7 +64,7 @@ pub(super) struct ExportedDialog {
         WithToken
     )
 )]
-pub(super) async fn export(State(app): State<Arc<App>>, Caller(user): Caller) -> Result<Response, ApiError> {
+pub(super) async fn export(Serving(app): Serving, Caller(user): Caller) -> Result<Response, ApiError> {
     let profile = app.users.get(user).await?.ok_or(UserError::Unknown)?;
     let (lines, received) = mpsc::channel(AHEAD);
     let export = Export { app, user, lines };
@@ -147,7 +146,7 @@ pub(super) struct EraseRequest {
     responses((status = 202, description = "The user is being erased"), WithToken)
 )]
 pub(super) async fn erase(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(user): Caller,
     Json(request): Json<EraseRequest>,
 ) -> Result<StatusCode, ApiError> {

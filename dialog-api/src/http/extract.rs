@@ -10,7 +10,6 @@ use axum::{
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, header, request::Parts};
 use http_body_util::BodyExt as _;
-use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -24,6 +23,21 @@ const LARGE_BODY: usize = 4 * 1024;
 pub(crate) const LARGE_BODIES: usize = 1_024;
 /// Who the client says it is, where the configuration allows to believe it.
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
+
+/// What handlers of the API work with. Until the schema is ready their requests are turned away.
+pub(super) struct Serving(pub(super) Arc<App>);
+
+impl FromRequestParts<Arc<App>> for Serving {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(_: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        if app.readiness.handles_requests() {
+            Ok(Self(Arc::clone(app)))
+        } else {
+            Err(ApiError::unavailable(Problem::Starting, "the service is starting", 1))
+        }
+    }
+}
 
 /// The user whose token came with the request.
 pub(super) struct Caller(pub(super) Uuid);
@@ -44,7 +58,7 @@ impl FromRequestParts<Arc<App>> for Caller {
             .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
         let user = app
             .tokens
-            .verify(token, Timestamp::now())
+            .verify(token, app.clock.now())
             .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
         Self::existing(app, user)
     }
@@ -187,7 +201,11 @@ fn join(whole: Bytes, more: &[u8]) -> Bytes {
     joined.freeze()
 }
 
+/// Reads an object. What it is read into could be read from an array of its fields as well, which nobody means.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::bad_request("the body must be a JSON object"));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
 }

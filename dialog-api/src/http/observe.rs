@@ -14,24 +14,11 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::{ApiError, App, Problem};
-use crate::{
-    metrics::{RequestLabels, RouteLabel},
-    readiness::Stage,
-};
+use crate::metrics::{RequestLabels, RouteLabel};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client, in bytes.
 const REQUEST_ID_LIMIT: usize = 128;
-
-/// Turns requests away until the schema is ready.
-pub(super) async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match app.readiness.stage() {
-        Stage::Starting(_) => {
-            ApiError::unavailable(Problem::Starting, "the service is starting", 1).into_response()
-        }
-        Stage::Serving | Stage::Draining => next.run(request).await,
-    }
-}
 
 /// Surrounds every request.
 pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

@@ -2,23 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    extract::State,
-    response::{
-        IntoResponse,
-        sse::{Event, KeepAlive, Sse},
-    },
+use axum::response::{
+    IntoResponse,
+    sse::{Event, KeepAlive, Sse},
 };
 use futures::stream;
 use http::{HeaderMap, HeaderName};
-use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    ApiError, App,
+    ApiError,
     dialogs::DialogMessage,
-    extract::{Caller, Query, UserInPath},
+    extract::{Caller, Query, Serving, UserInPath},
     openapi::WithToken,
 };
 use crate::{
@@ -30,7 +26,7 @@ use crate::{
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// After this long without a message a comment shows proxies, and us, that the connection works.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// By how much a message may be from the future, because the clocks of replicas differ.
+/// By how much a position may be from the future without being looked for: replicas ask for the time now and then.
 const CLOCKS: Duration = Duration::from_mins(1);
 /// How long clients should wait before they connect again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -62,7 +58,7 @@ pub(super) struct StreamParameters {
     )
 )]
 pub(super) async fn stream(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
     Query(parameters): Query<StreamParameters>,
@@ -76,8 +72,12 @@ pub(super) async fn stream(
         .map(|text| Position::parse(&text).ok_or("Last-Event-ID is no id of an event or a message"))
         .transpose()
         .map_err(ApiError::bad_request)?;
-    let now = u128::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-    if position.is_some_and(|position| position.milliseconds() > now + CLOCKS.as_millis()) {
+    let now = u128::try_from(app.clock.now().as_millisecond()).unwrap_or_default();
+    if let Some(position) = position
+        && position.milliseconds() > now + CLOCKS.as_millis()
+        // Who waits for the future waits in vain, unless it has been: the clock may have been set back since.
+        && app.dialogs.get(reader, peer, position.message()).await?.is_none()
+    {
         return Err(ApiError::bad_request("Last-Event-ID lies in the future"));
     }
     let listener = app.streams.listen(Pair::new(reader, peer).dialog_id())?;

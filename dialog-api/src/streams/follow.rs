@@ -51,6 +51,12 @@ impl Position {
         Some(Self { newest, known })
     }
 
+    /// The newest message.
+    #[must_use]
+    pub fn message(self) -> Uuid {
+        self.newest
+    }
+
     /// The time of the newest message, in milliseconds since 1970.
     #[must_use]
     pub fn milliseconds(self) -> u128 {

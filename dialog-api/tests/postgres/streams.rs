@@ -17,7 +17,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::support::{Service, User, database, service::SOON};
+use crate::support::{Service, User, database, eventually, service::SOON};
 
 /// Nobody polls within a test: what arrives was told.
 const NEVER: [&str; 2] = ["--stream-poll", "1h"];
@@ -220,10 +220,8 @@ async fn two_thousand_open_streams_cost_little_memory() -> Result<()> {
     let resident = service.resident_kib()?;
     assert!(resident < 100 * 1024, "{resident} KiB with {STREAMS} streams");
     drop(streams);
-    let deadline = Instant::now() + SOON;
-    while !client.get("/metrics").await?.text().contains("dialog_api_streams_open 0") {
-        assert!(Instant::now() < deadline, "streams of clients that are gone stay open");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    eventually("the end of the streams of clients that are gone", async || {
+        Ok(client.get("/metrics").await?.text().contains("dialog_api_streams_open 0").then_some(()))
+    })
+    .await
 }

@@ -12,7 +12,7 @@ use kube::api::ListParams;
 use kube::runtime::watcher;
 use serde_json::json;
 
-use crate::bed::{Bed, TO_SERVE};
+use crate::bed::{Bed, TO_SERVE, holds};
 use crate::writer::Writer;
 
 /// A parameter that takes a restart, and a value that it does not have by default.
@@ -62,11 +62,7 @@ async fn an_update_goes_one_instance_at_a_time_while_the_service_answers() -> Re
     bed.patch(json!({"postgres": {"parameters": {PARAMETER: VALUE}}})).await?;
     bed.condition(PARAMETERS_APPLIED, "applied", TO_SERVE, |condition| condition.status == "True").await?;
     bed.until("idle", TO_SERVE, |cluster| {
-        let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        let holds = |kind, status: &str| {
-            condition::find(conditions, kind).is_some_and(|condition| condition.status == status)
-        };
-        holds(condition::READY, "True") && holds(condition::PROGRESSING, "False")
+        holds(cluster, condition::READY) == "True" && holds(cluster, condition::PROGRESSING) == "False"
     })
     .await?;
     writer.stop(&bed).await?;

@@ -161,7 +161,7 @@ mod tests {
             let moment = now() + jiff::SignedDuration::from_secs(seconds);
             assert_eq!(other.verify(&token, moment), Ok(user), "{seconds} s after it was issued");
         }
-        // A token that is remembered ends as well, and comes back if the clock was wrong.
+        // A token that was taken ends as well, and comes back if the clock was wrong.
         let end = now() + jiff::SignedDuration::from_secs(3600);
         assert_eq!(other.verify(&token, end), Err(InvalidToken));
         assert_eq!(other.verify(&token, now()), Ok(user));

@@ -2,7 +2,7 @@
 //!
 //! A list is what clients ask for most. A general serializer takes 7 µs for a page of ten messages, an eighth of what
 //! the whole list costs here (`cargo xtask bench -- --section plain`), most of it for times; this takes 2 µs. Ids, times
-//! and names need X
+//! and the names of fields need no escaping; texts are escaped by `serde_json`.
 
 use axum::body::Bytes;
 use jiff::{

@@ -247,6 +247,11 @@ pub struct StreamsConfig {
     #[arg(long, env = "DIALOG_API_MAX_STREAMS", default_value_t = 4_096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_streams: u32,
+
+    /// Open streams of one user; one more is answered 429
+    #[arg(long, env = "DIALOG_API_USER_STREAMS", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub user_streams: u32,
 }
 
 // What the service does for itself.

@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Limits, LoginConfig},
     database::{Database, connect::Connector},
     dialogs::{Dialogs, SendLimits},
-    http::{App, LARGE_BODIES, router, serve},
+    http::{App, EXPORTS, LARGE_ANSWERS, LARGE_BODIES, router, serve},
     inbox::Inbox,
     jobs::Jobs,
     metrics::Metrics,
@@ -126,6 +126,7 @@ pub(crate) fn build(config: &Config) -> Result<App> {
     let tokens = Arc::new(Tokens::new(&read_key(token_key_file)?, *token_lifetime));
     let streams = Arc::new(Streams::new(Settings {
         limit: config.streams.max_streams as usize,
+        reader_limit: config.streams.user_streams as usize,
         poll: config.streams.stream_poll,
         overlap: config.database.timeout + CLOCKS,
     }));
@@ -156,6 +157,8 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         metrics,
         body_limit: config.limits.body_limit,
         large_bodies: Semaphore::new(LARGE_BODIES),
+        large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
+        exports: Arc::new(Semaphore::new(EXPORTS)),
         body_timeout: config.limits.body_timeout,
         request_timeout: config.limits.request_timeout,
     })

@@ -128,9 +128,10 @@ pub struct SendLimits {
 impl SendLimits {
     fn take(&self, from: Uuid, to: Uuid) -> Result<(), Duration> {
         let now = Instant::now();
-        // The narrower first: what it refuses does not count for the wider.
-        self.pair.as_ref().map_or(Ok(()), |limit| limit.take((from, to), now))?;
-        self.sender.as_ref().map_or(Ok(()), |limit| limit.take(from, now))
+        // What one of them refuses counts for neither.
+        self.pair.as_ref().map_or(Ok(()), |limit| limit.check((from, to), now))?;
+        self.sender.as_ref().map_or(Ok(()), |limit| limit.take(from, now))?;
+        self.pair.as_ref().map_or(Ok(()), |limit| limit.take((from, to), now))
     }
 }
 

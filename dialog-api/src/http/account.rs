@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    ApiError, App,
+    ApiError, App, Problem,
+    answer::Answer,
     dialogs::DialogMessage,
     extract::{Caller, Json, Serving},
     inbox::Standing,
@@ -28,7 +29,9 @@ use crate::{
 
 const NDJSON: &str = "application/x-ndjson";
 /// Lines that wait for a slow client.
-const AHEAD: usize = 64;
+const AHEAD: usize = 8;
+/// Exports at a time: with the longest messages they hold 64 pages, 100 MiB.
+pub(crate) const EXPORTS: usize = 64;
 
 /// A line of an export.
 #[derive(Serialize, ToSchema)]
@@ -65,6 +68,9 @@ pub(super) struct ExportedDialog {
     )
 )]
 pub(super) async fn export(Serving(app): Serving, Caller(user): Caller) -> Result<Response, ApiError> {
+    let place = Arc::clone(&app.exports)
+        .try_acquire_owned()
+        .map_err(|_| ApiError::unavailable(Problem::Overloaded, "too many exports at the moment", 5))?;
     let profile = app.users.get(user).await?.ok_or(UserError::Unknown)?;
     let (lines, received) = mpsc::channel(AHEAD);
     let export = Export { app, user, lines };
@@ -76,7 +82,8 @@ pub(super) async fn export(Serving(app): Serving, Caller(user): Caller) -> Resul
         }
     });
     let body = stream::unfold(received, async |mut received| Some((received.recv().await?, received)));
-    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(body)).into_response())
+    let body = Body::new(Answer::new(Body::from_stream(body), place));
+    Ok(([(header::CONTENT_TYPE, NDJSON)], body).into_response())
 }
 
 /// An export on its way.

@@ -10,6 +10,7 @@ use axum::{
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, header, request::Parts};
 use http_body_util::BodyExt as _;
+use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -46,30 +47,45 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        Session::from_request_parts(parts, app).await.map(|session| Self(session.user))
+    }
+}
+
+/// The user whose token came with the request, for answers that may last longer than the token.
+pub(super) struct Session {
+    pub(super) user: Uuid,
+    /// When the token ends, if there is one.
+    pub(super) until: Option<Timestamp>,
+}
+
+impl FromRequestParts<Arc<App>> for Session {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         if app.trust_user_header
             && !parts.headers.contains_key(header::AUTHORIZATION)
             && let Some(claimed) = parts.headers.get(USER_HEADER)
         {
             let claimed = claimed.to_str().unwrap_or_default();
             let user = user_id("X-User-Id", claimed)?;
-            return Self::existing(app, user);
+            return Self::existing(app, user, None);
         }
         let token = bearer(&parts.headers)
             .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
-        let user = app
+        let verified = app
             .tokens
             .verify(token, app.clock.now())
             .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
-        Self::existing(app, user)
+        Self::existing(app, verified.user, Some(verified.until))
     }
 }
 
-impl Caller {
-    fn existing(app: &App, user: Uuid) -> Result<Self, ApiError> {
+impl Session {
+    fn existing(app: &App, user: Uuid, until: Option<Timestamp>) -> Result<Self, ApiError> {
         if app.users.erased().contains(user) {
             return Err(ApiError::unauthorized("the user of this token does not exist any more"));
         }
-        Ok(Self(user))
+        Ok(Self { user, until })
     }
 }
 

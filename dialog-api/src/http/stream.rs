@@ -14,7 +14,8 @@ use utoipa::IntoParams;
 use super::{
     ApiError,
     dialogs::DialogMessage,
-    extract::{Caller, Query, Serving, UserInPath},
+    error::Body,
+    extract::{Query, Serving, Session, UserInPath},
     openapi::WithToken,
 };
 use crate::{
@@ -54,12 +55,15 @@ pub(super) struct StreamParameters {
     ),
     responses(
         (status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
+        (status = 429, description = "This user has too many streams open", body = Body, headers(
+            ("Retry-After" = u32, description = "Seconds to wait")
+        )),
         WithToken
     )
 )]
 pub(super) async fn stream(
     Serving(app): Serving,
-    Caller(reader): Caller,
+    Session { user: reader, until }: Session,
     UserInPath(peer): UserInPath,
     Query(parameters): Query<StreamParameters>,
     headers: HeaderMap,
@@ -80,16 +84,19 @@ pub(super) async fn stream(
     {
         return Err(ApiError::bad_request("Last-Event-ID lies in the future"));
     }
-    let listener = app.streams.listen(Pair::new(reader, peer).dialog_id())?;
+    let listener = app.streams.listen(Pair::new(reader, peer).dialog_id(), reader)?;
     let follower = Follower::new(Arc::clone(&app.dialogs), listener, (reader, peer), position).await?;
     let first = stream::iter([Ok(Event::default().retry(RETRY))]);
-    let events = stream::unfold(follower, async |mut follower| {
-        let (position, message) = follower.next().await?;
+    // Whoever asks anything else after this time is refused as well.
+    let may_read =
+        move || until.is_none_or(|until| app.clock.now() < until) && !app.users.erased().contains(reader);
+    let events = stream::unfold((follower, may_read), async |(mut follower, may_read)| {
+        let (position, message) = follower.next(&may_read).await?;
         let event = Event::default()
             .event("message")
             .id(position.to_string())
             .json_data(DialogMessage::from(message));
-        Some((event, follower))
+        Some((event, (follower, may_read)))
     });
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(Sse::new(futures::StreamExt::chain(first, events)).keep_alive(keep_alive))

@@ -36,20 +36,23 @@ impl Described {
 #[tokio::test]
 async fn every_answer_of_a_stream_is_described_and_every_described_one_is_given() -> Result<()> {
     let server = database().await?;
-    let service = Service::start(&server, &["--max-streams", "1"]).await?;
+    let service = Service::start(&server, &["--max-streams", "2", "--user-streams", "1"]).await?;
     let client = service.client();
     let document = client.get("/openapi.json").await?.json()?;
     let described = Described(document["paths"]["/dialog/{user_id}/stream"]["get"]["responses"].clone());
-    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    let (ada, bob, carol) =
+        (client.user("Ada").await?, client.user("Bob").await?, client.user("Carol").await?);
     let mut seen = BTreeSet::new();
 
     let stream = client.stream(&ada, &bob, None).await?;
     ensure!(described.0["200"]["content"][&stream.content_type].is_object(), "{}", stream.content_type);
     seen.insert(200);
-    // With one stream open there is no place for another.
+    // One is all that a user may have, and two are all that there may be.
     let path = format!("/dialog/{}/stream", bob.id);
     seen.insert(described.check(&client.get_as(&ada, &path).await?)?);
-    drop(stream);
+    let other = client.stream(&bob, &ada, None).await?;
+    seen.insert(described.check(&client.get_as(&carol, &path).await?)?);
+    drop((stream, other));
     eventually("the end of the stream", async || {
         Ok(client.get("/metrics").await?.text().contains("dialog_api_streams_open 0").then_some(()))
     })

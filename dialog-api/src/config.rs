@@ -247,6 +247,11 @@ pub struct StreamsConfig {
     #[arg(long, env = "DIALOG_API_MAX_STREAMS", default_value_t = 4_096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_streams: u32,
+
+    /// Open streams of one user; one more is answered 429
+    #[arg(long, env = "DIALOG_API_USER_STREAMS", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub user_streams: u32,
 }
 
 // What the service does for itself.
@@ -255,7 +260,7 @@ pub struct StreamsConfig {
 #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
 pub struct JobsConfig {
     /// How often one of the replicas looks for what is to be done: inboxes that a crash left behind, users to erase,
-    /// messages to archive; and how often each learns who was erased
+    /// messages to archive; and how often each learns who was erased, and what time it is
     #[arg(long, env = "DIALOG_API_JOBS_INTERVAL", default_value = "30s", value_parser = duration)]
     pub jobs_interval: Duration,
 

@@ -51,10 +51,12 @@ impl Erased {
         stop.run_until_cancelled(follow).await;
     }
 
-    /// Nobody who was erased comes back, so nobody is forgotten when the list does.
+    /// Who is no longer in the list is forgotten, unless they were erased here while it was read.
     async fn refresh(&self) -> Result<(), DatabaseError> {
+        let before = self.users.read().unwrap_or_else(PoisonError::into_inner).clone();
         let rows = self.database.query(Sql::ListErasures, &[]).await?;
         let mut users = self.users.write().unwrap_or_else(PoisonError::into_inner);
+        users.retain(|user| !before.contains(user));
         users.extend(rows.iter().map(|row| row.get::<_, Uuid>(0)));
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! [`database`] runs prepared statements on a few shared connections.
 //! [`startup`] migrates the schema and waits until its tables are distributed, [`server`] puts all together.
 
+pub mod clock;
 pub mod config;
 pub mod database;
 pub mod dialogs;

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     hash::Hash,
     mem,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -41,23 +41,39 @@ impl<K: Eq + Hash + Copy> RateLimit<K> {
         Some(Self { cost, credit, capacity: capacity.max(1), paid })
     }
 
+    /// Whether the key could be used now.
+    ///
+    /// # Errors
+    /// When that would be too often: how long to wait.
+    pub fn check(&self, key: K, now: Instant) -> Result<(), Duration> {
+        self.next(&self.lock(), key, now).map(drop)
+    }
+
     /// Uses the key once.
     ///
     /// # Errors
     /// When that is too often: how long to wait. Nothing was used then.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
-        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = paid.young.get(&key).or_else(|| paid.old.get(&key)).copied();
-        let next = until.map_or(now, |until| until.max(now)) + self.cost;
-        let beyond = next.duration_since(now).saturating_sub(self.credit);
-        if !beyond.is_zero() {
-            return Err(beyond);
-        }
+        let mut paid = self.lock();
+        let next = self.next(&paid, key, now)?;
         paid.young.insert(key, next);
         if paid.young.len() >= self.capacity {
             paid.old = mem::take(&mut paid.young);
         }
         Ok(())
+    }
+
+    /// Up to when the key is paid for with one use more.
+    fn next(&self, paid: &Generations<K>, key: K, now: Instant) -> Result<Instant, Duration> {
+        let until = paid.young.get(&key).or_else(|| paid.old.get(&key)).copied();
+        let next = until.map_or(now, |until| until.max(now)) + self.cost;
+        let beyond = next.duration_since(now).saturating_sub(self.credit);
+        if beyond.is_zero() { Ok(next) } else { Err(beyond) }
+    }
+
+    /// Nothing is left half done under this lock, so a panic elsewhere is no reason to stop.
+    fn lock(&self) -> MutexGuard<'_, Generations<K>> {
+        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,90 +1,65 @@
-//! What was seen recently, in bounded memory.
+//! A set that remembers what was seen recently, in bounded memory.
 
-use std::{borrow::Borrow, collections::HashMap, hash::Hash, mem, sync::Mutex};
+use std::{collections::HashSet, hash::Hash, mem, sync::Mutex};
 
-/// Remembers at least the last `capacity` distinct keys that were seen, at most twice as many.
+/// Remembers at least the last `capacity` distinct values that were seen, at most twice as many.
 ///
 /// Two generations instead of a list of uses: when the young one is full it becomes the old one, and what
 /// nobody asked for since then is forgotten. A lookup is one or two hash probes and never allocates.
 #[derive(Debug)]
-pub struct RecentMap<K, V> {
+pub struct RecentSet<T> {
     capacity: usize,
-    generations: Mutex<Generations<K, V>>,
+    generations: Mutex<Generations<T>>,
 }
 
 #[derive(Debug)]
-struct Generations<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
+struct Generations<T> {
+    young: HashSet<T>,
+    old: HashSet<T>,
 }
 
-impl<K: Eq + Hash, V: Copy> RecentMap<K, V> {
-    /// An empty map; `capacity` in keys, at least 1.
+impl<T: Eq + Hash + Copy> RecentSet<T> {
+    /// An empty set; `capacity` in values, at least 1.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let generations = Mutex::new(Generations { young: HashMap::new(), old: HashMap::new() });
+        let generations = Mutex::new(Generations { young: HashSet::new(), old: HashSet::new() });
         Self { capacity: capacity.max(1), generations }
     }
 
-    /// What is remembered with the key; if anything is, it counts as seen now.
-    pub fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-    {
+    /// Whether the value was seen recently; if so, it counts as seen now.
+    pub fn contains(&self, value: &T) -> bool {
         let mut generations = self.lock();
-        if let Some(value) = generations.young.get(key) {
-            return Some(*value);
+        if generations.young.contains(value) {
+            return true;
         }
-        let (key, value) = generations.old.remove_entry(key)?;
-        self.add(&mut generations, key, value);
-        Some(value)
+        let known = generations.old.contains(value);
+        if known {
+            self.add(&mut generations, *value);
+        }
+        known
     }
 
-    /// Remembers the key and the value.
-    pub fn insert(&self, key: K, value: V) {
+    /// Remembers the value.
+    pub fn insert(&self, value: T) {
         let mut generations = self.lock();
-        self.add(&mut generations, key, value);
+        self.add(&mut generations, value);
     }
 
-    fn add(&self, generations: &mut Generations<K, V>, key: K, value: V) {
-        generations.young.insert(key, value);
+    fn add(&self, generations: &mut Generations<T>, value: T) {
+        generations.young.insert(value);
         if generations.young.len() >= self.capacity {
             generations.old = mem::take(&mut generations.young);
         }
     }
 
-    /// A panic while the lock was held cannot leave a map half changed in a way that matters: it is a cache.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Generations<K, V>> {
+    /// A panic while the lock was held cannot leave a set half changed in a way that matters: it is a cache.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Generations<T>> {
         self.generations.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// Remembers which values were seen, as [`RecentMap`] does.
-#[derive(Debug)]
-pub struct RecentSet<T>(RecentMap<T, ()>);
-
-impl<T: Eq + Hash> RecentSet<T> {
-    /// An empty set; `capacity` in values, at least 1.
-    #[must_use]
-    pub fn new(capacity: usize) -> Self {
-        Self(RecentMap::new(capacity))
-    }
-
-    /// Whether the value was seen recently; if so, it counts as seen now.
-    pub fn contains(&self, value: &T) -> bool {
-        self.0.get(value).is_some()
-    }
-
-    /// Remembers the value.
-    pub fn insert(&self, value: T) {
-        self.0.insert(value, ());
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -113,10 +88,10 @@ mod tests {
             for value in values.iter().rev() {
                 recent.insert(*value);
                 if recent.len() > capacity { break; }
-                let generations = set.0.generations.lock().unwrap();
-                prop_assert!(generations.young.contains_key(value) || generations.old.contains_key(value));
+                let generations = set.generations.lock().unwrap();
+                prop_assert!(generations.young.contains(value) || generations.old.contains(value));
             }
-            let generations = set.0.generations.lock().unwrap();
+            let generations = set.generations.lock().unwrap();
             prop_assert!(generations.young.len() + generations.old.len() <= 2 * capacity);
         }
 

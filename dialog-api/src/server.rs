@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use tokio::{
     net::{TcpListener, UdpSocket},
     signal::unix::{Signal, SignalKind, signal},
@@ -11,10 +12,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Clock,
     config::{Config, Limits, LoginConfig},
     database::{Database, connect::Connector},
     dialogs::{Dialogs, SendLimits},
-    http::{App, LARGE_BODIES, router, serve},
+    http::{App, EXPORTS, LARGE_ANSWERS, LARGE_BODIES, router, serve},
     inbox::Inbox,
     jobs::Jobs,
     metrics::Metrics,
@@ -124,13 +126,16 @@ pub(crate) fn build(config: &Config) -> Result<App> {
     let tokens = Arc::new(Tokens::new(&read_key(token_key_file)?, *token_lifetime));
     let streams = Arc::new(Streams::new(Settings {
         limit: config.streams.max_streams as usize,
+        reader_limit: config.streams.user_streams as usize,
         poll: config.streams.stream_poll,
         overlap: config.database.timeout + CLOCKS,
     }));
     if config.login.insecure_user_header {
         tracing::warn!("X-User-Id is believed without a token: anybody can be anybody (development only)");
     }
-    let users = Arc::new(Users::new(Arc::clone(&database), passwords, Arc::clone(&tokens)));
+    let clock = Arc::new(Clock::new(Timestamp::now()));
+    let users =
+        Arc::new(Users::new(Arc::clone(&database), passwords, Arc::clone(&tokens), Arc::clone(&clock)));
     let inbox = Arc::new(Inbox::new(Arc::clone(&database), Arc::clone(&metrics)));
     Ok(App {
         dialogs: Arc::new(Dialogs::new(
@@ -138,9 +143,11 @@ pub(crate) fn build(config: &Config) -> Result<App> {
             Arc::clone(&users),
             Arc::clone(&inbox),
             Arc::clone(&streams),
+            Arc::clone(&clock),
             send_limits(&config.limits),
         )),
         streams,
+        clock,
         inbox,
         database,
         users,
@@ -150,6 +157,8 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         metrics,
         body_limit: config.limits.body_limit,
         large_bodies: Semaphore::new(LARGE_BODIES),
+        large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
+        exports: Arc::new(Semaphore::new(EXPORTS)),
         body_timeout: config.limits.body_timeout,
         request_timeout: config.limits.request_timeout,
     })
@@ -171,6 +180,7 @@ fn work_in_background(app: &App, config: &Config, stop: &CancellationToken) {
     let jobs = Jobs {
         database: Arc::clone(&app.database),
         inbox: Arc::clone(&app.inbox),
+        clock: Arc::clone(&app.clock),
         interval: config.jobs.jobs_interval,
         archive_after: config.jobs.archive_after,
         token_lifetime: config.login.token_lifetime,
@@ -188,7 +198,7 @@ async fn live(
 ) -> Result<()> {
     let mut told_to_end = std::pin::pin!(signals.received());
     let connector = app.database.connector();
-    let prepare = startup::prepare(connector, config.database.distribution, &app.readiness);
+    let prepare = startup::prepare(connector, config.database.distribution, &app.readiness, &app.clock);
     let reason = tokio::select! {
         prepared = prepare => {
             prepared.context("the schema of the database is not this program's")?;

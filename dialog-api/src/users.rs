@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use jiff::{Timestamp, civil::Date};
+use jiff::civil::Date;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     database::{Database, error::DatabaseError, statements::Sql},
     erased::Erased,
     passwords::{PasswordError, Passwords},
@@ -160,7 +161,7 @@ pub enum UserError {
     Database(#[from] DatabaseError),
     /// The token could not be signed.
     #[error("sign the token: {0}")]
-    Token(#[from] jsonwebtoken::errors::Error),
+    Token(#[from] serde_json::Error),
 }
 
 /// Why nobody was searched for.
@@ -179,6 +180,7 @@ pub struct Users {
     database: Arc<Database>,
     passwords: Passwords,
     tokens: Arc<Tokens>,
+    clock: Arc<Clock>,
     known: RecentSet<Uuid>,
     erased: Erased,
 }
@@ -186,9 +188,14 @@ pub struct Users {
 impl Users {
     /// Users in this database.
     #[must_use]
-    pub fn new(database: Arc<Database>, passwords: Passwords, tokens: Arc<Tokens>) -> Self {
+    pub fn new(
+        database: Arc<Database>,
+        passwords: Passwords,
+        tokens: Arc<Tokens>,
+        clock: Arc<Clock>,
+    ) -> Self {
         let erased = Erased::new(Arc::clone(&database));
-        Self { database, passwords, tokens, known: RecentSet::new(REMEMBERED_USERS), erased }
+        Self { database, passwords, tokens, clock, known: RecentSet::new(REMEMBERED_USERS), erased }
     }
 
     /// Who was erased lately.
@@ -206,7 +213,7 @@ impl Users {
     /// When there is too much to do, or the database failed.
     pub async fn register(&self, user: &NewUser, password: String) -> Result<Uuid, UserError> {
         let hash = self.passwords.hash(password).await?;
-        let (id, now) = (Uuid::now_v7(), Timestamp::now());
+        let (id, now) = self.clock.next_id();
         self.database.query(Sql::InsertCredentials, &[&id, &hash, &now]).await?;
         self.database
             .query(
@@ -237,7 +244,7 @@ impl Users {
         let hash: Option<String> = rows.first().map(|row| row.get(0));
         let known = hash.is_some();
         match (self.passwords.verify(password, hash).await?, known) {
-            (true, _) => Ok(self.tokens.issue(id, Timestamp::now())?),
+            (true, _) => Ok(self.tokens.issue(id, self.clock.now())?),
             (false, true) => Err(UserError::WrongPassword),
             (false, false) => Err(UserError::Unknown),
         }
@@ -256,7 +263,7 @@ impl Users {
             return Err(UserError::WrongPassword);
         }
         // First of all: whatever happens to this process now, the rest will be done.
-        self.database.query(Sql::InsertErasure, &[&id, &Timestamp::now()]).await?;
+        self.database.query(Sql::InsertErasure, &[&id, &self.clock.now()]).await?;
         self.erased.add(id);
         self.database.query(Sql::DeleteCredentials, &[&id]).await?;
         self.database.query(Sql::DeleteUser, &[&id]).await?;

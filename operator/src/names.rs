@@ -14,6 +14,8 @@ pub const POSTGRES_PORT: u16 = 5432;
 pub const PATRONI_PORT: u16 = 8008;
 /// The port of dialog-api's Service and pods.
 pub const API_PORT: u16 = 8080;
+/// The UDP port on which the pods of dialog-api tell each other of new messages.
+pub const PEERS_PORT: u16 = 8081;
 
 /// The volume of each instance, in its pod and in the names of claims.
 pub const VOLUME: &str = "data";
@@ -220,6 +222,12 @@ impl Names {
     #[must_use]
     pub fn api(&self) -> String {
         format!("{}-api", self.cluster)
+    }
+
+    /// The headless Service by which the pods of dialog-api find each other.
+    #[must_use]
+    pub fn api_peers(&self) -> String {
+        format!("{}-api-peers", self.cluster)
     }
 }
 

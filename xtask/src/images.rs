@@ -53,9 +53,14 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
         })?;
     }
     let binaries = compile(progress)?;
+    // The libraries come from the base, which is built here where no registry has it.
+    let libraries = match engine {
+        Engine::Machine => String::new(),
+        Engine::Own(_) => Release::here()?.sources_list(),
+    };
     let program = |package: &str| -> Result<String> {
         let binary = binaries.join(package);
-        let key = Key::of().tree(&binary)?.tree(&programs())?.finish();
+        let key = Key::of().tree(&binary)?.tree(&programs())?.text(&libraries).finish();
         let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
         if !engine.has_image(&name) {
             let base = debian(cache, engine, progress)?;

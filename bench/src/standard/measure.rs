@@ -1,6 +1,7 @@
 //! One measurement: a load, and what its service used meanwhile.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -102,6 +103,8 @@ pub(super) struct Measured {
     pub(super) per_second: f64,
     /// Processor time of the service per request, in microseconds.
     pub(super) cpu: f64,
+    /// Requests of the warm-up before it.
+    pub(super) before: u64,
 }
 
 impl Measured {
@@ -174,7 +177,7 @@ impl Bench<'_> {
         duration: Duration,
     ) -> Result<Measured> {
         let mut plan = self.plan(service, load)?;
-        run(&plan).await?;
+        let warmup = run(&plan).await?;
         settle(service).await?;
         plan.settings.duration = duration;
         plan.seed = 2;
@@ -187,6 +190,7 @@ impl Bench<'_> {
         Ok(Measured {
             per_second: report.sends.per_second + report.lists.per_second,
             cpu: cpu.as_secs_f64() * 1e6 / requests as f64,
+            before: warmup.sends.requests + warmup.lists.requests,
             report,
         })
     }
@@ -276,12 +280,18 @@ pub(super) fn p99(kind: Kind, rounds: &[Measured]) -> f64 {
     }))
 }
 
-/// What failed is said beside every figure, as it would flatter them.
+/// What failed, and how, is said beside every figure, as it would flatter them.
 pub(super) fn failures<'a>(rounds: impl IntoIterator<Item = &'a Measured>) -> String {
-    match rounds.into_iter().map(Measured::failed).sum::<u64>() {
-        0 => String::new(),
-        failed => format!(", **{failed} failed or dropped**"),
+    let mut by_code = BTreeMap::<&str, u64>::new();
+    for Measured { report: Report { sends, lists, dropped, .. }, .. } in rounds {
+        for (code, count) in sends.failed.iter().chain(&lists.failed) {
+            *by_code.entry(code).or_default() += count;
+        }
+        *by_code.entry("dropped").or_default() += dropped;
     }
+    let by_code = by_code.iter().filter(|(_, count)| **count > 0);
+    let failed: Vec<_> = by_code.map(|(code, count)| format!("{code}: {count}")).collect();
+    if failed.is_empty() { String::new() } else { format!(", **failed: {}**", failed.join(", ")) }
 }
 
 /// A row of p99s in an open loop.

@@ -1,6 +1,6 @@
 //! The database alone: pgbench with prepared statements, as a yardstick.
 
-use std::{fmt::Write as _, fs, process::Command};
+use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use dialog_api::database::statements::Sql;
@@ -11,9 +11,12 @@ use super::measure::Bench;
 use crate::workload::Kind;
 
 /// Dialogs that pgbench draws from: a script each, as its own variables can be numbers only.
-const DIALOGS: usize = 64;
+const DIALOGS: usize = 32;
 /// Clients, each with one statement at a time.
 const CLIENTS: &str = "16";
+/// What comes before a measurement, in seconds: each client prepares each script's statement, and the servers make
+/// plans for its first five executions.
+const WARMUP: u64 = 3;
 /// The newest messages are older than this one.
 const NEWEST: Uuid = Uuid::max();
 /// Messages of a list, as the service has it.
@@ -111,11 +114,12 @@ impl<'a> Pgbench<'a> {
     fn run(&self, server: &Server, dialogs: &[Names], statements: &[&str]) -> Result<Found> {
         let logs = tempfile::tempdir_in(self.bench.folder).context("a folder for pgbench")?;
         let mut command = Command::new(Installation::find()?.binary("pgbench"));
+        let seconds = WARMUP + self.bench.size.seconds;
         command
             .args(["--no-vacuum", "--protocol=prepared", "--jobs=1", "--client", CLIENTS, "--log"])
             .arg(format!("--log-prefix={}", logs.path().join("log").display()))
             .args(["--host", server.host(), "--port", &server.port().to_string()])
-            .args(["--username=dialog_api", "--time", &self.bench.size.seconds.to_string()])
+            .args(["--username=dialog_api", "--time", &seconds.to_string()])
             .arg(format!("--define=top={NEWEST}"))
             .arg(format!("--define=text={}", "x".repeat(100)));
         for (number, names) in dialogs.iter().enumerate() {
@@ -131,13 +135,8 @@ impl<'a> Pgbench<'a> {
             command.arg("--file").arg(file);
         }
         let output = command.arg("dialog").output().context("run pgbench")?;
-        let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
-        let per_second = text
-            .lines()
-            .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
-            .with_context(|| format!("pgbench printed no tps:\n{text}"))?;
-        Ok(Found { per_second, p99: p99(logs.path())? })
+        found(logs.path())
     }
 }
 
@@ -199,20 +198,35 @@ async fn owned(bench: &Bench<'_>, worker: &Server, dialogs: &[Names]) -> Result<
     Ok(owned.take(DIALOGS).collect())
 }
 
-/// The 99th percentile of the latencies in the logs: the third column, in microseconds.
-fn p99(folder: &std::path::Path) -> Result<f64> {
-    let mut latencies = Vec::new();
+/// What the logs say of the time after the warm-up.
+#[allow(clippy::cast_precision_loss, reason = "microseconds and counts of some seconds")]
+fn found(folder: &Path) -> Result<Found> {
+    let mut transactions = Vec::new();
     for file in fs::read_dir(folder).context("read the folder of pgbench")? {
         let path = file.context("read the folder of pgbench")?.path();
         if path.extension().is_some_and(|extension| extension == "sql") {
             continue;
         }
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        latencies.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<u32>().ok()));
+        transactions.extend(text.lines().filter_map(ended));
     }
+    let (first, last) =
+        transactions.iter().fold((u64::MAX, 0), |(first, last), (end, _)| (first.min(*end), last.max(*end)));
+    let begin = first.saturating_add(WARMUP * 1_000_000);
+    let mut latencies: Vec<u64> =
+        transactions.iter().filter(|(end, _)| *end > begin).map(|(_, latency)| *latency).collect();
     latencies.sort_unstable();
-    let place = latencies.len() * 99 / 100;
-    Ok(f64::from(*latencies.get(place).context("pgbench has logged nothing")?) / 1e3)
+    let p99 = *latencies.get(latencies.len() * 99 / 100).context("pgbench has logged nothing to measure")?;
+    let seconds = (last - begin) as f64 / 1e6;
+    Ok(Found { per_second: latencies.len() as f64 / seconds, p99: p99 as f64 / 1e3 })
+}
+
+/// When a transaction ended and how long it took, in microseconds: of client, number, latency, script, second of the
+/// end and microsecond.
+fn ended(line: &str) -> Option<(u64, u64)> {
+    let mut fields = line.split(' ').skip(2).map(str::parse::<u64>);
+    let (latency, _script) = (fields.next()?.ok()?, fields.next()?);
+    Some((fields.next()?.ok()? * 1_000_000 + fields.next()?.ok()?, latency))
 }
 
 #[cfg(test)]
@@ -231,14 +245,21 @@ mod tests {
     }
 
     #[test]
-    fn a_percentile_of_all_logs_together() {
+    fn what_all_logs_say_after_the_warm_up() {
         let folder = tempfile::tempdir().unwrap();
+        // The warm-up's transactions take 900 ms and are not counted; then 100 in half a second, of 0 to 99 ms.
         for (file, first) in [("log.1", 0), ("log.2", 50)] {
-            let lines: Vec<_> = (first..first + 50).map(|us| format!("0 7 {us}000 3 1700000000 5")).collect();
-            fs::write(folder.path().join(file), lines.join("\n")).unwrap();
+            let line = |latency, end: u64| {
+                format!("0 7 {latency} 3 {} {}\n", 1_700_000_000 + end / 1_000, end % 1_000 * 1_000)
+            };
+            let warmup = line(900_000, 0);
+            let rest = (first..first + 50).map(|ms| line(ms * 1_000, WARMUP * 1_000 + (ms + 1) * 5));
+            fs::write(folder.path().join(file), warmup + &rest.collect::<String>()).unwrap();
         }
-        fs::write(folder.path().join("0.sql"), "SELECT 1 999000000").unwrap();
-        assert!((p99(folder.path()).unwrap() - 99.0).abs() < f64::EPSILON);
-        assert!(p99(tempfile::tempdir().unwrap().path()).is_err());
+        fs::write(folder.path().join("0.sql"), "SELECT 1 999000000 1 1 1").unwrap();
+        let found = found(folder.path()).unwrap();
+        assert!((found.p99 - 99.0).abs() < f64::EPSILON, "{found:?}");
+        assert!((found.per_second - 200.0).abs() < 1e-6, "{found:?}");
+        assert!(super::found(tempfile::tempdir().unwrap().path()).is_err());
     }
 }

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_postgres::Client;
 
 /// Longest wait for anything that should happen soon.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A running service; it ends with the test.
 pub(crate) struct Service {

@@ -26,8 +26,8 @@ const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// just back from a failover has to work off before it serves anybody.
 const WAITING_LIMIT: usize = 256;
 
-/// Connections to a server that reads use. They need no flush of the log to share; on few connections several travel in
-/// one packet, which spares both sides more than it costs to wait for one another.
+/// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
+/// [`Session::gathered`]); on all eight connections hardly any two would meet.
 const READING: usize = 4;
 
 /// A server.
@@ -164,9 +164,10 @@ impl Node {
         });
     }
 
-    /// The working connection with the fewest statements under way, so that writes are spread over as many as
-    /// are needed and commit together; reads keep to a few, where they travel together. Waits for one if the server was lost only a moment ago. If it has been
-    /// away for longer, or many wait already, says so at once instead of gathering requests that wait.
+    /// The working connection with the fewest statements under way. Writes are spread over as many as are needed, so
+    /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
+    /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
+    /// gathering requests that wait.
     pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
         if let Some(session) = self.least_busy(sql) {
             return Ok(session);
@@ -238,7 +239,7 @@ impl Node {
                     pause = RECONNECT_PAUSE;
                     let session = Arc::new(session);
                     self.gain(&session);
-                    let end = session.abandoned.run_until_cancelled(traffic).await;
+                    let end = session.abandoned.run_until_cancelled(session.gathered(traffic)).await;
                     self.lose(&session);
                     match end {
                         Some(Ok(())) => tracing::warn!(node, "connection to the database ended"),

@@ -135,7 +135,8 @@ impl Sql {
                  (dialog_id, message_id, from_user_id, to_user_id, text, created_at, client_msg_id) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7) \
                  ON CONFLICT (dialog_id, from_user_id, client_msg_id) WHERE client_msg_id IS NOT NULL \
-                 DO UPDATE SET client_msg_id = excluded.client_msg_id RETURNING message_id, text"
+                 DO UPDATE SET client_msg_id = excluded.client_msg_id \
+                 RETURNING message_id, text, edited_at IS NOT NULL OR deleted_at IS NOT NULL"
             }
             Self::ListMessages => {
                 "SELECT message_id, from_user_id, to_user_id, text, created_at, edited_at, deleted_at, older_archived \

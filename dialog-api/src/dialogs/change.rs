@@ -1,6 +1,6 @@
 //! Changing and deleting one's own messages. A deleted message stays as a tombstone: its place, without its text.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use uuid::Uuid;
 
 use super::{DialogError, Dialogs, TEXT_LIMIT, page::Message, pair::Pair};
@@ -22,7 +22,7 @@ impl Dialogs {
     pub async fn edit(&self, author: Uuid, peer: Uuid, id: Uuid, text: &str) -> Result<Message, DialogError> {
         check_text("text", text, 1, TEXT_LIMIT).map_err(DialogError::BadText)?;
         let dialog = Pair::new(author, peer).dialog_id();
-        let mut time = Timestamp::now();
+        let mut time = self.clock.now();
         loop {
             // What is archived in between is found by the second: it takes a message from one and gives it to the other.
             for sql in [Sql::EditMessage, Sql::EditArchived] {
@@ -50,7 +50,7 @@ impl Dialogs {
     /// When there is no such message between the two, somebody else wrote it, or the database failed.
     pub async fn delete(&self, author: Uuid, peer: Uuid, id: Uuid) -> Result<(), DialogError> {
         let dialog = Pair::new(author, peer).dialog_id();
-        let now = Timestamp::now();
+        let now = self.clock.now();
         for sql in [Sql::DeleteMessage, Sql::DeleteArchived] {
             if !self.database.query(sql, &[&dialog, &id, &author, &now]).await?.is_empty() {
                 self.streams.announce(Notice { dialog, news: News::Changed(id) });

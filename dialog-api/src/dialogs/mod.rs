@@ -10,13 +10,13 @@ pub mod pair;
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::pair::Pair;
 use crate::{
+    clock::Clock,
     database::{Database, Parameters, error::DatabaseError, statements::Sql},
     inbox::Inbox,
     rate::RateLimit,
@@ -128,9 +128,10 @@ pub struct SendLimits {
 impl SendLimits {
     fn take(&self, from: Uuid, to: Uuid) -> Result<(), Duration> {
         let now = Instant::now();
-        // The narrower first: what it refuses does not count for the wider.
-        self.pair.as_ref().map_or(Ok(()), |limit| limit.take((from, to), now))?;
-        self.sender.as_ref().map_or(Ok(()), |limit| limit.take(from, now))
+        // What one of them refuses counts for neither.
+        self.pair.as_ref().map_or(Ok(()), |limit| limit.check((from, to), now))?;
+        self.sender.as_ref().map_or(Ok(()), |limit| limit.take(from, now))?;
+        self.pair.as_ref().map_or(Ok(()), |limit| limit.take((from, to), now))
     }
 }
 
@@ -140,6 +141,7 @@ pub struct Dialogs {
     users: Arc<Users>,
     inbox: Arc<Inbox>,
     streams: Arc<Streams>,
+    clock: Arc<Clock>,
     limits: SendLimits,
     verified: RecentSet<Uuid>,
 }
@@ -152,9 +154,10 @@ impl Dialogs {
         users: Arc<Users>,
         inbox: Arc<Inbox>,
         streams: Arc<Streams>,
+        clock: Arc<Clock>,
         limits: SendLimits,
     ) -> Self {
-        Self { database, users, inbox, streams, limits, verified: RecentSet::new(REMEMBERED_DIALOGS) }
+        Self { database, users, inbox, streams, clock, limits, verified: RecentSet::new(REMEMBERED_DIALOGS) }
     }
 
     /// Sends a message. When this returns, the message is durable and a list shows it.
@@ -173,7 +176,7 @@ impl Dialogs {
         let pair = Pair::new(from, to);
         let dialog = pair.dialog_id();
         self.verify(dialog, pair, to).await?;
-        let (id, now) = (Uuid::now_v7(), Timestamp::now());
+        let (id, now) = self.clock.next_id();
         let Some(ClientId(client_id)) = client_id else {
             self.database.query(Sql::InsertMessage, &[&dialog, &id, &from, &to, &text, &now]).await?;
             self.tell(dialog, pair, id);
@@ -188,8 +191,9 @@ impl Dialogs {
             rows => rows?,
         };
         let row = rows.first().ok_or_else(|| DialogError::Vanished(id))?;
-        let (first, first_text): (Uuid, &str) = (row.get(0), row.get(1));
-        if first != id && first_text != text {
+        let (first, first_text, changed): (Uuid, &str, bool) = (row.get(0), row.get(1), row.get(2));
+        // With what text it was sent cannot be told of a message that was changed since.
+        if first != id && first_text != text && !changed {
             return Err(DialogError::OtherText);
         }
         self.tell(dialog, pair, first);
@@ -217,7 +221,7 @@ impl Dialogs {
             if !self.users.exists(other).await? {
                 return Err(DialogError::UnknownPeer);
             }
-            let now = Timestamp::now();
+            let now = self.clock.now();
             self.database.query(Sql::InsertDialog, &[&dialog, &pair.low, &pair.high, &now]).await?;
             // Read again: somebody else may have been first.
             recorded = self.recorded_pair(dialog).await?;

@@ -4,7 +4,6 @@ use std::{io, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::State,
     response::{IntoResponse as _, Response},
 };
 use futures::stream;
@@ -15,9 +14,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    ApiError, App,
+    ApiError, App, Problem,
+    answer::Answer,
     dialogs::DialogMessage,
-    extract::{Caller, Json},
+    extract::{Caller, Json, Serving},
     inbox::Standing,
     openapi::WithToken,
     users::User,
@@ -29,7 +29,9 @@ use crate::{
 
 const NDJSON: &str = "application/x-ndjson";
 /// Lines that wait for a slow client.
-const AHEAD: usize = 64;
+const AHEAD: usize = 8;
+/// Exports at a time: with the longest messages they hold 64 pages, 100 MiB.
+pub(crate) const EXPORTS: usize = 64;
 
 /// A line of an export.
 #[derive(Serialize, ToSchema)]
@@ -65,7 +67,10 @@ pub(super) struct ExportedDialog {
         WithToken
     )
 )]
-pub(super) async fn export(State(app): State<Arc<App>>, Caller(user): Caller) -> Result<Response, ApiError> {
+pub(super) async fn export(Serving(app): Serving, Caller(user): Caller) -> Result<Response, ApiError> {
+    let place = Arc::clone(&app.exports)
+        .try_acquire_owned()
+        .map_err(|_| ApiError::unavailable(Problem::Overloaded, "too many exports at the moment", 5))?;
     let profile = app.users.get(user).await?.ok_or(UserError::Unknown)?;
     let (lines, received) = mpsc::channel(AHEAD);
     let export = Export { app, user, lines };
@@ -77,7 +82,8 @@ pub(super) async fn export(State(app): State<Arc<App>>, Caller(user): Caller) ->
         }
     });
     let body = stream::unfold(received, async |mut received| Some((received.recv().await?, received)));
-    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(body)).into_response())
+    let body = Body::new(Answer::new(Body::from_stream(body), place));
+    Ok(([(header::CONTENT_TYPE, NDJSON)], body).into_response())
 }
 
 /// An export on its way.
@@ -147,7 +153,7 @@ pub(super) struct EraseRequest {
     responses((status = 202, description = "The user is being erased"), WithToken)
 )]
 pub(super) async fn erase(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(user): Caller,
     Json(request): Json<EraseRequest>,
 ) -> Result<StatusCode, ApiError> {

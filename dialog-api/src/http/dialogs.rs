@@ -1,11 +1,6 @@
 //! `POST /dialog/{user_id}/send` and `GET /dialog/{user_id}/list`.
 
-use std::sync::Arc;
-
-use axum::{
-    extract::State,
-    response::{AppendHeaders, IntoResponse},
-};
+use axum::response::{AppendHeaders, IntoResponse};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,9 +8,9 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
-    ApiError, App,
+    ApiError,
     error::Body,
-    extract::{Caller, Json, Query, UserInPath},
+    extract::{Caller, Json, Query, Serving, UserInPath},
     openapi::WithToken,
 };
 use crate::dialogs::{
@@ -68,7 +63,7 @@ pub(super) struct SendRequest {
     )
 )]
 pub(super) async fn send(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(from): Caller,
     UserInPath(to): UserInPath,
     headers: HeaderMap,
@@ -85,10 +80,14 @@ pub(super) async fn send(
 
 /// The client's own id for the message, from the header or the body.
 fn client_id(headers: &HeaderMap, in_body: Option<&str>) -> Result<Option<ClientId>, String> {
-    let in_header = headers
-        .get(IDEMPOTENCY_KEY)
+    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let in_header = given
+        .next()
         .map(|value| value.to_str().map_err(|_| "Idempotency-Key is not visible ASCII".to_owned()))
         .transpose()?;
+    if given.next().is_some() {
+        return Err("Idempotency-Key is given twice".into());
+    }
     match (in_header, in_body) {
         (Some(header), Some(body)) if header != body => {
             Err("Idempotency-Key and client_msg_id differ: give one of them".into())
@@ -162,7 +161,7 @@ impl ListParameters {
     )
 )]
 pub(super) async fn list(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
     Query(parameters): Query<ListParameters>,

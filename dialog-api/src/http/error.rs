@@ -28,12 +28,14 @@ pub(super) enum Problem {
     DatabaseUnavailable = 1001,
     /// The schema is not ready yet.
     Starting = 1002,
-    /// Too many logins or registrations at the moment.
+    /// Too many logins, registrations or exports at the moment.
     Overloaded = 1003,
     /// The request took too long.
     TimedOut = 1004,
     /// Too many streams are open.
     TooManyStreams = 1005,
+    /// Too much waits to be taken by slow clients.
+    SlowClients = 1006,
     /// The request is not understood or not allowed.
     BadRequest = 2000,
     /// The token is missing or not valid.
@@ -56,6 +58,8 @@ pub(super) enum Problem {
     Deleted = 2009,
     /// The sender sends too much.
     TooMany = 2010,
+    /// The reader has too many streams open.
+    TooManyStreamsOfReader = 2011,
 }
 
 /// An error on its way to the client. The body is written where the request's id is known (`observe`).
@@ -197,7 +201,13 @@ impl From<UserError> for ApiError {
 
 impl From<TooManyStreams> for ApiError {
     fn from(error: TooManyStreams) -> Self {
-        Self::unavailable(Problem::TooManyStreams, &error.to_string(), 5)
+        match error {
+            TooManyStreams::Here => Self::unavailable(Problem::TooManyStreams, &error.to_string(), 5),
+            TooManyStreams::OfReader => Self {
+                retry_after: Some(5),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, Problem::TooManyStreamsOfReader, error.to_string())
+            },
+        }
     }
 }
 

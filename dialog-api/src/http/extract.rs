@@ -25,10 +25,40 @@ pub(crate) const LARGE_BODIES: usize = 1_024;
 /// Who the client says it is, where the configuration allows to believe it.
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
 
+/// What handlers of the API work with. Until the schema is ready their requests are turned away.
+pub(super) struct Serving(pub(super) Arc<App>);
+
+impl FromRequestParts<Arc<App>> for Serving {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(_: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        if app.readiness.handles_requests() {
+            Ok(Self(Arc::clone(app)))
+        } else {
+            Err(ApiError::unavailable(Problem::Starting, "the service is starting", 1))
+        }
+    }
+}
+
 /// The user whose token came with the request.
 pub(super) struct Caller(pub(super) Uuid);
 
 impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        Session::from_request_parts(parts, app).await.map(|session| Self(session.user))
+    }
+}
+
+/// The user whose token came with the request, for answers that may last longer than the token.
+pub(super) struct Session {
+    pub(super) user: Uuid,
+    /// When the token ends, if there is one.
+    pub(super) until: Option<Timestamp>,
+}
+
+impl FromRequestParts<Arc<App>> for Session {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
@@ -38,24 +68,24 @@ impl FromRequestParts<Arc<App>> for Caller {
         {
             let claimed = claimed.to_str().unwrap_or_default();
             let user = user_id("X-User-Id", claimed)?;
-            return Self::existing(app, user);
+            return Self::existing(app, user, None);
         }
         let token = bearer(&parts.headers)
             .ok_or_else(|| ApiError::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
-        let user = app
+        let verified = app
             .tokens
-            .verify(token, Timestamp::now())
+            .verify(token, app.clock.now())
             .map_err(|error| ApiError::unauthorized(&error.to_string()))?;
-        Self::existing(app, user)
+        Self::existing(app, verified.user, Some(verified.until))
     }
 }
 
-impl Caller {
-    fn existing(app: &App, user: Uuid) -> Result<Self, ApiError> {
+impl Session {
+    fn existing(app: &App, user: Uuid, until: Option<Timestamp>) -> Result<Self, ApiError> {
         if app.users.erased().contains(user) {
             return Err(ApiError::unauthorized("the user of this token does not exist any more"));
         }
-        Ok(Self(user))
+        Ok(Self { user, until })
     }
 }
 
@@ -187,7 +217,11 @@ fn join(whole: Bytes, more: &[u8]) -> Bytes {
     joined.freeze()
 }
 
+/// Reads an object. What it is read into could be read from an array of its fields as well, which nobody means.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::bad_request("the body must be a JSON object"));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::bad_request(format!("the body is not what is expected: {error}")))
 }

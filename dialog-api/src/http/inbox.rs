@@ -1,10 +1,7 @@
 //! `GET /dialogs`, `POST /dialog/{user_id}/read` and `GET /dialog/{user_id}/unread`.
 
-use std::sync::Arc;
-
 use axum::{
     Json as JsonResponse,
-    extract::State,
     response::{AppendHeaders, IntoResponse},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,9 +10,9 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
-    ApiError, App,
+    ApiError,
     dialogs::{DialogMessage, NEXT_CURSOR},
-    extract::{Caller, OptionalJson, Query, UserInPath},
+    extract::{Caller, OptionalJson, Query, Serving, UserInPath},
     openapi::WithToken,
 };
 use crate::dialogs::marks::Standing as Marks;
@@ -62,7 +59,7 @@ pub(super) struct InboxDialog {
     )
 )]
 pub(super) async fn list(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     Query(parameters): Query<InboxParameters>,
 ) -> Result<impl IntoResponse, ApiError> {
@@ -131,7 +128,7 @@ pub(super) struct ReadRequest {
     responses((status = 200, description = "How the dialog stands now", body = Standing), WithToken)
 )]
 pub(super) async fn read(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
     OptionalJson(request): OptionalJson<ReadRequest>,
@@ -147,7 +144,7 @@ pub(super) async fn read(
     responses((status = 200, description = "How the dialog stands", body = Standing), WithToken)
 )]
 pub(super) async fn unread(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
 ) -> Result<JsonResponse<Standing>, ApiError> {

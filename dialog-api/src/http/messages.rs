@@ -1,17 +1,15 @@
 //! `PATCH` and `DELETE /dialog/{user_id}/messages/{message_id}`.
 
-use std::sync::Arc;
-
-use axum::{Json as JsonResponse, extract::State};
+use axum::Json as JsonResponse;
 use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, App,
+    ApiError,
     dialogs::DialogMessage,
     error::Body,
-    extract::{Caller, Json, MessageInPath},
+    extract::{Caller, Json, MessageInPath, Serving},
     openapi::WithToken,
 };
 
@@ -40,7 +38,7 @@ pub(super) struct EditRequest {
     )
 )]
 pub(super) async fn edit(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(author): Caller,
     MessageInPath { peer, message }: MessageInPath,
     Json(request): Json<EditRequest>,
@@ -67,7 +65,7 @@ pub(super) async fn edit(
     )
 )]
 pub(super) async fn delete(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Caller(author): Caller,
     MessageInPath { peer, message }: MessageInPath,
 ) -> Result<StatusCode, ApiError> {

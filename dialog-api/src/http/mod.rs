@@ -1,6 +1,7 @@
 //! HTTP: routes, what surrounds every request ([`observe`]), and the server itself ([`serve`]).
 
 mod account;
+mod answer;
 mod dialogs;
 mod error;
 mod extract;
@@ -24,9 +25,9 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
-pub(crate) use self::extract::LARGE_BODIES;
+pub(crate) use self::{account::EXPORTS, extract::LARGE_BODIES, observe::LARGE_ANSWERS};
 use crate::{
-    database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
+    clock::Clock, database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
     streams::Streams, tokens::Tokens, users::Users,
 };
 
@@ -42,6 +43,8 @@ pub struct App {
     pub inbox: Arc<Inbox>,
     /// Who listens.
     pub streams: Arc<Streams>,
+    /// What time it is.
+    pub clock: Arc<Clock>,
     /// Who is asking.
     pub tokens: Arc<Tokens>,
     /// Whether `X-User-Id` is believed where no token came: for development only.
@@ -54,6 +57,10 @@ pub struct App {
     pub body_limit: usize,
     /// Places for bodies that are large.
     pub large_bodies: Semaphore,
+    /// A permit for each KiB of large answers that are on their way.
+    pub large_answers: Arc<Semaphore>,
+    /// Places for exports.
+    pub exports: Arc<Semaphore>,
     /// Longest time for a body.
     pub body_timeout: Duration,
     /// Longest time for a request.
@@ -75,8 +82,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(inbox::read))
         .routes(routes!(stream::stream))
         .routes(routes!(inbox::unread))
-        .routes(routes!(inbox::list))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
+        .routes(routes!(inbox::list));
     let (router, document) = OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(api)
         .routes(routes!(operations::health))
@@ -143,6 +149,34 @@ mod tests {
             assert_eq!(response.status(), status, "{path}");
             assert_eq!(response.headers().contains_key("retry-after"), path.starts_with("/dialog"), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_slow_clients_have_not_taken_is_bounded() {
+        let app = app();
+        let router = Router::new()
+            .route("/large", get(async || vec![7; 1 << 20]))
+            .route("/small", get(async || "small"))
+            .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe));
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap()
+        };
+        let mut waiting = Vec::new();
+        for _ in 0..64 {
+            let response = ask("/large").await;
+            assert_eq!(response.status(), 200);
+            waiting.push(response);
+        }
+        let refused = ask("/large").await;
+        assert_eq!(
+            (refused.status().as_u16(), &refused.headers()["retry-after"]),
+            (503, &"1".parse().unwrap())
+        );
+        assert_eq!(ask("/small").await.status(), 200);
+        let taken = waiting.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(taken.len(), 1 << 20);
+        assert_eq!(ask("/large").await.status(), 200);
     }
 
     #[tokio::test]

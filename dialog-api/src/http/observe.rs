@@ -4,6 +4,7 @@
 use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
+    body::{Body, HttpBody as _},
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -13,25 +14,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{ApiError, App, Problem};
-use crate::{
-    metrics::{RequestLabels, RouteLabel},
-    readiness::Stage,
-};
+use super::{ApiError, App, Problem, answer::Answer};
+use crate::metrics::{RequestLabels, RouteLabel};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client, in bytes.
 const REQUEST_ID_LIMIT: usize = 128;
 
-/// Turns requests away until the schema is ready.
-pub(super) async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match app.readiness.stage() {
-        Stage::Starting(_) => {
-            ApiError::unavailable(Problem::Starting, "the service is starting", 1).into_response()
-        }
-        Stage::Serving | Stage::Draining => next.run(request).await,
-    }
-}
+/// An answer up to this size, in bytes, is given in any case: as many as there may be connections fit into memory.
+const LARGE_ANSWER: u64 = 16 * 1024;
+/// What larger answers may occupy together until they are taken, in KiB.
+pub(crate) const LARGE_ANSWERS: usize = 64 * 1024;
 
 /// Surrounds every request.
 pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -54,6 +47,18 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
             ApiError::internal(format!("panic: {}", panic_message(panic.as_ref()))).into_response()
         }
     };
+
+    if let Some(size) = response.body().size_hint().exact().filter(|size| *size > LARGE_ANSWER) {
+        // A permit for each KiB, until a slow client has taken the last one.
+        let permits = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
+        response = match Arc::clone(&app.large_answers).try_acquire_many_owned(permits) {
+            Ok(held) => response.map(|body| Body::new(Answer::new(body, held))),
+            Err(_) => {
+                ApiError::unavailable(Problem::SlowClients, "too much waits to be taken by slow clients", 1)
+                    .into_response()
+            }
+        };
+    }
 
     let error = response.extensions_mut().remove::<ApiError>();
     if let Some(error) = &error {

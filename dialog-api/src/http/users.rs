@@ -1,9 +1,7 @@
 //! `POST /user/register`, `POST /login`, `GET /user/get/{id}` and `GET /user/search`.
 
-use std::sync::Arc;
-
-use axum::{Json as JsonResponse, extract::State};
-use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use axum::Json as JsonResponse;
+use jiff::{civil::Date, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -11,7 +9,7 @@ use uuid::Uuid;
 use super::{
     ApiError, App,
     error::Body,
-    extract::{Json, Query, UserInPath, user_id},
+    extract::{Json, Query, Serving, UserInPath, user_id},
     openapi::Always,
 };
 use crate::{
@@ -50,7 +48,7 @@ pub(super) struct RegisterResponse {
     responses((status = 200, description = "Registered", body = RegisterResponse), Always)
 )]
 pub(super) async fn register(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Json(request): Json<RegisterRequest>,
 ) -> Result<JsonResponse<RegisterResponse>, ApiError> {
     let birthdate =
@@ -63,7 +61,7 @@ pub(super) async fn register(
         city: request.city,
     };
     // Somewhere it is tomorrow already.
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let today = app.clock.now().to_zoned(TimeZone::UTC).date();
     let latest = today.tomorrow().unwrap_or(today);
     user.check(&request.password, latest).map_err(ApiError::bad_request)?;
     let user_id = app
@@ -100,7 +98,7 @@ pub(super) struct LoginResponse {
     )
 )]
 pub(super) async fn login(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Json(request): Json<LoginRequest>,
 ) -> Result<JsonResponse<LoginResponse>, ApiError> {
     let user = user_id("id", &request.id)?;
@@ -144,7 +142,7 @@ impl From<KnownUser> for User {
     )
 )]
 pub(super) async fn get(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     UserInPath(id): UserInPath,
 ) -> Result<JsonResponse<User>, ApiError> {
     let user = app.users.get(id).await?.ok_or(UserError::Unknown)?;
@@ -171,7 +169,7 @@ pub(super) struct SearchParameters {
     responses((status = 200, description = "The users", body = [User]), Always)
 )]
 pub(super) async fn search(
-    State(app): State<Arc<App>>,
+    Serving(app): Serving,
     Query(names): Query<SearchParameters>,
 ) -> Result<JsonResponse<Vec<User>>, ApiError> {
     let users = app.users.search(&names.first_name, &names.last_name).await?;

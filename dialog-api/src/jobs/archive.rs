@@ -38,14 +38,19 @@ pub(super) async fn archive(client: &mut Client, age: Duration) -> Result<()> {
         )
         .await
         .context("look for messages to archive")?;
-    let mut moved = 0;
+    let (mut moved, mut failed) = (0, Ok(()));
     for row in &dialogs {
         let dialog: Uuid = row.get(0);
-        moved += archive_dialog(client, dialog, first_id(end))
-            .await
-            .with_context(|| format!("archive messages of dialog {dialog}"))?;
+        match archive_dialog(client, dialog, first_id(end)).await {
+            Ok(messages) => moved += messages,
+            // Such as for a message that was changed meanwhile. It keeps nobody else's from being archived.
+            Err(error) => failed = Err(error.context(format!("archive messages of dialog {dialog}"))),
+        }
+        if client.is_closed() {
+            break;
+        }
     }
-    if dialogs.len() < DIALOGS {
+    if failed.is_ok() && dialogs.len() < DIALOGS {
         client
             .execute(
                 "INSERT INTO sweeps (name, swept_to) VALUES ('archive', $1)
@@ -58,7 +63,7 @@ pub(super) async fn archive(client: &mut Client, age: Duration) -> Result<()> {
     if moved > 0 {
         tracing::info!(messages = moved, dialogs = dialogs.len(), "archived");
     }
-    Ok(())
+    failed
 }
 
 /// Archives the messages of a dialog before this id, and returns how many.

@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Clock,
     database::{
         Database,
         connect::{Connector, Purpose},
@@ -31,6 +32,8 @@ pub struct Jobs {
     pub database: Arc<Database>,
     /// All inboxes.
     pub inbox: Arc<Inbox>,
+    /// Kept at the database's time by every replica in every round.
+    pub clock: Arc<Clock>,
     /// Time between two rounds.
     pub interval: Duration,
     /// How old a message becomes before it is archived, if ever.
@@ -60,6 +63,7 @@ impl Jobs {
     async fn round(&self, connector: &Connector) -> Result<()> {
         let (mut client, traffic) = connector.connect(Purpose::Jobs).await?;
         let work = async {
+            self.clock.follow(&client).await?;
             let (first, second) = JOBS_LOCK;
             let mine: bool = client
                 .query_one("SELECT pg_try_advisory_lock($1, $2)", &[&first, &second])

@@ -19,9 +19,12 @@ use uuid::Uuid;
 use super::{Listener, News};
 use crate::dialogs::{
     DialogError, Dialogs,
-    page::{Message, PAGE_LIMIT, Range},
+    page::{Message, Range},
     pair::Pair,
 };
+
+/// Messages that are read at a time, and so the most that wait for a slow client.
+const PAGE: u16 = 16;
 
 /// Bits of a UUIDv7 behind its milliseconds.
 const BEHIND_TIME: u32 = 80;
@@ -49,6 +52,12 @@ impl Position {
             _ => return None,
         };
         Some(Self { newest, known })
+    }
+
+    /// The newest message.
+    #[must_use]
+    pub fn message(self) -> Uuid {
+        self.newest
     }
 
     /// The time of the newest message, in milliseconds since 1970.
@@ -112,6 +121,8 @@ pub struct Follower {
     peer: Uuid,
     window: Window,
     found: VecDeque<(Position, Message)>,
+    /// Messages that have changed, and have not been read since.
+    changed: BTreeSet<Uuid>,
     /// Whether there may be more to read without waiting.
     behind: bool,
     next_poll: Instant,
@@ -139,7 +150,9 @@ impl Follower {
         let next_poll = Instant::now() + settings.poll;
         let window = Window::new(settings.overlap, newest);
         let (found, behind) = (VecDeque::new(), position.is_some());
-        let mut follower = Self { dialogs, listener, reader, peer, window, found, behind, next_poll };
+        let changed = BTreeSet::new();
+        let mut follower =
+            Self { dialogs, listener, reader, peer, window, found, changed, behind, next_poll };
         follower.recall(position).await?;
         Ok(follower)
     }
@@ -150,7 +163,7 @@ impl Follower {
         let mut before = Window::new(self.window.width, newest);
         let mut start = before.start();
         'window: loop {
-            let page = self.dialogs.list(self.reader, self.peer, Range::After(start), PAGE_LIMIT).await?;
+            let page = self.dialogs.list(self.reader, self.peer, Range::After(start), PAGE).await?;
             for message in page.messages.iter().rev() {
                 if message.id > newest {
                     break 'window;
@@ -158,7 +171,7 @@ impl Follower {
                 before.admit(message.id);
                 start = message.id;
             }
-            if page.messages.len() < usize::from(PAGE_LIMIT) {
+            if page.messages.len() < usize::from(PAGE) {
                 break;
             }
         }
@@ -172,9 +185,13 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits for the next message, or the next change of one. Nothing when the streams are closed.
-    pub async fn next(&mut self) -> Option<(Position, Message)> {
+    /// Waits for the next message, or the next change of one. Nothing when the streams are closed, or when the reader
+    /// may not read any more, which is asked before each message and whenever the dialog was read.
+    pub async fn next(&mut self, may_read: impl Fn() -> bool) -> Option<(Position, Message)> {
         loop {
+            if !may_read() {
+                return None;
+            }
             if let Some(found) = self.found.pop_front() {
                 return Some(found);
             }
@@ -201,19 +218,19 @@ impl Follower {
                 // Many streams that were opened together should not all read at the same moment.
                 let poll = self.listener.streams.settings.poll.mul_f64(0.75 + rand::random::<f64>() / 2.0);
                 self.next_poll = Instant::now() + poll;
-                Some(self.read(self.window.start()).await)
+                Some(self.look_again().await)
             }
         }
     }
 
     async fn hear(&mut self, first: News) -> Result<(), DialogError> {
-        let (mut sent, mut changed) = (false, BTreeSet::new());
+        let mut sent = false;
         let mut news = Ok(first);
         loop {
             match news {
                 Ok(News::Sent) | Err(TryRecvError::Lagged(_)) => sent = true,
                 Ok(News::Changed(message)) => {
-                    changed.insert(message);
+                    self.changed.insert(message);
                 }
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
@@ -226,10 +243,22 @@ impl Follower {
                 self.read(self.window.start()).await?;
             }
         }
-        for id in changed {
+        self.read_changed().await
+    }
+
+    /// What is done without news; also after a failure, so that nothing that was heard is forgotten by it.
+    async fn look_again(&mut self) -> Result<(), DialogError> {
+        self.read(self.window.start()).await?;
+        self.read_changed().await
+    }
+
+    /// Reads the messages that have changed; one is forgotten when it was read.
+    async fn read_changed(&mut self) -> Result<(), DialogError> {
+        while let Some(id) = self.changed.first().copied() {
             if let Some(message) = self.dialogs.get(self.reader, self.peer, id).await? {
                 self.found.push_back((self.window.position(), message));
             }
+            self.changed.remove(&id);
         }
         Ok(())
     }
@@ -238,8 +267,8 @@ impl Follower {
     async fn read(&mut self, start: Uuid) -> Result<(), DialogError> {
         let mut start = start;
         loop {
-            let page = self.dialogs.list(self.reader, self.peer, Range::After(start), PAGE_LIMIT).await?;
-            self.behind = page.messages.len() == usize::from(PAGE_LIMIT);
+            let page = self.dialogs.list(self.reader, self.peer, Range::After(start), PAGE).await?;
+            self.behind = page.messages.len() == usize::from(PAGE);
             start = page.next.unwrap_or(start);
             for message in page.messages.into_iter().rev() {
                 if self.window.admit(message.id) {

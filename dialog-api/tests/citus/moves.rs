@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, metric, serving, wait_for_metric},
-    support::{Client, Load, Response, Service},
+    support::{Client, Load, Response, Service, service::attempts},
 };
 
 /// Workers, as Citus numbers them.
@@ -66,13 +66,6 @@ async fn converse(service: &Service, number: usize, stop: &CancellationToken) ->
         ensure!(texts.len() == distinct.len() && texts.len() == sent.min(100), "{} of {sent}", texts.len());
     }
     Ok(sent)
-}
-
-/// What the service says about attempts that failed.
-fn attempts(service: &Service) -> String {
-    let log = service.log_text();
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("tried again")).collect();
-    lines[lines.len().saturating_sub(50)..].join("\n")
 }
 
 /// Every message of the load, read from the shards themselves.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{Cluster, metric, serving, wait_for_metric},
-    support::{Client, User, service::SOON},
+    support::{Client, User, eventually, service::attempts},
 };
 
 /// Sessions that other nodes have on this server for statements that they passed on.
@@ -113,11 +113,10 @@ async fn a_shard_that_moved_is_found_at_its_new_place() -> Result<()> {
         .await?;
     // The old place is no longer connected to.
     let gone = format!("localhost:{}", cluster.workers[0].port());
-    let deadline = Instant::now() + SOON;
-    while client.get("/metrics").await?.text().contains(&gone) {
-        ensure!(Instant::now() < deadline, "it stays connected");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("the end of the connections to the old place", async || {
+        Ok((!client.get("/metrics").await?.text().contains(&gone)).then_some(()))
+    })
+    .await?;
     cluster.workers[0].stop(Shutdown::Immediate)?;
     // The coordinator keeps sessions for the statements that went through it at the start.
     let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name LIKE 'citus_internal%'";
@@ -130,25 +129,48 @@ async fn a_shard_that_moved_is_found_at_its_new_place() -> Result<()> {
     Ok(())
 }
 
-/// Sends until the answer is this status.
+/// Sends until the answer is this status. Returns how long the last of them took.
 async fn send_until(client: &Client, (from, to): &(User, User), status: u16) -> Result<Duration> {
-    let started = Instant::now();
-    loop {
+    eventually(&format!("a send that is answered {status}"), async || {
+        let started = Instant::now();
         let answer = client.send(from, to, "meanwhile").await?;
-        if answer.status == status {
-            return Ok(started.elapsed());
-        }
         ensure!([200, 503].contains(&answer.status), "{} {}", answer.status, answer.text());
-        ensure!(started.elapsed() < SOON, "no {status}");
+        Ok((answer.status == status).then(|| started.elapsed()))
+    })
+    .await
+}
+
+/// Asks for these dialogs again and again. They are refused at once: most answers come in less time than anything could
+/// be waited for. (Most, because a busy machine may make any one of them wait.)
+async fn refused_at_once(client: &Client, dialogs: &[(User, User)]) -> Result<()> {
+    /// The shortest of what could be waited for is whether the coordinator reaches the worker: 1 s.
+    const AT_ONCE: Duration = Duration::from_millis(500);
+    let mut times = Vec::new();
+    for _ in 0..8 {
+        for (one, other) in dialogs {
+            let started = Instant::now();
+            client.send(one, other, "refused").await?.assert_error(503);
+            times.push(started.elapsed());
+            let started = Instant::now();
+            client.list(one, other).await?.assert_error(503);
+            times.push(started.elapsed());
+        }
     }
+    times.sort_unstable();
+    ensure!(times[times.len() * 3 / 4] < AT_ONCE, "{times:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_away_costs_its_own_dialogs_only() -> Result<()> {
+    /// As long a worker that was lost is waited for.
+    const GRACE: Duration = Duration::from_secs(3);
+    /// As long a statement may take.
+    const LIMIT: Duration = Duration::from_secs(10);
     if !citus_or_skip() {
         return Ok(());
     }
-    let (mut cluster, service) = serving(2, &[]).await?;
+    let (mut cluster, service) = serving(2, &["--database-timeout", "10s"]).await?;
     let client = service.client();
     let lost = pairs_on(&cluster, 0, &client, 4).await?;
     let kept = pairs_on(&cluster, 1, &client, 4).await?;
@@ -169,18 +191,12 @@ async fn a_worker_that_is_away_costs_its_own_dialogs_only() -> Result<()> {
     };
     let (waited, slowest) = futures::future::join(waiting, others).await;
     let slowest = slowest?;
-    assert!(slowest < Duration::from_secs(2), "a send and a list took {slowest:?}");
+    assert!(slowest < GRACE, "a send and a list took {slowest:?}: they have waited with the others");
     for waited in waited {
         let waited = waited?;
-        assert!(waited < Duration::from_secs(5), "the first 503 took {waited:?}");
+        assert!(waited < LIMIT, "the first 503 took {waited:?}");
     }
-    // From now on the answer is immediate.
-    for (one, other) in &lost {
-        let started = Instant::now();
-        client.send(one, other, "refused").await?.assert_error(503);
-        client.list(one, other).await?.assert_error(503);
-        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
-    }
+    refused_at_once(&client, &lost).await?;
 
     cluster.workers[0].start()?;
     for pair in &lost {
@@ -257,34 +273,34 @@ impl Drop for Frozen {
     }
 }
 
-/// No connection breaks, only the answers stay away. It takes one time limit to notice, for all connections together.
+/// No connection breaks, only the answers stay away. It takes one time limit to notice, for all connections together:
+/// from then on no statement waits for that worker again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_hangs_is_given_up_after_one_time_limit() -> Result<()> {
+    /// As long a statement may take. An attempt has half of it.
+    const LIMIT: Duration = Duration::from_secs(10);
     if !citus_or_skip() {
         return Ok(());
     }
-    let (cluster, service) = serving(2, &[]).await?;
+    let (cluster, service) = serving(2, &["--database-timeout", "10s"]).await?;
     let client = service.client();
     let lost = pairs_on(&cluster, 0, &client, 2).await?;
     let kept = pairs_on(&cluster, 1, &client, 2).await?;
+    // Attempts that have waited in vain, whoever made them.
+    let in_vain = || service.log_text().matches(r#""failure":"no answer in time""#).count();
+    assert_eq!(in_vain(), 0, "{}", attempts(&service));
 
     let frozen = Frozen::new(&cluster.workers[0])?;
-    // Half of the 5 s that a statement has, and what is left of the 3 s that a lost worker is waited for.
     let noticed = send_until(&client, &lost[0], 503).await?;
-    assert!(noticed < Duration::from_millis(4500), "{noticed:?}");
-    for _ in 0..2 * 8 {
-        for (one, other) in &lost {
-            let started = Instant::now();
-            client.send(one, other, "refused").await?.assert_error(503);
-            client.list(one, other).await?.assert_error(503);
-            assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
-        }
-        for (one, other) in &kept {
-            let started = Instant::now();
-            assert_eq!(client.send(one, other, "unaffected").await?.status, 200, "{}", service.log_text());
-            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-        }
+    assert!(noticed < LIMIT, "{noticed:?}");
+    let waited = in_vain();
+    assert!(waited > 0, "nothing has hung: nothing is tested");
+    // More requests than there are connections, any of which might still be thought to work.
+    refused_at_once(&client, &lost).await?;
+    for (one, other) in kept.iter().cycle().take(16) {
+        assert_eq!(client.send(one, other, "unaffected").await?.status, 200, "{}", service.log_text());
     }
+    assert_eq!(in_vain(), waited, "somebody else has waited in vain\n{}", attempts(&service));
     drop(frozen);
     for pair in &lost {
         send_until(&client, pair, 200).await?;

@@ -1,17 +1,13 @@
 //! What is known of a user can be had, and can be erased.
 
-use std::time::{Duration, Instant};
+use anyhow::{Context as _, Result};
+use serde_json::json;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
-
-use crate::support::{Client, Service, User, database, service::SOON};
-
-async fn export(client: &Client, user: &User) -> Result<Vec<Value>> {
-    let response = client.get_as(user, "/user/export").await?;
-    assert_eq!((response.status, response.header("content-type")), (200, Some("application/x-ndjson")));
-    response.text().lines().map(|line| serde_json::from_str(line).context("a line")).collect()
-}
+use crate::support::{
+    Service, database,
+    erasure::{export, exported_texts, let_time_pass, only_places_are_left},
+    eventually,
+};
 
 #[tokio::test]
 async fn an_export_has_everything_and_nobody_elses() -> Result<()> {
@@ -26,38 +22,22 @@ async fn an_export_has_everything_and_nobody_elses() -> Result<()> {
     }
     client.send(&ada, &ada, "note").await?;
     client.send(&bob, &carol, "not Ada's").await?;
-    let deadline = Instant::now() + SOON;
-    while client.get_as(&ada, "/dialogs").await?.json()?.as_array().map(Vec::len) != Some(2) {
-        ensure!(Instant::now() < deadline, "the inbox does not follow");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("an inbox with both dialogs", async || {
+        let dialogs = client.get_as(&ada, "/dialogs").await?.json()?;
+        Ok((dialogs.as_array().map(Vec::len) == Some(2)).then_some(()))
+    })
+    .await?;
     let lines = export(&client, &ada).await?;
     assert_eq!(lines[0]["profile"]["first_name"], "Ada");
     let dialogs: Vec<_> = lines.iter().filter_map(|line| line["dialog"]["user_id"].as_str()).collect();
     assert_eq!(dialogs.len(), 2);
     assert!(dialogs.contains(&bob.id.as_str()) && dialogs.contains(&ada.id.as_str()));
-    let texts: Vec<_> = lines.iter().filter_map(|line| line["message"]["text"].as_str()).collect();
+    let texts = exported_texts(&lines);
     assert_eq!(texts.len(), 151);
     assert!((0..150).all(|number| texts.contains(&number.to_string().as_str())));
     assert!(texts.contains(&"note") && !texts.contains(&"not Ada's"));
     client.get("/user/export").await?.assert_error(401);
     Ok(())
-}
-
-/// Everything in the database that says something of a user, as text.
-async fn traces(sql: &tokio_postgres::Client, user: &User) -> Result<Vec<String>> {
-    let tables =
-        "SELECT table_name::text FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1";
-    let mut traces = Vec::new();
-    for row in sql.query(tables, &[]).await? {
-        let table: String = row.get(0);
-        let rows =
-            format!("SELECT row_to_json(t)::text FROM \"{table}\" AS t WHERE row_to_json(t)::text LIKE $1");
-        for row in sql.query(&rows, &[&format!("%{}%", user.id)]).await? {
-            traces.push(format!("{table}: {}", row.get::<_, String>(0)));
-        }
-    }
-    Ok(traces)
 }
 
 #[tokio::test]
@@ -99,15 +79,10 @@ async fn an_erased_user_leaves_places_in_others_dialogs_and_nothing_else() -> Re
     let login = json!({"id": ada.id, "password": ada.password});
     client.post("/login", &login).await?.assert_error(404);
 
-    let deadline = Instant::now() + SOON;
-    loop {
-        let texts = client.texts(&bob, &ada).await?;
-        if texts == ["Bob's own", "", "", ""] {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "{texts:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("a dialog without what was erased", async || {
+        Ok((client.texts(&bob, &ada).await? == ["Bob's own", "", "", ""]).then_some(()))
+    })
+    .await?;
     // What another replica took meanwhile.
     assert_eq!(
         other.client().send(&ada, &bob, "a last word").await?.status,
@@ -115,32 +90,9 @@ async fn an_erased_user_leaves_places_in_others_dialogs_and_nothing_else() -> Re
         "it has not heard of it yet"
     );
     let behind = "SELECT FROM messages JOIN dialogs USING (dialog_id) WHERE message_id > inbox_id";
-    while !sql.query(behind, &[]).await?.is_empty() {
-        ensure!(Instant::now() < deadline, "the inboxes do not follow");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("inboxes that follow", async || Ok(sql.query(behind, &[]).await?.is_empty().then_some(())))
+        .await?;
     // Everybody has heard of it after an hour, and the last token has ended after two days.
-    for (time, end) in [("1 hour", "finished_at IS NULL"), ("2 days", "true")] {
-        let later = format!("UPDATE erasures SET requested_at = requested_at - interval '{time}'");
-        sql.execute(&later, &[]).await?;
-        while !sql.query(&format!("SELECT FROM erasures WHERE {end}"), &[]).await?.is_empty() {
-            ensure!(Instant::now() < deadline, "the erasure does not end\n{}", service.log_text());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-    for trace in traces(&sql, &ada).await? {
-        let (table, row) = trace.split_once(": ").context("a table")?;
-        let row: Value = serde_json::from_str(row)?;
-        match table {
-            "messages" | "messages_archive" => {
-                let by_ada = row["from_user_id"] == ada.id.as_str();
-                assert_eq!(by_ada, row["text"] == "" && !row["deleted_at"].is_null(), "{trace}");
-                assert!(row["client_msg_id"].is_null(), "{trace}");
-            }
-            "dialogs" => {}
-            "user_dialogs" => assert_eq!(row["peer_id"], ada.id.as_str(), "{trace}"),
-            _ => panic!("left over: {trace}"),
-        }
-    }
-    Ok(())
+    let_time_pass(&sql).await.with_context(|| service.log_text())?;
+    only_places_are_left(&sql, &ada).await
 }

@@ -48,6 +48,27 @@ async fn a_key_sends_one_message_however_often_it_comes() -> Result<()> {
     Ok(())
 }
 
+/// The answer was lost, and before the client sends again its user changes or deletes the message elsewhere.
+#[tokio::test]
+async fn a_message_that_was_changed_or_deleted_since_is_still_the_one_that_was_sent() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    let (key, body) = ([("idempotency-key", "lost")], json!({"text": "frist"}));
+    let first = id(&client.send_with(&ada, &bob, &key, &body).await?)?;
+    let path = format!("/dialog/{}/messages/{first}", bob.id);
+    for (method, change, text) in
+        [(Method::PATCH, Some(json!({"text": "first"})), "first"), (Method::DELETE, None, "")]
+    {
+        client.call_as(&ada, method, &path, change.as_ref()).await?;
+        let again = client.send_with(&ada, &bob, &key, &body).await?;
+        assert_eq!((id(&again)?, again.header("idempotent-replayed")), (first.clone(), Some("true")));
+        assert_eq!(client.texts(&bob, &ada).await?, [text], "nothing is sent, and nothing undone");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_key_at_many_replicas_at_once_is_one_message() -> Result<()> {
     let server = database().await?;

@@ -1,12 +1,10 @@
 //! The inbox follows the messages, whatever happens in between.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use dialog_api::{database::statements::Sql, dialogs::pair::Pair};
 use serde_json::{Value, json};
 
-use crate::support::{Client, Service, User, client::Response, database, service::SOON};
+use crate::support::{Client, Service, User, client::Response, database, eventually};
 
 async fn inbox(client: &Client, reader: &User, query: &str) -> Result<Response> {
     client.get_as(reader, &format!("/dialogs{query}")).await
@@ -24,15 +22,13 @@ fn entries(response: &Response) -> Result<Vec<(String, String)>> {
 async fn wait_for(client: &Client, reader: &User, expected: &[(&User, &str)]) -> Result<()> {
     let expected: Vec<_> =
         expected.iter().map(|(user, text)| (user.id.clone(), (*text).to_owned())).collect();
-    let deadline = Instant::now() + SOON;
-    loop {
-        let found = entries(&inbox(client, reader, "").await?)?;
-        if found == expected {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the inbox is {found:?}, not {expected:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut found = Vec::new();
+    eventually("an inbox", async || {
+        found = entries(&inbox(client, reader, "").await?)?;
+        Ok((found == expected).then_some(()))
+    })
+    .await
+    .with_context(|| format!("it is {found:?}, not {expected:?}"))
 }
 
 #[tokio::test]
@@ -113,9 +109,10 @@ async fn a_replica_that_is_killed_before_the_inboxes_followed_loses_nothing() ->
     // What it had asked already waits for the lock, and would be done although nobody is there to hear of it.
     let sql = server.connect("dialog").await?;
     let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'dialog_api'";
-    while !sql.query(sessions, &[]).await?.is_empty() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("the end of the sessions of who was killed", async || {
+        Ok(sql.query(sessions, &[]).await?.is_empty().then_some(()))
+    })
+    .await?;
     locker.batch_execute("COMMIT").await?;
     let known: i64 = sql.query_one("SELECT count(*) FROM user_dialogs", &[]).await?.get(0);
     assert_eq!(known, 2, "the inboxes have followed before the process was killed: nothing is tested");

@@ -15,7 +15,8 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
     response_headers_conformance,response_schema_conformance,negative_data_rejection,unsupported_method,\
     missing_required_header,ignored_auth";
 
-/// A stream does not end, which a client that waits for the end of an answer takes for a failure.
+/// A stream does not end, which a client that waits for the end of an answer takes for a failure. Its answers are held
+/// against the description in `stream_contract`.
 const ENDLESS: &str = "streamMessages";
 
 fn run(program: &str, service: &Service, caller: &User, configuration: &str) -> Result<Output> {

@@ -17,7 +17,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::support::{Service, User, database, service::SOON};
+use crate::support::{Service, User, database, eventually, service::SOON};
 
 /// Nobody polls within a test: what arrives was told.
 const NEVER: [&str; 2] = ["--stream-poll", "1h"];
@@ -186,11 +186,33 @@ async fn streams_end_with_the_process_and_have_a_limit() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_stream_ends_with_its_token_and_when_its_user_is_erased() -> Result<()> {
+    let server = database().await?;
+    let flags = ["--token-lifetime", "5s", "--stream-poll", "100ms"];
+    let service = Service::start(&server, &flags).await?;
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    let mut stream = client.stream(&bob, &ada, None).await?;
+    client.send(&ada, &bob, "while it is good").await?;
+    assert_eq!(stream.text().await?, "while it is good");
+    assert!(timeout(SOON, stream.next()).await??.is_none(), "the token has ended");
+    client.list(&bob, &ada).await?.assert_error(401);
+
+    let (eve, dan) = (client.user("Eve").await?, client.user("Dan").await?);
+    let mut stream = client.stream(&eve, &dan, None).await?;
+    let password = json!({"password": eve.password});
+    assert_eq!(client.post_as(&eve, "/user/erase", &password).await?.status, 202);
+    assert!(timeout(SOON, stream.next()).await??.is_none(), "the user does not exist any more");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_open_streams_cost_little_memory() -> Result<()> {
     const STREAMS: usize = 2_000;
     let server = database().await?;
-    let service = Service::start(&server, &NEVER).await?;
+    let service =
+        Service::start(&server, &[&NEVER[..], &["--user-streams", &STREAMS.to_string()]].concat()).await?;
     let client = service.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
     let request = format!(
@@ -220,10 +242,8 @@ async fn two_thousand_open_streams_cost_little_memory() -> Result<()> {
     let resident = service.resident_kib()?;
     assert!(resident < 100 * 1024, "{resident} KiB with {STREAMS} streams");
     drop(streams);
-    let deadline = Instant::now() + SOON;
-    while !client.get("/metrics").await?.text().contains("dialog_api_streams_open 0") {
-        assert!(Instant::now() < deadline, "streams of clients that are gone stay open");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    eventually("the end of the streams of clients that are gone", async || {
+        Ok(client.get("/metrics").await?.text().contains("dialog_api_streams_open 0").then_some(()))
+    })
+    .await
 }

@@ -203,6 +203,7 @@ impl Client {
 
 /// A stream of server-sent events.
 pub(crate) struct Events {
+    pub(crate) content_type: String,
     body: hyper::body::Incoming,
     text: String,
 }
@@ -228,7 +229,9 @@ impl Client {
         if parts.status != 200 {
             bail!("stream: {} {:?}", parts.status, body.collect().await?.to_bytes());
         }
-        Ok(Events { body, text: String::new() })
+        let content_type =
+            parts.headers.get(header::CONTENT_TYPE).context("content-type")?.to_str()?.to_owned();
+        Ok(Events { content_type, body, text: String::new() })
     }
 }
 

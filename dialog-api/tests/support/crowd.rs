@@ -1,18 +1,12 @@
 //! Many dialogs at once, on one server or on many.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use serde_json::Value;
 
-use super::{
-    client::User,
-    service::{SOON, Service},
-};
+use super::{client::User, eventually, service::Service};
 
 /// More than are brought up to date each by itself.
 const DIALOGS: usize = 80;
@@ -39,9 +33,8 @@ pub(crate) async fn inboxes_of_many_dialogs_follow_together(service: &Service) -
             .context("the metric")?;
         Ok(value.parse()?)
     };
-    let (deadline, mut round) = (Instant::now() + SOON, 0);
-    while round < 2 || together().await? < 1.0 {
-        ensure!(Instant::now() < deadline, "never together\n{}", service.log_text());
+    let mut round = 0;
+    eventually("inboxes that follow together", async || {
         round += 1;
         try_join_all(others.iter().enumerate().map(|(number, other)| {
             let (client, ada) = (&client, &ada);
@@ -53,28 +46,29 @@ pub(crate) async fn inboxes_of_many_dialogs_follow_together(service: &Service) -
             }
         }))
         .await?;
-    }
+        Ok((round > 1 && together().await? >= 1.0).then_some(()))
+    })
+    .await
+    .with_context(|| service.log_text())?;
     let expected: BTreeMap<String, String> = others
         .iter()
         .enumerate()
         .map(|(number, other)| (other.id.clone(), format!("{round} of {number}")))
         .collect();
-    let deadline = Instant::now() + SOON;
-    loop {
+    let mut found = BTreeMap::new();
+    eventually("an inbox with the last message of each", async || {
         let dialogs = client.get_as(&ada, "/dialogs?limit=100").await?.json()?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let found: BTreeMap<String, String> = dialogs
+        found = dialogs
             .as_array()
             .context("a bare array")?
             .iter()
             .map(|dialog| (text(&dialog["user_id"]), text(&dialog["last_message"]["text"])))
             .collect();
-        if found == expected {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "the inbox is {found:?}, not {expected:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        Ok((found == expected).then_some(()))
+    })
+    .await
+    .with_context(|| format!("the inbox is {found:?}, not {expected:?}"))?;
     for (number, other) in others.iter().enumerate() {
         let dialogs = client.get_as(other, "/dialogs").await?.json()?;
         ensure!(dialogs[0]["last_message"]["text"] == format!("{round} of {number}"), "{dialogs}");

@@ -4,6 +4,8 @@
 
 pub(crate) mod client;
 pub(crate) mod crowd;
+pub(crate) mod erasure;
+pub(crate) mod history;
 pub(crate) mod load;
 pub(crate) mod service;
 

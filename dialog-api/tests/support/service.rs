@@ -155,6 +155,13 @@ impl Service {
     }
 }
 
+/// What the service says about attempts of statements that failed: the last of it.
+pub(crate) fn attempts(service: &Service) -> String {
+    let log = service.log_text();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("tried again")).collect();
+    lines[lines.len().saturating_sub(50)..].join("\n")
+}
+
 impl Log {
     fn wait_for(&self, text: &str) -> Result<String> {
         let deadline = Instant::now() + SOON;

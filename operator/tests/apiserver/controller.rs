@@ -131,6 +131,7 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
         "Service chat-worker-0-ro",
         "Service chat-worker-0-nodes",
         "Service chat-api",
+        "Service chat-api-peers",
         "StatefulSet chat-coordinator",
         "StatefulSet chat-worker-0",
         "Deployment chat-api",

@@ -172,14 +172,7 @@ impl Routing {
                 _ = looks.tick() => false,
             };
             let version = catalog.version().await?;
-            let reason = match known {
-                None => Some(RefreshReason::Start),
-                Some((old, _)) if old != version => Some(RefreshReason::Change),
-                Some(_) if doubted => Some(RefreshReason::Error),
-                Some((_, read)) if Instant::elapsed(&read) >= READ_INTERVAL => Some(RefreshReason::Timer),
-                Some(_) => None,
-            };
-            if let Some(reason) = reason {
+            if let Some(reason) = reason_to_read(known.as_ref(), &version, doubted, Instant::now()) {
                 // The version was read before: a change in between shows at the next look.
                 let layout = catalog.layout().await?;
                 known = Some((version, Instant::now()));
@@ -250,5 +243,40 @@ impl Routing {
 
     fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Why the map has to be read now, if it has to: given what was read and when, what the version of the catalogs is now,
+/// and whether an error gave reason to doubt.
+fn reason_to_read<V: PartialEq>(
+    known: Option<&(V, Instant)>,
+    version: &V,
+    doubted: bool,
+    now: Instant,
+) -> Option<RefreshReason> {
+    match known {
+        None => Some(RefreshReason::Start),
+        Some((old, _)) if old != version => Some(RefreshReason::Change),
+        Some(_) if doubted => Some(RefreshReason::Error),
+        Some((_, read)) if now.duration_since(*read) >= READ_INTERVAL => Some(RefreshReason::Timer),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_map_is_read_on_a_change_on_an_error_and_after_a_minute_and_not_else() {
+        let read = Instant::now();
+        let reason =
+            |version, doubted, later| reason_to_read(Some(&(1, read)), &version, doubted, read + later);
+        assert_eq!(reason_to_read(None, &1, false, read), Some(RefreshReason::Start));
+        assert_eq!(reason(1, false, LOOK_INTERVAL), None);
+        assert_eq!(reason(2, false, LOOK_INTERVAL), Some(RefreshReason::Change));
+        assert_eq!(reason(1, true, LOOK_INTERVAL), Some(RefreshReason::Error));
+        assert_eq!(reason(2, true, LOOK_INTERVAL), Some(RefreshReason::Change));
+        assert_eq!(reason(1, false, READ_INTERVAL), Some(RefreshReason::Timer));
     }
 }

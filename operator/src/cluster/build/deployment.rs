@@ -9,7 +9,7 @@ use super::meta;
 use super::pod::{self, MOUNTED, TLS_DIRECTORY};
 use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY};
 use crate::cluster::target::Target;
-use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
+use crate::names::{API_PORT, DATABASE, Group, Names, PEERS_PORT, POSTGRES_PORT};
 use crate::shards::step::API_ROLE;
 
 /// User and group of the image.
@@ -77,12 +77,7 @@ fn container(target: &Target) -> Container {
         image: Some(target.api_image.clone()),
         image_pull_policy: target.pull.policy.map(|policy| policy.as_str().to_owned()),
         env: Some(environment(&target.names)),
-        ports: Some(vec![ContainerPort {
-            name: Some("http".to_owned()),
-            container_port: i32::from(API_PORT),
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
+        ports: Some(vec![port("http", API_PORT, "TCP"), port("peers", PEERS_PORT, "UDP")]),
         resources: pod::resources(&target.spec.api.resources, &LEAST),
         security_context: Some(pod::container_security()),
         liveness_probe: Some(pod::probe("HTTP", "http", "/health", 10, 3)),
@@ -93,6 +88,15 @@ fn container(target: &Target) -> Container {
             pod::mount("token", TOKEN_DIRECTORY, true),
         ]),
         ..Container::default()
+    }
+}
+
+fn port(name: &str, number: u16, protocol: &str) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: i32::from(number),
+        protocol: Some(protocol.to_owned()),
+        ..ContainerPort::default()
     }
 }
 
@@ -108,6 +112,11 @@ fn environment(names: &Names) -> Vec<EnvVar> {
         pod::variable("DIALOG_API_TLS_KEY", format!("{TLS_DIRECTORY}/{KEY}")),
         pod::variable("DIALOG_API_TOKEN_KEY_FILE", format!("{TOKEN_DIRECTORY}/{TOKEN_KEY}")),
         pod::variable("DIALOG_API_DISTRIBUTION", "auto"),
+        pod::variable(
+            "DIALOG_API_PEERS",
+            format!("{}:{PEERS_PORT}", names.host_of_service(&names.api_peers())),
+        ),
+        pod::variable("DIALOG_API_PEER_LISTEN", format!("0.0.0.0:{PEERS_PORT}")),
         pod::variable("DIALOG_API_LOG_FORMAT", "json"),
     ]
 }

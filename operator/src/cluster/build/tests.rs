@@ -148,10 +148,10 @@ fn every_object_belongs_to_its_cluster() {
             assert_eq!(owners, [("5f1d", Some(true))], "{}", kind.called(&object.name_any()));
         }
     }
-    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 7 Services, 2 StatefulSets,
+    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 8 Services, 2 StatefulSets,
     // Deployment, Ingress, and budgets for the coordinator and dialog-api.
     let count: usize = kinds.iter().map(|kind| kind.objects.len()).sum();
-    assert_eq!(count, 8 + 9 + 3 + 4 + 7 + 2 + 1 + 1 + 2);
+    assert_eq!(count, 8 + 9 + 3 + 4 + 8 + 2 + 1 + 1 + 2);
 }
 
 fn replicas(objects: &Objects) -> Vec<i32> {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
+use testbed::wait::eventually;
 
 use super::operator_namespace;
 use crate::bed::{Bed, TO_NAME, holds, object};
@@ -99,8 +100,7 @@ async fn two_workers_serve_within_the_numbers_and_every_pod_is_restricted() -> R
 
 /// The working sets of the operator and of the cluster's dialog-api.
 async fn memory(bed: &Bed) -> Result<[Number; 2]> {
-    let started = Instant::now();
-    loop {
+    eventually("the kubelet measures the memory of the operator and of dialog-api", TO_MEASURE, async || {
         let mut pods = Vec::new();
         let nodes: Api<Node> = Api::all(bed.client.clone());
         for node in nodes.list(&ListParams::default()).await? {
@@ -112,14 +112,14 @@ async fn memory(bed: &Bed) -> Result<[Number; 2]> {
             }
         }
         let summary = json!({"pods": pods});
-        let operator = numbers::working_set(&summary, &operator_namespace(), "operator");
-        let api = numbers::working_set(&summary, bed.names.namespace(), "api");
-        if let (Some(operator), Some(api)) = (operator, api) {
-            return Ok([Number::memory("the operator", operator), Number::memory("dialog-api, idle", api)]);
-        }
-        ensure!(started.elapsed() < TO_MEASURE, "the kubelet measures no memory: {operator:?} {api:?}");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+        let memory = |namespace: &str, container, what| {
+            Some(Number::memory(what, numbers::working_set(&summary, namespace, container)?))
+        };
+        Ok(memory(&operator_namespace(), "operator", "the operator")
+            .zip(memory(bed.names.namespace(), "api", "dialog-api, idle"))
+            .map(|(operator, api)| [operator, api]))
+    })
+    .await
 }
 
 /// The sizes of the images, by the engine that built them.

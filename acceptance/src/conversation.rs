@@ -81,7 +81,7 @@ impl Service {
     pub fn until_ready(&self, patience: Duration) -> Result<()> {
         let started = Instant::now();
         loop {
-            match self.request("GET", "/ready", None, None) {
+            match self.request(&Call::get("/ready")) {
                 Ok((200, _)) => return Ok(()),
                 outcome if started.elapsed() > patience => bail!(
                     "GET /ready through the ingress is no 200 after {} s: {}",
@@ -109,7 +109,7 @@ impl Service {
             "city": "London",
             "password": PASSWORD,
         });
-        let answer = self.expect("POST", "/user/register", None, Some(&registration))?;
+        let answer = self.answer(&Call::post("/user/register", registration))?;
         self.login(&text(&answer, "user_id")?)
     }
 
@@ -118,7 +118,7 @@ impl Service {
     /// # Errors
     /// If the service does not answer with 200 and a token.
     pub fn login(&self, id: &str) -> Result<Person> {
-        let answer = self.expect("POST", "/login", None, Some(&json!({"id": id, "password": PASSWORD})))?;
+        let answer = self.answer(&Call::post("/login", json!({"id": id, "password": PASSWORD})))?;
         Ok(Person { id: id.to_owned(), token: text(&answer, "token")? })
     }
 
@@ -128,7 +128,7 @@ impl Service {
     /// If it is not.
     pub fn send(&self, from: &Person, to: &Person, message: &str) -> Result<()> {
         let path = format!("/dialog/{}/send", to.id);
-        self.expect("POST", &path, Some(&from.token), Some(&json!({"text": message}))).map(drop)
+        self.answer(&Call::post(&path, json!({"text": message})).of(from)).map(drop)
     }
 
     /// The dialog of `person` with the other, as `person` sees it. Blocks.
@@ -137,61 +137,77 @@ impl Service {
     /// If the service does not answer with 200 and a list of messages.
     pub fn list(&self, person: &Person, with: &Person) -> Result<Vec<Message>> {
         let path = format!("/dialog/{}/list", with.id);
-        let messages = self.expect("GET", &path, Some(&person.token), None)?;
+        let messages = self.answer(&Call::get(&path).of(person))?;
         serde_json::from_value(messages).with_context(|| format!("GET {path} answered no list of messages"))
     }
 
-    /// The body of a request that must succeed; `null` if it is empty.
-    fn expect(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Result<Value> {
-        let (status, body) = self.request(method, path, token, body)?;
-        ensure!(status == 200, "{method} {path} answered {status}: {body}");
+    /// The body of the answer to a call that must succeed; `null` if it is empty.
+    fn answer(&self, call: &Call<'_>) -> Result<Value> {
+        let (status, body) = self.request(call)?;
+        ensure!(status == 200, "{call} answered {status}: {body}");
         if body.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&body).with_context(|| format!("{method} {path} answered no JSON: {body}"))
+        serde_json::from_str(&body).with_context(|| format!("{call} answered no JSON: {body}"))
     }
 
-    fn request(
-        &self,
-        method: &str,
-        path: &str,
-        token: Option<&str>,
-        body: Option<&Value>,
-    ) -> Result<(u16, String)> {
-        let answer = self.exchange(method, path, token, body);
+    fn request(&self, call: &Call<'_>) -> Result<(u16, String)> {
+        let answer = self.exchange(call);
         if let Some(observer) = &self.observer {
             match &answer {
-                Ok((status, _)) => observer(&format!("{method} {path}: {status}")),
-                Err(error) => observer(&format!("{method} {path}: {error:#}")),
+                Ok((status, _)) => observer(&format!("{call}: {status}")),
+                Err(error) => observer(&format!("{call}: {error:#}")),
             }
         }
         answer
     }
 
-    fn exchange(
-        &self,
-        method: &str,
-        path: &str,
-        token: Option<&str>,
-        body: Option<&Value>,
-    ) -> Result<(u16, String)> {
-        let url = format!("http://{}{path}", self.address);
-        let mut request = Request::builder().method(method).uri(&url).header("host", &self.host);
-        if let Some(token) = token {
+    fn exchange(&self, call: &Call<'_>) -> Result<(u16, String)> {
+        let url = format!("http://{}{}", self.address, call.path);
+        let mut request = Request::builder().method(call.method).uri(&url).header("host", &self.host);
+        if let Some(token) = call.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let answer = match body {
+        let answer = match &call.body {
             Some(body) => {
                 let request = request.header("content-type", "application/json").body(body.to_string());
                 self.agent.run(request.context("a malformed request")?)
             }
             None => self.agent.run(request.body(()).context("a malformed request")?),
         };
-        let mut answer = answer.with_context(|| format!("{method} {url}"))?;
+        let mut answer = answer.with_context(|| format!("{} {url}", call.method))?;
         let status = answer.status().as_u16();
-        let body =
-            answer.body_mut().read_to_string().with_context(|| format!("the answer to {method} {path}"))?;
+        let body = answer.body_mut().read_to_string().with_context(|| format!("the answer to {call}"))?;
         Ok((status, body))
+    }
+}
+
+/// What is asked of the service.
+struct Call<'a> {
+    method: &'static str,
+    path: &'a str,
+    /// Whose call it is.
+    token: Option<&'a str>,
+    body: Option<Value>,
+}
+
+impl<'a> Call<'a> {
+    fn get(path: &'a str) -> Self {
+        Self { method: "GET", path, token: None, body: None }
+    }
+
+    fn post(path: &'a str, body: Value) -> Self {
+        Self { method: "POST", path, token: None, body: Some(body) }
+    }
+
+    fn of(self, person: &'a Person) -> Self {
+        Self { token: Some(&person.token), ..self }
+    }
+}
+
+impl fmt::Display for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
     }
 }
 

@@ -8,9 +8,9 @@ use serde_json::Value;
 const TO_READY: Duration = Duration::from_mins(1);
 /// The working set of the operator with one cluster, and that of an idle dialog-api.
 const MEMORY: u64 = 24 << 20;
-/// What the images of the operator and of dialog-api hold beside the base image with the C library.
+/// Each image of the operator and of dialog-api, unpacked.
 const PROGRAM_IMAGE: u64 = 40_000_000;
-/// All of the PostgreSQL image, unpacked.
+/// The PostgreSQL image, unpacked.
 const POSTGRES_IMAGE: u64 = 500_000_000;
 
 /// One of the numbers, as it was measured.
@@ -26,14 +26,14 @@ pub struct Number {
     pub holds: bool,
 }
 
-/// The bytes of the three images: see [`Number::images`].
+/// The bytes of the three images, all layers unpacked: see [`Number::images`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ImageSizes {
-    /// dialog-operator, beside its base image.
+    /// dialog-operator.
     pub operator: u64,
-    /// dialog-api, beside its base image.
+    /// dialog-api.
     pub dialog_api: u64,
-    /// PostgreSQL, all of it.
+    /// PostgreSQL.
     pub postgres: u64,
 }
 
@@ -77,8 +77,8 @@ impl Number {
             }
         };
         [
-            image("image operator, beside libc", sizes.operator, PROGRAM_IMAGE),
-            image("image dialog-api, beside libc", sizes.dialog_api, PROGRAM_IMAGE),
+            image("image operator", sizes.operator, PROGRAM_IMAGE),
+            image("image dialog-api", sizes.dialog_api, PROGRAM_IMAGE),
             image("image postgres", sizes.postgres, POSTGRES_IMAGE),
         ]
     }
@@ -117,7 +117,10 @@ mod tests {
     fn the_largest_of_the_named_containers_counts() {
         let container =
             |name: &str, bytes: Option<u64>| json!({"name": name, "memory": {"workingSetBytes": bytes}});
-        let pod = |namespace: &str, containers: &[Value]| json!({"podRef": {"name": "p", "namespace": namespace}, "containers": containers});
+        let pod = |namespace: &str, containers: &[Value]| {
+            let reference = json!({"name": "p", "namespace": namespace});
+            json!({"podRef": reference, "containers": containers})
+        };
         let summary = json!({"pods": [
             pod("a", &[container("api", Some(5)), container("other", Some(9))]),
             pod("a", &[container("api", Some(7)), container("api", None)]),

@@ -26,12 +26,17 @@ CREATE UNIQUE INDEX messages_client_msg_id
     ON messages (dialog_id, from_user_id, client_msg_id)
     WHERE client_msg_id IS NOT NULL;
 
--- The pair behind each dialog_id: proof that two pairs do not share one.
+-- The inbox's sweep looks for recent messages, whatever their dialog. Costs next to nothing to keep.
+CREATE INDEX messages_created_at ON messages USING brin (created_at) WITH (autosummarize = on);
+
+-- The pair behind each dialog_id: proof that two pairs do not share one. inbox_id is the newest message that
+-- both inboxes are known to have.
 CREATE TABLE dialogs (
     dialog_id  uuid        NOT NULL,
     user_lo    uuid        NOT NULL,
     user_hi    uuid        NOT NULL,
     created_at timestamptz NOT NULL,
+    inbox_id   uuid,
     PRIMARY KEY (dialog_id),
     CHECK (user_lo <= user_hi)
 );
@@ -57,6 +62,9 @@ CREATE TABLE users (
     PRIMARY KEY (user_id)
 );
 
+-- Searching by prefixes of both names. LIKE uses an index of this operator class whatever the collation.
+CREATE INDEX users_names ON users (lower(first_name) text_pattern_ops, lower(second_name) text_pattern_ops);
+
 CREATE TABLE credentials (
     user_id       uuid        NOT NULL,
     password_hash text        NOT NULL,
@@ -64,12 +72,23 @@ CREATE TABLE credentials (
     PRIMARY KEY (user_id)
 );
 
--- A user's dialogs with the last message of each.
+-- A user's inbox: the dialogs and how new each is. It follows the messages at a short distance. Message ids are
+-- unique everywhere, so their order is the inbox's.
 CREATE TABLE user_dialogs (
     user_id         uuid NOT NULL,
     dialog_id       uuid NOT NULL,
     peer_id         uuid NOT NULL,
     last_message_id uuid NOT NULL,
-    preview         text NOT NULL,
     PRIMARY KEY (user_id, dialog_id)
+);
+
+CREATE INDEX user_dialogs_newest ON user_dialogs (user_id, last_message_id DESC);
+
+-- Of the service itself, small, never distributed ----------------------------------------------------
+
+-- Up to what time a job that looks for things left undone has looked.
+CREATE TABLE sweeps (
+    name     text        NOT NULL,
+    swept_to timestamptz NOT NULL,
+    PRIMARY KEY (name)
 );

@@ -4,6 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
+/// The least age at which messages are archived.
+const SHORTEST_ARCHIVE_AGE: Duration = Duration::from_hours(24);
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -25,10 +28,18 @@ pub enum Distribution {
     Off,
 }
 
+/// Whether statements go straight to the worker that owns their shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoutingChoice {
+    /// Yes, where Citus distributes the tables and its hashes are as expected; else through the coordinator.
+    Auto,
+    /// All statements go through the coordinator.
+    Off,
+}
+
 /// Chat HTTP service on PostgreSQL, aware of Citus' shards.
 ///
-/// Serves POST `/user/register`, POST `/login`, POST `/dialog/{user_id}/send` and GET `/dialog/{user_id}/list`; a
-/// list is the newest 100 messages of a dialog. See docs/http-api.md.
+/// Speaks the public OTUS Highload specification; see docs/http-api.md.
 ///
 /// Every flag can be given as the environment variable named beside it. Durations are written with their
 /// unit: 500ms, 5s, 24h.
@@ -50,6 +61,14 @@ pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
     pub limits: Limits,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub streams: StreamsConfig,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+    pub jobs: JobsConfig,
 
     /// Log format
     #[arg(long, env = "DIALOG_API_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json,
@@ -82,7 +101,8 @@ pub struct DatabaseConfig {
     #[arg(long = "database-user", env = "DIALOG_API_DATABASE_USER", default_value = "dialog_api")]
     pub user: String,
 
-    /// Number of connections; each is shared by many requests at a time
+    /// Number of connections to the coordinator, and to each worker that statements go straight to; each is shared
+    /// by many requests at a time
     #[arg(long = "database-connections", env = "DIALOG_API_DATABASE_CONNECTIONS", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub connections: u16,
@@ -108,6 +128,10 @@ pub struct DatabaseConfig {
     /// Whether to wait until the operator has distributed the tables
     #[arg(long, env = "DIALOG_API_DISTRIBUTION", value_enum, default_value_t = Distribution::Auto)]
     pub distribution: Distribution,
+
+    /// Whether statements go straight to the worker that owns their shard
+    #[arg(long, env = "DIALOG_API_ROUTING", value_enum, default_value_t = RoutingChoice::Auto)]
+    pub routing: RoutingChoice,
 }
 
 // Passwords and tokens.
@@ -140,6 +164,10 @@ pub struct LoginConfig {
     #[arg(long, env = "DIALOG_API_PASSWORD_MEMORY", default_value_t = 19_456,
           value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     pub password_memory: u32,
+
+    /// For development only: believe the header X-User-Id of requests without a token. Anybody can be anybody
+    #[arg(long, env = "DIALOG_API_INSECURE_USER_HEADER")]
+    pub insecure_user_header: bool,
 }
 
 // Bounds on what clients can take.
@@ -147,6 +175,22 @@ pub struct LoginConfig {
 #[command(next_help_heading = "Limits")]
 #[allow(missing_docs, reason = "clap would show the comment as the program's description")]
 pub struct Limits {
+    /// Messages a second that a user may send through one replica; 0 is no limit
+    #[arg(long, env = "DIALOG_API_SENDER_RATE", default_value_t = 100)]
+    pub sender_rate: u32,
+
+    /// Messages that a user may send at once
+    #[arg(long, env = "DIALOG_API_SENDER_BURST", default_value_t = 1_000)]
+    pub sender_burst: u32,
+
+    /// Messages a second that a user may send to one other through one replica; 0 is no limit
+    #[arg(long, env = "DIALOG_API_PAIR_RATE", default_value_t = 50)]
+    pub pair_rate: u32,
+
+    /// Messages that a user may send to one other at once
+    #[arg(long, env = "DIALOG_API_PAIR_BURST", default_value_t = 500)]
+    pub pair_burst: u32,
+
     /// Largest request body, in bytes
     #[arg(long, env = "DIALOG_API_BODY_LIMIT", default_value_t = 65_536)]
     pub body_limit: usize,
@@ -181,6 +225,51 @@ pub struct Limits {
     pub shutdown_timeout: Duration,
 }
 
+// Streams of messages, and how replicas tell each other what happened.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Streams")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct StreamsConfig {
+    /// Names or addresses with UDP ports of all replicas, such as that of a headless service; comma-separated.
+    /// Without them, streams see what was sent through other replicas when they poll
+    #[arg(long, env = "DIALOG_API_PEERS", value_delimiter = ',', requires = "peer_listen")]
+    pub peers: Vec<String>,
+
+    /// Address and UDP port on which this replica is told by the others
+    #[arg(long, env = "DIALOG_API_PEER_LISTEN", requires = "peers")]
+    pub peer_listen: Option<SocketAddr>,
+
+    /// How often a stream reads its dialog without having been told
+    #[arg(long, env = "DIALOG_API_STREAM_POLL", default_value = "5s", value_parser = duration)]
+    pub stream_poll: Duration,
+
+    /// Open streams; one more is answered 503
+    #[arg(long, env = "DIALOG_API_MAX_STREAMS", default_value_t = 4_096,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_streams: u32,
+
+    /// Open streams of one user; one more is answered 429
+    #[arg(long, env = "DIALOG_API_USER_STREAMS", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub user_streams: u32,
+}
+
+// What the service does for itself.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Jobs")]
+#[allow(missing_docs, reason = "clap would show the comment as the program's description")]
+pub struct JobsConfig {
+    /// How often one of the replicas looks for what is to be done: inboxes that a crash left behind, users to erase,
+    /// messages to archive; and how often each learns who was erased, and what time it is
+    #[arg(long, env = "DIALOG_API_JOBS_INTERVAL", default_value = "30s", value_parser = duration)]
+    pub jobs_interval: Duration,
+
+    /// Age at which messages are moved to a table of their own, where they still list; at least 24h, such as 8760h
+    /// for a year [default: never]
+    #[arg(long, env = "DIALOG_API_ARCHIVE_AFTER", value_parser = archive_age)]
+    pub archive_after: Option<Duration>,
+}
+
 impl LoginConfig {
     /// Passwords hashed at a time: as configured, else half of the processors, so that messages always have
     /// the other half.
@@ -196,6 +285,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     let signed: jiff::SignedDuration =
         text.parse().map_err(|error| format!("{error}; write it with its unit, such as 500ms, 5s or 24h"))?;
     Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+/// Reads the age for archiving. Below a day, what clients send again and clocks that differ would reach archived
+/// messages.
+fn archive_age(text: &str) -> Result<Duration, String> {
+    let age = duration(text)?;
+    if age < SHORTEST_ARCHIVE_AGE { Err("at least 24h".to_owned()) } else { Ok(age) }
 }
 
 #[cfg(test)]
@@ -221,6 +317,12 @@ mod tests {
         assert!(duration("5").is_err());
         assert!(duration("-5s").is_err());
         assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn nothing_is_archived_on_the_day_it_is_written() {
+        assert_eq!(archive_age("24h"), Ok(Duration::from_hours(24)));
+        assert!(archive_age("23h").is_err());
     }
 
     #[test]

@@ -6,17 +6,23 @@
 //! [`database`] runs prepared statements on a few shared connections.
 //! [`startup`] migrates the schema and waits until its tables are distributed, [`server`] puts all together.
 
+pub mod clock;
 pub mod config;
 pub mod database;
 pub mod dialogs;
+pub mod erased;
 pub mod http;
+pub mod inbox;
+pub mod jobs;
 pub mod metrics;
 pub mod migrations;
 pub mod passwords;
+pub mod rate;
 pub mod readiness;
 pub mod recent;
 pub mod server;
 pub mod startup;
+pub mod streams;
 pub mod telemetry;
 pub mod tokens;
 pub mod users;

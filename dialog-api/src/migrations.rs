@@ -11,11 +11,13 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::Client;
 
+use crate::database::tables::Table;
+
 /// The topology lock: the two keys of `pg_advisory_lock`, the first of which is "dial" in ASCII.
 pub const TOPOLOGY_LOCK: (i32, i32) = (1_684_631_916, 1);
 
 /// The tables that requests use and that Citus distributes, if it is there.
-pub const TABLES: [&str; 6] = ["messages", "dialogs", "dialog_state", "users", "credentials", "user_dialogs"];
+pub const TABLES: [&str; Table::ALL.len()] = Table::NAMES;
 
 /// How often the topology lock is asked for. It is asked for again and again rather than waited for inside the
 /// server, because a waiting statement holds a snapshot that a moving shard would have to wait for.
@@ -30,8 +32,14 @@ struct Migration {
 }
 
 /// All steps, in order. Appended to, never changed.
-const MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, name: "schema", sql: include_str!("../migrations/0001_schema.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, name: "schema", sql: include_str!("../migrations/0001_schema.sql") },
+    Migration {
+        version: 2,
+        name: "archive_and_erasures",
+        sql: include_str!("../migrations/0002_archive_and_erasures.sql"),
+    },
+];
 
 /// Why the schema is not up to date.
 #[derive(Debug, thiserror::Error)]

@@ -128,22 +128,10 @@ fn matches(hash: &str, password: &[u8]) -> Result<bool, Error> {
 
 fn compute(argon2: &Argon2<'_>, password: &[u8], salt: &[u8]) -> Result<Output, Error> {
     let params = argon2.params();
-    let mut memory = scratch(params.block_count());
+    let mut memory = vec![Block::default(); params.block_count()];
     let mut output = vec![0; params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN)];
     argon2.hash_password_into_with_memory(password, salt, &mut output, &mut memory[..])?;
     Ok(Output::new(&output)?)
-}
-
-/// Memory for one hash, which goes back to the system afterwards.
-///
-/// The C library keeps freed memory of up to 32 MiB for itself, in as many places as there are threads: after
-/// some logins 100 MiB would stay, for nothing. Larger allocations it always returns. So more is asked for than
-/// is used; what is not touched costs nothing.
-fn scratch(blocks: usize) -> Vec<Block> {
-    const RETURNED_FROM: usize = 33 * 1024 * 1024;
-    let mut memory = Vec::with_capacity(blocks.max(RETURNED_FROM / size_of::<Block>()));
-    memory.resize(blocks, Block::default());
-    memory
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use anyhow::{Context as _, anyhow};
 use tokio_postgres::Client;
 
 use crate::{
+    clock::Clock,
     config::Distribution,
     database::connect::{Connector, Purpose},
     migrations::{self, MigrationError, TABLES},
@@ -21,7 +22,7 @@ const DISTRIBUTION_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest time for one attempt to migrate, waiting for the topology lock not included.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
-/// Prepares the schema, trying again until it is done.
+/// Prepares the schema and takes over the database's time, trying again until it is done.
 ///
 /// # Errors
 /// Only what no second attempt could mend: an applied migration that differs from this program's.
@@ -29,16 +30,18 @@ pub async fn prepare(
     connector: &Connector,
     distribution: Distribution,
     readiness: &Readiness,
+    clock: &Clock,
 ) -> Result<(), MigrationError> {
     let mut pause = PAUSE;
     loop {
-        match attempt(connector, distribution, readiness).await {
+        match attempt(connector, distribution, readiness, clock).await {
             Ok(()) => return Ok(()),
             Err(error @ MigrationError::Changed { .. }) => return Err(error),
             Err(MigrationError::Database(error)) => {
                 let error = format!("{error:#}");
                 tracing::warn!(error, "the database is not ready yet");
-                readiness.waiting_for(error);
+                // Whoever reaches the service may read this; roles and hosts are for the log.
+                readiness.waiting_for("a database that takes requests; the log has its answer");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_LIMIT);
             }
@@ -50,12 +53,15 @@ async fn attempt(
     connector: &Connector,
     distribution: Distribution,
     readiness: &Readiness,
+    clock: &Clock,
 ) -> Result<(), MigrationError> {
     let (mut client, traffic) = connector.connect(Purpose::Schema).await?;
     let work = async {
         migrations::run(&mut client, || readiness.waiting_for("the topology lock, held by another session"))
             .await?;
-        wait_for_distribution(&client, distribution, readiness).await.map_err(MigrationError::from)
+        wait_for_distribution(&client, distribution, readiness).await?;
+        // Last, when what took its time is over.
+        clock.follow(&client).await.map_err(MigrationError::from)
     };
     tokio::select! {
         done = work => done,

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use jiff::{Timestamp, civil::Date};
+use jiff::civil::Date;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     database::{Database, error::DatabaseError, statements::Sql},
+    erased::Erased,
     passwords::{PasswordError, Passwords},
     recent::RecentSet,
     tokens::Tokens,
@@ -22,6 +25,8 @@ const BIOGRAPHY_LIMIT: usize = 4_096;
 const PASSWORD_LIMIT: usize = 1_024;
 /// Nobody alive was born before.
 const EARLIEST_BIRTH_YEAR: i16 = 1_900;
+/// Users that a search finds at most.
+const SEARCH_LIMIT: i64 = 1_000;
 
 /// Somebody who wants to register, as checked by [`NewUser::check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +101,49 @@ pub fn check_text(field: &str, text: &str, least: usize, most: usize) -> Result<
     Ok(())
 }
 
+/// What everybody may know of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The id.
+    pub id: Uuid,
+    /// First name.
+    pub first_name: String,
+    /// Second name.
+    pub second_name: String,
+    /// Date of birth.
+    pub birthdate: Option<Date>,
+    /// Free text.
+    pub biography: Option<String>,
+    /// City.
+    pub city: Option<String>,
+}
+
+impl From<&Row> for User {
+    fn from(row: &Row) -> Self {
+        Self {
+            id: row.get(0),
+            first_name: row.get(1),
+            second_name: row.get(2),
+            birthdate: row.get(3),
+            biography: row.get(4),
+            city: row.get(5),
+        }
+    }
+}
+
+/// The pattern of `LIKE` for names that begin so.
+fn pattern(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for character in prefix.chars() {
+        if matches!(character, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}
+
 /// Why somebody was not registered or logged in.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
@@ -113,7 +161,18 @@ pub enum UserError {
     Database(#[from] DatabaseError),
     /// The token could not be signed.
     #[error("sign the token: {0}")]
-    Token(#[from] jsonwebtoken::errors::Error),
+    Token(#[from] serde_json::Error),
+}
+
+/// Why nobody was searched for.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// A prefix is not allowed; the sentence says why.
+    #[error("{0}")]
+    BadName(String),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
 }
 
 /// Registers users, logs them in, and knows who exists.
@@ -121,14 +180,28 @@ pub struct Users {
     database: Arc<Database>,
     passwords: Passwords,
     tokens: Arc<Tokens>,
+    clock: Arc<Clock>,
     known: RecentSet<Uuid>,
+    erased: Erased,
 }
 
 impl Users {
     /// Users in this database.
     #[must_use]
-    pub fn new(database: Arc<Database>, passwords: Passwords, tokens: Arc<Tokens>) -> Self {
-        Self { database, passwords, tokens, known: RecentSet::new(REMEMBERED_USERS) }
+    pub fn new(
+        database: Arc<Database>,
+        passwords: Passwords,
+        tokens: Arc<Tokens>,
+        clock: Arc<Clock>,
+    ) -> Self {
+        let erased = Erased::new(Arc::clone(&database));
+        Self { database, passwords, tokens, clock, known: RecentSet::new(REMEMBERED_USERS), erased }
+    }
+
+    /// Who was erased lately.
+    #[must_use]
+    pub fn erased(&self) -> &Erased {
+        &self.erased
     }
 
     /// Registers a user whose data were checked, and returns the new id.
@@ -140,7 +213,7 @@ impl Users {
     /// When there is too much to do, or the database failed.
     pub async fn register(&self, user: &NewUser, password: String) -> Result<Uuid, UserError> {
         let hash = self.passwords.hash(password).await?;
-        let (id, now) = (Uuid::now_v7(), Timestamp::now());
+        let (id, now) = self.clock.next_id();
         self.database.query(Sql::InsertCredentials, &[&id, &hash, &now]).await?;
         self.database
             .query(
@@ -171,10 +244,30 @@ impl Users {
         let hash: Option<String> = rows.first().map(|row| row.get(0));
         let known = hash.is_some();
         match (self.passwords.verify(password, hash).await?, known) {
-            (true, _) => Ok(self.tokens.issue(id, Timestamp::now())?),
+            (true, _) => Ok(self.tokens.issue(id, self.clock.now())?),
             (false, true) => Err(UserError::WrongPassword),
             (false, false) => Err(UserError::Unknown),
         }
+    }
+
+    /// Erases the user, if the password is right. When this returns nobody can log in as them any more, and what is
+    /// left of them goes by and by ([`crate::jobs`]).
+    ///
+    /// # Errors
+    /// [`UserError::Unknown`], [`UserError::WrongPassword`], or when there is too much to do or the database
+    /// failed; then asking again goes on.
+    pub async fn erase(&self, id: Uuid, password: String) -> Result<(), UserError> {
+        let rows = self.database.query(Sql::SelectCredentials, &[&id]).await?;
+        let hash: String = rows.first().map(|row| row.get(0)).ok_or(UserError::Unknown)?;
+        if !self.passwords.verify(password, Some(hash)).await? {
+            return Err(UserError::WrongPassword);
+        }
+        // First of all: whatever happens to this process now, the rest will be done.
+        self.database.query(Sql::InsertErasure, &[&id, &self.clock.now()]).await?;
+        self.erased.add(id);
+        self.database.query(Sql::DeleteCredentials, &[&id]).await?;
+        self.database.query(Sql::DeleteUser, &[&id]).await?;
+        Ok(())
     }
 
     /// Whether the user exists. Asks the database once for each user it has not seen for a while.
@@ -182,6 +275,9 @@ impl Users {
     /// # Errors
     /// When the database failed.
     pub async fn exists(&self, id: Uuid) -> Result<bool, DatabaseError> {
+        if self.erased.contains(id) {
+            return Ok(false);
+        }
         if self.known.contains(&id) {
             return Ok(true);
         }
@@ -190,6 +286,28 @@ impl Users {
             self.known.insert(id);
         }
         Ok(exists)
+    }
+
+    /// What everybody may know of a user, if there is one of this id.
+    ///
+    /// # Errors
+    /// When the database failed.
+    pub async fn get(&self, id: Uuid) -> Result<Option<User>, DatabaseError> {
+        Ok(self.database.query(Sql::SelectUser, &[&id]).await?.first().map(User::from))
+    }
+
+    /// The users whose names begin so, whatever their case, in the order of their registration; at most 1,000. Every
+    /// shard is asked: no one of them knows all such names. (PostgreSQL decides what a letter's other case is; a
+    /// database with the locale C knows those of ASCII.)
+    ///
+    /// # Errors
+    /// [`SearchError::BadName`] when a prefix is empty or cannot begin a name, or when the database failed.
+    pub async fn search(&self, first_name: &str, last_name: &str) -> Result<Vec<User>, SearchError> {
+        check_text("first_name", first_name, 1, NAME_LIMIT).map_err(SearchError::BadName)?;
+        check_text("last_name", last_name, 1, NAME_LIMIT).map_err(SearchError::BadName)?;
+        let (first, second) = (pattern(first_name), pattern(last_name));
+        let rows = self.database.query(Sql::SearchUsers, &[&first, &second, &SEARCH_LIMIT]).await?;
+        Ok(rows.iter().map(User::from).collect())
     }
 }
 
@@ -255,6 +373,12 @@ mod tests {
         ] {
             assert!(parse_date(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(pattern("Ада"), "Ада%");
+        assert_eq!(pattern(r"100%_\"), r"100\%\_\\%");
     }
 
     proptest! {

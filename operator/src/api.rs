@@ -12,10 +12,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod defaults;
+mod progress;
 mod quantity;
 mod rebalance;
+mod rules;
 mod table;
 
+pub use progress::{MoveStatus, RebalanceStatus};
 pub use quantity::Amount;
 pub use rebalance::{
     PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy, RebalanceWindow, Threshold,
@@ -24,6 +27,9 @@ pub use table::{Table, TableKind};
 
 /// The API group of every resource of this operator.
 pub const GROUP: &str = "dialogcluster.io";
+
+/// The most workers that can be asked for.
+pub const MOST_WORKERS: u32 = 99;
 
 /// A chat service on a sharded PostgreSQL: one Citus coordinator, workers, dialog tables distributed over them, and an
 /// HTTP API.
@@ -75,7 +81,7 @@ pub struct DialogClusterSpec {
     #[serde(default)]
     pub postgres: PostgresSpec,
 
-    /// How tables are cut into shards.
+    /// How tables are distributed.
     #[serde(default)]
     pub sharding: ShardingSpec,
 
@@ -112,7 +118,7 @@ pub struct CoordinatorSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkersSpec {
     /// Worker groups. With 0 the coordinator holds the shards.
-    #[schemars(range(min = 0, max = 99))]
+    #[schemars(range(min = 0, max = MOST_WORKERS))]
     pub count: i32,
     /// PostgreSQL instances in each group: one primary, the rest standbys.
     #[schemars(range(min = 1, max = 7))]
@@ -141,6 +147,7 @@ pub struct StorageSpec {
     /// StorageClass of the volume; the cluster's default class if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::dns_subdomain("storage.className"))]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("storage.className: is immutable; a volume cannot change its class"))]
     pub class_name: Option<String>,
@@ -160,12 +167,15 @@ pub enum Reclaim {
 }
 
 /// CPU and memory of one container, as Kubernetes quantities.
-#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::within_limit("cpu"), validation = rules::within_limit("memory"))]
 pub struct ResourcesSpec {
     /// What the scheduler reserves.
+    #[serde(default)]
     pub requests: ResourceAmounts,
     /// What the container may not exceed.
+    #[serde(default)]
     pub limits: ResourceAmounts,
 }
 
@@ -182,15 +192,25 @@ pub struct ResourceAmounts {
 }
 
 /// Which Kubernetes nodes pods may run on. Instances of one group are always spread over nodes where possible.
-#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PlacementSpec {
     /// Labels that a node must have.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?\
+        [A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$'))")
+        .message("placement.nodeSelector: must hold labels, such as kubernetes.io/arch: amd64"))]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the pods tolerate.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.all(t, !has(t.effect) || t.effect == '' || t.effect == 'NoSchedule' \
+        || t.effect == 'PreferNoSchedule' || t.effect == 'NoExecute')")
+        .message("placement.tolerations: effect must be NoSchedule, PreferNoSchedule or NoExecute"))]
+    #[x_kube(validation = Rule::new("self.all(t, !has(t.operator) || t.operator != 'Exists' || !has(t.value) \
+        || t.value == '')")
+        .message("placement.tolerations: the operator Exists has no value"))]
     pub tolerations: Vec<Toleration>,
 }
 
@@ -203,34 +223,26 @@ pub struct PostgresSpec {
     #[schemars(extend("maxProperties" = 200, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
     #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)?$'))")
         .message("postgres.parameters: names are lower case letters, digits and '_', with at most one '.'"))]
-    #[x_kube(validation = Rule::new("self.all(k, !(k in ['archive_mode', 'cluster_name', 'config_file', \
-        'data_directory', 'external_pid_file', 'fsync', 'full_page_writes', 'hba_file', 'hot_standby', 'ident_file', \
-        'krb_server_keyfile', 'listen_addresses', 'max_logical_replication_workers', 'max_prepared_transactions', \
-        'max_replication_slots', 'max_sync_workers_per_subscription', 'max_wal_senders', 'max_worker_processes', \
-        'output_plugin_libraries', 'password_encryption', 'port', 'primary_conninfo', 'primary_slot_name', \
-        'recovery_target', 'restore_command', 'shared_preload_libraries', 'synchronous_standby_names', \
-        'track_commit_timestamp', 'unix_socket_directories', 'wal_level', 'wal_log_hints']))")
-        .message("postgres.parameters: holds a parameter that the operator owns (see the API reference for the list)"))]
-    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('ssl') && !(k in ['citus.cluster_name', \
-        'citus.local_hostname', 'citus.node_conninfo', 'citus.shard_count', 'citus.shard_replication_factor', \
-        'citus.use_secondary_nodes']))")
-        .message("postgres.parameters: ssl* and Citus' node settings are owned by the operator"))]
+    #[x_kube(validation = rules::no_owned_parameter())]
+    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('ssl'))")
+        .message("postgres.parameters: ssl* are owned by the operator"))]
     pub parameters: BTreeMap<String, String>,
 }
 
-/// How tables are cut into shards.
+/// How tables are distributed.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShardingSpec {
     /// Shards of each colocation group. A multiple of the worker counts you plan keeps them even.
     #[schemars(range(min = 1, max = 1024))]
     #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("sharding.shardCount: is immutable; the tables are cut already"))]
+        .message("sharding.shardCount: is immutable; the tables are distributed already"))]
     #[serde(default = "defaults::shard_count")]
     pub shard_count: i32,
-    /// The shard policy for tables beside dialog-api's own, which are always distributed: `messages`, `dialogs` and
-    /// `dialog_state` by `dialog_id` in the group `dialog`; `users`, `credentials` and `user_dialogs` by `user_id` in
-    /// the group `user`. Tables can be added; an entry cannot be changed or taken away.
+    /// The shard policy for tables beside dialog-api's own, which are always distributed: `messages`,
+    /// `messages_archive`, `dialogs` and `dialog_state` by `dialog_id` in the group `dialog`; `users`, `credentials`,
+    /// `user_dialogs` and `erasures` by `user_id` in the group `user`. Tables can be added; an entry cannot be changed
+    /// or taken away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -242,8 +254,8 @@ pub struct ShardingSpec {
     #[x_kube(validation = Rule::new("self.all(t, !has(t.group) || (t.group != 'dialog' || t.column == 'dialog_id') \
         && (t.group != 'user' || t.column == 'user_id'))")
         .message("sharding.tables: the group dialog goes by the column dialog_id, the group user by user_id"))]
-    #[x_kube(validation = Rule::new("self.all(t, !(t.name in ['messages', 'dialogs', 'dialog_state', 'users', \
-        'credentials', 'user_dialogs', 'schema_migrations']))")
+    #[x_kube(validation = Rule::new("self.all(t, !(t.name in ['messages', 'messages_archive', 'dialogs', 'dialog_state', \
+        'users', 'credentials', 'user_dialogs', 'erasures', 'sweeps', 'schema_migrations']))")
         .message("sharding.tables: names a table of dialog-api, which the operator distributes by itself"))]
     pub tables: Vec<Table>,
     /// When and how shards move to where they are missed.
@@ -281,10 +293,12 @@ pub struct IngressSpec {
     /// IngressClass; the cluster's default class if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::dns_subdomain("api.ingress.className"))]
     pub class_name: Option<String>,
     /// Secret with the certificate of `host`; plain HTTP if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::dns_subdomain("api.ingress.tlsSecretName"))]
     pub tls_secret_name: Option<String>,
 }
 
@@ -321,6 +335,9 @@ pub struct DialogClusterStatus {
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]
     pub nodes: Vec<NodeStatus>,
+    /// How far the moves of shards are; absent while nothing is to be moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<RebalanceStatus>,
     /// What would make the shards even, if anything would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
@@ -360,8 +377,9 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// Shards of distributed tables that are placed here.
     pub shards: i64,
-    /// Bytes of these shards, indexes and TOAST included.
-    pub bytes: i64,
+    /// Bytes of these shards, indexes and TOAST included; absent until they have been measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
 }
 
 /// How far a node is.

@@ -23,14 +23,17 @@ use crate::status;
 pub mod act;
 pub mod applied;
 pub mod apply;
+pub mod bootstrap;
 pub mod build;
 pub mod certificates;
+pub mod failure;
 pub mod instance;
-pub mod malformed;
+pub mod memory;
 pub mod observe;
 pub mod patroni;
 pub mod problems;
 pub mod report;
+pub mod retire;
 pub mod rollout;
 pub mod target;
 
@@ -86,26 +89,29 @@ impl Controller {
         certificates: &Certificates,
         now: Timestamp,
     ) -> Result<Step, Error> {
+        retire::forget_state(&self.context, &target.names, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
         let step = act::next(target, observed, now);
-        act::act(&self.context, target, observed, certificates, step, now).await
+        let step = act::act(&self.context, target, observed, certificates, step, now).await?;
+        // Nothing else is held up by a group that cannot leave yet.
+        match retire::step(&self.context, target, observed).await? {
+            stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::Wait(stay.join("; "))),
+            _ if step == Step::Nothing && !observed.leaving.is_empty() => {
+                Ok(Step::Wait("groups that have left to be deleted".to_owned()))
+            }
+            _ => Ok(step),
+        }
     }
-}
 
-impl Reconciler for Controller {
-    const NAME: &'static str = "cluster";
-    const MANAGER: &'static str = CLUSTER_MANAGER;
-    const DEADLINE: Duration = Duration::from_mins(2);
-
-    async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
-        let cluster = cluster.as_ref();
+    /// One reconciliation: how it ended, once the status says so; or why it did not come that far.
+    async fn round(&self, cluster: &DialogCluster) -> Result<Result<Outcome, Error>, Error> {
         if cluster.metadata.deletion_timestamp.is_some() {
             let message = "the cluster is being deleted; its objects go with it";
             let now = Timestamp::now();
             let report = report::refusal(cluster, Some(Phase::Deleting), "Deleting", message, None, now);
             self.report(cluster, report).await?;
-            return Ok(Outcome::Done);
+            return Ok(Ok(Outcome::Done));
         }
         let names = Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default());
         let observed = observe(&self.context.client, &names).await?;
@@ -121,7 +127,7 @@ impl Reconciler for Controller {
                 let Refusal { reason, message } = &refusal;
                 let report = report::refusal(cluster, None, reason, message, certificates.as_ref(), now);
                 self.report(cluster, report).await?;
-                return Ok(Outcome::Wait(LATER, refusal.message));
+                return Ok(Ok(Outcome::Wait(LATER, refusal.message)));
             }
         };
         let groups = target.groups.keys().copied().collect();
@@ -141,7 +147,7 @@ impl Reconciler for Controller {
         }
         let report = report::report(cluster, &target, &observed, &certificates, &problems, &step, now);
         self.report(cluster, report).await?;
-        match (failure, problems.first(), step) {
+        Ok(match (failure, problems.first(), step) {
             (Some(error), ..) => Err(error),
             _ if cluster.spec.paused => Ok(Outcome::Done),
             (None, None, Step::Helpless { pod, .. }) => Ok(Outcome::Wait(LATER, pod)),
@@ -150,12 +156,29 @@ impl Reconciler for Controller {
             (None, Some(problem), _) => {
                 Ok(Outcome::Wait(if problem.passes { SOON } else { LATER }, problem.message.clone()))
             }
+        })
+    }
+}
+
+impl Reconciler for Controller {
+    const NAME: &'static str = "cluster";
+    const MANAGER: &'static str = CLUSTER_MANAGER;
+    const DEADLINE: Duration = Duration::from_mins(2);
+
+    async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
+        match self.round(&cluster).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                failure::report(&self.context, &ObjectRef::from_obj(cluster.as_ref()), &error).await;
+                Err(error)
+            }
         }
     }
 
     async fn failed(&self, key: &ObjectRef<DialogCluster>, error: &Error) {
-        if let Error::Malformed { .. } = error {
-            malformed::report(&self.context, key, error).await;
+        // Other failures are in the report of the reconciliation itself.
+        if let Error::Malformed { .. } | Error::Panicked(_) | Error::Deadline(_) = error {
+            failure::report(&self.context, key, error).await;
         }
     }
 }

@@ -110,6 +110,8 @@ pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition
 }
 
 #[cfg(test)]
+mod runbook;
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -88,6 +88,11 @@ impl Context {
         drop(self.wakes.send((manager, cluster)));
     }
 
+    /// Tells every controller to look at a cluster.
+    pub fn wake(&self, cluster: ObjectRef<DialogCluster>) {
+        self.wake_others("", cluster);
+    }
+
     /// The clusters that controllers other than the one with this field manager have changed, from now on.
     #[must_use]
     pub fn wakes(&self, manager: &'static str) -> BoxStream<'static, ObjectRef<DialogCluster>> {

@@ -47,7 +47,7 @@ pub enum Error {
         source: crate::pg::IdentityError,
     },
     /// Patroni refused or did not answer.
-    #[error("Patroni of {instance}: cannot {action}: {reason}")]
+    #[error("Patroni of {instance}: cannot {action}: {reason}; `kubectl logs {instance}` says more")]
     Patroni {
         /// The pod.
         instance: String,
@@ -57,7 +57,7 @@ pub enum Error {
         reason: String,
     },
     /// A key or certificate could not be made.
-    #[error("cannot make {object}: {reason}")]
+    #[error("cannot make {object}: {reason}; if it stays, this is a bug in the operator, please report it")]
     Certificate {
         /// What was to be made.
         object: String,
@@ -68,7 +68,11 @@ pub enum Error {
     #[error("this is a bug in the operator, please report it: {0}")]
     Panicked(String),
     /// A reconciliation took longer than its controller allows.
-    #[error("no result after {} s; it starts over", .0.as_secs())]
+    #[error(
+        "the reconciliation had no result after {} s and starts over; if it stays, look for servers that answer slowly: \
+         the API server, Patroni, PostgreSQL",
+        .0.as_secs()
+    )]
     Deadline(Duration),
 }
 

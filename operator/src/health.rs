@@ -28,9 +28,9 @@ impl Health {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn is_ready(&self) -> bool {
+    fn is_ready(&self, now: Instant) -> bool {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|instant| instant.elapsed() < STALE)
+        last.is_some_and(|reached| now.saturating_duration_since(reached) < STALE)
     }
 }
 
@@ -67,7 +67,7 @@ fn router(health: Health, metrics: Metrics) -> Router {
 }
 
 async fn ready(State(served): State<Served>) -> impl IntoResponse {
-    if served.health.is_ready() {
+    if served.health.is_ready(Instant::now()) {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the API server has not answered for a minute\n")
@@ -78,4 +78,23 @@ async fn encoded(State(served): State<Served>) -> Result<impl IntoResponse, Stat
     let text = served.metrics.encode().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, format)], text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_ready_while_the_api_server_answers() {
+        let health = Health::default();
+        let served = || State(Served { health: health.clone(), metrics: Metrics::new() });
+        assert_eq!(ready(served()).await.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
+        health.reached();
+        assert_eq!(ready(served()).await.into_response().status(), StatusCode::OK);
+
+        let later = |seconds| health.is_ready(Instant::now() + Duration::from_secs(seconds));
+        assert!(later(50) && !later(60), "one answer is enough for a minute");
+        health.reached();
+        assert!(health.is_ready(Instant::now()), "and the next one for another");
+    }
 }

@@ -14,6 +14,11 @@ pub const POSTGRES_PORT: u16 = 5432;
 pub const PATRONI_PORT: u16 = 8008;
 /// The port of dialog-api's Service and pods.
 pub const API_PORT: u16 = 8080;
+/// The UDP port on which the pods of dialog-api tell each other of new messages.
+pub const PEERS_PORT: u16 = 8081;
+
+/// The volume of each instance, in its pod and in the names of claims.
+pub const VOLUME: &str = "data";
 
 /// The database that holds the dialog tables, on every node.
 pub const DATABASE: &str = "dialog";
@@ -26,6 +31,8 @@ pub const GROUP_LABEL: &str = "dialogcluster.io/group";
 pub const ROLE_LABEL: &str = "dialogcluster.io/role";
 /// Label with Patroni's scope: the name of the group's StatefulSet.
 pub const SCOPE_LABEL: &str = "dialogcluster.io/scope";
+/// Annotation of Patroni's state with the time at which the interrupted making of a database was given up.
+pub const BEGUN_ANEW: &str = "dialogcluster.io/begun-anew";
 
 /// A database group: a primary and its standbys.
 ///
@@ -126,10 +133,17 @@ impl Names {
         format!("{}-{ordinal}", self.group(group))
     }
 
-    /// The claim of one instance's volume.
+    /// The claim of one instance's volume, as the StatefulSet names it.
     #[must_use]
     pub fn claim(&self, group: Group, ordinal: i32) -> String {
-        format!("data-{}", self.pod(group, ordinal))
+        format!("{VOLUME}-{}", self.pod(group, ordinal))
+    }
+
+    /// The ordinal of the instance whose volume this claim is, if it is one of the group's.
+    #[must_use]
+    pub fn ordinal_of_claim(&self, group: Group, claim: &str) -> Option<i32> {
+        let ordinal = claim.rsplit_once('-')?.1.parse().ok()?;
+        (self.claim(group, ordinal) == claim).then_some(ordinal)
     }
 
     /// The name under which a Service answers inside Kubernetes, without assuming the cluster's domain.
@@ -144,17 +158,10 @@ impl Names {
         self.host_of_service(&self.group(group))
     }
 
-    /// The address of one instance.
+    /// The address of one instance, by its pod.
     #[must_use]
-    pub fn instance_host(&self, group: Group, ordinal: i32) -> String {
-        format!("{}.{}", self.pod(group, ordinal), self.host_of_service(&self.instances(group)))
-    }
-
-    /// The group whose primary has this address, if it is one of this cluster's.
-    #[must_use]
-    pub fn group_of_host(&self, host: &str) -> Option<Group> {
-        let group = Group::parse(host.split('.').next()?.strip_prefix(&self.cluster)?.strip_prefix('-')?)?;
-        (self.host(group) == host).then_some(group)
+    pub fn instance_host(&self, group: Group, pod: &str) -> String {
+        format!("{pod}.{}", self.host_of_service(&self.instances(group)))
     }
 
     /// The Secret with the cluster's certificate authority.
@@ -216,6 +223,12 @@ impl Names {
     pub fn api(&self) -> String {
         format!("{}-api", self.cluster)
     }
+
+    /// The headless Service by which the pods of dialog-api find each other.
+    #[must_use]
+    pub fn api_peers(&self) -> String {
+        format!("{}-api-peers", self.cluster)
+    }
 }
 
 #[cfg(test)]
@@ -230,20 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn a_host_names_its_group_and_only_its_own() {
-        let names = Names::new("chat", "ns");
+    fn only_what_a_group_is_called_names_it() {
         for group in [Group::Coordinator, Group::Worker(0), Group::Worker(12)] {
-            assert_eq!(names.group_of_host(&names.host(group)), Some(group));
+            assert_eq!(Group::parse(&group.to_string()), Some(group));
         }
-        for stranger in [
-            "chat-worker-0",
-            "chat-worker-00.ns.svc",
-            "chat-worker-0.other.svc",
-            "10.0.0.1",
-            "chat.ns.svc",
-            "",
-        ] {
-            assert_eq!(names.group_of_host(stranger), None, "{stranger}");
+        for stranger in ["", "worker", "worker-", "worker-00", "worker--1", "coordinator-0"] {
+            assert_eq!(Group::parse(stranger), None, "{stranger}");
         }
     }
 }

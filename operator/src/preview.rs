@@ -53,7 +53,8 @@ pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed>
     let moves = plan.is_some();
     let text = match output {
         Output::Json => {
-            let none = PlanStatus { hash: String::new(), moves: 0, bytes: 0, steps: Vec::new() };
+            let none =
+                PlanStatus { hash: String::new(), moves: 0, bytes: 0, over: Vec::new(), steps: Vec::new() };
             format!("{}\n", serde_json::to_string_pretty(&plan.unwrap_or(none))?)
         }
         Output::Table => {
@@ -93,7 +94,8 @@ mod tests {
             wave: 1,
             cause: "balance".into(),
         };
-        PlanStatus { hash: "00ff00ff00ff00ff".into(), moves: 3, bytes: 4 << 30, steps: vec![step] }
+        let over = vec!["worker-0".into(), "worker-12".into()];
+        PlanStatus { hash: "00ff00ff00ff00ff".into(), moves: 3, bytes: 4 << 30, over, steps: vec![step] }
     }
 
     #[test]

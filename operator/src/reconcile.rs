@@ -54,6 +54,8 @@ pub trait Reconciler: Send + Sync + 'static {
     const MANAGER: &'static str;
     /// How long one reconciliation may take.
     const DEADLINE: Duration;
+    /// How long a cluster that needs nothing is left alone if nothing wakes us.
+    const REST: Duration = RESYNC;
 
     /// Brings one cluster a step nearer to what it should be. Idempotent.
     fn reconcile(&self, cluster: Arc<DialogCluster>) -> impl Future<Output = Result<Outcome, Error>> + Send;
@@ -204,13 +206,16 @@ impl<R: Reconciler> Step<R> {
             .await
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
         let (ended, again) = match &result {
-            Ok(Outcome::Done) => (Ended::Done, RESYNC),
-            Ok(Outcome::Wait(after, why)) => {
-                debug!(controller = R::NAME, cluster = %key, %why, "waiting");
-                (Ended::Waiting, *after)
-            }
+            Ok(Outcome::Done) => (Ended::Done, R::REST),
+            Ok(Outcome::Wait(after, _)) => (Ended::Waiting, *after),
             Err(error) => (Ended::Failed, self.report(&object, &key, error).await),
         };
+        let waits_for = match &result {
+            Ok(Outcome::Wait(_, why)) => Some(why),
+            Ok(Outcome::Done) | Err(_) => None,
+        };
+        let milliseconds = started.elapsed().as_millis();
+        debug!(controller = R::NAME, cluster = %key, ?ended, waits_for, milliseconds, "reconciled");
         self.context.metrics.reconciled(R::NAME, ended, started.elapsed());
         let again = lock(&self.paces).entry(key).or_default().end(ended, again);
         Ok(Action::requeue(again))

@@ -21,6 +21,8 @@ use crate::{reconcile, shards, telemetry};
 
 /// Time limit of one call to the API server.
 const CALL: Duration = Duration::from_secs(15);
+/// The API server ends a watch after less than 5 minutes: one that is silent for longer is dead.
+const SILENCE: Duration = Duration::from_mins(5);
 /// Time that reconciliations under way are given to end.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -70,7 +72,11 @@ pub fn clients(config: Config) -> anyhow::Result<(Client, Client)> {
     calls.write_timeout = Some(CALL);
     // Otherwise the time a connection lay idle would count against the next answer on it.
     calls.reset_reader_on_write = true;
-    Ok((Client::try_from(calls)?, Client::try_from(config)?))
+    let mut watches = config;
+    watches.read_timeout = Some(SILENCE);
+    watches.write_timeout = Some(CALL);
+    watches.reset_reader_on_write = true;
+    Ok((Client::try_from(calls)?, Client::try_from(watches)?))
 }
 
 /// Waits for the lead and runs the controllers until `stop` is cancelled or the lead is lost.

@@ -6,9 +6,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::cluster::certificates::{CA, CERTIFICATE, KEY};
+
 /// A part of the operator's identity that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{part}: {reason}; the operator's Secret holds ca.crt, tls.crt and tls.key, all PEM and of one kind")]
+#[error(
+    "{part}: {reason}; the Secret has to hold ca.crt, tls.crt and tls.key, all PEM and of one kind: delete it to have it made anew"
+)]
 pub struct Error {
     part: &'static str,
     reason: String,
@@ -27,17 +31,17 @@ impl Error {
 /// When a part is missing, is not PEM, or does not fit the others.
 pub fn client(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
-    for root in certificates("ca.crt", authority)? {
-        roots.add(root).map_err(|error| Error::new("ca.crt", error))?;
+    for root in certificates(CA, authority)? {
+        roots.add(root).map_err(|error| Error::new(CA, error))?;
     }
-    let chain = certificates("tls.crt", certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| Error::new("tls.key", error))?;
+    let chain = certificates(CERTIFICATE, certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| Error::new(KEY, error))?;
     ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new("tls.crt", error))?
+        .map_err(|error| Error::new(CERTIFICATE, error))?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
-        .map_err(|error| Error::new("tls.key", error))
+        .map_err(|error| Error::new(KEY, error))
 }
 
 fn certificates(part: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {

@@ -6,3 +6,4 @@
 pub mod apiserver;
 pub mod certificates;
 pub mod postgres;
+pub mod wait;

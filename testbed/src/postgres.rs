@@ -13,6 +13,7 @@
 
 mod configuration;
 mod installation;
+mod volume;
 
 use std::{
     collections::BTreeMap,
@@ -29,11 +30,10 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
 pub use self::configuration::Access;
-pub use self::installation::{Installation, citus_available, citus_or_skip};
-use self::{
-    configuration::{append, free_port, node_conninfo, write_tls},
-    installation::Owner,
-};
+use self::configuration::{append, free_port, node_conninfo, write_tls};
+pub use self::installation::{Installation, Owner, citus_available, citus_or_skip};
+use self::volume::Volume;
+pub use self::volume::volumes_available;
 use crate::certificates::{Authority, IdentityFiles};
 
 /// Longest wait for a server to accept connections, crash recovery included.
@@ -61,6 +61,7 @@ pub struct Builder<'a> {
     authority: Option<&'a Authority>,
     access: Option<Access>,
     citus: bool,
+    volume: Option<u64>,
 }
 
 impl<'a> Builder<'a> {
@@ -91,6 +92,12 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Keeps the data on a volume of its own of this many bytes; ask [`volumes_available`] first.
+    pub fn volume(mut self, bytes: u64) -> Self {
+        self.volume = Some(bytes);
+        self
+    }
+
     /// Makes the data directory and starts the server; returns when it accepts connections. Blocks.
     ///
     /// # Errors
@@ -106,6 +113,15 @@ impl<'a> Builder<'a> {
         owner.give(directory.path())?;
 
         let data = directory.path().join("data");
+        let volume = match self.volume {
+            Some(bytes) => {
+                fs::create_dir(&data).context("make the data directory")?;
+                let volume = Volume::mount(&data, bytes)?;
+                owner.give(&data)?;
+                Some(volume)
+            }
+            None => None,
+        };
         let output = owner
             .command(&installation.binaries.join("initdb"), directory.path())
             .args(["--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--auth=reject"])
@@ -159,6 +175,7 @@ impl<'a> Builder<'a> {
             name: self.name,
             binaries: installation.binaries,
             owner,
+            volume,
             directory,
             port: 0,
             parameters,
@@ -175,6 +192,8 @@ pub struct Server {
     name: String,
     binaries: PathBuf,
     owner: Owner,
+    /// Goes before the directory it is mounted in.
+    volume: Option<Volume>,
     directory: TempDir,
     port: u16,
     parameters: BTreeMap<String, String>,
@@ -191,6 +210,7 @@ impl Server {
             authority: None,
             access: None,
             citus: false,
+            volume: None,
         }
     }
 
@@ -282,6 +302,15 @@ impl Server {
             .with_context(|| format!("start {}", self.name))?;
         self.process = Some(process);
         self.wait_until_ready(&data.join("postmaster.pid"))
+    }
+
+    /// Fills the server's volume up to `free` bytes.
+    ///
+    /// # Errors
+    /// When it has no volume of its own, or that cannot be filled.
+    pub fn leave_free(&mut self, free: u64) -> Result<()> {
+        let volume = self.volume.as_ref().ok_or_else(|| anyhow!("{} has no volume of its own", self.name))?;
+        volume.leave(free)
     }
 
     /// Stops the server. Blocks until its process has ended.

@@ -48,27 +48,6 @@ pub(crate) fn debian(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
     Ok(name)
 }
 
-/// Nothing but the C library, the compiler's support library and the certificates of public
-/// authorities, with an unprivileged user (65532, `nonroot`): for programs that cargo built.
-///
-/// `None` on an engine with a registry: there the Dockerfiles' own default serves.
-pub(crate) fn cc(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<Option<String>> {
-    if matches!(engine, Engine::Machine) {
-        return Ok(None);
-    }
-    let release = Release::here()?;
-    let key = Key::of().text(include_str!("base_image.rs")).text(&release.sources_list()).finish();
-    let name = format!("dialog-operator/base-cc:{}", key.as_str());
-    if !engine.has_image(&name) {
-        progress.step("C library base image", |log| {
-            let root = cache.scratch()?;
-            libc(cache, root.path(), &[], log)?;
-            import(engine, root.path(), &name, &["USER 65532:65532", "WORKDIR /"], log)
-        })?;
-    }
-    Ok(Some(name))
-}
-
 /// Fills `root` with the C library, certificates, users, and further Debian `packages`; what those
 /// depend on must be among them.
 pub(crate) fn libc(cache: &Cache, root: &Path, packages: &[&str], log: &Log) -> Result<()> {

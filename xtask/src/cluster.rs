@@ -112,9 +112,9 @@ impl Cluster {
                 progress.step("Cluster down", |log| {
                     match engine {
                         Ok(engine) => removal::everything(&engine, log)?,
-                        Err(error) => {
-                            eprintln!("the Docker engine does not start; what is left of it is taken away all the same: {error:#}");
-                        }
+                        Err(error) => eprintln!(
+                            "the Docker engine does not start; what is left of it is taken away all the same: {error:#}"
+                        ),
                     }
                     own.stop(log)
                 })?;

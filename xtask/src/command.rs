@@ -151,11 +151,21 @@ pub(crate) fn line(command: &Command) -> String {
 
 /// A failure in the words every failed step uses: what, how it ended, the last lines, the whole log.
 pub(crate) fn failure(what: &str, ended: &str, log: &Log) -> anyhow::Error {
-    anyhow::anyhow!(
-        "`{what}` {ended}; its last lines:\n\n    {}\n\nthe whole log: {}",
-        log.tail(TAIL_LINES).join("\n    "),
-        log.path().display()
-    )
+    anyhow::anyhow!("`{what}` {ended}; {}", end_of(log))
+}
+
+/// `error` with the last lines of `log` and where it is, unless it says so already or there is nothing in it.
+pub(crate) fn with_log(error: anyhow::Error, log: &Log) -> anyhow::Error {
+    let what = format!("{error:#}");
+    if log.tail(1).is_empty() || what.contains(&log.path().display().to_string()) {
+        return error;
+    }
+    anyhow::anyhow!("{what}; {}", end_of(log))
+}
+
+fn end_of(log: &Log) -> String {
+    let lines = log.tail(TAIL_LINES).join("\n    ");
+    format!("the last lines:\n\n    {lines}\n\nthe whole log: {}", log.path().display())
 }
 
 fn check(command: &Command, status: ExitStatus, log: &Log) -> Result<()> {

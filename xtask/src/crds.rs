@@ -56,6 +56,16 @@ pub(crate) fn run(check: bool) -> Result<()> {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(repository()).args(arguments);
+    // What it told us about our own package would look like a change to build scripts that read these variables for
+    // theirs: they and all that needs them would be built again, and once more by the next `cargo build`.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
 

@@ -52,7 +52,7 @@ struct Summary {
 /// Brings everything up and uses it. Repeating it keeps what is there and adds two users and a message.
 pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<Outcome> {
     let cluster = Cluster::up(cache, progress)?;
-    let images = release::install(cache, &cluster, progress)?;
+    let images = release::install(cache, &cluster, &[], progress)?;
     let example = if images.has_citus {
         "examples/two-workers.yaml"
     } else {
@@ -92,7 +92,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress) -> Result<Outcome> {
         demo: "ok",
         kubernetes: kubernetes(&cluster)?,
         citus: status["citusVersion"].as_str().map(str::to_owned),
-        workers: object["spec"]["workers"]["count"].as_i64().unwrap_or_default(),
+        workers: status["workers"].as_i64().unwrap_or_default(),
         sent,
         listed,
         url: format!("http://{HOST}:{port}"),

@@ -22,7 +22,7 @@ pub(crate) fn reference(definition: &Value) -> Result<String> {
             short.join("`, `"),
             paragraph(&root["description"])
         );
-        rules(&mut page, root);
+        rules(&mut page, root, &[]);
         let mut sections = Sections { page, seen: Vec::new() };
         for part in ["spec", "status"] {
             sections.object(part, &root["properties"][part]);
@@ -67,7 +67,9 @@ impl<'a> Sections<'a> {
                 cell(&describe(property))
             );
         }
-        rules(&mut self.page, schema);
+        // One that needs both the object and the field is a rule of each, with one message.
+        let said: Vec<_> = properties.values().flat_map(messages).collect();
+        rules(&mut self.page, schema, &said);
         for (name, property) in properties {
             let Some(name) = name.as_str() else { continue };
             let below = format!("{path}.{name}");
@@ -125,9 +127,9 @@ fn describe(schema: &Value) -> String {
     sentences.join(" ")
 }
 
-/// The rules of an object as a list below its table.
-fn rules(page: &mut String, schema: &Value) {
-    let mut messages = messages(schema).peekable();
+/// The rules of an object as a list below its table, but for those that its fields have `said`.
+fn rules(page: &mut String, schema: &Value, said: &[String]) {
+    let mut messages = messages(schema).filter(|message| !said.contains(message)).peekable();
     if messages.peek().is_some() {
         page.push_str("\nRefused:\n\n");
         for message in messages {
@@ -140,15 +142,25 @@ fn rules(page: &mut String, schema: &Value) {
 fn messages(schema: &Value) -> impl Iterator<Item = String> {
     let rules = schema["x-kubernetes-validations"].as_sequence().map(Vec::as_slice).unwrap_or_default();
     rules.iter().filter_map(|rule| {
-        let message = rule["message"].as_str()?;
+        let fixed = rule["message"].as_str().map(str::to_owned);
+        let message = fixed.or_else(|| beginning(rule["messageExpression"].as_str()?))?;
         let names = rule["rule"].as_str().and_then(listed);
-        Some(names.map_or_else(|| message.to_owned(), |names| format!("{message}: {names}")))
+        Some(match names {
+            Some(names) => format!("{message}: {names}"),
+            None => message,
+        })
     })
 }
 
-/// The names in the first list of a CEL expression such as `k in ['a', 'b']`.
+/// The text that a CEL expression such as `'is wrong: ' + self.x` begins with, without its colon.
+fn beginning(expression: &str) -> Option<String> {
+    let (text, _) = expression.strip_prefix('\'')?.split_once("' + ")?;
+    Some(text.trim_end().trim_end_matches(':').replace("\\'", "'"))
+}
+
+/// The names in the first list of texts of a CEL expression such as `k in ['a', 'b']`.
 fn listed(rule: &str) -> Option<String> {
-    let (_, rest) = rule.split_once(" in [")?;
+    let (_, rest) = rule.split_once("['")?;
     let (list, _) = rest.split_once(']')?;
     let names: Vec<_> = list.split(',').map(|name| format!("`{}`", name.trim().trim_matches('\''))).collect();
     Some(names.join(", "))
@@ -225,7 +237,9 @@ mod tests {
                         type: array
                         maxItems: 3
                         items: {type: object, properties: {n: {type: integer, minimum: 1, maximum: 2}}}
-                    x-kubernetes-validations: [{rule: "!(k in ['a', 'b'])", message: "spec: is wrong"}]
+                    x-kubernetes-validations:
+                    - {rule: "!(k in ['a', 'b'])", message: "spec: is wrong"}
+                    - {rule: "!['c'].exists(k, k in self)", messageExpression: "'spec: is somebody\\'s: ' + k"}
     "#;
 
     #[test]
@@ -239,6 +253,7 @@ mod tests {
             "| `rows` | list of [object](#specrows) |  | At most 3 entries. |",
             "| `n` | integer |  | 1 to 2. |",
             "- spec: is wrong: `a`, `b`",
+            "- spec: is somebody's: `c`",
             "The fields are those of [spec.left](#specleft).",
         ] {
             assert!(page.contains(line), "{line} is not in\n{page}");

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cache::{Cache, Key};
 use crate::command::{self, Log};
 use crate::crds::cargo;
+use crate::debian::Release;
 use crate::engine::Engine;
 use crate::postgres::{self, Overlay};
 use crate::progress::Progress;
@@ -42,27 +43,27 @@ impl Images {
 /// Builds what `engine` does not hold yet, each image tagged with a hash of what is in it.
 pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<Images> {
     let postgres = Postgres::here(engine)?;
-    let tag = postgres.key()?;
+    let tag = postgres.key(engine)?;
     let postgres_name = format!("{LOCAL}/postgres:{}", tag.as_str());
     if !engine.has_image(&postgres_name) {
-        let base = match engine {
-            Engine::Machine => None,
-            Engine::Own(_) => Some(base_image::debian(cache, engine, progress)?),
-        };
+        let base = debian(cache, engine, progress)?;
         progress.step("Image postgres", |log| {
             postgres.build(engine, base.as_deref(), &postgres_name, log)?;
             engine.remove_other_tags(&postgres_name, log)
         })?;
     }
-    let base = base_image::cc(cache, engine, progress)?;
     let binaries = compile(progress)?;
+    // The libraries come from the base, which is built here where no registry has it.
+    let libraries = match engine {
+        Engine::Machine => String::new(),
+        Engine::Own(_) => Release::here()?.sources_list(),
+    };
     let program = |package: &str| -> Result<String> {
         let binary = binaries.join(package);
-        let dockerfile = dockerfile(package);
-        let key =
-            Key::of().tree(&binary)?.tree(&dockerfile)?.text(base.as_deref().unwrap_or_default()).finish();
+        let key = Key::of().tree(&binary)?.tree(&programs())?.text(&libraries).finish();
         let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
         if !engine.has_image(&name) {
+            let base = debian(cache, engine, progress)?;
             progress.step(&format!("Image {}", image_of(package)), |log| {
                 build_program(engine, package, &binary, base.as_deref(), &name, log)?;
                 engine.remove_other_tags(&name, log)
@@ -82,7 +83,7 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
 /// reference.
 pub(crate) fn ensure_without_citus(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<String> {
     let plain = Postgres { overlay: Overlay::Absent };
-    let name = format!("{LOCAL}/postgres-without-citus:{}", plain.key()?.as_str());
+    let name = format!("{LOCAL}/postgres-without-citus:{}", plain.key(engine)?.as_str());
     if !engine.has_image(&name) {
         let base = base_image::debian(cache, engine, progress)?;
         progress.step("Image postgres without Citus", |log| {
@@ -93,43 +94,26 @@ pub(crate) fn ensure_without_citus(cache: &Cache, engine: &Engine, progress: &Pr
     Ok(name)
 }
 
-/// How large the images are.
+/// The base that the Dockerfiles are given; `None` on an engine with a registry, where their own defaults serve.
+fn debian(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<Option<String>> {
+    match engine {
+        Engine::Machine => Ok(None),
+        Engine::Own(_) => base_image::debian(cache, engine, progress).map(Some),
+    }
+}
+
+/// How large the images are: all their layers, unpacked.
 pub(crate) fn sizes(engine: &Engine, images: &Images) -> Result<ImageSizes> {
-    let whole = command::output(engine.docker().args([
-        "image",
-        "inspect",
-        "--format",
-        "{{.Size}}",
-        &images.postgres,
-    ]))?;
-    Ok(ImageSizes {
-        operator: size_beside_base(engine, "dialog-operator", &images.operator)?,
-        dialog_api: size_beside_base(engine, "dialog-api", &images.dialog_api)?,
-        postgres: whole.parse().with_context(|| format!("the engine says the image has {whole} bytes"))?,
-    })
-}
-
-/// The bytes of an image's layers that come from its Dockerfile, and not from the base.
-fn size_beside_base(engine: &Engine, package: &str, image: &str) -> Result<u64> {
-    let recipe = dockerfile(package);
-    let recipe = fs::read_to_string(&recipe).with_context(|| format!("cannot read {}", recipe.display()))?;
-    let history = command::output(
-        engine.docker().args(["history", "--human=false", "--format", "{{.Size}}"]).arg(image),
-    )?;
-    // The newest comes first, and each instruction is one entry.
-    let sizes = history.lines().take(instructions(&recipe)).map(str::parse::<u64>);
-    sizes
-        .sum::<Result<u64, _>>()
-        .with_context(|| format!("the engine's history of {image} is no list of sizes"))
-}
-
-/// How many instructions follow the last `FROM`. Only instructions begin a line with a word in capitals.
-fn instructions(recipe: &str) -> usize {
-    let is_instruction = |line: &&str| {
-        let word = line.split(' ').next().unwrap_or_default();
-        !word.is_empty() && word.chars().all(|letter| letter.is_ascii_uppercase())
+    let size = |image: &str| {
+        let bytes =
+            command::output(engine.docker().args(["image", "inspect", "--format", "{{.Size}}", image]))?;
+        bytes.parse::<u64>().with_context(|| format!("the engine says that {image} has {bytes} bytes"))
     };
-    recipe.lines().filter(is_instruction).rev().take_while(|line| !line.starts_with("FROM ")).count()
+    Ok(ImageSizes {
+        operator: size(&images.operator)?,
+        dialog_api: size(&images.dialog_api)?,
+        postgres: size(&images.postgres)?,
+    })
 }
 
 /// Builds the images for a registry, on published base images, with the machine's own Docker engine.
@@ -183,8 +167,12 @@ impl Postgres {
         !matches!(self.overlay, Overlay::Absent)
     }
 
-    fn key(&self) -> Result<Key> {
+    fn key(&self, engine: &Engine) -> Result<Key> {
         let mut key = Key::of().tree(&repository().join("images/postgres"))?;
+        if let Engine::Own(_) = engine {
+            // The base is built here as well, and packages come from where this machine has its own.
+            key = key.text(&Release::here()?.sources_list());
+        }
         if let Overlay::Citus(citus) = &self.overlay {
             key = key.text(citus.server());
             for (source, target) in citus.files()? {
@@ -200,7 +188,9 @@ impl Postgres {
     fn build(&self, engine: &Engine, base: Option<&str>, name: &str, log: &Log) -> Result<()> {
         let context = tempfile::tempdir().context("cannot create a temporary folder")?;
         let sources = repository().join("images/postgres");
-        for file in ["Dockerfile", "requirements.txt", "overlay/README.md", "certificates/README.md"] {
+        for file in
+            ["Dockerfile", "initdb-atomic", "requirements.txt", "overlay/README.md", "certificates/README.md"]
+        {
             copy(&sources.join(file), &context.path().join(file))?;
         }
         for authority in local_authorities()? {
@@ -209,7 +199,7 @@ impl Postgres {
         }
         let mut arguments = Vec::new();
         if let Overlay::Citus(citus) = &self.overlay {
-            arguments.push(format!("POSTGRES_VERSION={}", citus.server()));
+            arguments.push(format!("--build-arg=POSTGRES_VERSION={}", citus.server()));
             for (source, target) in citus.files()? {
                 copy(&source, &context.path().join("overlay").join(target))?;
             }
@@ -241,7 +231,8 @@ fn build_program(
 ) -> Result<()> {
     let context = tempfile::tempdir().context("cannot create a temporary folder")?;
     copy(binary, &context.path().join(package))?;
-    build(engine, &dockerfile(package), context.path(), base, &[], name, log)?;
+    let program = [format!("--target={package}"), format!("--build-arg=PROGRAM={package}")];
+    build(engine, &programs(), context.path(), base, &program, name, log)?;
     smoke(engine, name, log).context(
         "the program does not run in its image: if this machine's C library is newer than the base image's, \
          build on an older machine or give the Dockerfile a newer BASE",
@@ -263,9 +254,7 @@ fn build(
         // It has no network of its own.
         docker.args(["--network", "host"]);
     }
-    for argument in base.map(|base| format!("BASE={base}")).iter().chain(arguments) {
-        docker.args(["--build-arg", argument]);
-    }
+    docker.args(base.map(|base| format!("--build-arg=BASE={base}"))).args(arguments);
     command::run(docker.arg(context), log)
 }
 
@@ -275,8 +264,9 @@ fn smoke(engine: &Engine, name: &str, log: &Log) -> Result<()> {
     command::run(docker.args(["run", "--rm", "--network", "none", "--read-only", name, "--version"]), log)
 }
 
-fn dockerfile(package: &str) -> PathBuf {
-    repository().join("images").join(image_of(package)).join("Dockerfile")
+/// The Dockerfile of the programs, with a target for each.
+fn programs() -> PathBuf {
+    repository().join("images/programs/Dockerfile")
 }
 
 fn image_of(package: &str) -> &str {
@@ -296,16 +286,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .and_then(|()| fs::copy(from, to))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn instructions_are_counted_from_the_last_stage() {
-        let recipe =
-            "ARG BASE=x\nFROM a\nRUN b\nFROM ${BASE}\n# COPY c\nCOPY c /c\nRUN d \\\n    && e\nUSER 1:1\n";
-        assert_eq!(instructions(recipe), 3);
-    }
 }

@@ -15,6 +15,7 @@ use crate::tools::{Tool, Tools};
 
 mod apiserver;
 mod base_image;
+mod bench;
 mod cache;
 mod chart;
 mod cluster;
@@ -29,6 +30,7 @@ mod images;
 mod node_image;
 mod postgres;
 mod progress;
+mod python;
 mod release;
 mod runtime;
 mod table;
@@ -56,6 +58,18 @@ enum Commands {
         /// Only this tier; can be given several times.
         #[arg(long = "tier", value_enum)]
         tiers: Vec<Tier>,
+        /// Only tests whose name contains this, one after the other; can be given several times.
+        #[arg(long = "only", value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Measures dialog-api on this machine and writes bench/RESULTS.md. Nothing else should run meanwhile.
+    Bench {
+        /// A few seconds for each figure: shows that it works, not how fast. Writes nothing.
+        #[arg(long)]
+        quick: bool,
+        /// Flags for `dialog-bench standard`, such as --section mixed or --moves 10m.
+        #[arg(last = true)]
+        flags: Vec<OsString>,
     },
     /// Writes what is generated from the operator's types: crds/ and docs/api-reference.md.
     Crds {
@@ -114,9 +128,6 @@ enum ClusterCommands {
         #[arg(required = true)]
         images: Vec<String>,
     },
-    /// Builds what images are built on and prints the names, for `docker build --build-arg BASE=NAME`.
-    #[command(hide = true)]
-    BaseImages,
 }
 
 fn main() -> ExitCode {
@@ -138,9 +149,13 @@ fn run(command: Commands) -> Result<()> {
             println!("{}", outcome.summary);
             Ok(())
         }
-        Commands::Test { tiers } => {
+        Commands::Test { tiers, names } => {
             let cache = Cache::open()?;
-            tests::run(&cache, &Progress::start(&cache)?, &tiers)
+            tests::run(&cache, &Progress::start(&cache)?, &tiers, &names)
+        }
+        Commands::Bench { quick, flags } => {
+            let cache = Cache::open()?;
+            bench::run(&Progress::start(&cache)?, quick, &flags)
         }
         Commands::Crds { check } => crds::run(check),
         Commands::Chart { bless } => {
@@ -180,15 +195,6 @@ fn run(command: Commands) -> Result<()> {
                     with_progress(&cache, |progress| {
                         progress.step("Images into the node", |log| cluster.load_images(&images, log))
                     })?;
-                }
-                ClusterCommands::BaseImages => {
-                    let cluster = running(&cache)?;
-                    let (debian, cc) = with_progress(&cache, |progress| {
-                        let debian = base_image::debian(&cache, cluster.engine(), progress)?;
-                        Ok((debian, base_image::cc(&cache, cluster.engine(), progress)?))
-                    })?;
-                    println!("{debian}");
-                    println!("{}", cc.as_deref().unwrap_or("(the Dockerfile's default)"));
                 }
             }
             Ok(())

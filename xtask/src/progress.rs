@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 
 use crate::cache::{self, Cache};
-use crate::command::Log;
+use crate::command::{self, Log};
 
 /// How many runs keep their logs.
 const KEPT_RUNS: usize = 20;
@@ -54,7 +54,8 @@ impl Progress {
         Ok(Self { started: Instant::now(), logs, done: RefCell::default() })
     }
 
-    /// Runs `work` as a step called `name`. Its log is `work`'s to write; a failure names the step.
+    /// Runs `work` as a step called `name`. Its log is `work`'s to write; a failure names the step and shows the log's
+    /// end.
     pub(crate) fn step<T>(&self, name: &str, work: impl FnOnce(&Log) -> Result<T>) -> Result<T> {
         let number = self.done.borrow().len() + 1;
         let file = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
@@ -75,7 +76,9 @@ impl Progress {
         }
         eprintln!("{:>9}  {name}: {}", seconds(took), if done.succeeded { "done" } else { "FAILED" });
         self.done.borrow_mut().push(done);
-        outcome.with_context(|| format!("{name} failed after {}", seconds(took).trim_start()))
+        outcome
+            .map_err(|error| command::with_log(error, &log))
+            .with_context(|| format!("{name} failed after {}", seconds(took).trim_start()))
     }
 
     /// Prints what each step took and their total.
@@ -142,6 +145,27 @@ mod tests {
         assert_eq!(seconds(Duration::from_millis(1234)), "1.2 s");
         assert_eq!(seconds(Duration::from_secs(754)), "12 m 34 s");
         assert_eq!(seconds(Duration::from_millis(59_960)), "60.0 s");
+    }
+
+    #[test]
+    fn a_step_that_fails_without_a_command_shows_its_log_all_the_same() {
+        let logs = tempfile::tempdir().unwrap();
+        let progress =
+            Progress { started: Instant::now(), logs: logs.path().to_path_buf(), done: RefCell::default() };
+        let fail = |name: &str, lines: &[&str]| {
+            let failed = progress.step(name, |log| -> Result<()> {
+                lines.iter().try_for_each(|line| log.note(line))?;
+                anyhow::bail!("containerd does not answer")
+            });
+            format!("{:#}", failed.unwrap_err())
+        };
+        let error = fail("Node image", &["one", "two"]);
+        assert!(error.starts_with("Node image failed after 0.0 s: containerd does not answer;"), "{error}");
+        let end =
+            format!("    one\n    two\n\nthe whole log: {}", logs.path().join("01-Node-image.log").display());
+        assert!(error.ends_with(&end), "{error}");
+        // Where nothing was written there is nothing to look into.
+        assert!(fail("Engine", &[]).ends_with(": containerd does not answer"));
     }
 
     #[test]

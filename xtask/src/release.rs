@@ -15,8 +15,14 @@ pub(crate) const NAME: &str = "dialog-operator";
 /// Its namespace.
 pub(crate) const NAMESPACE: &str = "dialog-system";
 
-/// Builds the images, brings them into the cluster and installs or upgrades the chart.
-pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> Result<Images> {
+/// Builds the images, brings them into the cluster and installs or upgrades the chart, with `values` of its own as
+/// `name=value`.
+pub(crate) fn install(
+    cache: &Cache,
+    cluster: &Cluster,
+    values: &[&str],
+    progress: &Progress,
+) -> Result<Images> {
     let images = images::ensure(cache, cluster.engine(), progress)?;
     let missing = cluster.missing_images(&images.names())?;
     if !missing.is_empty() {
@@ -37,7 +43,7 @@ pub(crate) fn install(cache: &Cache, cluster: &Cluster, progress: &Progress) -> 
             "--timeout",
             "120s",
         ]);
-        for value in &set {
+        for value in set.iter().map(String::as_str).chain(values.iter().copied()) {
             helm.args(["--set", value]);
         }
         if command::run(&mut helm, log).is_err() {

@@ -13,7 +13,7 @@ pub(crate) fn nodes(status: &Value) -> String {
             text(node, "host"),
             text(node, "state"),
             node["shards"].as_i64().unwrap_or_default().to_string(),
-            size(node["bytes"].as_u64().unwrap_or_default()),
+            node["bytes"].as_u64().map_or_else(|| "-".to_owned(), size),
         ]);
     }
     columns(&rows)
@@ -66,12 +66,14 @@ mod tests {
         let status = json!({"nodes": [
             {"group": "coordinator", "host": "chat-coordinator.dialog.svc", "state": "Active", "shards": 0, "bytes": 0},
             {"group": "worker-0", "host": "chat-worker-0.dialog.svc", "state": "Active", "shards": 144, "bytes": 1_572_864},
+            {"group": "worker-1", "host": "chat-worker-1.dialog.svc", "state": "Syncing", "shards": 144},
         ]});
         assert_eq!(
             nodes(&status),
-            "NODE         ADDRESS                      STATE   SHARDS  SIZE\n\
-             coordinator  chat-coordinator.dialog.svc  Active  0       0 B\n\
-             worker-0     chat-worker-0.dialog.svc     Active  144     1.5 MiB\n"
+            "NODE         ADDRESS                      STATE    SHARDS  SIZE\n\
+             coordinator  chat-coordinator.dialog.svc  Active   0       0 B\n\
+             worker-0     chat-worker-0.dialog.svc     Active   144     1.5 MiB\n\
+             worker-1     chat-worker-1.dialog.svc     Syncing  144     -\n"
         );
     }
 }

@@ -13,7 +13,7 @@ use crate::crds::cargo;
 use crate::postgres::Citus;
 use crate::progress::Progress;
 use crate::tools::{Tool, Tools};
-use crate::{command, debian, images, release, table};
+use crate::{command, debian, images, python, release, table};
 
 mod report;
 
@@ -21,6 +21,8 @@ use report::{Count, Report};
 
 /// What tests say they lack on a machine without the extension.
 const CITUS: &str = "citus";
+/// The operator logs each reconciliation, so that tests can count them.
+const RECONCILIATIONS: &str = "log.directives=info\\,dialog_operator::reconcile=debug";
 /// Tests of the cluster tier that run at the same time: as many as two cores start databases for in good time.
 const TOGETHER: &str = "3";
 
@@ -29,7 +31,7 @@ const TOGETHER: &str = "3";
 pub(crate) enum Tier {
     /// Nothing but a compiler.
     Unit,
-    /// Debian's PostgreSQL.
+    /// Debian's PostgreSQL, and Python for Schemathesis.
     Postgres,
     /// PostgreSQL with the citus extension on this machine; skipped where it is missing.
     Citus,
@@ -58,16 +60,22 @@ impl Tier {
     fn targets(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Unit => &[],
-            Self::Postgres => &[("testbed", "postgres"), ("dialog-api", "postgres")],
-            Self::Citus => &[("dialog-operator", "citus"), ("dialog-api", "citus")],
+            Self::Postgres => {
+                &[("testbed", "postgres"), ("dialog-api", "postgres"), ("dialog-bench", "postgres")]
+            }
+            Self::Citus => {
+                &[("dialog-operator", "citus"), ("dialog-api", "citus"), ("dialog-bench", "citus")]
+            }
             Self::Apiserver => &[("dialog-operator", "apiserver")],
             Self::Cluster => &[("dialog-operator", "cluster")],
         }
     }
 }
 
-/// Runs `tiers`, or all, and prints what came of each. Fails if any test did.
-pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<()> {
+/// Runs `tiers`, or all, and prints what came of each. Fails if any test did. `names` are parts of the names of the tests
+/// to run; none of them: every test.
+pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier], names: &[String]) -> Result<()> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let tiers = if tiers.is_empty() { &Tier::ALL } else { tiers };
     let mut reports = Vec::new();
     for tier in tiers {
@@ -75,7 +83,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
         let started = Instant::now();
         let mut report = Report::new(tier.name());
         // One tier that cannot start must not hide what the others have to say.
-        if let Err(error) = run_tier(*tier, cache, progress, &mut report) {
+        if let Err(error) = run_tier(*tier, &names, cache, progress, &mut report) {
             eprintln!("\nerror: tier {}: {error:#}", tier.name());
             report.fail(&error);
         }
@@ -89,9 +97,15 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, tiers: &[Tier]) -> Result<
     Ok(())
 }
 
-fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
+fn run_tier(
+    tier: Tier,
+    names: &[&str],
+    cache: &Cache,
+    progress: &Progress,
+    report: &mut Report,
+) -> Result<()> {
     match tier {
-        Tier::Unit => cargo_test(&["--workspace"], &[], &[], report),
+        Tier::Unit => cargo_test(&["--workspace"], names, &[], report),
         Tier::Postgres | Tier::Citus => {
             // The extension is in no registry: it is on the machine, with its server, or cannot be had.
             if Citus::here()?.is_none() {
@@ -100,17 +114,22 @@ fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report)
             if tier == Tier::Postgres {
                 need_postgres(progress)?;
             }
-            run_targets(tier, &[], report)
+            let mut environment = Vec::new();
+            if tier == Tier::Postgres {
+                let schemathesis = python::program(cache, progress, "schemathesis")?;
+                environment.push(("SCHEMATHESIS", schemathesis.display().to_string()));
+            }
+            run_targets(tier, names, &environment, report)
         }
         Tier::Apiserver => {
             let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;
             let path = |tool| tools.path(tool).display().to_string();
             let environment = [("ETCD", path(Tool::Etcd)), ("KUBE_APISERVER", path(Tool::KubeApiserver))];
-            run_targets(tier, &environment, report)
+            run_targets(tier, names, &environment, report)
         }
         Tier::Cluster => {
             let was_up = Cluster::find(cache)?.is_some();
-            let outcome = in_cluster(cache, progress, report);
+            let outcome = in_cluster(names, cache, progress, report);
             // Of one that could not be brought up, too, a part may be there.
             let down = if was_up { Ok(()) } else { Cluster::down(cache, progress) };
             outcome.and(down)
@@ -118,9 +137,10 @@ fn run_tier(tier: Tier, cache: &Cache, progress: &Progress, report: &mut Report)
     }
 }
 
-fn in_cluster(cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
+fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {
     let cluster = Cluster::up(cache, progress)?;
-    let images = release::install(cache, &cluster, progress)?;
+    // Helm takes an escaped comma for one of the value.
+    let images = release::install(cache, &cluster, &[RECONCILIATIONS], progress)?;
     if !images.has_citus {
         report.lacks(CITUS);
     }
@@ -142,11 +162,11 @@ fn in_cluster(cache: &Cache, progress: &Progress, report: &mut Report) -> Result
         ("DIALOG_IMAGE_SIZES", sizes),
         ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
     ];
-    run_cluster_tests(&environment, report)
+    run_cluster_tests(names, &environment, report)
 }
 
 /// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
-fn need_postgres(progress: &Progress) -> Result<()> {
+pub(crate) fn need_postgres(progress: &Progress) -> Result<()> {
     let folder = command::output(Command::new("pg_config").arg("--bindir"));
     if folder.is_ok_and(|folder| Path::new(&folder).join("postgres").is_file()) {
         return Ok(());
@@ -154,9 +174,14 @@ fn need_postgres(progress: &Progress) -> Result<()> {
     debian::install(progress, &["postgresql"])
 }
 
-fn run_targets(tier: Tier, environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+fn run_targets(
+    tier: Tier,
+    names: &[&str],
+    environment: &[(&str, String)],
+    report: &mut Report,
+) -> Result<()> {
     let run = |(package, target): &(&str, &str)| {
-        cargo_test(&["--package", package, "--test", target], &[], environment, report)
+        cargo_test(&["--package", package, "--test", target], names, environment, report)
     };
     // All of them, though the first may end with a failure that is more than that of a test.
     let outcomes: Vec<_> = tier.targets().iter().map(run).collect();
@@ -164,14 +189,16 @@ fn run_targets(tier: Tier, environment: &[(&str, String)], report: &mut Report) 
 }
 
 /// First, one after the other, the tests that measure time or memory or that end the operator; then the others, which
-/// share it, some at a time.
-fn run_cluster_tests(environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+/// share it, some at a time. Those that were asked for by name take turns.
+fn run_cluster_tests(names: &[&str], environment: &[(&str, String)], report: &mut Report) -> Result<()> {
+    let chosen = [names, &["--test-threads", "1"]].concat();
+    let alone = ["alone::", "--test-threads", "1"];
+    let others = ["--skip", "alone::", "--test-threads", TOGETHER];
+    let choices: &[&[&str]] = if names.is_empty() { &[&alone, &others] } else { &[&chosen] };
     let mut outcome = Ok(());
     for (package, target) in Tier::Cluster.targets() {
-        let target = ["--package", package, "--test", target];
-        for choice in
-            [&["alone::", "--test-threads", "1"][..], &["--skip", "alone::", "--test-threads", TOGETHER]]
-        {
+        for choice in choices {
+            let target = ["--package", package, "--test", target];
             outcome = outcome.and(cargo_test(&target, choice, environment, report));
         }
     }
@@ -187,9 +214,10 @@ fn cargo_test(
 ) -> Result<()> {
     let mut test = cargo(&["test", "--no-fail-fast"]);
     test.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+    test.arg("--").args(choice);
     if !arguments.contains(&"--workspace") {
         // A test that finds something missing says so on its output, which is otherwise kept back for failures.
-        test.args(["--", "--nocapture"]).args(choice);
+        test.arg("--nocapture");
     }
     let mut child = test.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;

@@ -19,6 +19,13 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Longest time for one statement of a migration.
 const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
+/// Longest time for reading where shards are.
+const ROUTING_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time for the coordinator to find out whether it reaches another server. (A server without Citus takes
+/// the setting for one of an extension it does not have.)
+const NODE_CONNECTION_LIMIT: Duration = Duration::from_secs(1);
+/// Longest time for one statement of a job.
+const JOB_LIMIT: Duration = Duration::from_mins(5);
 /// How long a peer may stay silent before the kernel asks, how often it asks again, and how often in vain.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
 
@@ -30,16 +37,24 @@ pub type Traffic = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>
 pub enum Purpose {
     /// Statements of requests, each bounded by this time.
     Requests(Duration),
+    /// What the service does for itself from time to time: a statement of it may look at many shards.
+    Jobs,
     /// Migrations and looking at catalogs: DDL may take its time, but does not wait long for locks.
     Schema,
+    /// Reading where shards are.
+    Routing,
 }
 
 /// Makes connections. Certificates are read anew each time, so replacing the files needs no restart.
 #[derive(Clone, Debug)]
 pub struct Connector {
+    /// All but the server's address.
     config: tokio_postgres::Config,
     tls: Option<TlsFiles>,
+    host: String,
+    port: u16,
     target: String,
+    address: String,
 }
 
 #[derive(Clone, Debug)]
@@ -68,8 +83,6 @@ impl Connector {
         }
         let mut connection = tokio_postgres::Config::new();
         connection
-            .host(&config.host)
-            .port(config.port)
             .dbname(&config.name)
             .user(&config.user)
             // A standby, or a primary that was demoted a moment ago, is no use: try the next address.
@@ -80,8 +93,26 @@ impl Connector {
             .keepalives_interval(KEEPALIVE.1)
             .keepalives_retries(KEEPALIVE.2)
             .tcp_user_timeout(KEEPALIVE.0);
-        let target = format!("{}@{}:{}/{}", config.user, config.host, config.port, config.name);
-        Ok(Self { config: connection, tls, target })
+        Ok(Self::described(connection, tls, &config.host, config.port))
+    }
+
+    /// The same for another server of the cluster: database, role and certificates stay.
+    #[must_use]
+    pub fn to(&self, host: &str, port: u16) -> Self {
+        Self::described(self.config.clone(), self.tls.clone(), host, port)
+    }
+
+    fn described(config: tokio_postgres::Config, tls: Option<TlsFiles>, host: &str, port: u16) -> Self {
+        let address = format!("{host}:{port}");
+        let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
+        let target = format!("{}@{address}/{}", name(config.get_user()), name(config.get_dbname()));
+        Self { config, tls, host: host.to_owned(), port, target, address }
+    }
+
+    /// Host and port.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Role, host, port and database, for messages.
@@ -96,6 +127,7 @@ impl Connector {
     /// When the certificates cannot be read, or no session comes about within 5 s.
     pub async fn connect(&self, purpose: Purpose) -> Result<(Client, Traffic)> {
         let mut config = self.config.clone();
+        config.host(&self.host).port(self.port);
         config.application_name(purpose.application_name()).options(purpose.session_settings());
         let session = async {
             Ok(if let Some(files) = &self.tls {
@@ -118,7 +150,9 @@ impl Purpose {
     fn application_name(self) -> &'static str {
         match self {
             Self::Requests(_) => "dialog-api",
+            Self::Jobs => "dialog-api jobs",
             Self::Schema => "dialog-api schema",
+            Self::Routing => "dialog-api routing",
         }
     }
 
@@ -127,7 +161,9 @@ impl Purpose {
     fn session_settings(self) -> String {
         let statement_timeout = match self {
             Self::Requests(limit) => limit.as_millis(),
+            Self::Jobs => JOB_LIMIT.as_millis(),
             Self::Schema => MIGRATION_LIMIT.as_millis(),
+            Self::Routing => ROUTING_LIMIT.as_millis(),
         };
         [
             ("search_path", "public"),
@@ -136,9 +172,13 @@ impl Purpose {
             ("default_transaction_isolation", "read\\ committed"),
             ("default_transaction_read_only", "off"),
             ("client_min_messages", "warning"),
+            // Citus (13.2.2) keeps one more local plan at every execution of a generic plan on the node that owns the
+            // shard, and finds none of them again: some 25 kB each, for as long as the session lives.
+            ("plan_cache_mode", "force_custom_plan"),
             ("idle_in_transaction_session_timeout", "60000"),
             ("lock_timeout", &LOCK_LIMIT.as_millis().to_string()),
             ("statement_timeout", &statement_timeout.to_string()),
+            ("citus.node_connection_timeout", &NODE_CONNECTION_LIMIT.as_millis().to_string()),
         ]
         .map(|(name, value)| format!("-c {name}={value}"))
         .join(" ")
@@ -187,7 +227,8 @@ mod tests {
         let settings = Purpose::Requests(Duration::from_millis(2500)).session_settings();
         assert!(settings.contains("-c search_path=public "));
         assert!(settings.contains("-c default_transaction_isolation=read\\ committed "));
-        assert!(settings.ends_with("-c statement_timeout=2500"));
-        assert!(Purpose::Schema.session_settings().ends_with("-c statement_timeout=600000"));
+        assert!(settings.contains("-c plan_cache_mode=force_custom_plan "));
+        assert!(settings.contains("-c statement_timeout=2500 "));
+        assert!(Purpose::Schema.session_settings().contains("-c statement_timeout=600000 "));
     }
 }

@@ -1,17 +1,25 @@
 //! What an error of the database means for the statement that met it.
 
+use std::sync::Arc;
+
 /// Why a statement has no result.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// The database could not be reached, or did not decide, in time. The text is the last failure.
     #[error("the database is not available: {0}")]
     Unavailable(String),
     /// The database understood the statement and refused it.
     #[error("the database refused the statement: {}", describe(.0))]
-    Refused(#[source] tokio_postgres::Error),
+    Refused(#[source] Arc<tokio_postgres::Error>),
 }
 
 impl DatabaseError {
+    /// Whether the row is there already, by another unique key than the statement was prepared to meet.
+    #[must_use]
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.code().is_some_and(|state| state.code() == "23505"))
+    }
+
     /// Whether values that a client sent are the reason: a value out of range, a violated check.
     #[must_use]
     pub fn is_bad_value(&self) -> bool {
@@ -42,6 +50,13 @@ pub enum Verdict {
     TryElsewhere,
     /// Trying again would end the same.
     Refused,
+}
+
+/// Whether a refusal is about the statement's values, whichever server says so: data that does not fit its type,
+/// a violated constraint.
+#[must_use]
+pub fn is_about_values(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|state| state.code().starts_with("22") || state.code().starts_with("23"))
 }
 
 /// Judges an error of a statement.

@@ -1,153 +1,233 @@
-//! The database: how connections are made ([`connect`]), which statements there are ([`statements`]),
-//! and how they are run ([`Database`]) on a few connections shared by all requests ([`lane`]).
+//! The database: how connections are made ([`connect`]), which statements there are ([`statements`]), which
+//! server a statement goes to ([`routing`]), and how it is run ([`Database`]) on a few connections shared by all
+//! requests.
 //!
 //! Only ordinary single statements run here, each its own transaction and each harmless when run twice.
 //! That is what allows sharing connections and retrying.
 
 pub mod connect;
 pub mod error;
-mod lane;
+mod flights;
+mod node;
+pub mod routing;
+mod session;
 pub mod statements;
+pub mod tables;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout_at},
+use bytes::{BufMut as _, BytesMut};
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
 };
-use tokio_postgres::{Row, types::ToSql};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use self::{
     connect::Connector,
     error::{DatabaseError, Verdict},
-    lane::{Lane, Session},
-    statements::Sql,
+    flights::{Answer, Flights},
+    node::{NoSession, Node, Settings},
+    routing::Routing,
+    statements::{Scope, Sql},
 };
-use crate::metrics::Metrics;
+use crate::{
+    config::{DatabaseConfig, RoutingChoice},
+    metrics::{Metrics, Route},
+};
 
 /// First pause before a statement is tried again; doubled each time.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause before a statement is tried again.
 const RETRY_PAUSE_LIMIT: Duration = Duration::from_millis(250);
+/// How long statements wait for a lost worker before the answer is immediate: a failover took 2.4 s.
+const WORKER_GRACE: Duration = Duration::from_secs(3);
 
 /// Parameters of a statement.
 pub type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// Runs prepared statements on a few shared, pipelined connections.
+/// Rows of an answer, perhaps shared with others who asked the same.
+#[derive(Clone, Debug)]
+pub struct Rows(Arc<Vec<Row>>);
+
+impl Deref for Rows {
+    type Target = [Row];
+
+    fn deref(&self) -> &[Row] {
+        &self.0
+    }
+}
+
+/// Runs prepared statements on a few shared, pipelined connections to each server.
 pub struct Database {
-    connector: Connector,
-    lanes: Vec<Lane>,
-    next: AtomicUsize,
-    availability: watch::Sender<Availability>,
+    coordinator: Arc<Node>,
+    routing: Arc<Routing>,
+    flights: Arc<Flights<Question, Result<Rows, DatabaseError>>>,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
-/// Whether there is any connection.
-#[derive(Clone, Copy, Debug)]
-struct Availability {
-    /// Connections that work.
-    live: usize,
-    /// When the last of them was lost; the start of the process counts as a loss.
-    since: Instant,
-}
+/// A read and the values of its parameters as they are sent.
+type Question = (Sql, Box<[u8]>);
 
 impl Database {
-    /// Describes the database without connecting; [`Database::open`] does that. `connections` is at least 1,
-    /// `timeout` bounds each statement with all its retries.
+    /// Describes the database without connecting; [`Database::open`] does that.
     #[must_use]
-    pub fn new(connector: Connector, connections: u16, timeout: Duration, metrics: Arc<Metrics>) -> Self {
-        Self {
-            connector,
-            lanes: (0..connections.max(1)).map(|_| Lane::default()).collect(),
-            next: AtomicUsize::new(0),
-            availability: watch::Sender::new(Availability { live: 0, since: Instant::now() }),
-            timeout,
-            metrics,
-        }
+    pub fn new(connector: Connector, config: &DatabaseConfig, metrics: Arc<Metrics>) -> Self {
+        let DatabaseConfig { connections, timeout, .. } = *config;
+        // Somewhat less than an attempt has: a server that lives says that the time is over before it is given up.
+        let settings = Settings { connections, statement_limit: timeout * 2 / 5, grace: timeout };
+        let coordinator = Arc::new(Node::new(connector, settings, &metrics));
+        let worker_settings = Settings { grace: timeout.min(WORKER_GRACE), ..settings };
+        let enabled = config.routing == RoutingChoice::Auto;
+        let routing = Arc::new(Routing::new(&coordinator, worker_settings, enabled, &metrics));
+        Self { coordinator, routing, flights: Arc::default(), timeout, metrics }
     }
 
     /// How connections to this database are made.
     #[must_use]
     pub fn connector(&self) -> &Connector {
-        &self.connector
+        self.coordinator.connector()
     }
 
     /// Starts to connect, and keeps connecting again whenever a connection is lost, until `stop`.
     /// The tables must exist: every connection prepares the service's statements.
-    pub fn open(self: &Arc<Self>, stop: &CancellationToken) {
-        for index in 0..self.lanes.len() {
-            let (database, stop) = (Arc::clone(self), stop.clone());
-            tokio::spawn(async move {
-                stop.run_until_cancelled(database.lanes[index].keep_connected(&database)).await;
-            });
-        }
+    pub fn open(&self, stop: &CancellationToken) {
+        self.coordinator.open(stop);
+        let (routing, stop) = (Arc::clone(&self.routing), stop.clone());
+        tokio::spawn(async move { stop.run_until_cancelled(routing.keep_up_to_date(&stop)).await });
     }
 
     /// Whether at least one connection works.
     #[must_use]
     pub fn is_available(&self) -> bool {
-        self.availability.borrow().live > 0
+        self.coordinator.live() > 0 || self.live_connections() > 0
     }
 
-    /// Connections that work now.
+    /// Connections that work now, to all servers.
     #[must_use]
     pub fn live_connections(&self) -> usize {
-        self.availability.borrow().live
+        self.routing.nodes().iter().map(|node| node.live()).sum()
     }
 
     /// Runs a statement and returns its rows.
     ///
     /// It may be run more than once: whatever a lost connection, a failover or a moved shard leaves undecided
-    /// is tried again until it is decided or the time is over.
+    /// is tried again until it is decided or the time is over. A read may be answered by somebody else's of the
+    /// same, provided that this was issued later than asked here.
     ///
     /// # Errors
-    /// [`DatabaseError::Unavailable`] when the time is over, [`DatabaseError::Refused`] when the database
-    /// understood the statement and refused it.
-    pub async fn query(&self, sql: Sql, parameters: Parameters<'_>) -> Result<Vec<Row>, DatabaseError> {
-        let started = Instant::now();
-        let outcome = self.query_until(sql, parameters, started + self.timeout).await;
-        self.metrics.statement(sql, outcome.is_ok(), started.elapsed());
-        outcome
+    /// [`DatabaseError::Unavailable`] when the time is over or the server that owns the shard is away,
+    /// [`DatabaseError::Refused`] when the database understood the statement and refused it.
+    pub async fn query(&self, sql: Sql, parameters: Parameters<'_>) -> Result<Rows, DatabaseError> {
+        let deadline = Instant::now() + self.timeout;
+        let Some(question) = self.question(sql, parameters) else {
+            return self.execute(sql, parameters, deadline).await;
+        };
+        match self.flights.fly(question, deadline, || self.execute(sql, parameters, deadline)).await {
+            Some(Answer::Own(answer)) => answer,
+            Some(Answer::Shared(answer)) => {
+                self.metrics.reads_shared.inc();
+                answer
+            }
+            None => Err(DatabaseError::Unavailable("no answer to the same read in time".into())),
+        }
     }
 
-    async fn query_until(
+    /// What is asked, if it is a read and can be compared with others.
+    fn question(&self, sql: Sql, parameters: Parameters<'_>) -> Option<Question> {
+        if !sql.is_read() {
+            return None;
+        }
+        let types = self.coordinator.parameter_types(sql)?;
+        let mut values = BytesMut::with_capacity(48);
+        for (value, kind) in parameters.iter().zip(types) {
+            // Its length goes first: no two lists of values look alike.
+            let start = values.len();
+            values.put_u32(0);
+            let is_null = value.to_sql_checked(kind, &mut values).ok()?;
+            let length = match is_null {
+                tokio_postgres::types::IsNull::Yes => u32::MAX,
+                tokio_postgres::types::IsNull::No => u32::try_from(values.len() - start - 4).ok()?,
+            };
+            values[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        }
+        Some((sql, values.as_ref().into()))
+    }
+
+    /// Runs a statement until it is decided.
+    async fn execute(
         &self,
         sql: Sql,
         parameters: Parameters<'_>,
         deadline: Instant,
-    ) -> Result<Vec<Row>, DatabaseError> {
+    ) -> Result<Rows, DatabaseError> {
+        let started = Instant::now();
+        let outcome = self.execute_until(sql, parameters, deadline).await;
+        self.metrics.statement(sql, outcome.is_ok(), started.elapsed());
+        outcome
+    }
+
+    async fn execute_until(
+        &self,
+        sql: Sql,
+        parameters: Parameters<'_>,
+        deadline: Instant,
+    ) -> Result<Rows, DatabaseError> {
+        let key = if sql.scope() == Scope::OneShard { key(parameters) } else { None };
+        let mut owner_answered_with_an_error = false;
         let mut pause = RETRY_PAUSE;
         loop {
-            let session = self.session(deadline).await?;
+            let (node, route) = if owner_answered_with_an_error && self.coordinator.live() > 0 {
+                self.routing.coordinator(Route::Retry)
+            } else {
+                self.routing.route(sql.table(), key)
+            };
+            let session = match node.session(sql, deadline).await {
+                Ok(session) => session,
+                Err(NoSession::ThroughCoordinator) => continue,
+                Err(NoSession::Away(reason)) => return Err(DatabaseError::Unavailable(reason)),
+            };
+            self.metrics.routing.statement(route);
+            let sent = Instant::now();
             // Half of the time for one attempt leaves the other half for a connection that answers.
-            let attempt_deadline = deadline.min(Instant::now() + self.timeout / 2);
-            let statement = session.statement(sql);
-            let failure =
-                match timeout_at(attempt_deadline, session.client.query(statement, parameters)).await {
-                    Ok(Ok(rows)) => return Ok(rows),
-                    Ok(Err(error)) => {
-                        match error::verdict(&error) {
-                            Verdict::Refused => return Err(DatabaseError::Refused(error)),
-                            Verdict::TryAgain => {}
-                            Verdict::TryElsewhere => session.abandon(),
-                        }
-                        error.to_string()
+            let attempt_deadline = deadline.min(sent + self.timeout / 2);
+            let failure = match timeout_at(attempt_deadline, session.query(sql, parameters)).await {
+                Ok(Ok(rows)) => return Ok(Rows(Arc::new(rows))),
+                Ok(Err(error)) => {
+                    let straight = route == Route::Owner && !Arc::ptr_eq(&node, &self.coordinator);
+                    let verdict = error::verdict(&error);
+                    if verdict == Verdict::Refused && (!straight || error::is_about_values(&error)) {
+                        return Err(DatabaseError::Refused(Arc::new(error)));
                     }
-                    Err(_elapsed) => {
-                        session.abandon();
-                        "no answer in time".to_owned()
+                    if straight {
+                        self.routing.doubt();
+                        // The coordinator decides. But where a server has gone, it gets no further either.
+                        owner_answered_with_an_error =
+                            error.as_db_error().is_some() && verdict != Verdict::TryElsewhere;
                     }
-                };
-            self.metrics.statement_retries.get_or_create(&sql.into()).inc();
-            tracing::debug!(statement = sql.name(), failure, "statement will be tried again");
+                    if verdict == Verdict::TryElsewhere {
+                        node.abandon(&session);
+                    }
+                    error.to_string()
+                }
+                Err(_elapsed) => {
+                    // A shorter wait would prove nothing.
+                    if sent.elapsed() >= self.timeout / 4 {
+                        node.unanswered(sent);
+                    }
+                    "no answer in time".to_owned()
+                }
+            };
+            self.metrics.retried(sql);
+            tracing::debug!(
+                statement = sql.name(),
+                node = node.connector().address(),
+                failure,
+                "statement will be tried again"
+            );
             let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
             if Instant::now() + jittered >= deadline {
                 return Err(DatabaseError::Unavailable(failure));
@@ -156,39 +236,25 @@ impl Database {
             pause = (pause * 2).min(RETRY_PAUSE_LIMIT);
         }
     }
+}
 
-    /// The next working connection in turn. Waits for one if the database was lost only a moment ago: a
-    /// failover takes seconds and clients need not notice. If it has been away for longer than a statement
-    /// may take, says so at once instead of gathering requests that wait.
-    async fn session(&self, deadline: Instant) -> Result<Arc<Session>, DatabaseError> {
-        let mut changes = self.availability.subscribe();
-        loop {
-            let availability = *changes.borrow_and_update();
-            if availability.live > 0 {
-                let first = self.next.fetch_add(1, Ordering::Relaxed);
-                let count = self.lanes.len();
-                let live =
-                    (0..count).find_map(|step| self.lanes[(first.wrapping_add(step)) % count].session());
-                if let Some(session) = live {
-                    return Ok(session);
-                }
-            } else if availability.since.elapsed() > self.timeout {
-                return Err(DatabaseError::Unavailable("no connection to the database".into()));
-            }
-            if timeout_at(deadline, changes.changed()).await.is_err() {
-                return Err(DatabaseError::Unavailable("no connection to the database in time".into()));
-            }
-        }
-    }
+/// The first parameter, if it is a uuid: the key by which a table is distributed.
+fn key(parameters: Parameters<'_>) -> Option<Uuid> {
+    let mut value = BytesMut::with_capacity(16);
+    parameters.first()?.to_sql_checked(&Type::UUID, &mut value).ok()?;
+    Uuid::from_slice(&value).ok()
+}
 
-    fn gained(&self) {
-        self.availability.send_modify(|availability| availability.live += 1);
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn lost(&self) {
-        self.availability.send_modify(|availability| {
-            availability.live = availability.live.saturating_sub(1);
-            availability.since = Instant::now();
-        });
+    #[test]
+    fn the_key_is_the_first_parameter_if_it_is_a_uuid() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(key(&[&id, &"text"]), Some(id));
+        assert_eq!(key(&[&"text", &id]), None);
+        assert_eq!(key(&[&None::<Uuid>]), None);
+        assert_eq!(key(&[]), None);
     }
 }

@@ -1,14 +1,21 @@
 //! What goes wrong, as clients see it: a status, a JSON body, and `Retry-After` where trying again helps.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
-    database::error::DatabaseError, dialogs::DialogError, passwords::PasswordError, users::UserError,
+    database::error::DatabaseError,
+    dialogs::DialogError,
+    passwords::PasswordError,
+    streams::TooManyStreams,
+    users::{SearchError, UserError},
 };
 
 /// What went wrong; the number is the `code` of the body and never changes its meaning.
@@ -21,10 +28,14 @@ pub(super) enum Problem {
     DatabaseUnavailable = 1001,
     /// The schema is not ready yet.
     Starting = 1002,
-    /// Too many logins or registrations at the moment.
+    /// Too many logins, registrations or exports at the moment.
     Overloaded = 1003,
     /// The request took too long.
     TimedOut = 1004,
+    /// Too many streams are open.
+    TooManyStreams = 1005,
+    /// Too much waits to be taken by slow clients.
+    SlowClients = 1006,
     /// The request is not understood or not allowed.
     BadRequest = 2000,
     /// The token is missing or not valid.
@@ -37,6 +48,18 @@ pub(super) enum Problem {
     UnknownPath = 2004,
     /// The path does not know this method.
     UnknownMethod = 2005,
+    /// The client's own id for a message was used for another text.
+    OtherText = 2006,
+    /// There is no such message in the dialog.
+    UnknownMessage = 2007,
+    /// Somebody else wrote the message.
+    NotTheAuthor = 2008,
+    /// The message was deleted.
+    Deleted = 2009,
+    /// The sender sends too much.
+    TooMany = 2010,
+    /// The reader has too many streams open.
+    TooManyStreamsOfReader = 2011,
 }
 
 /// An error on its way to the client. The body is written where the request's id is known (`observe`).
@@ -51,10 +74,14 @@ pub(super) struct ApiError {
 }
 
 /// The JSON body of every error, as the specification has it for 5xx.
-#[derive(Debug, Serialize)]
-struct Body<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct Body<'a> {
+    /// What went wrong, for people.
     message: &'a str,
+    /// The request's id, as in the header `X-Request-Id` and in the log.
     request_id: &'a str,
+    /// What went wrong, for programs; never changes its meaning.
     code: u16,
 }
 
@@ -116,6 +143,11 @@ impl ApiError {
     }
 }
 
+/// Seconds for `Retry-After`, which knows only whole ones: rounded up, so that who waits is not refused again.
+fn whole_seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
+}
+
 /// Hands the error on to `observe`, which knows the request's id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
@@ -167,15 +199,50 @@ impl From<UserError> for ApiError {
     }
 }
 
+impl From<TooManyStreams> for ApiError {
+    fn from(error: TooManyStreams) -> Self {
+        match error {
+            TooManyStreams::Here => Self::unavailable(Problem::TooManyStreams, &error.to_string(), 5),
+            TooManyStreams::OfReader => Self {
+                retry_after: Some(5),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, Problem::TooManyStreamsOfReader, error.to_string())
+            },
+        }
+    }
+}
+
+impl From<SearchError> for ApiError {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::BadName(message) => Self::bad_request(message),
+            SearchError::Database(error) => error.into(),
+        }
+    }
+}
+
 impl From<DialogError> for ApiError {
     fn from(error: DialogError) -> Self {
         match error {
-            DialogError::BadText(message) => Self::bad_request(message),
+            DialogError::BadText(message) | DialogError::BadRange(message) => Self::bad_request(message),
+            DialogError::TooMany(wait) => Self {
+                retry_after: Some(whole_seconds(wait)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, Problem::TooMany, error.to_string())
+            },
+            DialogError::UnknownMessage => {
+                Self::new(StatusCode::NOT_FOUND, Problem::UnknownMessage, error.to_string())
+            }
+            DialogError::NotTheAuthor => {
+                Self::new(StatusCode::FORBIDDEN, Problem::NotTheAuthor, error.to_string())
+            }
+            DialogError::Deleted => Self::new(StatusCode::GONE, Problem::Deleted, error.to_string()),
+            DialogError::OtherText => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::OtherText, error.to_string())
+            }
             // The specification knows no 404 for dialogs.
             DialogError::UnknownPeer => {
                 Self::new(StatusCode::BAD_REQUEST, Problem::UnknownUser, error.to_string())
             }
-            DialogError::Collision(_) => Self::internal(error.to_string()),
+            DialogError::Collision(_) | DialogError::Vanished(_) => Self::internal(error.to_string()),
             DialogError::Database(error) => error.into(),
         }
     }

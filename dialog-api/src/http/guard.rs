@@ -46,8 +46,13 @@ impl Default for Phase {
 }
 
 impl Phase {
-    /// A request's head is complete, or its response is ready.
-    pub(super) fn next(&self) {
+    /// A request's head is complete. It is handled until what is returned is dropped.
+    pub(super) fn begin(&self) -> Handling {
+        self.next();
+        Handling(self.clone())
+    }
+
+    fn next(&self) {
         let changed = u64::try_from(self.0.connected.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.changed.store(changed, Ordering::Relaxed);
         self.0.number.fetch_add(1, Ordering::Relaxed);
@@ -66,6 +71,15 @@ impl Phase {
 
     fn now(&self) -> u64 {
         self.0.number.load(Ordering::Relaxed)
+    }
+}
+
+/// A request that is being handled, up to the end of its response's body.
+pub(super) struct Handling(Phase);
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        self.0.next();
     }
 }
 
@@ -235,8 +249,7 @@ mod tests {
         for _ in 0..3 {
             client.write_all(b"x").await.unwrap();
             server.read_exact(&mut byte).await.unwrap();
-            phase.next();
-            phase.next();
+            drop(phase.begin());
             assert!(
                 tokio::time::timeout(10 * LIMIT, server.read_exact(&mut byte)).await.is_err(),
                 "still waiting, and no error"
@@ -245,11 +258,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_response_that_is_being_sent_is_no_idle_connection() {
+        let phase = Phase::default();
+        let stream = axum::body::Body::from_stream(futures::stream::pending::<std::io::Result<String>>());
+        let answer = super::super::answer::Answer::new(stream, phase.begin());
+        tokio::time::sleep(LIMIT).await;
+        assert_eq!(phase.idle(), None);
+        drop(answer);
+        tokio::time::sleep(LIMIT).await;
+        assert_eq!(phase.idle(), Some(LIMIT));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_body_is_not_measured_as_a_head() {
         let (mut client, server) = duplex(64);
         let phase = Phase::default();
         let mut server = Guarded::new(server, phase.clone(), LIMIT, LIMIT);
-        phase.next();
+        let _handling = phase.begin();
         tokio::time::sleep(2 * LIMIT).await;
         client.write_all(b"x").await.unwrap();
         assert_eq!(server.read_u8().await.unwrap(), b'x');

@@ -1,26 +1,34 @@
 //! HTTP: routes, what surrounds every request ([`observe`]), and the server itself ([`serve`]).
 
+mod account;
+mod answer;
 mod dialogs;
 mod error;
 mod extract;
 mod guard;
+mod inbox;
+mod messages;
 mod observe;
+mod openapi;
 mod operations;
+mod page;
 mod places;
 pub mod serve;
+mod stream;
 mod users;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router, middleware,
-    routing::{get, post},
-};
+use axum::{Router, middleware};
+use tokio::sync::Semaphore;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
+pub(crate) use self::{account::EXPORTS, extract::LARGE_BODIES, observe::LARGE_ANSWERS};
 use crate::{
-    database::Database, dialogs::Dialogs, metrics::Metrics, readiness::Readiness, tokens::Tokens,
-    users::Users,
+    clock::Clock, database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
+    streams::Streams, tokens::Tokens, users::Users,
 };
 
 /// What handlers work with.
@@ -30,15 +38,29 @@ pub struct App {
     /// Registration and login.
     pub users: Arc<Users>,
     /// Sending and listing.
-    pub dialogs: Dialogs,
+    pub dialogs: Arc<Dialogs>,
+    /// Who talks to whom.
+    pub inbox: Arc<Inbox>,
+    /// Who listens.
+    pub streams: Arc<Streams>,
+    /// What time it is.
+    pub clock: Arc<Clock>,
     /// Who is asking.
     pub tokens: Arc<Tokens>,
+    /// Whether `X-User-Id` is believed where no token came: for development only.
+    pub trust_user_header: bool,
     /// The stage of the process.
     pub readiness: Arc<Readiness>,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
     /// Largest body, in bytes.
     pub body_limit: usize,
+    /// Places for bodies that are large.
+    pub large_bodies: Semaphore,
+    /// A permit for each KiB of large answers that are on their way.
+    pub large_answers: Arc<Semaphore>,
+    /// Places for exports.
+    pub exports: Arc<Semaphore>,
     /// Longest time for a body.
     pub body_timeout: Duration,
     /// Longest time for a request.
@@ -47,17 +69,28 @@ pub struct App {
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/user/register", post(users::register))
-        .route("/login", post(users::login))
-        .route("/dialog/{user_id}/send", post(dialogs::send))
-        .route("/dialog/{user_id}/list", get(dialogs::list))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::gate));
-    Router::new()
+    let api = OpenApiRouter::new()
+        .routes(routes!(users::register))
+        .routes(routes!(users::login))
+        .routes(routes!(users::get))
+        .routes(routes!(users::search))
+        .routes(routes!(account::export))
+        .routes(routes!(account::erase))
+        .routes(routes!(dialogs::send))
+        .routes(routes!(dialogs::list))
+        .routes(routes!(messages::edit, messages::delete))
+        .routes(routes!(inbox::read))
+        .routes(routes!(stream::stream))
+        .routes(routes!(inbox::unread))
+        .routes(routes!(inbox::list));
+    let (router, document) = OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(api)
-        .route("/health", get(operations::health))
-        .route("/ready", get(operations::ready))
-        .route("/metrics", get(operations::metrics))
+        .routes(routes!(operations::health))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::metrics))
+        .split_for_parts();
+    router
+        .merge(openapi::router(document))
         .fallback(operations::no_such_path)
         .method_not_allowed_fallback(operations::no_such_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
@@ -66,7 +99,7 @@ pub fn router(app: Arc<App>) -> Router {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{body::Body, routing::get};
     use clap::Parser as _;
     use http::Request;
     use http_body_util::BodyExt as _;
@@ -116,6 +149,34 @@ mod tests {
             assert_eq!(response.status(), status, "{path}");
             assert_eq!(response.headers().contains_key("retry-after"), path.starts_with("/dialog"), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_slow_clients_have_not_taken_is_bounded() {
+        let app = app();
+        let router = Router::new()
+            .route("/large", get(async || vec![7; 1 << 20]))
+            .route("/small", get(async || "small"))
+            .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe));
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap()
+        };
+        let mut waiting = Vec::new();
+        for _ in 0..64 {
+            let response = ask("/large").await;
+            assert_eq!(response.status(), 200);
+            waiting.push(response);
+        }
+        let refused = ask("/large").await;
+        assert_eq!(
+            (refused.status().as_u16(), &refused.headers()["retry-after"]),
+            (503, &"1".parse().unwrap())
+        );
+        assert_eq!(ask("/small").await.status(), 200);
+        let taken = waiting.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(taken.len(), 1 << 20);
+        assert_eq!(ask("/large").await.status(), 200);
     }
 
     #[tokio::test]

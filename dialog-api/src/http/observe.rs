@@ -1,9 +1,10 @@
 //! What surrounds every request: its id, its time limit, its place in metrics and log, the body of its errors,
 //! and that a panic in it stays in it.
 
-use std::{any::Any, borrow::Cow, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
+    body::{Body, HttpBody as _},
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -13,31 +14,26 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{ApiError, App, Problem};
-use crate::{metrics::RequestLabels, readiness::Stage};
+use super::{ApiError, App, Problem, answer::Answer};
+use crate::metrics::{RequestLabels, RouteLabel};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client, in bytes.
 const REQUEST_ID_LIMIT: usize = 128;
 
-/// Turns requests away until the schema is ready.
-pub(super) async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match app.readiness.stage() {
-        Stage::Starting(_) => {
-            ApiError::unavailable(Problem::Starting, "the service is starting", 1).into_response()
-        }
-        Stage::Serving | Stage::Draining => next.run(request).await,
-    }
-}
+/// An answer up to this size, in bytes, is given in any case: as many as there may be connections fit into memory.
+const LARGE_ANSWER: u64 = 16 * 1024;
+/// What larger answers may occupy together until they are taken, in KiB.
+pub(crate) const LARGE_ANSWERS: usize = 64 * 1024;
 
 /// Surrounds every request.
 pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let request_id = request_id(request.headers());
+    let request_id = RequestId::of(request.headers());
     let route = request
         .extensions()
         .get::<MatchedPath>()
-        .map_or(Cow::Borrowed("unmatched"), |path| Cow::Owned(path.as_str().to_owned()));
+        .map_or(RouteLabel::Fixed("unmatched"), |path| RouteLabel::Matched(path.clone()));
     let method = method_label(request.method());
 
     let handled = AssertUnwindSafe(timeout(app.request_timeout, next.run(request))).catch_unwind().await;
@@ -52,18 +48,28 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         }
     };
 
+    if let Some(size) = response.body().size_hint().exact().filter(|size| *size > LARGE_ANSWER) {
+        // A permit for each KiB, until a slow client has taken the last one.
+        let permits = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
+        response = match Arc::clone(&app.large_answers).try_acquire_many_owned(permits) {
+            Ok(held) => response.map(|body| Body::new(Answer::new(body, held))),
+            Err(_) => {
+                ApiError::unavailable(Problem::SlowClients, "too much waits to be taken by slow clients", 1)
+                    .into_response()
+            }
+        };
+    }
+
     let error = response.extensions_mut().remove::<ApiError>();
     if let Some(error) = &error {
         // Headers that a handler set, such as Allow, stay.
         let headers = std::mem::take(response.headers_mut());
-        response = error.respond(&request_id);
+        response = error.respond(request_id.as_str());
         for (name, value) in headers.iter().filter(|(name, _)| **name != header::CONTENT_LENGTH) {
             response.headers_mut().entry(name).or_insert(value.clone());
         }
     }
-    if let Ok(value) = HeaderValue::from_str(&request_id) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
+    response.headers_mut().insert(REQUEST_ID, request_id.0.clone());
     if app.readiness.is_draining() {
         // Clients that keep connections open have to learn that this one ends, before it does.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -71,8 +77,15 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
 
     let status = response.status();
     let elapsed = started.elapsed();
-    log(&request_id, &route, method, status, elapsed, error.as_ref().and_then(ApiError::detail));
-    let labels = RequestLabels { route: route.into_owned(), method, status: class(status) };
+    log(
+        request_id.as_str(),
+        route.as_str(),
+        method,
+        status,
+        elapsed,
+        error.as_ref().and_then(ApiError::detail),
+    );
+    let labels = RequestLabels { route, method, status: class(status) };
     app.metrics.request(&labels, elapsed);
     response
 }
@@ -95,15 +108,29 @@ fn log(
     }
 }
 
-/// The client's own id for the request if it can be used in logs and headers as it is, otherwise a new one.
-fn request_id(headers: &HeaderMap) -> String {
-    headers
-        .get(REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| {
-            (1..=REQUEST_ID_LIMIT).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
-        })
-        .map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned)
+/// The id of a request, ready to be a header.
+struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The client's own id if it can be used in logs and headers as it is, otherwise a new one.
+    fn of(headers: &HeaderMap) -> Self {
+        let usable = |value: &&HeaderValue| {
+            (1..=REQUEST_ID_LIMIT).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        headers.get(REQUEST_ID).filter(usable).cloned().map_or_else(Self::new, Self)
+    }
+
+    fn new() -> Self {
+        let mut text = Uuid::encode_buffer();
+        let text = Uuid::now_v7().hyphenated().encode_lower(&mut text);
+        // The text of a UUID is a header in any case.
+        Self(HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none")))
+    }
+
+    fn as_str(&self) -> &str {
+        // Only visible ASCII comes in here.
+        self.0.to_str().unwrap_or_default()
+    }
 }
 
 /// Anybody can invent methods; metrics have a place for the known ones.
@@ -144,14 +171,14 @@ mod tests {
 
     #[test]
     fn only_harmless_request_ids_are_taken_over() {
-        let with = |value: &str| {
-            request_id(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_str(value).unwrap())]))
-        };
+        let of = |headers: &HeaderMap| RequestId::of(headers).as_str().to_owned();
+        let with =
+            |value: &str| of(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_str(value).unwrap())]));
         assert_eq!(with("abc-123"), "abc-123");
         for value in ["", "two words", &"x".repeat(129)] {
             assert!(Uuid::try_parse(&with(value)).is_ok(), "{value:?}");
         }
-        assert!(Uuid::try_parse(&request_id(&HeaderMap::new())).is_ok());
+        assert!(Uuid::try_parse(&of(&HeaderMap::new())).is_ok());
     }
 
     #[test]

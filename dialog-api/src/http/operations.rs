@@ -9,27 +9,44 @@ use axum::{
 };
 use http::{StatusCode, header};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{ApiError, App, Problem};
 use crate::readiness::Stage;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The process is alive. Says nothing about the database: restarting this process would not mend that.
+/// Whether the process is alive
+///
+/// Says nothing about the database: restarting this process would not mend that.
+#[utoipa::path(
+    get, path = "/health", tag = "operation", operation_id = "health",
+    responses((status = 200, description = "It is", body = String, content_type = "text/plain"))
+)]
 pub(super) async fn health() -> &'static str {
     "ok\n"
 }
 
-#[derive(Serialize)]
+/// Whether requests can be handled.
+#[derive(Serialize, ToSchema)]
 struct Ready {
     ready: bool,
     /// What is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     waiting_for: Option<String>,
 }
 
-/// Whether requests can be handled now: the schema is ready, the database is there, and the process is not
-/// about to end.
+/// Whether requests can be handled now
+///
+/// The schema is ready, the database is there, and the process is not about to end.
+#[utoipa::path(
+    get, path = "/ready", tag = "operation", operation_id = "ready",
+    responses(
+        (status = 200, description = "They can", body = Ready),
+        (status = 503, description = "They cannot; `waiting_for` says what is missing", body = Ready)
+    )
+)]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let waiting_for = missing(&app);
     let status = if waiting_for.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -45,11 +62,18 @@ fn missing(app: &App) -> Option<String> {
     }
 }
 
-/// Metrics for Prometheus.
+/// Metrics for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", tag = "operation", operation_id = "metrics",
+    responses((
+        status = 200, description = "OpenMetrics", body = String,
+        content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    ))
+)]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let text = app
         .metrics
-        .render(app.database.live_connections(), missing(&app).is_none())
+        .render(app.database.live_connections(), app.streams.open(), missing(&app).is_none())
         .map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }

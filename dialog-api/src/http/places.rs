@@ -132,11 +132,10 @@ mod tests {
             open.push((phase.clone(), places.enter(phase), Some(place)));
             sleep(Duration::from_millis(10)).await;
         }
-        // The first handles a request, the second has just answered one.
-        open[0].0.next();
+        // The first handles a request, such as a stream, the second has just answered one.
+        let _handling = open[0].0.begin();
         sleep(IDLE).await;
-        open[1].0.next();
-        open[1].0.next();
+        drop(open[1].0.begin());
         let (started, waiting) = (Instant::now(), places.take());
         tokio::pin!(waiting);
         assert!(timeout(Duration::from_millis(10), waiting.as_mut()).await.is_err());

@@ -1,6 +1,6 @@
 //! The HTTP server: accepts connections, bounds what each may take, and ends without losing a request.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::{
@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    answer::Answer,
     guard::{Guarded, Phase},
     places::Places,
 };
@@ -52,13 +53,9 @@ pub async fn serve(
         let router = TowerToHyperService::new(router.clone());
         let begun = phase.clone();
         let service = service_fn(move |request| {
-            phase.next();
-            let (response, phase) = (router.call(request), phase.clone());
-            async move {
-                let response = response.await;
-                phase.next();
-                response
-            }
+            let (response, handling) = (router.call(request), phase.begin());
+            // An open stream is no idle connection: the request ends with the body of its response.
+            async move { Ok::<_, Infallible>(response.await?.map(|body| Answer::new(body, handling))) }
         });
         let connection = http.serve_connection(TokioIo::new(guarded), service);
         let (stop, client) = (stop.clone(), metrics.client_connected());

@@ -2,8 +2,17 @@
 //!
 //! Where the citus extension is not installed this prints `SKIPPED citus: REASON` and checks nothing.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
+
 #[path = "../support/mod.rs"]
 mod support;
+
+mod cluster;
+mod hash;
+mod jobs;
+mod moves;
+mod routing;
+mod sessions;
 
 use std::{
     collections::BTreeSet,
@@ -12,111 +21,27 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use dialog_api::{database::statements::Sql, dialogs::Pair, migrations::TABLES};
-use futures::StreamExt as _;
-use testbed::{
-    certificates::Authority,
-    postgres::{Server, Shutdown, citus_or_skip},
+use dialog_api::{
+    database::statements::{Scope, Sql},
+    dialogs::pair::Pair,
 };
+use futures::StreamExt as _;
+use testbed::postgres::{Server, Shutdown, citus_or_skip};
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
-use crate::support::{Load, Service, User, service::SOON};
-
-const SHARDS: i32 = 12;
-
-/// A coordinator and two workers, with the role and the database on each and the extension in it.
-struct Cluster {
-    authority: Authority,
-    coordinator: Server,
-    workers: [Server; 2],
-}
-
-impl Cluster {
-    async fn new() -> Result<Self> {
-        let authority = Authority::new()?;
-        let start = |name: &str| Server::builder(name).citus().tls(&authority).start();
-        let (coordinator, workers) = (start("coordinator")?, [start("worker-0")?, start("worker-1")?]);
-        for node in std::iter::once(&coordinator).chain(&workers) {
-            let postgres = node.connect("postgres").await?;
-            postgres.batch_execute("CREATE ROLE dialog_api LOGIN").await?;
-            postgres.batch_execute("CREATE DATABASE dialog OWNER dialog_api").await?;
-            node.connect("dialog").await?.batch_execute("CREATE EXTENSION citus").await?;
-            allow_output_plugin(&postgres).await?;
-        }
-        let sql = coordinator.connect("dialog").await?;
-        let port = |node: &Server| i32::from(node.port());
-        sql.execute("SELECT citus_set_coordinator_host('localhost', $1)", &[&port(&coordinator)]).await?;
-        for worker in &workers {
-            sql.execute("SELECT citus_add_node('localhost', $1)", &[&port(worker)]).await?;
-        }
-        Ok(Self { authority, coordinator, workers })
-    }
-
-    /// What the operator does once the tables exist.
-    async fn distribute(&self) -> Result<()> {
-        let sql = self.coordinator.connect("dialog").await?;
-        for (column, tables) in [
-            ("dialog_id", ["messages", "dialogs", "dialog_state"]),
-            ("user_id", ["users", "credentials", "user_dialogs"]),
-        ] {
-            for table in tables {
-                let first = table == tables[0];
-                let colocate = if first { "none" } else { tables[0] };
-                let shards = if first { format!(", shard_count := {SHARDS}") } else { String::new() };
-                sql.batch_execute(&format!(
-                    "SELECT create_distributed_table('{table}', '{column}', colocate_with := '{colocate}'{shards})"
-                ))
-                .await
-                .with_context(|| format!("distribute {table}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts the service for this cluster. The directory holds its certificates and has to outlive it.
-    fn service(&self, directory: &std::path::Path, more: &[&str]) -> Result<Service> {
-        let files = self.authority.write(&self.authority.client("dialog-api")?, directory)?;
-        let [ca, certificate, key] =
-            [&files.ca, &files.certificate, &files.key].map(|path| path.display().to_string());
-        let port = self.coordinator.port().to_string();
-        let flags = ["--database-host", "localhost", "--database-port", &port, "--tls-ca", &ca];
-        let identity = ["--tls-cert", &certificate, "--tls-key", &key];
-        Service::spawn_with(&[&flags[..], &identity[..], more].concat())
-    }
-}
-
-/// Has the server load Citus' output plugin, which cutting a table under load needs. Minors that do not know
-/// the parameter load any.
-async fn allow_output_plugin(postgres: &Client) -> Result<()> {
-    const LISTED: &str =
-        "SELECT setting LIKE '%citus%' FROM pg_settings WHERE name = 'output_plugin_libraries'";
-    if postgres.query_opt(LISTED, &[]).await?.is_none() {
-        return Ok(());
-    }
-    postgres
-        .batch_execute("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, citus")
-        .await?;
-    postgres.batch_execute("SELECT pg_reload_conf()").await?;
-    let deadline = std::time::Instant::now() + SOON;
-    while !postgres.query_one(LISTED, &[]).await?.get::<_, bool>(0) {
-        anyhow::ensure!(std::time::Instant::now() < deadline, "output_plugin_libraries was not reloaded");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
+use crate::{
+    cluster::{Cluster, SHARDS},
+    support::{Load, User, eventually},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()> {
     if !citus_or_skip() {
         return Ok(());
     }
-    let cluster = Cluster::new().await?;
-    let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--distribution", "required"])?;
-    wait_for_undistributed_tables(&service).await?;
-    cluster.distribute().await?;
-    service.wait_until_ready().await?;
+    let cluster = Cluster::new(2).await?;
+    let service = cluster.serving(&["--distribution", "required"]).await?;
 
     let client = service.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
@@ -133,6 +58,15 @@ async fn one_dialog_is_one_shard_and_every_statement_touches_one() -> Result<()>
     messages_are_in_one_shard(&sql, dialog).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn inboxes_on_all_shards_follow_together() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (_cluster, service) = cluster::serving(2, &[]).await?;
+    support::crowd::inboxes_of_many_dialogs_follow_together(&service).await
+}
+
 /// A database that was in use before it got Citus: the service serves it, and goes on while its tables are cut
 /// into shards below it.
 #[tokio::test(flavor = "multi_thread")]
@@ -140,16 +74,15 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     if !citus_or_skip() {
         return Ok(());
     }
-    let cluster = Cluster::new().await?;
-    let directory = tempfile::tempdir()?;
-    let before = cluster.service(directory.path(), &["--distribution", "off"])?;
+    let cluster = Cluster::new(2).await?;
+    let before = cluster.service(&["--distribution", "off"])?;
     before.wait_until_ready().await?;
     let client = before.client();
     let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
     assert_eq!(client.send(&ada, &bob, "before").await?.status, 200);
     drop(before);
 
-    let service = cluster.service(directory.path(), &["--distribution", "auto"])?;
+    let service = cluster.service(&["--distribution", "auto"])?;
     service.wait_until_ready().await?;
     let load = Load::start(&service, 2).await?;
     load.acknowledge(100).await?;
@@ -159,11 +92,13 @@ async fn tables_with_rows_are_served_as_they_are_and_while_they_are_distributed(
     // As the operator does it: what holds rows is copied while it is written to.
     for (table, with_rows, column, more) in [
         ("messages", true, "dialog_id", "colocate_with := 'none', shard_count := 4"),
+        ("messages_archive", false, "dialog_id", "colocate_with := 'messages'"),
         ("dialogs", true, "dialog_id", "colocate_with := 'messages'"),
         ("dialog_state", false, "dialog_id", "colocate_with := 'messages'"),
         ("users", true, "user_id", "colocate_with := 'none', shard_count := 4"),
         ("credentials", true, "user_id", "colocate_with := 'users'"),
         ("user_dialogs", false, "user_id", "colocate_with := 'users'"),
+        ("erasures", false, "user_id", "colocate_with := 'users'"),
     ] {
         let how = if with_rows { "_concurrently" } else { "" };
         sql.batch_execute(&format!("SELECT create_distributed_table{how}('{table}', '{column}', {more})"))
@@ -192,12 +127,8 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     if !citus_or_skip() {
         return Ok(());
     }
-    let mut cluster = Cluster::new().await?;
-    let directory = tempfile::tempdir()?;
-    let service = cluster.service(directory.path(), &["--database-timeout", "1s"])?;
-    wait_for_undistributed_tables(&service).await?;
-    cluster.distribute().await?;
-    service.wait_until_ready().await?;
+    let mut cluster = Cluster::new(2).await?;
+    let service = cluster.serving(&["--database-timeout", "1s"]).await?;
     let load = Load::start(&service, 8).await?;
     load.acknowledge(200).await?;
 
@@ -208,46 +139,35 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     let pid: i32 = postgres.query_one(session, &[]).await?.get(0);
     assert!(Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status()?.success());
     load.acknowledge(200).await?;
+    // What was under way there failed, which is a reason to look whether the shards are still where they were.
+    let read = r#"routing_map_refreshes_total{reason="error"}"#;
+    cluster::wait_for_metric(&service, read, |count| count > 0.0).await?;
 
     cluster.workers[0].stop(Shutdown::Immediate)?;
     // Its shards are half of all: soon somebody asks for one.
-    let (client, deadline) = (service.client(), std::time::Instant::now() + SOON);
-    let refused = loop {
-        let stranger = User::unknown();
-        let login = serde_json::json!({"id": stranger.id, "password": "x"});
+    let client = service.client();
+    let refused = eventually("a login that needs the worker that is away", async || {
+        let login = serde_json::json!({"id": User::unknown().id, "password": "x"});
         let response = client.post("/login", &login).await?;
-        if response.status != 404 {
-            break response;
-        }
-        assert!(std::time::Instant::now() < deadline, "nobody notices");
-    };
+        Ok((response.status != 404).then_some(response))
+    })
+    .await?;
     refused.assert_error(503);
 
     cluster.workers[0].start()?;
-    let deadline = std::time::Instant::now() + SOON;
     for pair in 0..8 {
         // Half of these live on the worker that was away.
-        while client.user(&format!("user {pair}")).await.is_err() {
-            assert!(std::time::Instant::now() < deadline, "it does not recover\n{}", service.log_text());
-        }
+        eventually("a user who can register again", async || {
+            Ok(client.user(&format!("user {pair}")).await.ok())
+        })
+        .await
+        .with_context(|| service.log_text())?;
     }
     load.acknowledge(200).await?;
     let ledger = load.stop().await?;
     let only_503 = ledger.refused.keys().all(|status| *status == 503);
     assert!(only_503 && !ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
     ledger.check(&cluster.coordinator.connect("dialog").await?).await
-}
-
-async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {
-    let deadline = std::time::Instant::now() + SOON;
-    loop {
-        let body = service.client().get("/ready").await?.text();
-        if TABLES.iter().all(|table| body.contains(table)) && body.contains("to be distributed") {
-            return Ok(());
-        }
-        assert!(std::time::Instant::now() < deadline, "{body}\n{}", service.log_text());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
 }
 
 async fn shards_are_spread(sql: &Client, cluster: &Cluster) -> Result<()> {
@@ -302,23 +222,45 @@ async fn every_statement_is_one_task(coordinator: &Server) -> Result<()> {
         }
     });
     sql.batch_execute("SET client_min_messages TO debug4; SET search_path TO public").await?;
+    let other = Uuid::from_u128(8);
     let (id, now, text, name) = (Uuid::from_u128(7), jiff::Timestamp::now(), "text", None::<String>);
     for statement in Sql::ALL {
         let prepared = sql.prepare(statement.text()).await?;
         notices.lock().unwrap().clear();
         let parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)] = match statement {
             Sql::InsertMessage => &[&id, &id, &id, &id, &text, &now],
-            Sql::ListMessages => &[&id, &id, &100_i64],
-            Sql::InsertDialog => &[&id, &id, &id, &now],
+            Sql::InsertKeyedMessage => &[&id, &other, &id, &id, &text, &now, &id],
+            Sql::ListMessages | Sql::ListMessagesAfter | Sql::ListArchive | Sql::ListArchiveAfter => {
+                &[&id, &id, &100_i64]
+            }
             Sql::InsertUser => &[&id, &text, &text, &None::<jiff::civil::Date>, &name, &name, &now],
             Sql::InsertCredentials => &[&id, &text, &now],
-            Sql::SelectDialog | Sql::SelectUserExists | Sql::SelectCredentials => &[&id],
+            Sql::SelectDialog
+            | Sql::SelectUserExists
+            | Sql::SelectUser
+            | Sql::SelectCredentials
+            | Sql::DeleteCredentials
+            | Sql::DeleteUser
+            | Sql::SelectReadMarks => &[&id],
+            Sql::InsertErasure => &[&id, &now],
+            Sql::ListErasures => &[],
+            Sql::SelectMessage | Sql::SelectArchived | Sql::MarkInboxes => &[&id, &id],
+            Sql::EditMessage | Sql::EditArchived => &[&id, &id, &id, &text, &now],
+            Sql::InsertDialog | Sql::DeleteMessage | Sql::DeleteArchived => &[&id, &id, &id, &now],
+            Sql::ListAuthorsAfter | Sql::ListUserDialogs | Sql::ListPeers => &[&id, &id, &100_i64],
+            Sql::MarkRead => &[&id, &id, &id],
+            Sql::MergeUserDialog => &[&id, &id, &id, &id],
+            Sql::SearchUsers => &[&"a%", &"b%", &1_i64],
         };
         // As the retry of a statement does, it runs twice.
         for run in 0..2 {
             sql.query(&prepared, parameters).await?;
             let said = std::mem::take(&mut *notices.lock().unwrap());
             let tasks = said.iter().filter(|line| line.starts_with("task execution (")).count();
+            if statement.scope() == Scope::AllShards {
+                assert_eq!(tasks, usize::try_from(SHARDS)?, "run {run} of {}: {said:#?}", statement.name());
+                continue;
+            }
             assert_eq!(tasks, 1, "run {run} of {}: {said:#?}", statement.name());
             // An INSERT of one row is planned by the fast path without saying so.
             let fast = said.iter().any(|line| line.contains("fast-path router query"));

@@ -15,6 +15,26 @@ async fn assert_alive(client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// Every operation that takes a body, and whether it can do without.
+fn operations(ada: &User) -> [(Method, String, bool); 6] {
+    let dialog = format!("/dialog/{}", ada.id);
+    [
+        (Method::POST, "/user/register".to_owned(), false),
+        (Method::POST, "/login".to_owned(), false),
+        (Method::POST, "/user/erase".to_owned(), false),
+        (Method::POST, format!("{dialog}/send"), false),
+        (Method::PATCH, format!("{dialog}/messages/{}", uuid::Uuid::nil()), false),
+        (Method::POST, format!("{dialog}/read"), true),
+    ]
+}
+
+/// All fields of all bodies, each with this value.
+fn fields(value: &str) -> String {
+    let names =
+        ["first_name", "second_name", "birthdate", "id", "password", "text", "client_msg_id", "message_id"];
+    names.map(|name| format!("\"{name}\": {value}")).join(", ")
+}
+
 #[tokio::test]
 async fn bodies_that_are_not_what_they_should_be() -> Result<()> {
     let server = database().await?;
@@ -22,40 +42,76 @@ async fn bodies_that_are_not_what_they_should_be() -> Result<()> {
     let client = service.client();
     let ada = client.user("Ada").await?;
     let authorization = format!("Bearer {}", ada.token);
-    let paths = ["/user/register".to_owned(), "/login".to_owned(), format!("/dialog/{}/send", ada.id)];
-    let deep = "[".repeat(60_000);
-    let bodies: [&[u8]; 14] = [
-        b"",
-        b"{",
-        br#"{"text": "tru"#,
-        b"null",
-        b"[]",
-        b"7",
-        br#""text""#,
-        br#"{"text": 7, "id": 7, "first_name": 7}"#,
-        br#"{"text": null, "id": null, "first_name": null}"#,
-        br#"{"text": "a", "text": "b", "id": "a", "id": "b", "first_name": "a", "first_name": "b"}"#,
-        b"{\"text\": \"\xff\xfe\", \"id\": \"\xff\", \"first_name\": \"\xff\"}",
-        br#"{"text": "\ud800", "id": "\ud800", "first_name": "\ud800"}"#,
-        br#"{"text": "a"} trailing"#,
-        deep.as_bytes(),
-    ];
-    for path in &paths {
-        for body in bodies {
-            let headers = [JSON, ("authorization", authorization.as_str())];
-            let response =
-                client.send_raw(Method::POST, path, &headers, Bytes::copy_from_slice(body)).await?;
-            assert_eq!(response.status, 400, "{path} {:?}", String::from_utf8_lossy(body));
+    let id = format!("\"{}\"", ada.id);
+    let twice = format!("{{{}, {}}}", fields(&id), fields(&id));
+    let mut not_utf8 = format!("{{{}", fields("\"")).into_bytes();
+    not_utf8.extend(b"\xff\xfe\"}");
+    let mut bodies: Vec<Vec<u8>> = [
+        "",
+        "{",
+        "{\"text\": \"tru",
+        "null",
+        "[]",
+        "7",
+        "\"text\"",
+        "{} {}",
+        "\u{feff}{}",
+        &"[".repeat(60_000),
+        &"{\"text\":".repeat(6_000),
+        &format!("{{{}}}", fields("7")),
+        &format!("{{{}}}", fields("[\"a\"]")),
+        &format!("{{{}}}", fields("{\"text\": \"a\"}")),
+        &format!("{{{}}}", fields("\"\\ud800\"")),
+        &format!("{{{}}} trailing", fields(&id)),
+        &twice,
+    ]
+    .map(|body| body.as_bytes().to_vec())
+    .into();
+    bodies.push(not_utf8);
+    // The values of the fields in their order, and no names.
+    for count in 1..=6 {
+        bodies.push(format!("[{}]", vec![id.as_str(); count].join(", ")).into_bytes());
+    }
+    bodies.push(b"[\"text\", null]".to_vec());
+    for (method, path, optional) in operations(&ada) {
+        let send = async |kind: &str, body: Vec<u8>| {
+            let headers = [("content-type", kind), ("authorization", authorization.as_str())];
+            client.send_raw(method.clone(), &path, &headers, Bytes::from(body)).await
+        };
+        for body in &bodies {
+            if optional && body.is_empty() {
+                continue;
+            }
+            let response = send(JSON.1, body.clone()).await?;
+            let shown = String::from_utf8_lossy(&body[..body.len().min(200)]);
+            assert_eq!(response.status, 400, "{method} {path} {shown}: {}", response.text());
             response.assert_error(400);
         }
         let oversized = json!({"text": "x".repeat(70_000)}).to_string();
-        let headers = [JSON, ("authorization", authorization.as_str())];
-        client.send_raw(Method::POST, path, &headers, oversized).await?.assert_error(400);
+        send(JSON.1, oversized.into()).await?.assert_error(400);
         for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "\u{e9}"] {
-            let headers = [("content-type", kind), ("authorization", authorization.as_str())];
-            client.send_raw(Method::POST, path, &headers, r#"{"text": "a"}"#).await?.assert_error(400);
+            send(kind, format!("{{{}}}", fields(&id)).into()).await?.assert_error(400);
         }
     }
+    assert_alive(&client).await
+}
+
+#[tokio::test]
+async fn what_is_said_twice_or_between_the_lines() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let ada = client.user("Ada").await?;
+    let body = json!({"text": "which of them?"});
+    let keys = [("idempotency-key", "one"), ("idempotency-key", "other")];
+    client.send_with(&ada, &ada, &keys, &body).await?.assert_error(400);
+    for query in ["limit=1&limit=1", "cursor=x", "limit=1%00", "cursor=%ff%fe"] {
+        client.get_as(&ada, &format!("/dialogs?{query}")).await?.assert_error(400);
+    }
+    for query in ["first_name=a&first_name=b&last_name=c", "first_name=%00&last_name=a", "first_name=a%ff"] {
+        client.get(&format!("/user/search?{query}")).await?.assert_error(400);
+    }
+    assert_eq!(client.texts(&ada, &ada).await?, [""; 0]);
     assert_alive(&client).await
 }
 
@@ -197,7 +253,7 @@ async fn registrations_that_make_no_sense() -> Result<()> {
 /// Two pairs with one dialog id cannot be made, so the tables are told a lie.
 #[tokio::test]
 async fn a_dialog_id_that_belongs_to_others_shows_and_takes_nothing() -> Result<()> {
-    use dialog_api::dialogs::Pair;
+    use dialog_api::dialogs::pair::Pair;
 
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;

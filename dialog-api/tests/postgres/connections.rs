@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Service, database, service::SOON};
+use crate::support::{Service, database, eventually, service::SOON};
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -189,18 +189,86 @@ async fn a_body_that_breaks_off_or_never_ends() -> Result<()> {
     Ok(())
 }
 
+/// Connections that clients hold open at a time: as many as a crowd behind a proxy has, or one attacker.
+const CROWD: usize = 5_000;
+
+/// Opens connections until there are as many as of a crowd, and says something on each.
+async fn crowd(address: SocketAddr, say: &[u8]) -> Result<Vec<TcpStream>> {
+    let mut streams = Vec::with_capacity(CROWD);
+    for _ in 0..CROWD {
+        let mut stream = connect(address).await?;
+        stream.write_all(say).await?;
+        streams.push(stream);
+    }
+    Ok(streams)
+}
+
+/// Idle, in the middle of a head, in the middle of a body: whatever a crowd of connections does, each costs little, and
+/// all together no more than they may. Meanwhile others are served.
 #[tokio::test]
-async fn idle_connections_cost_little() -> Result<()> {
+async fn a_crowd_of_connections_takes_bounded_memory_and_keeps_nobody_out() -> Result<()> {
+    let server = database().await?;
+    let patience = ["--header-timeout", "60s", "--body-timeout", "60s", "--request-timeout", "60s"];
+    let service = Service::start(&server, &patience).await?;
+    let nearly_a_head = format!("GET /health HTTP/1.1\r\nhost: x\r\nx: {}", "y".repeat(15_000));
+    let nearly_a_body = format!(
+        "POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{}",
+        " ".repeat(59_000)
+    );
+    let empty = service.resident_kib()?;
+    for (what, say, limit) in [
+        ("silent", &b""[..], 16),
+        ("idle after a request", HEALTH, 32),
+        ("in the middle of a head", nearly_a_head.as_bytes(), 64),
+        // Only so many bodies of that size are held; the others have their answer.
+        ("in the middle of a body", nearly_a_body.as_bytes(), 48),
+    ] {
+        let crowd = crowd(service.address(), say).await?;
+        let client = service.client();
+        let started = std::time::Instant::now();
+        for _ in 0..20 {
+            assert_eq!(client.get("/health").await?.status, 200);
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "20 requests took {:?}", started.elapsed());
+        let each = service.resident_kib()?.saturating_sub(empty) / CROWD as u64;
+        println!("{CROWD} connections {what}: {each} KiB each");
+        assert!(each < limit, "{each} KiB for each connection {what}");
+        drop(crowd);
+        eventually("the end of the crowd's connections", async || {
+            let metrics = client.get("/metrics").await?.text();
+            Ok(metrics.contains("dialog_api_http_connections 1\n").then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_of_ten_megabytes_is_refused_before_it_is_taken() -> Result<()> {
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;
     let before = service.resident_kib()?;
-    let mut idle = Vec::new();
-    for _ in 0..500 {
+    let body = "x".repeat(10_000_000);
+    for _ in 0..20 {
         let mut stream = connect(service.address()).await?;
-        assert!(exchange(&mut stream).await?.starts_with("HTTP/1.1 200"));
-        idle.push(stream);
+        let head = format!(
+            "POST /login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let (mut reading, mut writing) = stream.split();
+        // The service need not take what it does not want.
+        let write = async { writing.write_all(body.as_bytes()).await.is_ok() };
+        let mut answer = vec![0; 4096];
+        let read = async { timeout(SOON, reading.read(&mut answer)).await.context("no answer") };
+        let (_, read) = futures::future::join(write, read).await;
+        // A reset may overtake the answer.
+        let length = read?.unwrap_or_default();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
-    let each = (service.resident_kib()? - before) / 500;
-    assert!(each < 64, "{each} KiB for each idle connection");
+    let grown = service.resident_kib()?.saturating_sub(before);
+    assert!(grown < 8 * 1024, "{grown} KiB more after bodies that were refused");
+    assert_eq!(service.client().get("/ready").await?.status, 200);
     Ok(())
 }

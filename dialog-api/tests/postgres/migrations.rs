@@ -1,29 +1,31 @@
 //! Migrations by several replicas, beside whoever changes the topology.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use testbed::postgres::Server;
 
-use crate::support::{Service, create_database, database};
+use crate::support::{Service, create_database, database, eventually};
+
+/// Every version of the schema.
+const VERSIONS: [i64; 2] = [1, 2];
 
 const LOCK: &str = "SELECT pg_advisory_lock(1684631916, 1)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock(1684631916, 1)";
 
 async fn wait_for_reason(service: &Service, part: &str) -> Result<()> {
-    let deadline = std::time::Instant::now() + crate::support::service::SOON;
-    loop {
+    eventually(&format!("a service that waits for {part}"), async || {
         let response = service.client().get("/ready").await?;
         let body: Value = response.json()?;
-        if response.status == 503 && body["waiting_for"].as_str().is_some_and(|what| what.contains(part)) {
-            return Ok(());
-        }
-        assert!(std::time::Instant::now() < deadline, "waits for something else: {body}");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+        let waits = body["waiting_for"].as_str().is_some_and(|what| what.contains(part));
+        Ok((response.status == 503 && waits).then_some(()))
+    })
+    .await
+    .with_context(|| service.log_text())
 }
 
 async fn versions(server: &Server) -> Result<Vec<i64>> {
-    let rows = server.connect("dialog").await?.query("SELECT version FROM schema_migrations", &[]).await?;
+    let all = "SELECT version FROM schema_migrations ORDER BY version";
+    let rows = server.connect("dialog").await?.query(all, &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -34,7 +36,7 @@ async fn replicas_that_start_at_once_migrate_once() -> Result<()> {
     for replica in &replicas {
         replica.wait_until_ready().await?;
     }
-    assert_eq!(versions(&server).await?, [1]);
+    assert_eq!(versions(&server).await?, VERSIONS);
     let applied = replicas.iter().filter(|replica| replica.log_text().contains("migration applied")).count();
     assert_eq!(applied, 1);
     Ok(())
@@ -53,7 +55,7 @@ async fn nothing_is_migrated_while_the_topology_changes() -> Result<()> {
 
     operator.execute(UNLOCK, &[]).await?;
     service.wait_until_ready().await?;
-    assert_eq!(versions(&server).await?, [1]);
+    assert_eq!(versions(&server).await?, VERSIONS);
 
     operator.execute(LOCK, &[]).await?;
     Service::start(&server, &[]).await?;
@@ -86,7 +88,8 @@ async fn a_schema_of_a_newer_program_is_served() -> Result<()> {
 async fn it_waits_for_a_database_that_is_not_there_yet() -> Result<()> {
     let server = Server::builder("late").start()?;
     let service = Service::spawn(&server, &[])?;
-    wait_for_reason(&service, "dialog_api").await?;
+    wait_for_reason(&service, "a database that takes requests").await?;
+    assert!(service.log_text().contains("dialog_api"), "{}", service.log_text());
     create_database(&server).await?;
     service.wait_until_ready().await
 }
@@ -96,6 +99,6 @@ async fn it_waits_for_citus_when_told_that_there_will_be() -> Result<()> {
     let server = database().await?;
     let service = Service::spawn(&server, &["--distribution", "required"])?;
     wait_for_reason(&service, "citus extension").await?;
-    assert_eq!(versions(&server).await?, [1], "migrated all the same, so that it can be distributed");
+    assert_eq!(versions(&server).await?, VERSIONS, "migrated all the same, so that it can be distributed");
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! The service is told to end, and finishes what it accepted.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use http::Method;
 use tokio::{
@@ -9,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Load, Service, database};
+use crate::support::{Load, Service, database, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_accepted_request_is_lost_under_load() -> Result<()> {
@@ -67,9 +65,10 @@ async fn a_request_that_waits_for_the_database_is_answered_before_the_end() -> R
     };
     let observer = server.connect("dialog").await?;
     let waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    while observer.query(waiting, &[]).await?.is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("a send that waits for the table", async || {
+        Ok((!observer.query(waiting, &[]).await?.is_empty()).then_some(()))
+    })
+    .await?;
     service.signal("INT")?;
     service.wait_for_log("ending")?;
     locker.batch_execute("COMMIT").await?;

@@ -13,7 +13,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 
 /// Longest wait for a response; longer than anything the service allows itself.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Talks to one replica over connections that are kept open.
 #[derive(Clone)]
@@ -154,6 +154,36 @@ impl Client {
         self.post_as(from, &format!("/dialog/{}/send", to.id), &json!({"text": text})).await
     }
 
+    /// Sends a message with headers of its own.
+    pub(crate) async fn send_with(
+        &self,
+        from: &User,
+        to: &User,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<Response> {
+        let authorization = format!("Bearer {}", from.token);
+        let own = [("content-type", "application/json"), ("authorization", authorization.as_str())];
+        let path = format!("/dialog/{}/send", to.id);
+        self.send_raw(Method::POST, &path, &[&own, headers].concat(), body.to_string()).await
+    }
+
+    /// A request in somebody's name, with a JSON body or none.
+    pub(crate) async fn call_as(
+        &self,
+        user: &User,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response> {
+        let authorization = format!("Bearer {}", user.token);
+        let mut headers = vec![("authorization", authorization.as_str())];
+        if body.is_some() {
+            headers.push(("content-type", "application/json"));
+        }
+        self.send_raw(method, path, &headers, body.map(ToString::to_string).unwrap_or_default()).await
+    }
+
     /// Lists a dialog.
     pub(crate) async fn list(&self, reader: &User, peer: &User) -> Result<Response> {
         self.get_as(reader, &format!("/dialog/{}/list", peer.id)).await
@@ -168,5 +198,76 @@ impl Client {
         let list = response.json()?;
         let messages = list.as_array().context("a bare array")?;
         Ok(messages.iter().map(|message| message["text"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+}
+
+/// A stream of server-sent events.
+pub(crate) struct Events {
+    pub(crate) content_type: String,
+    body: hyper::body::Incoming,
+    text: String,
+}
+
+/// An event.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    pub(crate) data: Value,
+}
+
+impl Client {
+    /// Opens the stream of a dialog.
+    pub(crate) async fn stream(&self, reader: &User, peer: &User, last: Option<&str>) -> Result<Events> {
+        let mut request = Request::get(format!("http://{}/dialog/{}/stream", self.address, peer.id))
+            .header(header::AUTHORIZATION, format!("Bearer {}", reader.token));
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let response =
+            tokio::time::timeout(LIMIT, self.http.request(request.body(Full::default())?)).await??;
+        let (parts, body) = response.into_parts();
+        if parts.status != 200 {
+            bail!("stream: {} {:?}", parts.status, body.collect().await?.to_bytes());
+        }
+        let content_type =
+            parts.headers.get(header::CONTENT_TYPE).context("content-type")?.to_str()?.to_owned();
+        Ok(Events { content_type, body, text: String::new() })
+    }
+}
+
+impl Events {
+    /// The next event; nothing at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            while let Some((event, _)) = self.text.split_once("\n\n") {
+                let end = event.len() + 2;
+                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
+                let found = match (field("id: "), field("data: ")) {
+                    (Some(id), Some(data)) => {
+                        Some(Event { id: id.to_owned(), data: serde_json::from_str(data)? })
+                    }
+                    _ => None,
+                };
+                self.text.drain(..end);
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            let frame = tokio::time::timeout(LIMIT, self.body.frame()).await.context("no event")?;
+            match frame {
+                Some(frame) => {
+                    if let Ok(bytes) = frame?.into_data() {
+                        self.text.push_str(std::str::from_utf8(&bytes)?);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The text of the next message.
+    pub(crate) async fn text(&mut self) -> Result<String> {
+        let event = self.next().await?.context("the stream has ended")?;
+        Ok(event.data["text"].as_str().context("text")?.to_owned())
     }
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 use testbed::postgres::Server;
 
-use super::client::Client;
+use super::{client::Client, eventually};
 
 /// Longest wait for anything that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -60,6 +60,9 @@ impl Service {
             ("--token-key-file", &key.display().to_string()),
             ("--drain-delay", "0s"),
             ("--password-memory", "64"),
+            // Tests send as fast as they can, each through one sender.
+            ("--sender-rate", "0"),
+            ("--pair-rate", "0"),
             ("--log-level", "info,dialog_api=debug"),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_dialog-api"));
@@ -99,17 +102,11 @@ impl Service {
     /// Waits until `/ready` answers this status.
     pub(crate) async fn wait_for_ready(&self, status: u16) -> Result<()> {
         let client = self.client();
-        let deadline = Instant::now() + SOON;
-        loop {
-            let response = client.get("/ready").await?;
-            if response.status == status {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("/ready says {}: {}\n{}", response.status, response.text(), self.log_text());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually(&format!("/ready with {status}"), async || {
+            Ok((client.get("/ready").await?.status == status).then_some(()))
+        })
+        .await
+        .with_context(|| self.log_text())
     }
 
     /// A client of this service.
@@ -152,17 +149,17 @@ impl Service {
 
     /// Waits until the process has ended.
     pub(crate) async fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            if let Some(status) = self.process.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                bail!("the service does not end\n{}", self.log_text());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let process = &mut self.process;
+        let ended = eventually("the end of the service", async || Ok(process.try_wait()?)).await;
+        ended.with_context(|| self.log_text())
     }
+}
+
+/// What the service says about attempts of statements that failed: the last of it.
+pub(crate) fn attempts(service: &Service) -> String {
+    let log = service.log_text();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("tried again")).collect();
+    lines[lines.len().saturating_sub(50)..].join("\n")
 }
 
 impl Log {

@@ -152,9 +152,13 @@ pub struct PlanStatus {
     pub moves: i64,
     /// Bytes to copy.
     pub bytes: i64,
-    /// The moves in order, the first hundred of them.
+    /// The groups that the shards are then spread over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
+    pub over: Vec<String>,
+    /// The moves in order, the first 256 of them. An operator that is started anew carries on a plan that is shown whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub steps: Vec<PlannedMove>,
 }
 

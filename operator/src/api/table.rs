@@ -14,7 +14,7 @@ pub struct Table {
     /// Name of the table in the schema `public`.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z_][a-z0-9_]*$"))]
     pub name: String,
-    /// Cut into shards, or copied whole to every node.
+    /// Distributed over the nodes in shards, or copied whole to every node.
     pub kind: TableKind,
     /// The column whose hash decides the shard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,10 +26,10 @@ pub struct Table {
     pub group: Option<String>,
 }
 
-/// The two ways a table can be spread.
+/// The two ways a table can be distributed.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum TableKind {
-    /// Cut into shards by the hash of a column.
+    /// In shards, by the hash of a column.
     Distributed,
     /// Copied whole to every node.
     Reference,
@@ -51,12 +51,34 @@ impl Table {
     /// that a later version of dialog-api adds would never be distributed in the clusters that exist by then.
     #[must_use]
     pub fn dialog_api() -> Vec<Self> {
-        let dialog = ["messages", "dialogs", "dialog_state"];
-        let user = ["users", "credentials", "user_dialogs"];
+        let dialog = ["messages", "messages_archive", "dialogs", "dialog_state"];
+        let user = ["users", "credentials", "user_dialogs", "erasures"];
         dialog
             .iter()
             .map(|name| Self::distributed(name, "dialog_id", "dialog"))
             .chain(user.iter().map(|name| Self::distributed(name, "user_id", "user")))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::api::DialogCluster;
+    use kube::CustomResourceExt as _;
+
+    #[test]
+    fn the_tables_of_dialog_api_are_the_ones_it_makes_and_nobody_else_may_name() {
+        let made = BTreeSet::from(dialog_api::migrations::TABLES);
+        let ours = Table::dialog_api();
+        assert_eq!(ours.iter().map(|table| table.name.as_str()).collect::<BTreeSet<_>>(), made);
+
+        let schema = serde_json::to_string(&DialogCluster::crd()).unwrap();
+        let (_, rest) = schema.split_once("!(t.name in [").unwrap();
+        let (list, _) = rest.split_once(']').unwrap();
+        let refused: BTreeSet<_> = list.split(',').map(|name| name.trim().trim_matches('\'')).collect();
+        assert_eq!(refused, made.into_iter().chain(["schema_migrations", "sweeps"]).collect());
     }
 }

@@ -1,11 +1,14 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
-use k8s_openapi::api::core::v1::Pod;
+use futures::stream::{self, StreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::bootstrap::{Bootstrap, bootstrap};
 use super::certificates::Certificates;
 use super::instance::Instance;
 use super::observe::Observed;
@@ -13,15 +16,19 @@ use super::patroni::client::{Address, Client};
 use super::patroni::config;
 use super::rollout::{self, Step};
 use super::target::Target;
+use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{Group, Names};
+use crate::names::{BEGUN_ANEW, Group, Names};
 
 /// A change and a restart are this far apart at least before the one is said not to have helped the other.
 const APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// After this time Patroni has noticed a change of its configuration.
 const NOTICED: SignedDuration = SignedDuration::from_secs(15);
+
+/// Groups that are spoken to at the same time.
+const PARALLEL: usize = 8;
 
 /// The next step of an update.
 #[must_use]
@@ -47,6 +54,9 @@ pub async fn act(
     now: Timestamp,
 ) -> Result<Step, Error> {
     let names = &target.names;
+    if let Some(step) = begin_anew(context, target, observed, now).await? {
+        return Ok(step);
+    }
     // Needs no Patroni, and may be what it takes to be understood by it: its certificates are mounted at the start.
     if let Step::Replace { pod, why } = &step {
         replace(context, names, pod, why).await?;
@@ -58,12 +68,14 @@ pub async fn act(
         let switched = patroni.switch_over(&address(names, *group, from), to).await;
         let outdated = observed.groups.get(group).is_some_and(|group| group.is_outdated(from));
         return match switched {
+            // A standby that has come back catches up first, or else writes would be lost or wait for it.
+            Ok(Err(refusal)) => Ok(Step::Wait(format!("{to} to be able to take over: {refusal}"))),
             // It is to be restarted anyway, and hands over when it is stopped.
             Err(error) if outdated => {
                 warn!(%error, "cannot switch over first");
                 replace(context, names, from, "it does not take orders").await.map(|()| step)
             }
-            result => result.map(|()| step),
+            result => result.map(|_| step),
         };
     }
     let changed = configure(&patroni, target, observed).await?;
@@ -84,6 +96,35 @@ pub async fn act(
         }
     }
     Ok(step)
+}
+
+/// Lets a group whose first attempt to make its database was interrupted try again, where that can lose nothing.
+async fn begin_anew(
+    context: &Context,
+    target: &Target,
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Option<Step>, Error> {
+    let names = &target.names;
+    let interrupted = observed
+        .groups
+        .iter()
+        .find(|(group, there)| bootstrap(there, observed.claims_of(**group), now) == Bootstrap::Interrupted);
+    let Some((&group, there)) = interrupted else { return Ok(None) };
+    let name = names.patroni_state(group, "config");
+    info!(%group, namespace = names.namespace(), "the making of the database was interrupted; it begins anew");
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), names.namespace());
+    // Only if it is still as it was seen; otherwise it is looked at again.
+    let change = json!({ "metadata": {
+        "resourceVersion": there.configuration_version,
+        "annotations": { "initialize": null, BEGUN_ANEW: now.to_string() },
+    } });
+    let ours = PatchParams { field_manager: Some(CLUSTER_MANAGER.to_owned()), ..PatchParams::default() };
+    match maps.patch(&name, &ours, &Patch::Merge(&change)).await {
+        Err(kube::Error::Api(status)) if status.is_conflict() => {}
+        result => drop(result.map_err(Error::kubernetes("change", format!("ConfigMap {name}")))?),
+    }
+    Ok(Some(Step::Wait(format!("{group} to make its database anew: the first attempt was interrupted"))))
 }
 
 /// Deletes a pod; its StatefulSet makes it anew.
@@ -109,7 +150,20 @@ fn restarted_since(started: Option<Timestamp>, configured: Option<Timestamp>) ->
 
 /// Sends to each group what its dynamic configuration lacks; says whether there was anything.
 async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Result<bool, Error> {
-    let mut changed = false;
+    let lacking = lacking(target, observed);
+    let any = !lacking.is_empty();
+    // One group that does not answer must not keep the others from what they need.
+    let results: Vec<Result<(), Error>> = stream::iter(lacking)
+        .map(|(instance, change)| async move { patroni.configure(&instance, &change).await })
+        .buffer_unordered(PARALLEL)
+        .collect()
+        .await;
+    results.into_iter().collect::<Result<(), Error>>().map(|()| any)
+}
+
+/// What the dynamic configuration of groups lacks, and whom to tell.
+fn lacking(target: &Target, observed: &Observed) -> Vec<(Address, Value)> {
+    let mut all = Vec::new();
     for (&group, there) in &observed.groups {
         // Any Patroni takes it, even while PostgreSQL does not start: so a value that it does not start with can be
         // taken back. One that is to be replaced may have certificates that do not match any more.
@@ -125,16 +179,14 @@ async fn configure(patroni: &Client, target: &Target, observed: &Observed) -> Re
             // Names only: a value may be somebody's secret.
             let keys = config::keys(&change);
             info!(%group, namespace = target.names.namespace(), ?keys, "changing the dynamic configuration");
-            patroni.configure(&address(&target.names, group, &instance.pod), &change).await?;
-            changed = true;
+            all.push((address(&target.names, group, &instance.pod), change));
         }
     }
-    Ok(changed)
+    all
 }
 
 fn address(names: &Names, group: Group, pod: &str) -> Address {
-    let host = format!("{pod}.{}", names.host_of_service(&names.instances(group)));
-    Address { pod: pod.to_owned(), host }
+    Address { pod: pod.to_owned(), host: names.instance_host(group, pod) }
 }
 
 #[cfg(test)]

@@ -197,23 +197,39 @@ impl Certificates {
         })
     }
 
-    /// The certificate that expires first: whose it is, and when.
+    /// The certificate that expires first.
     #[must_use]
-    pub fn earliest_expiry(&self) -> (String, Timestamp) {
-        let groups = self.groups.iter().map(|(group, pair)| (format!("the certificate of {group}"), pair));
-        [
-            ("the certificate authority".to_owned(), &self.authority),
-            ("the operator's certificate".to_owned(), &self.operator),
-            ("the certificate of dialog-api".to_owned(), &self.api),
-            ("the authority of Patroni's commanders".to_owned(), &self.patroni_authority),
-            ("the certificate for commands to Patroni".to_owned(), &self.patroni),
-        ]
-        .into_iter()
-        .chain(groups)
-        .map(|(holder, pair)| (holder, pair.facts.not_after))
-        .min_by_key(|(_, expiry)| *expiry)
-        .unwrap_or_default()
+    pub fn earliest_expiry(&self, names: &Names) -> Expiry {
+        let groups = self.groups.iter().map(|(&group, pair)| (names.group_certificate(group), pair));
+        let others = [
+            (names.operator_certificate(), &self.operator),
+            (names.api_certificate(), &self.api),
+            (names.patroni_certificate(), &self.patroni),
+            (names.patroni_authority(), &self.patroni_authority),
+        ];
+        let expiry = |secret: String, pair: &Pair| Expiry {
+            secret,
+            is_authority: pair.facts.is_authority,
+            at: pair.facts.not_after,
+        };
+        groups.chain(others).map(|(secret, pair)| expiry(secret, pair)).fold(
+            expiry(names.authority(), &self.authority),
+            |first, next| {
+                if next.at < first.at { next } else { first }
+            },
+        )
     }
+}
+
+/// When a certificate expires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The Secret that holds it.
+    pub secret: String,
+    /// Whether others are signed with it.
+    pub is_authority: bool,
+    /// The first moment at which it is not good any more.
+    pub at: Timestamp,
 }
 
 impl Certificates {

@@ -21,10 +21,14 @@ pub struct Instance {
     pub is_primary: bool,
     /// It passes its readiness probe.
     pub is_ready: bool,
+    /// Since when it does not pass its readiness probe any more, if it has since its container was started.
+    pub stopped: Option<Timestamp>,
     /// It is being deleted.
     pub is_terminating: bool,
     /// Since when it exists.
     pub created: Option<Timestamp>,
+    /// Since when its container runs, if it does.
+    pub started: Option<Timestamp>,
     /// What keeps it from running, if its kubelet or the scheduler says so.
     pub trouble: Option<Trouble>,
     /// What Patroni reports.
@@ -50,6 +54,8 @@ pub enum Trouble {
 pub struct Member {
     /// `running`, `starting`, `creating replica`, `initializing new cluster`, …
     pub state: String,
+    /// `primary`, `replica`, … or `uninitialized` where there is no database.
+    pub role: String,
     /// Whether PostgreSQL has to be restarted for a parameter to take effect.
     pub pending_restart: bool,
     /// Which parameters.
@@ -67,6 +73,12 @@ pub struct Change {
 }
 
 impl Member {
+    /// Whether PostgreSQL was started in vain, or ended by itself.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.state == "crashed" || self.state.ends_with(" failed")
+    }
+
     /// Whether the data of the primary is being copied, which takes as long as it takes.
     #[must_use]
     pub fn is_copying(&self) -> bool {
@@ -85,8 +97,10 @@ impl Instance {
             revision: labels.get("controller-revision-hash").cloned(),
             is_primary: labels.get(ROLE_LABEL).is_some_and(|role| role == "primary"),
             is_ready: condition(pod, "Ready").is_some_and(|(status, _)| status == "True"),
+            stopped: stopped(pod),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
             created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            started: started(pod),
             trouble: trouble(pod),
             patroni: pod
                 .annotations()
@@ -98,10 +112,24 @@ impl Instance {
     }
 }
 
+/// Before a container is started, its pod is not ready. A pod that is not since later than that was ready meanwhile.
+fn stopped(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref()?;
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready")?;
+    let changed = ready.last_transition_time.as_ref().filter(|_| ready.status == "False")?.0;
+    started(pod).filter(|started| changed > *started).map(|_| changed)
+}
+
 fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str)> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|condition| condition.type_ == kind)?;
     Some((&condition.status, condition.message.as_deref().unwrap_or_default()))
+}
+
+fn started(pod: &Pod) -> Option<Timestamp> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let running = containers.iter().filter_map(|container| container.state.as_ref()?.running.as_ref());
+    running.filter_map(|running| running.started_at.as_ref().map(|time| time.0)).max()
 }
 
 fn trouble(pod: &Pod) -> Option<Trouble> {
@@ -140,4 +168,34 @@ fn how_it_ended(state: Option<&ContainerState>, otherwise: &str) -> String {
 
 fn last_line(text: &str) -> &str {
     text.trim_end().lines().last().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pod whose container was started at 10:00:20, and whose readiness changed last at `changed`.
+    fn pod(ready: &str, changed: &str) -> Instance {
+        let pod = serde_json::json!({
+            "metadata": { "name": "chat-coordinator-0" },
+            "status": {
+                "conditions": [{ "type": "Ready", "status": ready, "lastTransitionTime": changed }],
+                "containerStatuses": [{
+                    "name": "postgres", "image": "postgres", "imageID": "", "ready": ready == "True", "restartCount": 0,
+                    "state": { "running": { "startedAt": "2026-11-21T10:00:20Z" } },
+                }],
+            },
+        });
+        Instance::from_pod(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_pod_that_stops_serving_is_not_one_that_starts() {
+        let starts = pod("False", "2026-11-21T10:00:18Z");
+        assert!(!starts.is_ready && starts.stopped.is_none());
+        let serves = pod("True", "2026-11-21T10:00:25Z");
+        assert!(serves.is_ready && serves.stopped.is_none());
+        let stopped = pod("False", "2026-11-21T10:00:50Z");
+        assert_eq!(stopped.stopped, "2026-11-21T10:00:50Z".parse().ok());
+    }
 }

@@ -1,5 +1,6 @@
 //! What there is of a cluster in Kubernetes. Reads only.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -15,14 +16,19 @@ use serde_json::Value;
 
 use crate::condition::CLUSTER_MANAGER;
 use crate::error::Error;
-use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
+use crate::names::{BEGUN_ANEW, CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 
 use super::certificates::Secrets;
 use super::instance::Instance;
+use complaints::Attempts;
+
+mod complaints;
 
 /// The annotation of StorageClasses and IngressClasses that are taken where none is named.
 const DEFAULT_STORAGE_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 const DEFAULT_INGRESS_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+/// The annotation of a claim by which the scheduler asks for a volume where the node can reach it.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// What there is.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +47,12 @@ pub struct Observed {
     pub ingress_classes: Classes,
     /// The StorageClasses.
     pub storage_classes: Classes,
+    /// The groups whose StatefulSet is being deleted.
+    pub leaving: BTreeSet<Group>,
+    /// The groups that have pods, with a StatefulSet or without.
+    pub with_pods: BTreeSet<Group>,
+    /// The names of the ConfigMaps in which Patroni keeps each group's state.
+    pub state: BTreeMap<Group, Vec<String>>,
 }
 
 /// A database group.
@@ -62,8 +74,18 @@ pub struct ObservedGroup {
     pub configured: Option<Timestamp>,
     /// Patroni's dynamic configuration.
     pub configuration: Option<Value>,
+    /// The version of the ConfigMap of both, so that nothing is changed there that was not seen.
+    pub configuration_version: Option<String>,
+    /// When the interrupted making of the database was given up, so that it begins anew.
+    pub begun_anew: Option<Timestamp>,
+    /// Whether an instance has ever held Patroni's lock.
+    pub has_led: bool,
     /// Why its StatefulSet cannot create pods.
     pub creation_failure: Option<String>,
+    /// Its StatefulSet's UID.
+    pub uid: Option<String>,
+    /// Its volumes are deleted with the StatefulSet.
+    pub volumes_follow: bool,
 }
 
 impl ObservedGroup {
@@ -71,6 +93,12 @@ impl ObservedGroup {
     #[must_use]
     pub fn is_initialized(&self) -> bool {
         self.system_identifier.as_ref().is_some_and(|identifier| !identifier.is_empty())
+    }
+
+    /// Whether there are fewer pods than its StatefulSet asks for.
+    #[must_use]
+    pub fn lacks_pods(&self) -> bool {
+        i32::try_from(self.instances.len()).is_ok_and(|count| count < self.replicas)
     }
 
     /// Whether a pod is of an older template than its StatefulSet has now.
@@ -101,8 +129,14 @@ pub struct Claim {
     pub bound: bool,
     /// The class it asks for.
     pub class: Option<String>,
+    /// Whether the scheduler has chosen a node for its volume, and waits for the provisioner now.
+    pub has_node: bool,
     /// Why its volume cannot be made.
     pub failure: Option<String>,
+    /// The UID of the StatefulSet that it is deleted with.
+    pub owner: Option<String>,
+    /// It is being deleted.
+    pub is_terminating: bool,
 }
 
 /// dialog-api's Deployment.
@@ -123,11 +157,46 @@ pub struct ObservedApi {
 pub struct Classes {
     /// Their names.
     pub names: BTreeSet<String>,
-    /// Whether one of them is taken where none is named.
-    pub has_default: bool,
+    /// The one that is taken where none is named.
+    pub default: Option<String>,
 }
 
 impl Observed {
+    /// Whether what is left of a group is still being deleted: until that is over, it cannot be made anew.
+    #[must_use]
+    pub fn is_leaving(&self, group: Group) -> bool {
+        let uid = self.groups.get(&group).and_then(|group| group.uid.as_ref());
+        // A claim that goes with a StatefulSet that is gone is deleted at any moment.
+        let goes = |claim: &Claim| {
+            claim.is_terminating || claim.owner.as_ref().is_some_and(|owner| Some(owner) != uid)
+        };
+        self.leaving.contains(&group)
+            || !self.groups.contains_key(&group)
+                && (self.claims.get(&group).into_iter().flatten().any(|(_, claim)| goes(claim))
+                    || self.with_pods.contains(&group))
+    }
+
+    /// The ConfigMaps of groups that have no StatefulSet, pod or volume.
+    pub fn orphaned_state(&self) -> impl Iterator<Item = &str> {
+        let gone = |group: Group| {
+            !self.groups.contains_key(&group)
+                && !self.leaving.contains(&group)
+                && !self.with_pods.contains(&group)
+                && !self.claims.contains_key(&group)
+        };
+        self.state
+            .iter()
+            .filter(move |(group, _)| gone(**group))
+            .flat_map(|(_, names)| names)
+            .map(String::as_str)
+    }
+
+    /// How many instances of a group have a claim.
+    #[must_use]
+    pub fn claims_of(&self, group: Group) -> usize {
+        self.claims.get(&group).map_or(0, BTreeMap::len)
+    }
+
     /// The highest ordinal among a group's instances that have a claim.
     #[must_use]
     pub fn highest_claim(&self, group: Group) -> Option<i32> {
@@ -162,13 +231,18 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     };
     for set in &sets {
         if let Some(group) = group_of(set).filter(|group| names.group(*group) == set.name_any()) {
-            observed.groups.insert(group, stateful_set(set));
+            if set.metadata.deletion_timestamp.is_some() {
+                observed.leaving.insert(group);
+            } else {
+                observed.groups.insert(group, stateful_set(set));
+            }
         }
     }
     for pod in &pods {
         let instance = Instance::from_pod(pod);
         match group_of(pod) {
             Some(group) => {
+                observed.with_pods.insert(group);
                 if let Some(group) = observed.groups.get_mut(&group) {
                     group.instances.push(instance);
                 }
@@ -176,39 +250,48 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
             None => observed.api_pods.push(instance),
         }
     }
-    for (name, group) in &mut observed.groups {
+    for group in observed.groups.values_mut() {
         group.instances.sort_by_key(|instance| instance.ordinal);
-        if i32::try_from(group.instances.len()).is_ok_and(|count| count < group.replicas) {
-            group.creation_failure =
-                list.complaint("StatefulSet", &names.group(*name), "FailedCreate").await?;
+    }
+    if observed.groups.values().any(ObservedGroup::lacks_pods) {
+        let complaints = list.complaints(complaints::PODS).await?;
+        for set in &sets {
+            let group = group_of(set).and_then(|group| observed.groups.get_mut(&group));
+            if let Some(group) = group.filter(|group| group.lacks_pods()) {
+                group.creation_failure = set.uid().and_then(|uid| complaints.get(&uid).cloned());
+            }
         }
     }
     for map in &maps {
         let Some(name) = group_of(map) else { continue };
+        observed.state.entry(name).or_default().push(map.name_any());
         let Some(group) = observed.groups.get_mut(&name) else { continue };
         let annotations = map.annotations();
         if map.name_any() == names.patroni_state(name, "config") {
             group.configured = written_by_patroni(map);
+            group.configuration_version = map.resource_version();
+            group.begun_anew = annotations.get(BEGUN_ANEW).and_then(|time| time.parse().ok());
             group.system_identifier = annotations.get("initialize").cloned();
             group.configuration = annotations.get("config").and_then(|text| serde_json::from_str(text).ok());
         } else if map.name_any() == names.patroni_state(name, "leader") {
             group.leader = annotations.get("leader").cloned();
+            group.has_led =
+                ["leader", "acquireTime", "optime"].iter().any(|key| annotations.contains_key(*key));
         } else if map.name_any() == names.patroni_state(name, "sync") {
             let standbys = annotations.get("sync_standby").map(String::as_str).unwrap_or_default();
             group.synchronous =
                 standbys.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         }
     }
+    let complaints = if claims.iter().all(is_bound) {
+        BTreeMap::new()
+    } else {
+        list.complaints(complaints::VOLUMES).await?
+    };
     for claim in &claims {
         let Some(group) = group_of(claim) else { continue };
-        let prefix = format!("data-{}-", names.group(group));
-        let ordinal = claim.name_any().strip_prefix(&prefix).and_then(|ordinal| ordinal.parse().ok());
-        if let Some(ordinal) = ordinal {
-            let mut claim = volume_claim(claim);
-            if !claim.bound {
-                claim.failure =
-                    list.complaint("PersistentVolumeClaim", &claim.name, "ProvisioningFailed").await?;
-            }
+        if let Some(ordinal) = names.ordinal_of_claim(group, &claim.name_any()) {
+            let claim = volume_claim(claim, &complaints);
             observed.claims.entry(group).or_default().insert(ordinal, claim);
         }
     }
@@ -237,21 +320,16 @@ impl Lister<'_> {
             .map_err(Error::kubernetes("list", format!("{}s with {selector}", K::kind(&()))))?;
         Ok(found.items)
     }
-}
 
-impl Lister<'_> {
-    /// What was complained of last about an object. Some controllers say it in Events only.
-    async fn complaint(&self, kind: &str, name: &str, reason: &str) -> Result<Option<String>, Error> {
+    /// What the last attempts failed for, by the object's UID.
+    async fn complaints(&self, attempts: Attempts) -> Result<BTreeMap<String, String>, Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), self.names.namespace());
-        let fields = format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
+        let kind = attempts.kind;
         let found = api
-            .list(&ListParams::default().fields(&fields))
+            .list(&ListParams::default().fields(&format!("involvedObject.kind={kind}")))
             .await
-            .map_err(Error::kubernetes("list", format!("Events of {kind} {name}")))?;
-        let last = found.items.into_iter().max_by_key(|event| {
-            event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
-        });
-        Ok(last.and_then(|event| event.message))
+            .map_err(Error::kubernetes("list", format!("Events of {kind}s")))?;
+        Ok(complaints::last(attempts, found.items))
     }
 }
 
@@ -264,10 +342,12 @@ where
         .list_metadata(&ListParams::default())
         .await
         .map_err(Error::kubernetes("list", format!("{}s", K::kind(&()))))?;
+    let defaults =
+        found.iter().filter(|class| class.annotations().get(default).is_some_and(|is| is == "true"));
+    // Of several, Kubernetes takes the newest, and of those the first by name.
+    let default = defaults.max_by_key(|class| (class.creation_timestamp(), Reverse(class.name_any())));
     Ok(Classes {
-        has_default: found
-            .iter()
-            .any(|class| class.annotations().get(default).is_some_and(|is| is == "true")),
+        default: default.map(ResourceExt::name_any),
         names: found.iter().map(ResourceExt::name_any).collect(),
     })
 }
@@ -290,16 +370,34 @@ fn stateful_set(set: &StatefulSet) -> ObservedGroup {
     ObservedGroup {
         replicas: set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         revision: seen.and_then(|status| status.update_revision.clone()),
+        uid: set.metadata.uid.clone(),
+        volumes_follow: set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref())
+            .is_some_and(|policy| policy.when_deleted.as_deref() == Some("Delete")),
         ..ObservedGroup::default()
     }
 }
 
-fn volume_claim(claim: &PersistentVolumeClaim) -> Claim {
+fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound")
+}
+
+fn volume_claim(claim: &PersistentVolumeClaim, complaints: &BTreeMap<String, String>) -> Claim {
+    let failure = claim.uid().and_then(|uid| complaints.get(&uid).cloned());
     Claim {
         name: claim.name_any(),
-        failure: None,
-        bound: claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound"),
+        failure: failure.filter(|_| !is_bound(claim)),
+        bound: is_bound(claim),
+        has_node: claim.annotations().contains_key(SELECTED_NODE),
         class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
+        owner: claim
+            .owner_references()
+            .iter()
+            .find(|owner| owner.kind == "StatefulSet")
+            .map(|owner| owner.uid.clone()),
+        is_terminating: claim.metadata.deletion_timestamp.is_some(),
     }
 }
 
@@ -318,3 +416,6 @@ fn api(deployment: &Deployment) -> ObservedApi {
             && status.replicas.unwrap_or(0) == replicas,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::bootstrap::{Bootstrap, bootstrap};
 use super::instance::{Instance, Trouble};
 use super::observe::{Observed, ObservedGroup};
 use super::target::{GroupTarget, Target};
@@ -78,18 +79,16 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
     for (ordinal, claim) in pending {
         let name = &claim.name;
         let pod = target.names.pod(group, *ordinal);
-        let waits = observed.groups.get(&group).is_some_and(|group| {
+        let is_old = observed.groups.get(&group).is_some_and(|group| {
             let mut instances = group.instances.iter();
-            instances.any(|instance| {
-                instance.pod == pod && instance.trouble.is_none() && !is_young(instance, SCHEDULING, now)
-            })
+            instances.any(|instance| instance.pod == pod && !is_young(instance, SCHEDULING, now))
         });
         match &claim.class {
             Some(class) if !classes.names.contains(class) => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} asks for StorageClass {class}, which does not exist; create it, {again}"),
             )),
-            None if !classes.has_default => problems.push(Problem::lasting(
+            None if classes.default.is_none() => problems.push(Problem::lasting(
                 "StorageClassMissing",
                 format!("claim {name} names no StorageClass and there is no default one; make one the default, {again}"),
             )),
@@ -97,10 +96,10 @@ fn claims(target: &Target, observed: &Observed, group: Group, now: Timestamp, pr
             _ => problems.extend(match &claim.failure {
                 Some(failure) => Some(Problem::lasting(
                     "VolumeNotProvisioned",
-                    format!("the volume of claim {name} cannot be made: {failure}; mend what it names"),
+                    format!("the volume of claim {name} cannot be made: {failure}; correct what it names"),
                 )),
-                // While a provisioner does nothing, the scheduler waits for it and says nothing.
-                None if waits => Some(Problem::lasting(
+                // While a provisioner does nothing, the scheduler waits for it and says nothing of it.
+                None if claim.has_node && is_old => Some(Problem::lasting(
                     "VolumePending",
                     format!(
                         "claim {name} has no volume yet; see that the provisioner of its class runs, and what `kubectl \
@@ -127,15 +126,19 @@ fn instances(
         return;
     };
     let before = problems.len();
+    if bootstrap(there, observed.claims_of(group), now) == Bootstrap::Stuck {
+        problems.push(not_made(target, group, there));
+        return;
+    }
     for instance in &there.instances {
-        problems.extend(unready(instance, there, &target.pull, now));
+        problems.extend(unready(target, instance, there, now));
     }
     let count = i32::try_from(there.instances.len()).unwrap_or(i32::MAX);
     if count < wanted.replicas {
         problems.push(match &there.creation_failure {
             Some(reason) => Problem::lasting(
                 "PodsNotCreated",
-                format!("StatefulSet {set} cannot create its pods: {reason}; mend what it names"),
+                format!("StatefulSet {set} cannot create its pods: {reason}; correct what it names"),
             ),
             None => Problem::passing(
                 "Creating",
@@ -155,8 +158,22 @@ fn instances(
     }
 }
 
+/// A database that nobody makes, because what may be on a volume would be lost.
+fn not_made(target: &Target, group: Group, there: &ObservedGroup) -> Problem {
+    let pods: Vec<&str> = there.instances.iter().map(|instance| &*instance.pod).collect();
+    let message = format!(
+        "{}: Patroni neither finds a whole database nor makes one, because a volume may hold data; `kubectl logs` says \
+         what it found; if there is nothing to keep, remove the annotation `initialize` of ConfigMap {}, and delete the \
+         claims of {} and its pods",
+        pods.join(", "),
+        target.names.patroni_state(group, "config"),
+        target.names.group(group)
+    );
+    Problem::lasting("DatabaseNotMade", message)
+}
+
 /// Why an instance of the database does not serve, if it does not.
-fn unready(instance: &Instance, group: &ObservedGroup, pull: &Pull, now: Timestamp) -> Option<Problem> {
+fn unready(target: &Target, instance: &Instance, group: &ObservedGroup, now: Timestamp) -> Option<Problem> {
     let pod = &instance.pod;
     if instance.is_terminating {
         return Some(Problem::passing("Starting", format!("pod {pod} is being replaced")));
@@ -164,7 +181,7 @@ fn unready(instance: &Instance, group: &ObservedGroup, pull: &Pull, now: Timesta
     if instance.is_ready {
         return None;
     }
-    if let Some(problem) = trouble(instance, "spec.image", pull, now) {
+    if let Some(problem) = trouble(instance, "spec.image", &target.pull, now) {
         return Some(problem);
     }
     let state = match instance.patroni.state.as_str() {
@@ -174,17 +191,32 @@ fn unready(instance: &Instance, group: &ObservedGroup, pull: &Pull, now: Timesta
     if instance.patroni.is_copying() {
         return Some(Problem::passing("CopyingStandby", format!("pod {pod} copies the data of its primary")));
     }
-    Some(if is_young(instance, YOUNG, now) || !group.is_initialized() {
+    let is_starting =
+        is_young(instance, YOUNG, now) && instance.stopped.is_none() && !instance.patroni.has_failed();
+    Some(if is_starting || !group.is_initialized() {
         Problem::passing("Starting", format!("pod {pod} is starting; {state}"))
     } else {
-        let message =
-            format!("PostgreSQL of pod {pod} does not serve; {state}; `kubectl logs {pod}` says why");
+        let message = format!(
+            "PostgreSQL of pod {pod} does not serve; {state}; `kubectl logs {pod}` says why{}",
+            parameters(target)
+        );
         Problem::lasting("DatabaseUnreachable", message)
     })
 }
 
+/// What else to look at where parameters are asked for: PostgreSQL does not start with some values that it takes.
+fn parameters(target: &Target) -> String {
+    let names: Vec<&str> = target.spec.postgres.parameters.keys().map(String::as_str).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("; if it is one of spec.postgres.parameters ({}), correct it there", names.join(", "))
+}
+
+/// Whether an instance exists, or runs, for less than `limit`.
 fn is_young(instance: &Instance, limit: Duration, now: Timestamp) -> bool {
-    instance.created.is_none_or(|created| now.duration_since(created).unsigned_abs() < limit)
+    let since = instance.started.or(instance.created);
+    since.is_none_or(|since| now.duration_since(since).unsigned_abs() < limit)
 }
 
 fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Option<Problem> {
@@ -197,7 +229,7 @@ fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Opt
         Trouble::Unschedulable(why) => Problem::lasting(
             "Unschedulable",
             format!(
-                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or mend the volume it names"
+                "no node takes pod {pod}: {why}; add nodes, change resources or placement, or correct what it says of the volume"
             ),
         ),
         Trouble::Image(why) => Problem::lasting(
@@ -206,7 +238,7 @@ fn trouble(instance: &Instance, image: &str, pull: &Pull, now: Timestamp) -> Opt
         ),
         Trouble::Container(why) => Problem::lasting(
             "ContainerNotCreated",
-            format!("the container of pod {pod} cannot be created: {why}; mend what it names"),
+            format!("the container of pod {pod} cannot be created: {why}; correct what it names"),
         ),
         Trouble::Crash(why) => Problem::lasting(
             "CrashLooping",
@@ -226,12 +258,11 @@ fn pull_secrets(pull: &Pull) -> String {
 }
 
 /// Reasons of the controller of the database that do not go away by themselves.
-const NEEDS_SOMEBODY: [&str; 10] = [
+const NEEDS_SOMEBODY: [&str; 9] = [
     "ColumnMissing",
     "NoReplicaIdentity",
     "NotATable",
     "NotColocated",
-    "PolicyIncomplete",
     "RowsOnCoordinator",
     "SettingsDiffer",
     "SpreadOtherwise",
@@ -281,7 +312,7 @@ fn api(target: &Target, observed: &Observed, now: Timestamp, problems: &mut Vec<
         problems.extend(trouble(pod, "spec.api.image", &target.pull, now));
     }
     if let Some(failure) = api.creation_failure.as_ref().filter(|_| short) {
-        let message = format!("Deployment {name} cannot create its pods: {failure}; mend what it names");
+        let message = format!("Deployment {name} cannot create its pods: {failure}; correct what it names");
         problems.push(Problem::lasting("PodsNotCreated", message));
     }
     if problems.is_empty() && short {
@@ -311,7 +342,7 @@ fn ingress(target: &Target, observed: &Observed) -> Option<Problem> {
                  spec.api.ingress.className"
             ),
         )),
-        None if !classes.has_default => Some(Problem::lasting(
+        None if classes.default.is_none() => Some(Problem::lasting(
             "IngressClassMissing",
             format!(
                 "Ingress {name} names no IngressClass and there is no default one; set spec.api.ingress.className"

@@ -1,8 +1,9 @@
 //! What is written into the status. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
 
-use super::certificates::Certificates;
+use super::certificates::{Certificates, Expiry};
 use super::observe::Observed;
 use super::problems::Problem;
 use super::rollout::Step;
@@ -56,6 +57,10 @@ pub fn report(
         (Some(step_text), _) if matches!(step, Step::Helpless { .. }) => {
             Finding::new(PROGRESSING, false, "RestartDidNotHelp", step_text)
         }
+        // While a cluster is made, every part of it waits for others: what it waits for says more.
+        (Some(_), Some(problem)) if matches!(step, Step::Wait(_)) && !served(cluster) => {
+            Finding::new(PROGRESSING, true, problem.reason, problem.message.clone())
+        }
         (Some(step), _) => Finding::new(PROGRESSING, true, "Updating", step),
         (None, Some(problem)) => Finding::new(PROGRESSING, true, problem.reason, problem.message.clone()),
         (None, None) if problems.is_empty() && observed.api.as_ref().is_some_and(|api| !api.current) => {
@@ -66,7 +71,7 @@ pub fn report(
             Finding::new(PROGRESSING, false, "Idle", "everything is as it was asked for")
         }
         (None, None) => {
-            Finding::new(PROGRESSING, false, "Blocked", "it goes on once what Ready names is mended")
+            Finding::new(PROGRESSING, false, "Blocked", "it goes on once what Ready names is put right")
         }
     };
     let phase = phase(cluster, problems.is_empty(), progressing.holds == condition::Holds::True, step);
@@ -81,7 +86,7 @@ pub fn report(
         url: Some(url(target)),
         ..DialogClusterStatus::default()
     };
-    (status, vec![ready, progressing, validity(certificates, now)])
+    (status, vec![ready, progressing, validity(certificates, &target.names, now)])
 }
 
 /// The report of a cluster for which nothing can be built, or nothing more will be.
@@ -106,7 +111,8 @@ pub fn refusal(
     };
     let mut findings =
         vec![Finding::new(READY, false, reason, message), Finding::new(PROGRESSING, false, reason, message)];
-    findings.extend(certificates.map(|certificates| validity(certificates, now)));
+    let names = Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default());
+    findings.extend(certificates.map(|certificates| validity(certificates, &names, now)));
     (status, findings)
 }
 
@@ -157,19 +163,25 @@ fn url(target: &Target) -> String {
     }
 }
 
-fn validity(certificates: &Certificates, now: Timestamp) -> Finding {
-    let (holder, expiry) = certificates.earliest_expiry();
-    let remedy = "delete its Secret to have a new one made; the pods that use it are restarted in order";
-    let date = expiry.strftime("%Y-%m-%d");
-    if expiry <= now {
-        let message = format!("{holder} expired on {date}; {remedy}");
+fn validity(certificates: &Certificates, names: &Names, now: Timestamp) -> Finding {
+    let Expiry { secret, is_authority, at } = certificates.earliest_expiry(names);
+    let remedy = if is_authority {
+        "delete it in a quiet hour to have a new authority and with it all its certificates made: pods with old and with \
+         new ones refuse each other until the last has been restarted"
+    } else {
+        "delete it to have a new one made; the pods that use it are restarted in order"
+    };
+    let date = at.strftime("%Y-%m-%d");
+    if at <= now {
+        let message = format!("the certificate in Secret {secret} expired on {date}; {remedy}");
         return Finding::new(CERTIFICATES_VALID, false, "Expired", message);
     }
-    if expiry.duration_since(now) < RENEW {
-        let message = format!("{holder} expires on {date}; {remedy}");
+    if at.duration_since(now) < RENEW {
+        let message = format!("the certificate in Secret {secret} expires on {date}; {remedy}");
         return Finding::new(CERTIFICATES_VALID, true, "ExpiresSoon", message);
     }
-    Finding::new(CERTIFICATES_VALID, true, "Valid", format!("the first to expire is {holder}, on {date}"))
+    let message = format!("the first to expire is the certificate in Secret {secret}, on {date}");
+    Finding::new(CERTIFICATES_VALID, true, "Valid", message)
 }
 
 #[cfg(test)]

@@ -135,7 +135,12 @@ fn in_group(name: Group, group: &ObservedGroup, asked: i32) -> Option<Step> {
         return Some(replace(standby));
     }
     if let Some(primary) = primary.filter(|primary| group.is_outdated(&primary.pod)) {
-        return switch(&|_| true).or_else(|| Some(replace(primary)));
+        if standbys.is_empty() {
+            return Some(replace(primary));
+        }
+        // Where none may take over, writes would wait until the primary is back, or be lost with it.
+        let waits = || Step::Wait(format!("a standby of {name} that has everything"));
+        return switch(&|_| true).or_else(|| Some(waits()));
     }
     let restart = |instance: &Instance| Step::Restart {
         group: name,

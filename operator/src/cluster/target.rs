@@ -9,6 +9,7 @@ use crate::api::{DialogCluster, DialogClusterSpec, PlacementSpec, ResourcesSpec,
 use crate::context::{Pull, Settings};
 use crate::names::{Group, Names};
 
+use super::memory;
 use super::observe::{Observed, ObservedGroup};
 
 /// Everything that decides how a cluster's objects look, secrets aside.
@@ -26,6 +27,8 @@ pub struct Target {
     pub api_image: String,
     /// How both are had.
     pub pull: Pull,
+    /// The class of the Ingress: Kubernetes writes the default one only into a new object, so it is named.
+    pub ingress_class: Option<String>,
     /// The groups that exist or are asked for.
     pub groups: BTreeMap<Group, GroupTarget>,
 }
@@ -37,6 +40,8 @@ pub struct GroupTarget {
     pub replicas: i32,
     /// Whether Patroni may make a new database if it finds none.
     pub bootstrap: bool,
+    /// Whether its volumes were told to be deleted with its StatefulSet, because it is leaving.
+    pub volumes_follow: bool,
 }
 
 /// What the resource says of one group.
@@ -78,13 +83,19 @@ impl Target {
         let spec = &cluster.spec;
         let postgres_image = image(&spec.image, &settings.postgres_image, "spec.image", "--postgres-image")?;
         let api_image = image(&spec.api.image, &settings.api_image, "spec.api.image", "--api-image")?;
+        if let Some(message) = memory::excess(spec) {
+            return Err(Refusal { reason: "MemoryTooSmall", message });
+        }
         let owner = cluster.controller_owner_ref(&()).ok_or_else(|| Refusal {
             reason: "NotStored",
             message: "the object has no UID yet".to_owned(),
         })?;
         let desired =
             [Group::Coordinator].into_iter().chain((0..spec.workers.count.unsigned_abs()).map(Group::Worker));
-        let groups: BTreeSet<Group> = desired.chain(observed.groups.keys().copied()).collect();
+        let groups: BTreeSet<Group> = desired
+            .chain(observed.groups.keys().copied())
+            .filter(|group| !observed.is_leaving(*group))
+            .collect();
         Ok(Self {
             names: Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default()),
             owner,
@@ -92,17 +103,32 @@ impl Target {
             postgres_image,
             api_image,
             pull: settings.pull.clone(),
+            ingress_class: spec
+                .api
+                .ingress
+                .as_ref()
+                .and_then(|ingress| ingress.class_name.clone())
+                .or_else(|| observed.ingress_classes.default.clone()),
             groups: groups
                 .into_iter()
                 .map(|group| {
                     let asked = group_spec(spec, group).instances;
-                    (
-                        group,
-                        GroupTarget::new(asked, observed.groups.get(&group), observed.highest_claim(group)),
-                    )
+                    let there = observed.groups.get(&group);
+                    // Only groups that are not asked for are ever told so; one that is asked for again is told otherwise.
+                    let surplus =
+                        matches!(group, Group::Worker(number) if number >= spec.workers.count.unsigned_abs());
+                    let volumes_follow = surplus && there.is_some_and(|there| there.volumes_follow);
+                    let target = GroupTarget::new(asked, there, observed.highest_claim(group));
+                    (group, GroupTarget { volumes_follow, ..target })
                 })
                 .collect(),
         })
+    }
+
+    /// Whether a group is not asked for.
+    #[must_use]
+    pub fn is_surplus(&self, group: Group) -> bool {
+        matches!(group, Group::Worker(number) if number >= self.spec.workers.count.unsigned_abs())
     }
 
     /// What the resource says of a group.
@@ -141,12 +167,17 @@ impl GroupTarget {
     pub fn new(asked: i32, group: Option<&ObservedGroup>, highest_claim: Option<i32>) -> Self {
         let highest_claim = highest_claim.unwrap_or(0);
         if !group.is_some_and(ObservedGroup::is_initialized) {
-            return Self { replicas: highest_claim + 1, bootstrap: highest_claim == 0 };
+            return Self {
+                replicas: highest_claim + 1,
+                bootstrap: highest_claim == 0,
+                volumes_follow: false,
+            };
         }
         let now = group.map_or(asked, |group| group.replicas);
         let stays = group.and_then(ObservedGroup::primary).is_some_and(|primary| {
             primary.is_ready && primary.ordinal < asked && primary.patroni.state == "running"
         });
-        Self { replicas: if asked >= now || stays { asked } else { now }, bootstrap: true }
+        let replicas = if asked >= now || stays { asked } else { now };
+        Self { replicas, bootstrap: true, volumes_follow: false }
     }
 }

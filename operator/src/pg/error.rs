@@ -44,12 +44,6 @@ impl Error {
         }
     }
 
-    /// Whether the server let nobody in under this role: it does not exist, may not log in, or is not in the ident map.
-    #[must_use]
-    pub fn is_role_refused(&self) -> bool {
-        self.sqlstate() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
-    }
-
     /// Whether the server has no database of this name.
     #[must_use]
     pub fn is_database_missing(&self) -> bool {
@@ -98,7 +92,9 @@ impl Error {
                 "the role lacks a privilege: dialog_operator must be a superuser"
             }
             &SqlState::READ_ONLY_SQL_TRANSACTION => "this is not the primary: wait for the failover to end",
-            &SqlState::DISK_FULL => "the volume is full: free some space or enlarge it",
+            &SqlState::DISK_FULL => {
+                "the volume is full: free some space, or enlarge its PersistentVolumeClaim if the class allows that"
+            }
             _ => "see the server's log for the statement",
         }
     }

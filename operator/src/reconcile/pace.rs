@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::metrics::Ended;
 
-/// How long a cluster that needs nothing is left alone if nothing wakes us: watches can miss a change.
+/// How long a cluster that needs nothing is left alone, where nothing else is said: watches can miss a change.
 pub const RESYNC: Duration = Duration::from_secs(30);
 
 /// On average, one cluster is looked at no more often than this.
@@ -13,8 +13,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const BURST: u32 = 6;
 /// The first delay after a failure.
 const FIRST: Duration = Duration::from_secs(1);
-/// No delay after a failure is longer.
-const LONGEST: Duration = Duration::from_mins(2);
+/// No delay after a failure is longer: what fails is looked at as often as what needs nothing, so that another cause is
+/// named as soon, and what was mended is noticed.
+const LONGEST: Duration = RESYNC;
 
 /// The pace of one cluster: a few reconciliations at once while things change, one in [`INTERVAL`] on average, and
 /// growing delays after failures.

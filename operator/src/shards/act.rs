@@ -8,7 +8,9 @@ use tokio_postgres::types::Type;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
-use crate::pg::{self, Parameter, Session, identifier};
+use crate::pg::{self, Endpoint, Parameter, Session, identifier};
+
+mod moves;
 
 /// How long a change of Citus' catalogs may take: a new node is sent all of them. What copies rows has no limit, in
 /// sessions of its own.
@@ -66,6 +68,24 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         }
         Step::AddNode { group } => node(sessions, *group, "SELECT citus_add_node($1, $2)").await?,
         Step::ActivateNode { group } => node(sessions, *group, "SELECT citus_activate_node($1, $2)").await?,
+        Step::UpdateNode { group, node_id } => update_node(sessions, *group, *node_id).await?,
+        Step::SyncMetadata { group } => {
+            node(sessions, *group, "SELECT start_metadata_sync_to_node($1, $2)").await?;
+        }
+        Step::RemoveNode { group } => remove_node(sessions, *group).await?,
+        Step::ForgetCleanup { group_id } => {
+            let statement = "DELETE FROM pg_dist_cleanup WHERE node_group_id = $1
+                             AND NOT EXISTS (SELECT FROM pg_dist_node WHERE groupid = $1)";
+            catalogs(sessions).await?.query(statement, &[(group_id, Type::INT4)]).await?;
+        }
+        Step::CleanUp => catalogs(sessions).await?.run("CALL citus_cleanup_orphaned_resources()").await?,
+        Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
+        Step::CancelMove { pid, application } => {
+            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+            let statement = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+                             WHERE pid = $1 AND application_name = $2 AND state <> 'idle'";
+            session.query(statement, &[(pid, Type::INT4), (application, Type::TEXT)]).await?;
+        }
         Step::SetShouldHaveShards { group, value } => {
             let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
             node(sessions, *group, &statement).await?;
@@ -128,13 +148,68 @@ async fn create_database(sessions: &Sessions, group: Group) -> Result<(), pg::Er
 
 /// Calls one of Citus' functions that take a node's address.
 async fn node(sessions: &Sessions, group: Group, statement: &str) -> Result<(), Error> {
-    let Some(endpoint) = sessions.topology().endpoint(group) else {
-        return Err(Error::Moved(format!("{group} has no address")));
-    };
+    let endpoint = endpoint(sessions, group)?;
     let port = i32::from(endpoint.port);
     let parameters: [Parameter<'_>; 2] = [(&endpoint.host, Type::TEXT), (&port, Type::INT4)];
     catalogs(sessions).await?.query(statement, &parameters).await?;
     Ok(())
+}
+
+/// Corrects the address of a node that is registered under another one.
+async fn update_node(sessions: &Sessions, group: Group, node_id: i32) -> Result<(), Error> {
+    let endpoint = endpoint(sessions, group)?;
+    let port = i32::from(endpoint.port);
+    let parameters: [Parameter<'_>; 3] =
+        [(&node_id, Type::INT4), (&endpoint.host, Type::TEXT), (&port, Type::INT4)];
+    catalogs(sessions).await?.query("SELECT citus_update_node($1, $2, $3)", &parameters).await?;
+    Ok(())
+}
+
+/// Takes a node out of the catalogs in one transaction that has made sure of its being empty.
+async fn remove_node(sessions: &Sessions, group: Group) -> Result<(), Error> {
+    let endpoint = endpoint(sessions, group)?;
+    let port = i32::from(endpoint.port);
+    let address: [Parameter<'_>; 2] = [(&endpoint.host, Type::TEXT), (&port, Type::INT4)];
+    let session = catalogs(sessions).await?;
+    let removal = async {
+        session.run("BEGIN").await?;
+        // Nobody places a shard or leaves a record between the question and the answer.
+        session.run("LOCK TABLE pg_dist_placement, pg_dist_cleanup IN SHARE ROW EXCLUSIVE MODE").await?;
+        let row = session
+            .query_one(
+                "SELECT (SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
+                         JOIN pg_dist_partition USING (logicalrelid) WHERE groupid = node.groupid AND partmethod = 'h'),
+                        (SELECT count(*) FROM pg_dist_cleanup WHERE node_group_id = node.groupid)
+                 FROM (SELECT max(groupid) AS groupid FROM pg_dist_node WHERE nodename = $1 AND nodeport = $2) AS node",
+                &address,
+            )
+            .await?;
+        let (shards, records): (i64, i64) = (row.get(0), row.get(1));
+        if (shards, records) != (0, 0) {
+            let message = format!(
+                "{group} holds {shards} shards by now, and {records} records of what is to be taken away there"
+            );
+            return Err(Error::Moved(message));
+        }
+        session
+            .query(
+                "SELECT citus_remove_node(nodename, nodeport) FROM pg_dist_node WHERE nodename = $1 AND nodeport = $2",
+                &address,
+            )
+            .await?;
+        session.run("COMMIT").await?;
+        Ok(())
+    };
+    let done = removal.await;
+    if done.is_err() && session.run("ROLLBACK").await.is_err() {
+        sessions.close(Group::Coordinator, Door::Dialog).await;
+    }
+    done
+}
+
+fn endpoint(sessions: &Sessions, group: Group) -> Result<&Endpoint, Error> {
+    let endpoint = sessions.topology().endpoint(group);
+    endpoint.ok_or_else(|| Error::Moved(format!("{group} has no address")))
 }
 
 /// Distributes a table in one transaction that has made sure of its being empty.

@@ -1,31 +1,36 @@
 //! The controller's connection to Kubernetes: what it reads there, what it writes, and what it remembers.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::predicates;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, Resource, ResourceExt};
-use tokio::task::JoinHandle;
-use tracing::{debug, info};
+use kube::{Api, Client, Resource, ResourceExt};
+use tracing::{debug, info, warn};
 
 use super::act;
 use super::lock::Holder;
-use super::observe::Sizes;
-use super::round::{Round, carry_out, round};
+use super::memory::Memory;
+use super::observe::{Sizes, stall};
+use super::observed::{Observed, Stall};
+use super::rebalance::MovePlan;
+use super::round::{Brief, Round, carry_out, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
 use super::topology::Topology;
-use super::wanted::Wanted;
-use crate::api::{DialogCluster, NodeStatus};
+use super::wanted::{Wanted, gate};
+use crate::api::{DialogCluster, DialogClusterStatus};
+use crate::cluster::certificates::{CA, CERTIFICATE, KEY};
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
@@ -36,8 +41,6 @@ use crate::status;
 
 /// While something happens by itself.
 const SOON: Duration = Duration::from_secs(5);
-/// How often shards are measured.
-const MEASURE: Duration = Duration::from_mins(1);
 /// Steps after which the status is written, however many are left.
 const MOST_STEPS: usize = 32;
 
@@ -45,22 +48,6 @@ const MOST_STEPS: usize = 32;
 pub struct Controller {
     context: Context,
     memories: Mutex<HashMap<ObjectRef<DialogCluster>, Memory>>,
-}
-
-/// What is remembered of a cluster between rounds: nothing that a decision is made from.
-#[derive(Default)]
-struct Memory {
-    /// When shards were measured last.
-    measured: Option<Instant>,
-    /// The groups shown in metrics.
-    shown: Vec<String>,
-    /// The step that takes long and is being carried out by this process.
-    long: Option<Long>,
-}
-
-struct Long {
-    step: Step,
-    task: JoinHandle<Result<Option<Holder>, act::Error>>,
 }
 
 impl Controller {
@@ -76,9 +63,11 @@ impl Controller {
         vec![owners::<StatefulSet>(context, CLUSTER_LABEL, predicates::resource_version)]
     }
 
-    /// A panic elsewhere leaves nothing half remembered, so its poison is ignored.
-    fn memories(&self) -> MutexGuard<'_, HashMap<ObjectRef<DialogCluster>, Memory>> {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does something with what is remembered of a cluster. A panic elsewhere leaves nothing half remembered, so its
+    /// poison is ignored.
+    fn memory<T>(&self, key: &ObjectRef<DialogCluster>, act: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        act(memories.entry(key.clone()).or_default())
     }
 
     /// The operator's certificate for the databases of a cluster; `None` while it is not there yet.
@@ -90,70 +79,38 @@ impl Controller {
             return Ok(None);
         };
         let part = |key: &str| data.get(key).map_or(&[][..], |bytes| &bytes.0);
-        Identity::from_pem(part("ca.crt"), part("tls.crt"), part("tls.key"))
+        Identity::from_pem(part(CA), part(CERTIFICATE), part(KEY))
             .map(Some)
             .map_err(|source| Error::Identity { secret: name, source })
     }
 
-    /// The groups that have a StatefulSet, asked for or not.
-    async fn existing(&self, names: &Names) -> Result<BTreeSet<Group>, Error> {
-        let sets: Api<StatefulSet> = Api::namespaced(self.context.client.clone(), names.namespace());
-        let selector = format!("{CLUSTER_LABEL}={}", names.cluster());
-        let list = sets.list_metadata(&ListParams::default().labels(&selector)).await;
-        let list = list.map_err(Error::kubernetes("list", format!("StatefulSets with {selector}")))?;
-        // Somebody's own object with our label has another name.
-        let group = |set: PartialObjectMeta<StatefulSet>| {
-            let group = Group::parse(set.labels().get(GROUP_LABEL)?)?;
-            (names.group(group) == set.name_any()).then_some(group)
-        };
-        Ok(list.items.into_iter().filter_map(group).collect())
+    /// Starts a step that takes long; it goes on while rounds come and go.
+    fn start(&self, key: &ObjectRef<DialogCluster>, job: &Job, step: &Step) {
+        let (job, context) = (job.clone(), self.context.clone());
+        let (of, task_step) = (key.clone(), step.clone());
+        self.memory(key, |memory| {
+            memory.begin(step, async move {
+                let done = job.carry_out(&task_step).await;
+                // The next step is due now.
+                context.wake(of);
+                done
+            });
+        });
     }
 
-    /// Whether it is time to measure shards again.
-    fn sizes(&self, key: &ObjectRef<DialogCluster>) -> Sizes {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
-        if memory.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
-            return Sizes::Skip;
-        }
-        memory.measured = Some(Instant::now());
-        Sizes::Measure
-    }
-
-    /// The result of a long step that this process carried out, if it has ended.
-    fn ended(&self, key: &ObjectRef<DialogCluster>) -> Option<(Step, Result<Option<Holder>, act::Error>)> {
-        let mut memories = self.memories();
-        let memory = memories.get_mut(key)?;
-        let long = memory.long.as_mut()?;
-        if !long.task.is_finished() {
-            return None;
-        }
-        let result = (&mut long.task).now_or_never()?;
-        let step = memory.long.take()?.step;
-        // A task that panicked says nothing; what it left undone is planned again.
-        Some((step, result.ok()?))
-    }
-
-    /// Starts a step that takes long; it goes on while rounds come and go, and is the only one of its cluster.
-    fn start(
+    /// The moves without progress for too long, and what keeps them.
+    async fn stalls(
         &self,
         key: &ObjectRef<DialogCluster>,
-        wanted: &Wanted,
-        topology: Topology,
-        identity: Identity,
-        step: &Step,
-    ) {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
-        if memory.long.is_some() {
-            return;
+        sessions: &Sessions,
+        limit: Duration,
+    ) -> Vec<Stall> {
+        let stalled = self.memory(key, |memory| memory.watch.stalled(limit, Instant::now()));
+        let mut stalls = Vec::new();
+        for stalled in stalled {
+            stalls.push(stall::diagnose(sessions, &stalled).await);
         }
-        let (wanted, job) = (wanted.clone(), step.clone());
-        let task = tokio::spawn(async move {
-            let sessions = Sessions::long(topology, identity, job.to_string());
-            carry_out(&wanted, &sessions, &job).await
-        });
-        memory.long = Some(Long { step: step.clone(), task });
+        stalls
     }
 
     /// Makes a step that was done known: log, Event and metric.
@@ -172,13 +129,39 @@ impl Controller {
         }
     }
 
-    /// Shows the nodes in the metrics.
-    fn show(&self, key: &ObjectRef<DialogCluster>, nodes: &[NodeStatus]) {
-        let mut memories = self.memories();
-        let memory = memories.entry(key.clone()).or_default();
+    /// Makes known that a long step failed, and puts it off.
+    async fn complain(
+        &self,
+        cluster: &DialogCluster,
+        key: &ObjectRef<DialogCluster>,
+        step: &Step,
+        error: &act::Error,
+    ) {
+        let failures = self.memory(key, |memory| memory.put_off(step, error));
+        self.context.metrics.shards.step(step, false);
+        warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "StepFailed".to_owned(),
+            note: Some(shorten(&format!("could not {step}: {error}"))),
+            action: "ChangeDatabase".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.context.recorder.publish(&event, &cluster.object_ref(&())).await {
+            debug!(cluster = %key, %error, "could not publish an Event");
+        }
+    }
+
+    /// Shows nodes and moves in the metrics.
+    fn show(&self, key: &ObjectRef<DialogCluster>, status: &DialogClusterStatus) {
+        let nodes = &status.nodes;
+        let now = nodes.iter().map(|node| node.group.clone()).collect();
+        let (shown, idle) = self.memory(key, |memory| {
+            (std::mem::replace(&mut memory.shown, now), memory.watch.longest_idle(Instant::now()))
+        });
         let namespace = key.namespace.as_deref().unwrap_or_default();
-        self.context.metrics.shards.nodes(namespace, &key.name, &memory.shown, nodes);
-        memory.shown = nodes.iter().map(|node| node.group.clone()).collect();
+        self.context.metrics.shards.nodes(namespace, &key.name, &shown, nodes);
+        self.context.metrics.shards.moves(namespace, &key.name, status.rebalance.as_ref(), idle);
     }
 
     /// Says that nothing can be known yet.
@@ -195,6 +178,9 @@ impl Reconciler for Controller {
     const NAME: &'static str = "shards";
     const MANAGER: &'static str = SHARDS_MANAGER;
     const DEADLINE: Duration = Duration::from_mins(5);
+    /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
+    /// controller has taken it up, it is named within 30 s.
+    const REST: Duration = Duration::from_secs(10);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();
@@ -210,21 +196,50 @@ impl Reconciler for Controller {
             );
             return self.wait_for(cluster, why).await;
         };
-        let wanted = Wanted::from(&cluster.spec);
+        let mut wanted = Wanted::from(&cluster.spec);
+        let now = Timestamp::now();
+        wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), now);
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
-        let ended = self.ended(&key);
-        let most = if cluster.spec.paused { 0 } else { MOST_STEPS };
-
-        let existing = self.existing(&names).await?;
-        let mut round = round(&wanted, &existing, &sessions, self.sizes(&key), most).await;
-        drop(sessions);
-        match ended {
-            Some((step, Ok(None))) => round.performed.push(step),
-            Some((step, Ok(Some(holder)))) => round.held = Some((step, holder)),
-            Some((step, Err(error))) => round.failed.push((step, error)),
-            None => {}
+        let ended = self.memory(&key, Memory::ended);
+        // Without the list nothing can be decided; later it is only asked again.
+        existing(&self.context.client, &names).await?;
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
+            async { existing(&self.context.client, &names).await.unwrap_or_default() }.boxed()
+        };
+        let mut done = Vec::new();
+        for (step, result) in ended {
+            match result {
+                Ok(None) => done.push(step),
+                Ok(Some(holder)) => debug!(cluster = %key, %step, %holder, "put off"),
+                Err(error) => self.complain(cluster, &key, &step, &error).await,
+            }
         }
+        let last = self.memory(&key, |memory| memory.last.clone());
+        // Shards that a long step has made were never measured.
+        let made = done.iter().any(Step::makes_shards);
+        let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
+        let brief = Brief {
+            wanted: &wanted,
+            existing: &ask,
+            sizes,
+            before: last.as_deref(),
+            most: if cluster.spec.paused { 0 } else { MOST_STEPS },
+            deferred: &self.memory(&key, |memory| memory.deferred()),
+            stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
+            held: self.memory(&key, |memory| memory.held.clone()),
+            shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),
+            overtaken: self.memory(&key, |memory| memory.overtaken.clone()),
+        };
+        let mut round = round(&brief, &sessions).await;
+        drop(sessions);
+        self.memory(&key, |memory| {
+            if sizes == Sizes::Measure {
+                memory.measured(&round.observed);
+            }
+            memory.remember(&round);
+        });
+        round.performed.extend(done);
         for step in &round.performed {
             self.tell(cluster, step).await;
         }
@@ -232,22 +247,78 @@ impl Reconciler for Controller {
             // Log and Event are made of the error that is returned.
             self.context.metrics.shards.step(step, false);
         }
-        // A step that has just failed is not started again before the delay after a failure.
-        if let Some(step) = round.long.as_ref().filter(|_| round.failed.is_empty()) {
-            self.start(&key, &wanted, topology.clone(), identity, step);
+        let job = Job {
+            client: self.context.client.clone(),
+            names,
+            wanted: wanted.clone(),
+            topology: topology.clone(),
+            identity,
+            before: Arc::new(round.observed.clone()),
+            held: round.held_plan(),
+        };
+        for step in &round.long {
+            self.start(&key, &job, step);
         }
 
-        let facts = status(&wanted, &topology, &round.observed, cluster.status.as_ref());
-        self.show(&key, &facts.nodes);
+        let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
+        self.show(&key, &facts);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
         outcome(cluster, round)
     }
 
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
-        self.show(key, &[]);
+        self.show(key, &DialogClusterStatus::default());
         // A step under way is left to the database; its session has nobody to report to any more.
-        self.memories().remove(key);
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+}
+
+/// What a long step is carried out with, when the round that found it is over.
+#[derive(Clone)]
+struct Job {
+    client: Client,
+    names: Names,
+    wanted: Wanted,
+    topology: Topology,
+    identity: Identity,
+    before: Arc<Observed>,
+    held: Option<MovePlan>,
+}
+
+impl Job {
+    async fn carry_out(&self, step: &Step) -> Result<Option<Holder>, act::Error> {
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
+            async { existing(&self.client, &self.names).await.unwrap_or_default() }.boxed()
+        };
+        let brief = Brief {
+            wanted: &self.wanted,
+            existing: &ask,
+            sizes: Sizes::Skip,
+            before: Some(&self.before),
+            most: 1,
+            deferred: &[],
+            stalls: &[],
+            held: self.held.clone(),
+            shown: None,
+            overtaken: None,
+        };
+        let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
+        carry_out(&brief, &sessions, step).await
+    }
+}
+
+/// The groups that have a StatefulSet, asked for or not. One that is being deleted counts no more.
+async fn existing(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Error> {
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), names.namespace());
+    let selector = format!("{CLUSTER_LABEL}={}", names.cluster());
+    let list = sets.list_metadata(&ListParams::default().labels(&selector)).await;
+    let list = list.map_err(Error::kubernetes("list", format!("StatefulSets with {selector}")))?;
+    // Somebody's own object with our label has another name.
+    let group = |set: PartialObjectMeta<StatefulSet>| {
+        let group = Group::parse(set.labels().get(GROUP_LABEL)?)?;
+        (names.group(group) == set.name_any() && set.metadata.deletion_timestamp.is_none()).then_some(group)
+    };
+    Ok(list.items.into_iter().filter_map(group).collect())
 }
 
 /// When to look again.
@@ -267,6 +338,9 @@ fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> 
     }
     if !round.plan.steps.is_empty() {
         return Ok(Outcome::Wait(SOON, "the next steps follow".to_owned()));
+    }
+    if !round.deferred.is_empty() {
+        return Ok(Outcome::Wait(SOON, "a step that failed is tried again later".to_owned()));
     }
     // Migrations tell nobody when they have run. A single table of the policy that never comes is no reason to hurry.
     if round.observed.catalog.is_some() && round.observed.tables.is_empty() {

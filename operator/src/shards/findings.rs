@@ -2,31 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use super::observed::Catalog;
-use super::plan::{Draft, Report};
+use super::observed::RunningMove;
+use super::plan::{Draft, Moves, Report};
 use super::settings;
 use super::step::Step;
 use super::world::{Support, World};
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, Finding, Holds, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
-    WAL_LEVEL_LOGICAL,
+    CITUS_AVAILABLE, Finding, Holds, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
 use crate::names::Group;
 
 mod parameters;
+mod shards;
 
 const NO_CITUS: &str = "the cluster has no Citus: see the condition CitusAvailable";
 
 /// The conditions of this controller, in a fixed order.
-pub(super) fn of(world: &World<'_>, tables: &Report, draft: &Draft) -> Vec<Finding> {
+pub(super) fn of(world: &World<'_>, tables: &Report, moves: Option<&Moves>, draft: &Draft) -> Vec<Finding> {
     vec![
         citus_available(world, draft),
         metadata_synced(world, draft),
         wal_level_logical(world),
         parameters::applied(world),
         schema_distributed(world, tables, draft),
-        balanced(world),
-        scale_in_blocked(world),
+        shards::balanced(world, moves, draft),
+        shards::scale_in_blocked(world, moves, draft),
     ]
 }
 
@@ -184,7 +184,14 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
     }
     let inactive = hosts(&|member| !member.active);
     if !inactive.is_empty() {
-        return finding(Holds::False, "NotActive", format!("not active: {}", inactive.join(", ")));
+        return finding(
+            Holds::False,
+            "NotActive",
+            format!(
+                "not active: {}; the operator activates them, and what keeps it from that is in the coordinator's log",
+                inactive.join(", ")
+            ),
+        );
     }
     let behind = hosts(&|member| !member.synced);
     if !behind.is_empty() {
@@ -248,15 +255,15 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         let each: Vec<&str> = tables.problems.iter().map(|problem| problem.message.as_str()).collect();
         return finding(Holds::False, first.reason, each.join("; "));
     }
-    let running = world.observed.catalog.iter().flat_map(|catalog| &catalog.operations).next();
-    if let Some(operation) = running {
+    let mut running = world.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
+    if let Some(operation) = running.find(|operation| RunningMove::of(operation).is_none()) {
         let message = format!("{} (pid {} on the coordinator)", operation.application, operation.pid);
         return finding(Holds::False, "Distributing", message);
     }
     if !tables.pending.is_empty() {
         let pending = tables.pending.join(", ");
         return if draft.waits.is_empty() {
-            finding(Holds::False, "Distributing", format!("still to spread: {pending}"))
+            finding(Holds::False, "Distributing", format!("still to distribute: {pending}"))
         } else {
             let message = format!("{pending} wait until the nodes are complete: {}", draft.waits.join("; "));
             finding(Holds::False, "NodesIncomplete", message)
@@ -267,89 +274,11 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         return finding(Holds::False, "TablesMissing", message);
     }
     let count = world.wanted.tables.len();
-    finding(Holds::True, "Distributed", format!("all {count} tables of the policy are spread as it says"))
-}
-
-fn balanced(world: &World<'_>) -> Finding {
-    let finding = |holds: Holds, reason, message: String| Finding::new(BALANCED, holds, reason, message);
-    let catalog = match (world.support(), &world.observed.catalog) {
-        (Support::NotInImage | Support::NotPreloaded, _) => {
-            return finding(Holds::Unknown, "CitusUnavailable", NO_CITUS.to_owned());
-        }
-        (_, None) => {
-            let message = "the coordinator's catalogs could not be read".to_owned();
-            return finding(Holds::Unknown, "NotObserved", message);
-        }
-        (_, Some(catalog)) => catalog,
-    };
-    if catalog.placements.is_empty() {
-        return finding(Holds::Unknown, "NoShards", "there are no shards yet".to_owned());
-    }
-    let misplaced: Vec<String> = catalog
-        .placements
-        .iter()
-        .filter_map(|at| {
-            let member = catalog.members.iter().find(|member| member.group_id == at.group_id)?;
-            (!member.should_have_shards).then(|| format!("{} shards on {}", at.shards, member.endpoint))
-        })
-        .collect();
-    if !misplaced.is_empty() {
-        let message =
-            format!("{} belong elsewhere; until they are moved this node serves them", misplaced.join(", "));
-        return finding(Holds::False, "Misplaced", message);
-    }
-    let uneven = uneven(catalog);
-    if !uneven.is_empty() {
-        let message = format!(
-            "shards are spread unevenly ({}); SELECT citus_rebalance_start() moves them",
-            uneven.join("; ")
-        );
-        return finding(Holds::False, "Uneven", message);
-    }
     finding(
         Holds::True,
-        "Even",
-        "the nodes' shards differ by at most one in every group of tables".to_owned(),
+        "Distributed",
+        format!("all {count} tables of the policy are distributed as it says"),
     )
-}
-
-/// Colocation groups whose hash ranges differ by more than one between nodes that should hold some.
-fn uneven(catalog: &Catalog) -> Vec<String> {
-    let holders = || catalog.members.iter().filter(|member| member.active && member.should_have_shards);
-    let mut groups: BTreeMap<i32, BTreeMap<i32, i64>> = BTreeMap::new();
-    for at in &catalog.placements {
-        *groups.entry(at.colocation_id).or_default().entry(at.group_id).or_default() += at.ranges;
-    }
-    let mut uneven = Vec::new();
-    for (colocation_id, nodes) in groups {
-        let counts = || holders().map(|member| nodes.get(&member.group_id).copied().unwrap_or(0));
-        if let (Some(least), Some(most)) = (counts().min(), counts().max())
-            && most - least > 1
-        {
-            uneven.push(format!("colocation group {colocation_id}: between {least} and {most} per node"));
-        }
-    }
-    uneven
-}
-
-fn scale_in_blocked(world: &World<'_>) -> Finding {
-    let surplus = world.surplus();
-    let Some(Group::Worker(last)) = surplus.last() else {
-        return Finding::new(SCALE_IN_BLOCKED, false, "NothingToRemove", "no more workers than asked for");
-    };
-    let known = world.catalog().is_some();
-    let name = |group: &Group| match world.member(*group) {
-        None if known => format!("{group} (not registered)"),
-        _ => group.to_string(),
-    };
-    let message = format!(
-        "spec.workers.count is {}, and there are {} as well: this version keeps them, with their data; set the count to \
-         {} to agree",
-        world.wanted.workers,
-        surplus.iter().map(name).collect::<Vec<_>>().join(", "),
-        last + 1
-    );
-    Finding::new(SCALE_IN_BLOCKED, true, "NotSupported", message)
 }
 
 #[cfg(test)]

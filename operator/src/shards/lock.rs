@@ -1,7 +1,8 @@
 //! The topology lock: one change of nodes, tables or shards at a time per cluster, even with two operators alive.
 //!
 //! It is an advisory lock of a session on the coordinator, so it ends with the session that holds it and no sooner.
-//! dialog-api holds it while it migrates.
+//! dialog-api holds it while it migrates. Moves of shards share it: they get in the way of everything else, and not of
+//! each other. Each holds it in its own session, so that a move that outlives its operator is still guarded.
 
 use std::fmt;
 
@@ -27,13 +28,25 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Takes the lock for `session`, or says who has it.
+/// Takes the lock for `session` alone, or says who has it.
 ///
 /// # Errors
 /// When the server cannot be asked.
 pub async fn try_acquire(session: &Session) -> Result<Option<Holder>, pg::Error> {
+    acquire(session, "SELECT pg_try_advisory_lock($1, $2)").await
+}
+
+/// Takes the lock for `session` together with other moves, or says who has it alone.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn try_share(session: &Session) -> Result<Option<Holder>, pg::Error> {
+    acquire(session, "SELECT pg_try_advisory_lock_shared($1, $2)").await
+}
+
+async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, pg::Error> {
     let keys: [pg::Parameter<'_>; 2] = [(&KEYS.0, Type::INT4), (&KEYS.1, Type::INT4)];
-    if session.query_one("SELECT pg_try_advisory_lock($1, $2)", &keys).await?.get(0) {
+    if session.query_one(statement, &keys).await?.get(0) {
         return Ok(None);
     }
     let rows = session
@@ -51,13 +64,13 @@ pub async fn try_acquire(session: &Session) -> Result<Option<Holder>, pg::Error>
     )))
 }
 
-/// Gives the lock back.
+/// Gives back what `session` holds of the lock.
 ///
 /// # Errors
 /// When the server cannot be asked; the lock then ends with the session.
 pub async fn release(session: &Session) -> Result<(), pg::Error> {
-    let keys: [pg::Parameter<'_>; 2] = [(&KEYS.0, Type::INT4), (&KEYS.1, Type::INT4)];
-    session.query("SELECT pg_advisory_unlock($1, $2)", &keys).await.map(drop)
+    // These sessions hold no other advisory lock.
+    session.query("SELECT pg_advisory_unlock_all()", &[]).await.map(drop)
 }
 
 #[cfg(test)]

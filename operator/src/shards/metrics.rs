@@ -1,5 +1,7 @@
 //! What is measured of databases: per cluster and group, so as many series as there are nodes.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -7,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::step::Step;
-use crate::api::{NodeState, NodeStatus};
+use crate::api::{NodeState, NodeStatus, RebalanceStatus};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStep {
@@ -23,9 +25,19 @@ struct ByNode {
     group: String,
 }
 
+/// One cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCluster {
+    namespace: String,
+    cluster: String,
+}
+
 /// The metrics; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
+    moves_left: Family<ByCluster, Gauge>,
+    bytes_left: Family<ByCluster, Gauge>,
+    idle: Family<ByCluster, Gauge>,
     steps: Family<ByStep, Counter>,
     up: Family<ByNode, Gauge>,
     shards: Family<ByNode, Gauge>,
@@ -42,6 +54,12 @@ impl Metrics {
         registry.register("node_shards", "Shards of distributed tables on the node", metrics.shards.clone());
         let bytes = "Bytes of these shards, indexes and TOAST included";
         registry.register_with_unit("node_shards_size", bytes, Unit::Bytes, metrics.bytes.clone());
+        let moves = "Moves of shards that are under way or still to be made";
+        registry.register("rebalance_moves_left", moves, metrics.moves_left.clone());
+        let bytes = "Bytes that these still have to copy";
+        registry.register_with_unit("rebalance_left", bytes, Unit::Bytes, metrics.bytes_left.clone());
+        let idle = "How long the slowest move under way has made no progress";
+        registry.register_with_unit("rebalance_idle", idle, Unit::Seconds, metrics.idle.clone());
         registry.register("rounds", "Looks at a cluster's databases", metrics.rounds.clone());
         metrics
     }
@@ -50,6 +68,27 @@ impl Metrics {
     pub fn step(&self, step: &Step, done: bool) {
         let result = if done { "done" } else { "failed" };
         self.steps.get_or_create(&ByStep { step: step.kind(), result }).inc();
+    }
+
+    /// Shows how far a cluster's moves are; nothing where none is to be made.
+    pub fn moves(
+        &self,
+        namespace: &str,
+        cluster: &str,
+        moves: Option<&RebalanceStatus>,
+        idle: Option<Duration>,
+    ) {
+        let label = ByCluster { namespace: namespace.to_owned(), cluster: cluster.to_owned() };
+        let Some(moves) = moves else {
+            self.moves_left.remove(&label);
+            self.bytes_left.remove(&label);
+            self.idle.remove(&label);
+            return;
+        };
+        self.moves_left.get_or_create(&label).set(moves.moves_total - moves.moves_done);
+        self.bytes_left.get_or_create(&label).set(moves.bytes_left);
+        let idle = idle.map_or(0, |idle| i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
+        self.idle.get_or_create(&label).set(idle);
     }
 
     /// Shows the nodes of a cluster, and no others of it: `before` are the ones shown last.
@@ -70,7 +109,9 @@ impl Metrics {
             let node_label = label(&node.group);
             self.up.get_or_create(&node_label).set(i64::from(node.state != NodeState::Unreachable));
             self.shards.get_or_create(&node_label).set(node.shards);
-            self.bytes.get_or_create(&node_label).set(node.bytes);
+            if let Some(bytes) = node.bytes {
+                self.bytes.get_or_create(&node_label).set(bytes);
+            }
         }
     }
 }
@@ -89,7 +130,7 @@ mod tests {
             host: String::new(),
             state,
             shards: 144,
-            bytes: 4096,
+            bytes: Some(4096),
         };
         let nodes = [node("worker-0", NodeState::Active), node("worker-1", NodeState::Unreachable)];
         let text = |registry: &Registry| {
@@ -109,6 +150,23 @@ mod tests {
         ] {
             assert!(both.contains(line), "{line} is not in:\n{both}");
         }
+        let moves = RebalanceStatus {
+            moves_done: 6,
+            moves_total: 24,
+            bytes_left: 4096,
+            ..RebalanceStatus::default()
+        };
+        metrics.moves("ns", "chat", Some(&moves), Some(Duration::from_secs(7)));
+        let during = text(&registry);
+        for line in [
+            "moves_left{namespace=\"ns\",cluster=\"chat\"} 18",
+            "left_bytes{namespace=\"ns\",cluster=\"chat\"} 4096",
+            "idle_seconds{namespace=\"ns\",cluster=\"chat\"} 7",
+        ] {
+            assert!(during.contains(&format!("rebalance_{line}")), "{line} is not in:\n{during}");
+        }
+        metrics.moves("ns", "chat", None, None);
+        assert!(!text(&registry).contains("rebalance_moves_left{"), "nothing is left to move");
         metrics.nodes("ns", "chat", &["worker-0".to_owned(), "worker-1".to_owned()], &nodes[..1]);
         assert!(!text(&registry).contains("worker-1"), "a node that is gone is not shown");
     }

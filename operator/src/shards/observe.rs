@@ -1,6 +1,6 @@
 //! Reads what the servers say. Nothing here changes anything.
 //!
-//! A round over a steady cluster is one session and five statements per node, and about ten on the coordinator.
+//! A round over a steady cluster is one session and six statements per node, and about fourteen more on the coordinator.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,9 @@ use crate::pg::{self, Session};
 use tokio_postgres::types::Type;
 
 mod catalog;
+pub(in crate::shards) mod moves;
 mod parameters;
+pub mod stall;
 
 /// Servers that are asked at the same time.
 const AT_ONCE: usize = 16;
@@ -111,9 +113,15 @@ async fn node(
     if !(facts.inside && whole) {
         return Ok((Node::Up(Box::new(facts)), None));
     }
-    if sizes == Sizes::Measure && facts.citus.preloaded && facts.citus.installed.is_some() {
-        // Sizes are for the eye: a server that cannot tell them in time is not a server that is down.
-        facts.bytes = catalog::bytes(&session).await.ok();
+    if facts.citus.preloaded && facts.citus.installed.is_some() {
+        let leaving = matches!(group, Group::Worker(number) if number >= wanted.workers);
+        let (local_group, resources) = moves::resources(&session, leaving).await?;
+        facts.local_group = local_group;
+        facts.resources = Some(resources);
+        if sizes == Sizes::Measure {
+            // A server that cannot tell sizes in time is not a server that is down.
+            facts.sizes = catalog::sizes(&session).await.ok();
+        }
     }
     Ok((Node::Up(Box::new(facts)), Some(session)))
 }

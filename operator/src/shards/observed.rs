@@ -2,9 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::rebalance::{HashRange, MovePlan};
+use super::step::Step;
 use super::topology::Topology;
+use crate::api::PlanStatus;
 use crate::names::Group;
 use crate::pg::Endpoint;
+
+mod moves;
+
+pub use moves::{Change, Cleanup, Foreign, Operation, Progress, Resources, RunningMove, Transaction};
 
 /// The cluster as its servers describe it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,8 +22,19 @@ pub struct Observed {
     pub catalog: Option<Catalog>,
     /// The tables of the policy that exist in the coordinator's database, by name.
     pub tables: BTreeMap<String, Table>,
-    /// The groups that have servers in Kubernetes, asked for or not, registered or not.
+    /// The groups that have servers in Kubernetes, asked for or not, registered or not. One that is being deleted is not
+    /// among them.
     pub existing: BTreeSet<Group>,
+    /// Moves without progress for longer than is allowed, each with what was found out about it.
+    pub stalls: Vec<Stall>,
+    /// The plan that is being carried out, as it was made. What is left of it goes on as long as the world allows.
+    pub held: Option<MovePlan>,
+    /// The plan that the status shows: what an operator that is started anew carries on with.
+    pub shown: Option<PlanStatus>,
+    /// The last plan that could not be carried on with.
+    pub overtaken: Option<Dropped>,
+    /// Steps that take long, failed lately, and are put off: what does not need them goes first.
+    pub deferred: Vec<Step>,
 }
 
 impl Observed {
@@ -32,11 +50,35 @@ impl Observed {
     /// Takes over the sizes that were measured `before`, where they were not measured this time.
     pub fn keep_sizes(&mut self, before: &Self) {
         for (group, node) in &mut self.nodes {
-            if let Node::Up(facts) = node {
-                facts.bytes = facts.bytes.or(before.facts(*group).and_then(|facts| facts.bytes));
+            if let Node::Up(facts) = node
+                && facts.sizes.is_none()
+            {
+                facts.sizes = before.facts(*group).and_then(|facts| facts.sizes.clone());
             }
         }
     }
+
+    /// Bytes of each shard group that was measured, by its lowest shard id, wherever it was measured.
+    ///
+    /// A shard group that has just moved was measured where it was.
+    #[must_use]
+    pub fn sizes(&self) -> BTreeMap<i64, i64> {
+        let nodes = self.nodes.keys().filter_map(|group| self.facts(*group));
+        nodes
+            .filter_map(|facts| facts.sizes.as_ref())
+            .flatten()
+            .map(|(shard, bytes)| (*shard, *bytes))
+            .collect()
+    }
+}
+
+/// A plan that could not be carried on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// Its name.
+    pub hash: String,
+    /// In what the world is not any more as it was made for.
+    pub why: String,
 }
 
 /// One group's primary.
@@ -69,8 +111,21 @@ pub struct Facts {
     pub parameters: BTreeMap<String, Parameter>,
     /// Settings of the operator's that somebody changed by `ALTER SYSTEM`.
     pub overrides: Vec<String>,
-    /// Bytes of the shards placed here; `None` while there are no catalogs to tell, or nobody asked.
-    pub bytes: Option<i64>,
+    /// Bytes of the shard groups placed here, by their lowest shard ids; `None` while there are no catalogs to tell, or
+    /// nobody asked.
+    pub sizes: Option<BTreeMap<i64, i64>>,
+    /// Citus' number of this server's group, by its own word; 0 before it was ever registered, and on the coordinator.
+    pub local_group: i32,
+    /// What moves need here; `None` where Citus is not at work.
+    pub resources: Option<Resources>,
+}
+
+impl Facts {
+    /// Bytes of all shards placed here, if they were measured.
+    #[must_use]
+    pub fn bytes(&self) -> Option<i64> {
+        Some(self.sizes.as_ref()?.values().sum())
+    }
 }
 
 /// What became of a declared parameter on one server.
@@ -113,10 +168,20 @@ pub struct Citus {
 pub struct Catalog {
     /// `pg_dist_node`.
     pub members: Vec<Member>,
-    /// `pg_dist_placement` of distributed tables, counted.
-    pub placements: Vec<Placements>,
+    /// `pg_dist_placement` of distributed tables, one entry for what moves together.
+    pub placements: Vec<Placement>,
     /// Operations that move data and are running, started by this operator or one before it.
     pub operations: Vec<Operation>,
+    /// Changes of the topology that somebody else has started.
+    pub foreign: Vec<Foreign>,
+    /// What Citus has still to take away, by node.
+    pub cleanup: Vec<Cleanup>,
+    /// Distributed tables that logical replication cannot follow: names by colocation group.
+    pub unfollowable: BTreeMap<i32, Vec<String>>,
+    /// Changes of distributed tables that are under way in somebody's session.
+    pub changes: Vec<Change>,
+    /// How far the moves are; empty while none is running.
+    pub progress: Vec<Progress>,
 }
 
 impl Catalog {
@@ -131,43 +196,65 @@ impl Catalog {
     pub fn groups(&self, topology: &Topology) -> impl Iterator<Item = Group> {
         self.members.iter().filter_map(|member| topology.group(&member.endpoint))
     }
+
+    /// The moves that are running, by this operator or one before it.
+    pub fn moves(&self) -> impl Iterator<Item = RunningMove> {
+        self.operations.iter().filter_map(RunningMove::of)
+    }
+
+    /// Records of what is still to be taken away on the node with Citus' number `group_id`.
+    #[must_use]
+    pub fn cleanup_of(&self, group_id: i32) -> i64 {
+        self.cleanup.iter().filter(|record| record.group_id == group_id).map(|record| record.records).sum()
+    }
 }
 
 /// One row of `pg_dist_node`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "they are the columns of the catalog")]
 pub struct Member {
+    /// `nodeid`, by which moves name a node.
+    pub node_id: i32,
     /// `nodename` and `nodeport`.
     pub endpoint: Endpoint,
     /// Citus' number of the group; 0 is the coordinator.
     pub group_id: i32,
     /// Citus uses it.
     pub active: bool,
+    /// It is to have a copy of the catalogs.
+    pub has_metadata: bool,
     /// It has a copy of the catalogs, and the copy is in sync.
     pub synced: bool,
     /// New shards may be placed here.
     pub should_have_shards: bool,
 }
 
-/// Shards of one colocation group on one node.
+/// The shards of one colocation group that cover one range of hashes, on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placements {
+pub struct Placement {
     /// `pg_dist_colocation.colocationid`.
     pub colocation_id: i32,
     /// Citus' number of the node's group.
     pub group_id: i32,
-    /// Shards of all tables of the colocation group.
+    /// The lowest id among the shards.
+    pub shard_id: i64,
+    /// The hashes.
+    pub range: HashRange,
+    /// Shards: one per table of the colocation group.
     pub shards: i64,
-    /// Hash ranges: what moves together is counted once.
-    pub ranges: i64,
 }
 
-/// A session of the operator that moves data.
+/// A move without progress for longer than is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Operation {
-    /// The server process.
+pub struct Stall {
+    /// The server process on the coordinator.
     pub pid: i32,
     /// Its name in `pg_stat_activity`.
     pub application: String,
+    /// How long there has been no progress, in seconds.
+    pub seconds: u64,
+    /// What it waits for, and what to look at.
+    pub cause: String,
 }
 
 /// A table of the policy.

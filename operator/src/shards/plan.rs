@@ -9,21 +9,27 @@ use super::wanted::Wanted;
 use super::world::{Support, World};
 use crate::condition::Finding;
 use crate::names::Group;
+use membership::Nodes;
 
 mod membership;
+mod moves;
 mod prepare;
 mod tables;
 
+pub(super) use moves::obstacle;
+pub use moves::{Cramped, Moves};
 pub use tables::{Problem, Report};
 
 /// What is to be done, what is waited for, and what is so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// What to do, in this order. Later steps assume the earlier ones, so the first is performed and the rest is planned
-    /// again from what is then observed.
+    /// again from what is then observed. Moves can be made at the same time.
     pub steps: Vec<Step>,
     /// Why not everything that is wanted is among the steps.
     pub waits: Vec<String>,
+    /// The shards that are to be moved; `None` where there are no catalogs to tell.
+    pub moves: Option<Moves>,
     /// The conditions of this controller.
     pub findings: Vec<Finding>,
 }
@@ -33,14 +39,35 @@ pub struct Plan {
 pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     let world = World { wanted, topology, observed };
     let mut draft = Draft::default();
+    for stall in &observed.stalls {
+        draft.step(Step::CancelMove { pid: stall.pid, application: stall.application.clone() });
+    }
     prepare::plan(&world, &mut draft);
-    let tables = if world.support() == Support::Citus && membership::plan(&world, &mut draft) {
-        tables::plan(&world, &mut draft)
-    } else {
-        tables::inspect(&world)
+    if world.support() != Support::Citus || world.catalog().is_none() {
+        let report = tables::inspect(&world);
+        return draft.finish(&world, &report, None);
+    }
+    let complete = wanted_are_registered(&world);
+    let moves = moves::decide(&world, complete);
+    let refused = moves::refusal(&world, &moves);
+    let before = draft.steps.len();
+    let nodes = membership::plan(&world, refused.as_deref(), &mut draft);
+    // Who cannot leave keeps all that it has.
+    draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before || refused.is_some();
+    let report = match nodes {
+        Nodes::Complete => tables::plan(&world, &mut draft),
+        Nodes::Incomplete | Nodes::Unsettled => tables::inspect(&world),
     };
-    let findings = findings::of(&world, &tables, &draft);
-    Plan { steps: draft.steps, waits: draft.waits, findings }
+    let moves = moves::plan(&world, moves, &mut draft);
+    draft.waits.extend(refused.clone());
+    draft.refused = refused;
+    draft.finish(&world, &report, Some(moves))
+}
+
+/// Whether every worker that is asked for is part of the cluster: an even spread over fewer would be undone again.
+fn wanted_are_registered(world: &World<'_>) -> bool {
+    (0..world.wanted.workers)
+        .all(|number| world.member(Group::Worker(number)).is_some_and(|member| member.active))
 }
 
 /// A plan in the making.
@@ -48,9 +75,18 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
 pub(super) struct Draft {
     pub(super) steps: Vec<Step>,
     pub(super) waits: Vec<String>,
+    /// No move may begin: something else waits for those that are under way.
+    pub(super) hold_moves: bool,
+    /// Why surplus workers cannot leave.
+    pub(super) refused: Option<String>,
 }
 
 impl Draft {
+    fn finish(self, world: &World<'_>, tables: &Report, moves: Option<Moves>) -> Plan {
+        let findings = findings::of(world, tables, moves.as_ref(), &self);
+        Plan { steps: self.steps, waits: self.waits, moves, findings }
+    }
+
     fn step(&mut self, step: Step) {
         self.steps.push(step);
     }

@@ -3,20 +3,49 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+
 use super::act::{self, perform};
 use super::lock::{self, Holder};
 use super::observe::{Sizes, observe};
-use super::observed::Observed;
+use super::observed::{Dropped, Observed, Stall};
 use super::plan::{Plan, plan};
+use super::rebalance::MovePlan;
 use super::sessions::{Door, Sessions};
-use super::step::Step;
+use super::step::{Hold, Step};
 use super::wanted::Wanted;
-use crate::condition::{Finding, SCHEMA_DISTRIBUTED};
+use crate::api::PlanStatus;
+use crate::condition::{BALANCED, Finding, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
 
 /// How often the lock is taken in one round: again only where the session that held it broke.
 const ATTEMPTS: u32 = 3;
+
+/// What a round is given beside the servers.
+pub struct Brief<'a> {
+    /// What the resource asks for.
+    pub wanted: &'a Wanted,
+    /// Tells the groups that have servers in Kubernetes now. It is asked again under the topology lock: a group that is
+    /// being deleted must not be registered.
+    pub existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+    /// Whether to measure shards.
+    pub sizes: Sizes,
+    /// What was seen before: the sizes in it count until they are measured again.
+    pub before: Option<&'a Observed>,
+    /// Steps after which the round ends.
+    pub most: usize,
+    /// Steps that take long and failed lately, and why: the others go first.
+    pub deferred: &'a [(Step, String)],
+    /// Moves without progress for longer than is allowed.
+    pub stalls: &'a [Stall],
+    /// The plan that is being carried out.
+    pub held: Option<MovePlan>,
+    /// The plan that the status shows.
+    pub shown: Option<&'a PlanStatus>,
+    /// The last plan that could not be carried on with.
+    pub overtaken: Option<Dropped>,
+}
 
 /// What became of a round.
 #[derive(Debug)]
@@ -29,10 +58,12 @@ pub struct Round {
     pub performed: Vec<Step>,
     /// What could not be done, and why.
     pub failed: Vec<(Step, act::Error)>,
+    /// What failed before this round and is not tried in it, and why.
+    pub deferred: Vec<(Step, String)>,
     /// The step that had to wait for somebody else's change, and whose.
     pub held: Option<(Step, Holder)>,
-    /// The step that is next and takes long: it is for [`carry_out`].
-    pub long: Option<Step>,
+    /// The steps that are next and take long: they are for [`carry_out`], all at the same time.
+    pub long: Vec<Step>,
 }
 
 impl Round {
@@ -40,6 +71,13 @@ impl Round {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.plan.steps.is_empty() && self.plan.waits.is_empty()
+    }
+
+    /// The plan of moves that is to be carried on with.
+    #[must_use]
+    pub fn held_plan(&self) -> Option<MovePlan> {
+        let moves = self.plan.moves.as_ref().map(|moves| &moves.plan)?;
+        (!moves.moves.is_empty()).then(|| moves.clone())
     }
 
     /// The conditions, with what could not be done among them.
@@ -57,40 +95,43 @@ impl Round {
             say(step.condition(), "TopologyLocked", format!("waiting to {step}: {holder}"), false);
         }
         // The first failure is the one that the others may follow from.
-        for (step, error) in self.failed.iter().rev() {
+        let still = self.deferred.iter().filter(|(step, _)| self.plan.steps.contains(step));
+        let deferred = still.map(|(step, error)| (step, error.clone()));
+        let failed = self.failed.iter().map(|(step, error)| (step, error.to_string()));
+        let failures: Vec<_> = failed.chain(deferred).collect();
+        for (step, error) in failures.into_iter().rev() {
             say(step.condition(), "StepFailed", format!("could not {step}: {error}"), true);
         }
         findings
     }
 }
 
-/// Observes, plans and acts until nothing more can be done now, or `most` steps are done. `existing` are the groups that
-/// have servers in Kubernetes.
-pub async fn round(
-    wanted: &Wanted,
-    existing: &BTreeSet<Group>,
-    sessions: &Sessions,
-    sizes: Sizes,
-    most: usize,
-) -> Round {
-    let mut observed = observe(sessions, wanted, sizes).await;
-    observed.existing.clone_from(existing);
-    let plan = plan(wanted, sessions.topology(), &observed);
-    let mut round =
-        Round { observed, plan, performed: Vec::new(), failed: Vec::new(), held: None, long: None };
+/// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
+pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
+    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let plan = plan(brief.wanted, sessions.topology(), &observed);
+    let mut round = Round {
+        observed,
+        plan,
+        performed: Vec::new(),
+        failed: Vec::new(),
+        deferred: brief.deferred.to_vec(),
+        held: None,
+        long: Vec::new(),
+    };
     let mut lock: Option<Arc<Session>> = None;
     let mut attempts = 0;
-    while round.performed.len() < most
+    while round.performed.len() < brief.most
         && attempts < ATTEMPTS
         && let Some(step) = next(&round)
     {
-        if !step.precedes_lock() && !still_holds(lock.as_ref(), sessions).await {
+        if step.hold() == Hold::Alone && !still_holds(lock.as_ref(), sessions).await {
             attempts += 1;
             match acquire(sessions).await {
                 Ok(Ok(session)) => {
                     lock = Some(session);
                     // What was seen without the lock may have been changed by whoever held it.
-                    look_again(&mut round, wanted, sessions).await;
+                    look_again(&mut round, brief, sessions, Sizes::Skip).await;
                 }
                 Ok(Err(holder)) => {
                     round.held = Some((step, holder));
@@ -104,14 +145,16 @@ pub async fn round(
             continue;
         }
         if step.is_long() {
-            round.long = Some(step);
+            round.long = together(&round, step);
             break;
         }
+        // Measuring asks for every shard's files: not again in this round, unless there are new ones.
+        let again = if step.makes_shards() { Sizes::Measure } else { Sizes::Skip };
         match perform(&step, sessions).await {
             Ok(()) => round.performed.push(step),
             Err(error) => round.failed.push((step, error)),
         }
-        look_again(&mut round, wanted, sessions).await;
+        look_again(&mut round, brief, sessions, again).await;
     }
     if let Some(session) = lock {
         give_back(&session, sessions).await;
@@ -126,43 +169,71 @@ pub async fn round(
 /// # Errors
 /// When the database refuses.
 pub async fn carry_out(
-    wanted: &Wanted,
+    brief: &Brief<'_>,
     sessions: &Sessions,
     step: &Step,
 ) -> Result<Option<Holder>, act::Error> {
-    let session = match acquire(sessions).await? {
-        Ok(session) => session,
-        Err(holder) => return Ok(Some(holder)),
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let holder = match step.hold() {
+        Hold::Shared => lock::try_share(&session).await?,
+        Hold::Alone | Hold::Nothing => lock::try_acquire(&session).await?,
     };
-    let observed = observe(sessions, wanted, Sizes::Skip).await;
-    if plan(wanted, sessions.topology(), &observed).steps.contains(step) {
-        perform(step, sessions).await?;
+    if holder.is_some() {
+        return Ok(holder);
     }
+    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let done = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
+        perform(step, sessions).await
+    } else {
+        Ok(())
+    };
     give_back(&session, sessions).await;
-    Ok(None)
+    done.map(|()| None)
 }
 
 /// The next step that can be tried.
 fn next(round: &Round) -> Option<Step> {
-    // Steps assume the earlier ones; only tables do not depend on each other.
-    let tables_only = round.failed.iter().all(|(step, _)| step.condition() == SCHEMA_DISTRIBUTED);
-    if !tables_only {
+    // Steps assume the earlier ones; only tables and moves do not depend on each other.
+    let apart = |step: &Step| [SCHEMA_DISTRIBUTED, BALANCED].contains(&step.condition());
+    if !round.failed.iter().all(|(step, _)| apart(step)) {
         return None;
     }
-    let tried = |step: &&Step| {
-        // A step that was done and is planned again has no effect; doing it again would have none either.
-        round.failed.iter().any(|(failed, _)| failed == *step) || round.performed.contains(step)
-    };
-    round.plan.steps.iter().find(|step| !tried(step)).cloned()
+    round.plan.steps.iter().find(|step| !was_tried(round, step)).cloned()
 }
 
-async fn look_again(round: &mut Round, wanted: &Wanted, sessions: &Sessions) {
-    let mut observed = observe(sessions, wanted, Sizes::Skip).await;
-    // Measuring asks for every shard's files: once per round is enough.
-    observed.keep_sizes(&round.observed);
-    observed.existing.clone_from(&round.observed.existing);
-    round.observed = observed;
-    round.plan = plan(wanted, sessions.topology(), &round.observed);
+fn was_tried(round: &Round, step: &Step) -> bool {
+    // A step that was done and is planned again has no effect; doing it again would have none either.
+    round.failed.iter().any(|(failed, _)| failed == step)
+        || round.deferred.iter().any(|(failed, _)| failed == step)
+        || round.performed.contains(step)
+}
+
+/// What can be done at the same time as the long step `first`: moves go together, anything else goes alone.
+fn together(round: &Round, first: Step) -> Vec<Step> {
+    if first.hold() != Hold::Shared {
+        return vec![first];
+    }
+    let moves = round.plan.steps.iter().filter(|step| step.hold() == Hold::Shared);
+    moves.filter(|step| !was_tried(round, step)).cloned().collect()
+}
+
+async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions, sizes: Sizes) -> Observed {
+    let mut observed = observe(sessions, brief.wanted, sizes).await;
+    if let Some(before) = before {
+        observed.keep_sizes(before);
+    }
+    observed.existing = (brief.existing)().await;
+    observed.stalls = brief.stalls.to_vec();
+    observed.held = brief.held.clone();
+    observed.shown = brief.shown.cloned();
+    observed.overtaken = brief.overtaken.clone();
+    observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
+    observed
+}
+
+async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions, sizes: Sizes) {
+    round.observed = look(brief, Some(&round.observed), sessions, sizes).await;
+    round.plan = plan(brief.wanted, sessions.topology(), &round.observed);
 }
 
 /// Takes the topology lock in the coordinator's session, or says who has it.

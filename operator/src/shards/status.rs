@@ -1,10 +1,17 @@
 //! The part of the status that this controller writes.
 
-use super::observed::Observed;
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use super::observed::{Catalog, Facts, Progress, RunningMove};
+use super::round::Round;
+use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use super::world::{World, members};
-use crate::api::{DialogClusterStatus, NodeState, NodeStatus};
+use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus};
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
     SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
@@ -15,7 +22,7 @@ use crate::status::Part;
 /// What of the status is written here.
 pub const PART: Part = Part {
     manager: SHARDS_MANAGER,
-    fields: &["postgresVersion", "citusVersion", "shards", "nodes"],
+    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "plan", "rebalance"],
     conditions: &[
         CITUS_AVAILABLE,
         METADATA_SYNCED,
@@ -27,14 +34,19 @@ pub const PART: Part = Part {
     ],
 };
 
+/// Moves under way that the status shows.
+const CURRENT: usize = 16;
+
 /// The facts for the status, conditions aside. What could not be asked this time is as it was `before`.
 #[must_use]
 pub fn status(
     wanted: &Wanted,
     topology: &Topology,
-    observed: &Observed,
+    round: &Round,
     before: Option<&DialogClusterStatus>,
+    now: Timestamp,
 ) -> DialogClusterStatus {
+    let observed = &round.observed;
     let world = World { wanted, topology, observed };
     let first = observed.facts(Group::Coordinator);
     let before_nodes = before.map_or(&[][..], |status| &status.nodes);
@@ -56,7 +68,7 @@ pub fn status(
                 placements.iter().filter(|at| at.group_id == member.group_id).map(|at| at.shards).sum()
             }
         };
-        let bytes = facts.and_then(|facts| facts.bytes).or(last.map(|node| node.bytes)).unwrap_or(0);
+        let bytes = facts.and_then(Facts::bytes).or(last.and_then(|node| node.bytes));
         Some(NodeStatus {
             group: group.to_string(),
             host: topology.endpoint(group)?.host.clone(),
@@ -78,6 +90,94 @@ pub fn status(
         },
         shards: if asked { total } else { before.and_then(|status| status.shards) },
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
+        plan: planned(round, before.and_then(|status| status.plan.as_ref())),
+        rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref()), now),
         ..DialogClusterStatus::default()
+    }
+}
+
+/// What is to be moved; `None` where nothing is.
+fn planned(round: &Round, before: Option<&PlanStatus>) -> Option<PlanStatus> {
+    round.plan.moves.as_ref().map_or_else(|| before.cloned(), |moves| moves.plan.status())
+}
+
+/// How far the moves are; `None` once nothing is left to move.
+fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) -> Option<RebalanceStatus> {
+    let (Some(moves), Some(catalog)) = (&round.plan.moves, &round.observed.catalog) else {
+        return before.cloned();
+    };
+    let left = moves.plan.moves.len() + moves.running.len();
+    if left == 0 {
+        return None;
+    }
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let sizes = round.observed.sizes();
+    let made: Vec<i64> = round.performed.iter().filter_map(|step| moved_bytes(step, &sizes)).collect();
+    let none = RebalanceStatus { started_at: Some(Time(now)), ..RebalanceStatus::default() };
+    let before = before.unwrap_or(&none);
+    let moves_done = before.moves_done.saturating_add(number(made.len()));
+    let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
+    let current: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
+    let arrived: i64 = current.iter().map(|one| one.bytes_done).sum();
+    let on_the_way: i64 = current.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
+    let bytes_left = i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way);
+    let current: Vec<MoveStatus> = current.into_iter().take(CURRENT).collect();
+    let got_on = !made.is_empty() || current != before.current;
+    Some(RebalanceStatus {
+        moves_done,
+        moves_total: moves_done.saturating_add(number(left)),
+        bytes_done,
+        bytes_left,
+        eta: eta(before.started_at.as_ref(), now, bytes_done.saturating_add(arrived), bytes_left),
+        started_at: before.started_at.clone(),
+        last_progress_at: if got_on { Some(Time(now)) } else { before.last_progress_at.clone() },
+        current,
+    })
+}
+
+/// Bytes of the shards that `step` has moved, if it is a move.
+fn moved_bytes(step: &Step, sizes: &BTreeMap<i64, i64>) -> Option<i64> {
+    let Step::MoveShard { shard_id, .. } = step else { return None };
+    Some(sizes.get(shard_id).copied().unwrap_or(0))
+}
+
+/// When `left` bytes will have followed the `done` ones, at the same speed.
+fn eta(started: Option<&Time>, now: Timestamp, done: i64, left: i64) -> Option<Time> {
+    let elapsed = now.as_second().saturating_sub(started?.0.as_second());
+    if done <= 0 || elapsed <= 0 {
+        return None;
+    }
+    let seconds = i128::from(elapsed) * i128::from(left) / i128::from(done);
+    let end = now.as_second().saturating_add(i64::try_from(seconds).ok()?);
+    Timestamp::from_second(end).ok().map(Time)
+}
+
+fn underway(running: &RunningMove, catalog: &Catalog) -> MoveStatus {
+    let of = |progress: &&Progress| progress.pid == running.pid;
+    let all: Vec<&Progress> = catalog.progress.iter().filter(of).collect();
+    MoveStatus {
+        shard_id: running.shard_id,
+        from: running.from.to_string(),
+        to: running.to.to_string(),
+        phase: all.first().map(|progress| progress.phase.clone()).unwrap_or_default(),
+        bytes_done: all.iter().map(|progress| progress.target_bytes).sum(),
+        bytes_total: all.iter().map(|progress| progress.source_bytes).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_foreseen_from_what_was_done_so_far() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let started = Time(at(1000));
+        // A quarter took a minute.
+        assert_eq!(eta(Some(&started), at(1060), 1 << 30, 3 << 30), Some(Time(at(1240))));
+        assert_eq!(eta(Some(&started), at(1060), 0, 3 << 30), None, "nothing was copied yet");
+        assert_eq!(eta(Some(&started), at(1000), 1, 1), None, "no time has passed");
+        assert_eq!(eta(None, at(1060), 1, 1), None);
+        assert_eq!(eta(Some(&started), at(1060), 1, i64::MAX), None, "beyond the end of time");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::observed::RunningMove;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 
@@ -63,6 +64,30 @@ pub enum Step {
         /// The node.
         group: Group,
     },
+    /// Write a node's right address in the place of another that leads to the same server, or to none.
+    UpdateNode {
+        /// The node.
+        group: Group,
+        /// Its row in `pg_dist_node`.
+        node_id: i32,
+    },
+    /// Send a copy of the catalogs to a node that has none.
+    SyncMetadata {
+        /// The node.
+        group: Group,
+    },
+    /// Take a node that holds no shard out of the catalogs.
+    RemoveNode {
+        /// The node.
+        group: Group,
+    },
+    /// Forget what is to be taken away on a node that is no longer registered: its records make moves fail.
+    ForgetCleanup {
+        /// Citus' number of the node's group.
+        group_id: i32,
+    },
+    /// Take away what moves and splits have left behind.
+    CleanUp,
     /// Say whether new shards may be placed on a node.
     SetShouldHaveShards {
         /// The node.
@@ -83,6 +108,22 @@ pub enum Step {
     DistributeTable(Distribution),
     /// Cut a table that holds rows into shards while it is written to. Takes as long as the table is large.
     DistributeConcurrently(Distribution),
+    /// Move the shards that cover one range of one colocation group. Takes as long as they are large.
+    MoveShard {
+        /// The lowest id among them.
+        shard_id: i64,
+        /// Where they are.
+        from: Group,
+        /// Where they go.
+        to: Group,
+    },
+    /// Cancel a move that makes no progress; it is planned again.
+    CancelMove {
+        /// The server process on the coordinator.
+        pid: i32,
+        /// The session's name, so that nobody else is cancelled.
+        application: String,
+    },
 }
 
 /// How a table is cut.
@@ -94,6 +135,17 @@ pub struct Distribution {
     pub column: String,
     /// Which tables it lies beside.
     pub beside: Beside,
+}
+
+/// How the topology lock is held while a step is performed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Not at all.
+    Nothing,
+    /// Together with others that do not get in each other's way.
+    Shared,
+    /// By nobody else.
+    Alone,
 }
 
 /// Which tables a table's shards lie beside.
@@ -109,7 +161,7 @@ pub enum Beside {
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 22] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
@@ -120,11 +172,18 @@ pub const KINDS: [&str; 15] = [
     "SetCoordinatorHost",
     "AddNode",
     "ActivateNode",
+    "UpdateNode",
+    "SyncMetadata",
+    "RemoveNode",
+    "ForgetCleanup",
+    "CleanUp",
     "SetShouldHaveShards",
     "CreateReferenceTable",
     "ReplicateReferenceTables",
     "DistributeTable",
     "DistributeConcurrently",
+    "MoveShard",
+    "CancelMove",
 ];
 
 impl Step {
@@ -142,11 +201,18 @@ impl Step {
             Self::SetCoordinatorHost => "SetCoordinatorHost",
             Self::AddNode { .. } => "AddNode",
             Self::ActivateNode { .. } => "ActivateNode",
+            Self::UpdateNode { .. } => "UpdateNode",
+            Self::SyncMetadata { .. } => "SyncMetadata",
+            Self::RemoveNode { .. } => "RemoveNode",
+            Self::ForgetCleanup { .. } => "ForgetCleanup",
+            Self::CleanUp => "CleanUp",
             Self::SetShouldHaveShards { .. } => "SetShouldHaveShards",
             Self::CreateReferenceTable { .. } => "CreateReferenceTable",
             Self::ReplicateReferenceTables => "ReplicateReferenceTables",
             Self::DistributeTable(_) => "DistributeTable",
             Self::DistributeConcurrently(_) => "DistributeConcurrently",
+            Self::MoveShard { .. } => "MoveShard",
+            Self::CancelMove { .. } => "CancelMove",
         }
     }
 
@@ -158,18 +224,37 @@ impl Step {
             Self::DistributeConcurrently(_)
                 | Self::ReplicateReferenceTables
                 | Self::CreateReferenceTable { holds_rows: true, .. }
+                | Self::MoveShard { .. }
         )
     }
 
-    /// Whether it comes before the coordinator has a database to hold the topology lock in.
+    /// Whether there are shards after it that were not there before it.
     #[must_use]
-    pub fn precedes_lock(&self) -> bool {
-        matches!(
-            self,
-            Self::CreateOperatorRole { group: Group::Coordinator }
-                | Self::CreateApiRole { group: Group::Coordinator }
-                | Self::CreateDatabase { group: Group::Coordinator }
-        )
+    pub fn makes_shards(&self) -> bool {
+        matches!(self, Self::DistributeTable(_) | Self::DistributeConcurrently(_))
+    }
+
+    /// How the session that performs it holds the topology lock.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        match self {
+            Self::MoveShard { .. } => Hold::Shared,
+            // The lock is held by the very move; or there is no database yet to hold it in.
+            Self::CancelMove { .. }
+            | Self::CreateOperatorRole { group: Group::Coordinator }
+            | Self::CreateApiRole { group: Group::Coordinator }
+            | Self::CreateDatabase { group: Group::Coordinator } => Hold::Nothing,
+            _ => Hold::Alone,
+        }
+    }
+
+    /// What the session that performs it is for, as it is written into the session's name.
+    #[must_use]
+    pub fn purpose(&self) -> String {
+        match self {
+            Self::MoveShard { shard_id, from, to } => RunningMove::purpose(*shard_id, *from, *to),
+            step => step.to_string(),
+        }
     }
 
     /// The condition that is false because of it when it fails.
@@ -186,7 +271,12 @@ impl Step {
             Self::SetCoordinatorHost
             | Self::AddNode { .. }
             | Self::ActivateNode { .. }
+            | Self::UpdateNode { .. }
+            | Self::SyncMetadata { .. }
+            | Self::ForgetCleanup { .. }
             | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
+            Self::RemoveNode { .. } => condition::SCALE_IN_BLOCKED,
+            Self::MoveShard { .. } | Self::CancelMove { .. } | Self::CleanUp => condition::BALANCED,
             Self::CreateReferenceTable { .. }
             | Self::ReplicateReferenceTables
             | Self::DistributeTable(_)
@@ -212,6 +302,13 @@ impl fmt::Display for Step {
             Self::SetCoordinatorHost => f.write_str("register the coordinator's address"),
             Self::AddNode { group } => write!(f, "register {group}"),
             Self::ActivateNode { group } => write!(f, "activate {group}"),
+            Self::UpdateNode { group, .. } => write!(f, "correct the address of {group}"),
+            Self::SyncMetadata { group } => write!(f, "send the catalogs to {group}"),
+            Self::RemoveNode { group } => write!(f, "take {group} out of the cluster"),
+            Self::ForgetCleanup { group_id } => {
+                write!(f, "forget what was to be taken away on the node of group {group_id}, which is gone")
+            }
+            Self::CleanUp => f.write_str("take away what moves have left behind"),
             Self::SetShouldHaveShards { group, value: true } => {
                 write!(f, "let new shards be placed on {group}")
             }
@@ -221,6 +318,12 @@ impl fmt::Display for Step {
             Self::DistributeTable(distribution) => write!(f, "distribute {distribution}"),
             Self::DistributeConcurrently(distribution) => {
                 write!(f, "distribute {distribution}, while it is written to")
+            }
+            Self::MoveShard { shard_id, from, to } => {
+                write!(f, "move shard {shard_id} from {from} to {to}")
+            }
+            Self::CancelMove { pid, application } => {
+                write!(f, "cancel {application} (pid {pid}), which makes no progress")
             }
         }
     }

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::api::MOST_WORKERS;
 use crate::names::{Group, Names, POSTGRES_PORT};
 use crate::pg::Endpoint;
-
-/// The most workers that the resource allows to ask for.
-const MOST_WORKERS: u32 = 99;
 
 /// The address of every group that there may be: what `pg_dist_node` holds, and where the operator connects.
 #[derive(Clone, Debug, PartialEq, Eq)]

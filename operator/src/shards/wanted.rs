@@ -1,8 +1,17 @@
 //! What the resource asks of the database, and nothing of the rest.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use crate::api::{DialogClusterSpec, Table};
+use k8s_openapi::jiff::Timestamp;
+
+use super::rebalance::{self, windows};
+use crate::api::{DialogClusterSpec, RebalanceMode, RebalanceSpec, Table};
+
+/// The annotation whose value is the hash of the plan that may be carried out.
+pub const APPROVE_ANNOTATION: &str = "dialogcluster.io/approve-plan";
+/// The annotation that opens the gate as long as it is there.
+pub const REBALANCE_ANNOTATION: &str = "dialogcluster.io/rebalance";
 
 /// The part of a `DialogCluster` that this controller acts on.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +24,35 @@ pub struct Wanted {
     pub tables: Vec<Table>,
     /// PostgreSQL's own parameters on every node.
     pub parameters: BTreeMap<String, String>,
+    /// How shards are spread.
+    pub rebalance: Rebalance,
+}
+
+/// How shards are spread, and whether they may be moved now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebalance {
+    /// What is to be even, and how many moves are made at the same time.
+    pub policy: rebalance::Policy,
+    /// Whether moves that only make the spread more even may be made now.
+    pub gate: Gate,
+    /// How long a move may make no progress.
+    pub stall_timeout: Duration,
+}
+
+/// Whether moves that only make the spread more even may be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// They may.
+    Open,
+    /// The ones of the plan with this hash may.
+    Approved(String),
+    /// They may not.
+    Closed {
+        /// For programs.
+        reason: &'static str,
+        /// For people: why, and what to do.
+        message: String,
+    },
 }
 
 impl From<&DialogClusterSpec> for Wanted {
@@ -25,6 +63,80 @@ impl From<&DialogClusterSpec> for Wanted {
             shard_count: spec.sharding.shard_count,
             tables: [Table::dialog_api(), spec.sharding.tables.clone()].concat(),
             parameters: spec.postgres.parameters.clone(),
+            rebalance: Rebalance {
+                policy: rebalance::Policy::new(&spec.sharding.rebalance, rebalance::Goal::Balance),
+                gate: Gate::Open,
+                stall_timeout: spec.sharding.rebalance.stall_timeout(),
+            },
         }
+    }
+}
+
+/// Whether moves that only make the spread more even may be made at `now`, by the resource and its annotations.
+#[must_use]
+pub fn gate(spec: &RebalanceSpec, annotations: &BTreeMap<String, String>, now: Timestamp) -> Gate {
+    let closed = |reason, message: String| Gate::Closed { reason, message };
+    let opening = match windows::windows(&spec.windows) {
+        Ok(windows) => windows::open_at(&windows, now),
+        // None counts: to leave one out could open what should be closed.
+        Err(error) => return closed("WindowInvalid", error.to_string()),
+    };
+    if let windows::Opening::Closed { until } = opening {
+        let when = until.map_or_else(
+            || "no window opens any more".to_owned(),
+            |until| format!("the next window opens at {until}"),
+        );
+        return closed("OutsideWindow", when);
+    }
+    match spec.mode {
+        RebalanceMode::Automatic => Gate::Open,
+        RebalanceMode::Manual if annotations.contains_key(REBALANCE_ANNOTATION) => Gate::Open,
+        RebalanceMode::Manual => closed(
+            "PlanAvailable",
+            format!("set the annotation {REBALANCE_ANNOTATION} to have them made, and take it away to stop"),
+        ),
+        RebalanceMode::Approve => annotations.get(APPROVE_ANNOTATION).map_or_else(
+            || {
+                let message =
+                    format!("look at status.plan, and set the annotation {APPROVE_ANNOTATION} to its hash");
+                closed("AwaitingApproval", message)
+            },
+            |hash| Gate::Approved(hash.trim().to_owned()),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_gate_opens_for_who_may_open_it() {
+        let now: Timestamp = "2026-03-03T02:30:00Z".parse().unwrap();
+        let open = json!([{"schedule": "0 2 * * *", "duration": "2h", "timeZone": "UTC"}]);
+        let shut = json!([{"schedule": "0 5 * * *", "duration": "2h", "timeZone": "UTC"}]);
+        let nonsense = json!([{"schedule": "every now and then", "duration": "2h", "timeZone": "UTC"}]);
+        let none = BTreeMap::new();
+        let approved = BTreeMap::from([(APPROVE_ANNOTATION.to_owned(), "0123456789abcdef".to_owned())]);
+        let asked = BTreeMap::from([(REBALANCE_ANNOTATION.to_owned(), "now".to_owned())]);
+        let say = |mode: &str, windows: &serde_json::Value, annotations: &BTreeMap<String, String>| {
+            let spec = serde_json::from_value(json!({"mode": mode, "windows": windows})).unwrap();
+            match gate(&spec, annotations, now) {
+                Gate::Open => "Open".to_owned(),
+                Gate::Approved(hash) => hash,
+                Gate::Closed { reason, .. } => reason.to_owned(),
+            }
+        };
+        assert_eq!(say("Automatic", &json!([]), &none), "Open");
+        assert_eq!(say("Automatic", &open, &none), "Open");
+        assert_eq!(say("Automatic", &shut, &none), "OutsideWindow");
+        assert_eq!(say("Automatic", &nonsense, &none), "WindowInvalid");
+        assert_eq!(say("Approve", &open, &none), "AwaitingApproval");
+        assert_eq!(say("Approve", &open, &approved), "0123456789abcdef");
+        assert_eq!(say("Approve", &shut, &approved), "OutsideWindow");
+        assert_eq!(say("Manual", &open, &approved), "PlanAvailable");
+        assert_eq!(say("Manual", &open, &asked), "Open");
     }
 }

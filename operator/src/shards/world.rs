@@ -1,6 +1,6 @@
 //! What is wanted and what is there, side by side: the questions that more than one part of the plan asks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::observed::{Catalog, Facts, Member, Node, Observed};
 use super::topology::Topology;
@@ -46,8 +46,16 @@ impl<'a> World<'a> {
     /// Citus' catalogs; empty ones where the extension is still to be created; `None` when they could not be read.
     #[must_use]
     pub fn catalog(&self) -> Option<&'a Catalog> {
-        static EMPTY: Catalog =
-            Catalog { members: Vec::new(), placements: Vec::new(), operations: Vec::new() };
+        static EMPTY: Catalog = Catalog {
+            members: Vec::new(),
+            placements: Vec::new(),
+            operations: Vec::new(),
+            foreign: Vec::new(),
+            cleanup: Vec::new(),
+            unfollowable: BTreeMap::new(),
+            changes: Vec::new(),
+            progress: Vec::new(),
+        };
         let fresh = || {
             let facts = self.observed.facts(Group::Coordinator)?;
             let known = facts.inside || facts.database_owner.is_none();
@@ -92,10 +100,21 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whether new shards belong on `group`: on workers, and on the coordinator as long as there are none.
+    /// Whether shards belong on `group`: on the workers that are asked for, and on the coordinator where none is.
     #[must_use]
     pub fn holds_shards(&self, group: Group) -> bool {
-        group != Group::Coordinator || self.workers().next().is_none()
+        match group {
+            Group::Coordinator => self.wanted.workers == 0,
+            Group::Worker(number) => number < self.wanted.workers,
+        }
+    }
+
+    /// Shards of distributed tables that the catalogs place on `group`.
+    #[must_use]
+    pub fn shards_on(&self, group: Group) -> i64 {
+        let (Some(member), Some(catalog)) = (self.member(group), self.catalog()) else { return 0 };
+        let here = catalog.placements.iter().filter(|at| at.group_id == member.group_id);
+        here.map(|at| at.shards).sum()
     }
 }
 

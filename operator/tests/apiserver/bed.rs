@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use dialog_operator::api::DialogCluster;
 use dialog_operator::context::{Context, Pull, Settings};
 use dialog_operator::metrics::Metrics;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use testbed::apiserver::ApiServer;
 
 /// Longest wait for anything.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 
 /// A place to test in.
 pub struct Bed {
@@ -107,13 +107,6 @@ async fn define(client: &Client) -> Result<()> {
 }
 
 /// Asks again and again until there is an answer.
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
-    let started = tokio::time::Instant::now();
-    while started.elapsed() < LIMIT {
-        if let Some(answer) = ask().await? {
-            return Ok(answer);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!("{what}: not within {} s", LIMIT.as_secs())
+pub async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    testbed::wait::eventually(what, LIMIT, ask).await
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use dialog_operator::api::{DialogCluster, Phase};
@@ -131,6 +131,7 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
         "Service chat-worker-0-ro",
         "Service chat-worker-0-nodes",
         "Service chat-api",
+        "Service chat-api-peers",
         "StatefulSet chat-coordinator",
         "StatefulSet chat-worker-0",
         "Deployment chat-api",
@@ -143,19 +144,26 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
 
     // While it waits for pods that never come, it looks again at its pace, and writes nothing.
     let settled = settle(&bed).await?;
-    let before = reconciliations(&bed);
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    let again = reconciliations(&bed) - before;
-    ensure!((1..=6).contains(&again), "{again} reconciliations in 30 s of waiting");
+    let started = Instant::now();
+    looks(&bed, 4).await?;
+    let four = started.elapsed();
+    ensure!(four >= Duration::from_secs(15), "4 reconciliations in {four:?} of waiting, not one in 5 s");
     ensure!(versions(&bed).await? == settled, "something was written without a reason");
     controller.stop().await
 }
 
-/// Waits until nothing is written for a while.
+/// Waits until the controller has reconciled `more` times.
+async fn looks(bed: &Bed, more: u64) -> Result<()> {
+    let goal = reconciliations(bed) + more;
+    eventually(&format!("{more} reconciliations"), async || Ok((reconciliations(bed) >= goal).then_some(())))
+        .await
+}
+
+/// Waits until the controller looks twice and writes nothing: one look may have begun before.
 pub async fn settle(bed: &Bed) -> Result<BTreeMap<String, String>> {
     let mut last = versions(bed).await?;
     eventually("rest", async || {
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        looks(bed, 2).await?;
         let now = versions(bed).await?;
         let settled = now == last;
         last.clone_from(&now);

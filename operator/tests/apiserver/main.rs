@@ -6,6 +6,7 @@
 mod bed;
 mod controller;
 mod lease;
+mod obstacles;
 mod refusals;
 mod resource;
 mod rest;

@@ -33,6 +33,7 @@ fn table(name: &str, column: &str) -> Value {
     json!({ "name": name, "kind": "Distributed", "column": column, "group": "g" })
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn refused_at_first() -> Vec<Case> {
     vec![
         (
@@ -108,18 +109,22 @@ fn refused_at_first() -> Vec<Case> {
         (
             "an owned parameter",
             parameter("wal_level"),
-            &["postgres.parameters", "parameter that the operator owns"],
+            &["spec.postgres.parameters", "owned by the operator: wal_level"],
         ),
         (
             "preloaded libraries",
             parameter("shared_preload_libraries"),
-            &["postgres.parameters", "parameter that the operator owns"],
+            &["spec.postgres.parameters", "owned by the operator: shared_preload_libraries"],
         ),
-        ("a parameter of TLS", parameter("ssl_cert_file"), &["postgres.parameters", "ssl*"]),
+        (
+            "a parameter of TLS",
+            parameter("ssl_cert_file"),
+            &["spec.postgres.parameters", "ssl* are owned by the operator"],
+        ),
         (
             "a parameter of Citus' nodes",
             parameter("citus.node_conninfo"),
-            &["postgres.parameters", "Citus' node settings"],
+            &["spec.postgres.parameters", "owned by the operator: citus.node_conninfo"],
         ),
         ("no parameter's name", parameter("Work Mem"), &["postgres.parameters", "lower case letters"]),
         (
@@ -134,6 +139,51 @@ fn refused_at_first() -> Vec<Case> {
             &["api.ingress.host", "without a scheme, port or path"],
         ),
         ("capital letters in a host", host("Chat.example.org"), &["api.ingress.host", "lower case"]),
+        (
+            "no name of a StorageClass",
+            json!({ "workers": { "storage": { "className": "fast disks" } } }),
+            &["spec.workers.storage.className", "must be a DNS name"],
+        ),
+        (
+            "no name of an IngressClass",
+            json!({ "api": { "ingress": { "host": "chat.example.org", "className": "Traefik" } } }),
+            &["spec.api.ingress.className", "must be a DNS name"],
+        ),
+        (
+            "no name of a Secret",
+            json!({ "api": { "ingress": { "host": "chat.example.org", "tlsSecretName": "chat_tls" } } }),
+            &["spec.api.ingress.tlsSecretName", "must be a DNS name"],
+        ),
+        (
+            "more CPU requested than allowed",
+            json!({ "api": { "resources": { "requests": { "cpu": "2" }, "limits": { "cpu": "1500m" } } } }),
+            &["spec.api.resources", "resources.requests.cpu: must not exceed"],
+        ),
+        (
+            "more memory requested than allowed",
+            json!({ "workers": { "resources": { "requests": { "memory": "1Gi" }, "limits": { "memory": "1G" } } } }),
+            &["spec.workers.resources", "resources.requests.memory: must not exceed"],
+        ),
+        (
+            "no label of a node",
+            json!({ "workers": { "placement": { "nodeSelector": { "zone!": "a" } } } }),
+            &["spec.workers.placement.nodeSelector", "must hold labels"],
+        ),
+        (
+            "no value of a label",
+            json!({ "coordinator": { "placement": { "nodeSelector": { "example.org/zone": "a b" } } } }),
+            &["spec.coordinator.placement.nodeSelector", "must hold labels"],
+        ),
+        (
+            "an unknown effect",
+            json!({ "workers": { "placement": { "tolerations": [{ "key": "dedicated", "effect": "NoStart" }] } } }),
+            &["placement.tolerations", "effect must be"],
+        ),
+        (
+            "a value of any value",
+            json!({ "workers": { "placement": { "tolerations": [{ "operator": "Exists", "value": "x" }] } } }),
+            &["placement.tolerations", "Exists has no value"],
+        ),
         ("no host", json!({ "api": { "ingress": {} } }), &["spec.api.ingress.host", "Required value"]),
         (
             "a table of dialog-api",
@@ -296,8 +346,10 @@ async fn each_invalid_object_is_refused_with_the_field_and_the_reason() -> Resul
 async fn each_parameter_that_the_operator_sets_is_refused() -> Result<()> {
     needs_apiserver!();
     let bed = Bed::new("owned-parameters").await?;
+    // Those of TLS are refused as a family.
+    let owned = |name: &'static str| if name.starts_with("ssl") { "ssl*" } else { name };
     for (name, _) in dialog_operator::cluster::patroni::config::owned(100) {
-        check(name, bed.apply("chat", &parameter(name)).await, &["postgres.parameters"])?;
+        check(name, bed.apply("chat", &parameter(name)).await, &["postgres.parameters", owned(name)])?;
     }
     Ok(())
 }

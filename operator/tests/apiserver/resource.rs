@@ -84,7 +84,7 @@ async fn two_controllers_keep_out_of_each_others_status() -> Result<()> {
         host: "chat-coordinator.status.svc".into(),
         state: NodeState::Active,
         shards: 48,
-        bytes: 1,
+        bytes: Some(1),
     };
     let mine =
         DialogClusterStatus { phase: Some(Phase::Ready), url: Some("http://a".into()), ..Default::default() };

@@ -94,8 +94,8 @@ async fn change_and_see_it_restored(bed: &Bed) -> Result<()> {
     services.patch("chat-coordinator", &PatchParams::default(), &Patch::Merge(&selector)).await?;
     let path = "/spec/selector/dialogcluster.io~1group";
     restored(bed, &services, "chat-coordinator", path, &json!("coordinator")).await?;
-    let rules = json!({ "rules": [{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["*"] }] });
-    roles.patch("chat-worker-0", &PatchParams::default(), &Patch::Merge(&rules)).await?;
+    let replaced = json!({ "rules": [{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["*"] }] });
+    roles.patch("chat-worker-0", &PatchParams::default(), &Patch::Merge(&replaced)).await?;
     restored(bed, &roles, "chat-worker-0", "/rules/0/resources/0", &json!("configmaps")).await?;
     let label = json!({ "metadata": { "labels": { "app.kubernetes.io/name": null } } });
     maps.patch("chat-worker-0-leader", &PatchParams::default(), &Patch::Merge(&label)).await?;

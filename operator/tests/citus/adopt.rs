@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Result;
 use dialog_operator::condition::SCHEMA_DISTRIBUTED;
@@ -11,7 +10,7 @@ use dialog_operator::shards::step::Step;
 use tokio_postgres::types::Type;
 
 use crate::needs_citus;
-use crate::world::{World, condition, distributed, placements, reference, wanted};
+use crate::world::{World, condition, distributed, eventually, few_shards, placements, reference, wanted};
 
 const ROWS: &str = "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
     SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'before', now()
@@ -37,21 +36,25 @@ async fn tables_with_rows_are_cut_while_they_are_written_to() -> Result<()> {
         tokio::spawn(async move {
             let mut acknowledged = 0_i64;
             while !stop.load(Ordering::Relaxed) {
-                // An insert of one row, an update of it, and an update of a row that was there before.
-                session
+                // An insert of one row, and an update of it by its key, as dialog-api makes them.
+                let inserted = session
                     .query(
                         "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-                         VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1, now())",
+                         VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1, now())
+                         RETURNING dialog_id::text, message_id::text",
                         &[(&format!("during {acknowledged}"), Type::TEXT)],
                     )
                     .await?;
                 acknowledged += 1;
-                session
+                let [dialog, message]: [String; 2] = [0, 1].map(|column| inserted[0].get(column));
+                let updated = session
                     .query(
-                        "UPDATE messages SET edited_at = now() WHERE text = $1",
-                        &[(&format!("during {}", acknowledged - 1), Type::TEXT)],
+                        "UPDATE messages SET edited_at = now()
+                         WHERE dialog_id = $1::uuid AND message_id = $2::uuid RETURNING 1",
+                        &[(&dialog, Type::TEXT), (&message, Type::TEXT)],
                     )
                     .await?;
+                anyhow::ensure!(updated.len() == 1, "update {acknowledged} found {} rows", updated.len());
             }
             anyhow::Ok(acknowledged)
         })
@@ -82,12 +85,12 @@ async fn tables_with_rows_are_cut_while_they_are_written_to() -> Result<()> {
 }
 
 #[tokio::test]
-async fn rows_stay_where_they_are_when_their_shards_would_not_leave_the_coordinator() -> Result<()> {
+async fn rows_stay_where_they_are_until_their_shards_can_leave_the_coordinator() -> Result<()> {
     needs_citus!();
     let mut world = World::start(0)?;
     rows_before_citus(&world).await?;
 
-    let alone = wanted(0);
+    let alone = few_shards(0);
     world.settle(&alone).await?;
     let round = world.round(&alone).await?;
     assert!(round.performed.is_empty(), "{:?}", round.performed);
@@ -95,15 +98,29 @@ async fn rows_stay_where_they_are_when_their_shards_would_not_leave_the_coordina
     assert_eq!((status, reason), ("False", "RowsOnCoordinator"));
     assert!(message.contains("messages: it holds rows"), "{message}");
     let distributed = "SELECT count(*) FROM pg_dist_partition";
-    assert_eq!(world.number(Group::Coordinator, distributed).await?, 5, "the empty ones are cut");
+    let empty = i64::try_from(alone.tables.len())? - 1;
+    assert_eq!(world.number(Group::Coordinator, distributed).await?, empty, "the empty ones are cut");
 
-    // The rest of the group is on the coordinator now, so messages must not follow it there, workers or not.
+    // The rest of the group is on the coordinator now, so messages must not follow it there before it has left.
     world.add(Group::Worker(0))?;
-    world.settle(&wanted(1)).await?;
-    let round = world.round(&wanted(1)).await?;
+    let round = world.round(&few_shards(1)).await?;
     let (status, reason, message) = condition(&round, SCHEMA_DISTRIBUTED);
     assert_eq!((status, reason), ("False", "RowsOnCoordinator"));
-    assert!(message.contains("move the group's shards to workers"), "{message}");
+    assert!(message.contains("as soon as the shards of its group have moved to workers"), "{message}");
+
+    let steps = world.settle(&few_shards(1)).await?;
+    let follows =
+        |step: &Step| matches!(step, Step::DistributeConcurrently(table) if table.table == "messages");
+    assert!(steps.iter().any(follows), "{steps:?}");
+    let round = world.round(&few_shards(1)).await?;
+    assert_eq!(
+        condition(&round, SCHEMA_DISTRIBUTED).0,
+        "True",
+        "{:?}",
+        condition(&round, SCHEMA_DISTRIBUTED)
+    );
+    let placements = placements(&world).await?;
+    assert!(placements.iter().all(|(_, group_id, _)| *group_id > 0), "{placements:?}");
     let api = world.api(Group::Coordinator).await?;
     assert_eq!(api.query_one("SELECT count(*) FROM messages", &[]).await?.get::<_, i64>(0), 20_000);
     Ok(())
@@ -124,17 +141,15 @@ async fn copies_of_reference_tables_have_all_the_time_they_need() -> Result<()> 
     writer.batch_execute("BEGIN; INSERT INTO public.emoji VALUES ('z')").await?;
     let round = world.round(&policy).await?;
     let create = Step::CreateReferenceTable { table: "emoji".to_owned(), holds_rows: true };
-    assert_eq!(round.long.as_ref(), Some(&create), "{round:?}");
+    assert_eq!(round.long, vec![create.clone()], "{round:?}");
     assert!(round.performed.is_empty() && round.failed.is_empty(), "{round:?}");
     let wait_for_operation = async || -> Result<()> {
         let seen = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
                     AND application_name = 'dialog-operator: copy the table emoji to every node'";
-        while world.number(Group::Coordinator, seen).await? == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually("the copy waits", async || Ok(world.number(Group::Coordinator, seen).await? > 0)).await?;
         // The next operator finds it, and leaves the cluster alone.
         let round = world.round(&policy).await?;
-        assert!(round.performed.is_empty() && round.long.is_none(), "{round:?}");
+        assert!(round.performed.is_empty() && round.long.is_empty(), "{round:?}");
         let (status, reason, message) = condition(&round, SCHEMA_DISTRIBUTED);
         assert_eq!((status, reason), ("False", "Distributing"));
         assert!(message.contains("copy the table emoji to every node"), "{message}");
@@ -149,7 +164,7 @@ async fn copies_of_reference_tables_have_all_the_time_they_need() -> Result<()> 
     api.run("CREATE TABLE pins (dialog_id uuid PRIMARY KEY)").await?;
     policy.tables.push(distributed("pins", "dialog_id", "dialog"));
     let round = world.round(&policy).await?;
-    assert_eq!(round.long, Some(Step::ReplicateReferenceTables), "{round:?}");
+    assert_eq!(round.long, vec![Step::ReplicateReferenceTables], "{round:?}");
     assert!(!round.performed.iter().any(|step| matches!(step, Step::DistributeTable(_))), "{round:?}");
     world.settle(&policy).await?;
     assert_eq!(world.number(Group::Worker(1), "SELECT count(*) FROM public.emoji").await?, 3);

@@ -1,42 +1,39 @@
-//! A cluster's life, by operators that are killed after every single step, or at any moment.
+//! A cluster's life, by operators that are killed in the middle of every kind of step, or at any moment.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
+use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
-use dialog_operator::shards::observe::Sizes;
-use dialog_operator::shards::round::round;
+use dialog_operator::shards::act::perform;
+use dialog_operator::shards::observe::stall::diagnose;
 use dialog_operator::shards::step::{KINDS, Step};
+use dialog_operator::shards::supervise::Stalled;
+use dialog_operator::shards::wanted::{Gate, Wanted};
 
+use crate::killer::Killer;
 use crate::needs_citus;
-use crate::world::{World, placements, reference, wanted};
+use crate::world::{World, condition, few_shards, placements, reference, wanted};
 
-/// Each kind of step is performed here, and the operator that performed it ends at once: a step that is added to the
-/// plan and not to this journey fails the test.
+/// Each kind of step is begun here by operators that are killed after none, one, two … of its statements: a step that is
+/// added to the plan and not to this journey fails the test.
 #[tokio::test]
-async fn an_operator_that_ends_after_any_step_is_continued_by_the_next() -> Result<()> {
+async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Result<()> {
     needs_citus!();
     let mut world = World::start(2)?;
-    let mut wanted = wanted(2);
-    let mut steps = Vec::new();
+    // Nobody else is to take away what moves leave behind, so that the operator has to.
+    world.server(Group::Coordinator).set_parameter("citus.defer_shard_delete_interval", "-1")?;
+    let mut wanted = few_shards(2);
+    let mut killer = Killer::default();
 
     // Up to the migrations; dialog-api cannot get in before the database has the extension.
-    loop {
-        let round = world.round_of(&wanted, 1).await?;
-        assert!(round.failed.is_empty(), "{:?}", round.failed);
-        let ready = "SELECT count(*) FROM pg_extension WHERE extname = 'citus'";
-        if world.api(Group::Coordinator).await.is_ok() {
-            assert_eq!(world.number(Group::Coordinator, ready).await?, 1);
-        }
-        if round.performed.is_empty() {
-            break;
-        }
-        steps.extend(round.performed);
-    }
+    let steps = killer.settle(&world, &wanted).await?;
+    let position = |kind: &str| steps.iter().position(|step| step.kind() == kind).unwrap();
+    assert!(position("CreateExtension") < position("AllowLogin"), "{steps:?}");
     assert!(!steps.iter().any(|step| matches!(step, Step::DistributeTable(_))));
     world.migrate().await?;
-    steps.extend(world.settle_by(&wanted, 1).await?);
+    killer.settle(&world, &wanted).await?;
 
     // A reference table, and a table with rows beside the others.
     let api = world.api(Group::Coordinator).await?;
@@ -48,26 +45,24 @@ async fn an_operator_that_ends_after_any_step_is_continued_by_the_next() -> Resu
     .await?;
     wanted.tables.push(reference("emoji"));
     wanted.tables.push(crate::world::distributed("pins", "dialog_id", "dialog"));
-    steps.extend(world.settle_by(&wanted, 1).await?);
-    assert_eq!(api.query_one("SELECT count(*) FROM pins", &[]).await?.get::<_, i64>(0), 1000);
+    killer.settle(&world, &wanted).await?;
 
-    // One more worker lacks the reference table's copy.
+    // One more worker lacks the reference table's copy. It stays empty for now.
     world.add(Group::Worker(2))?;
     wanted.workers = 3;
-    steps.extend(world.settle_by(&wanted, 1).await?);
+    wanted.rebalance.gate = Gate::Closed { reason: "PlanAvailable", message: "later".to_owned() };
+    settle_with_plan(&mut killer, &world, &wanted).await?;
     assert_eq!(world.number(Group::Worker(2), "SELECT count(*) FROM emoji").await?, 2);
 
     // Somebody changes everything by hand.
     let port = world.server(Group::Worker(2)).port();
-    world
-        .ask(
-            Group::Coordinator,
-            "SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', true)
-             FROM pg_dist_node WHERE groupid = 0",
-        )
-        .await?;
-    // Its copies of reference tables go away with it, so it may be disabled; the others follow in their own time.
-    world.ask(Group::Coordinator, &format!("SELECT citus_disable_node('localhost', {port}, true)")).await?;
+    let by_hand = [
+        "SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', true) FROM pg_dist_node WHERE groupid = 0",
+        "INSERT INTO pg_dist_cleanup VALUES (1000000, 1000000, 1, 'public.gone', 99, 0)",
+    ];
+    for statement in by_hand {
+        world.ask(Group::Coordinator, statement).await?;
+    }
     for statement in [
         "ALTER DATABASE dialog OWNER TO postgres",
         "ALTER SYSTEM SET wal_level = 'replica'",
@@ -75,12 +70,81 @@ async fn an_operator_that_ends_after_any_step_is_continued_by_the_next() -> Resu
     ] {
         world.server(Group::Worker(0)).connect("postgres").await?.batch_execute(statement).await?;
     }
-    steps.extend(world.settle_by(&wanted, 1).await?);
+    settle_with_plan(&mut killer, &world, &wanted).await?;
+    // Its copies of reference tables go away with it, so it may be disabled; the others follow in their own time.
+    for statement in [
+        format!("SELECT citus_disable_node('localhost', {port}, true)"),
+        format!("SELECT stop_metadata_sync_to_node('localhost', {port})"),
+        format!(
+            "SELECT citus_update_node(nodeid, '127.0.0.1', nodeport) FROM pg_dist_node WHERE nodeport = {port}"
+        ),
+    ] {
+        world.ask(Group::Coordinator, &statement).await?;
+        settle_with_plan(&mut killer, &world, &wanted).await?;
+    }
 
-    let performed: BTreeSet<&str> = steps.iter().map(Step::kind).collect();
-    assert_eq!(performed, KINDS.into_iter().collect::<BTreeSet<_>>());
+    // A move waits for somebody's transaction, is found to, and is cancelled; it is made when that has ended.
+    wanted.rebalance.gate = Gate::Open;
+    let open = killer.look(&world, &wanted).await?;
+    let Some(Step::MoveShard { shard_id, from, to }) = open.plan.steps.first().cloned() else {
+        panic!("{:?}", open.plan.steps)
+    };
+    let mut writer = world.ask_client(from).await?;
+    let writing = writer.transaction().await?;
+    let pid: i32 =
+        writing.query_one("SELECT pg_backend_pid(), pg_current_xact_id()::text", &[]).await?.get(0);
+    let stuck = tokio::spawn({
+        let sessions = world.long_sessions(&open.plan.steps[0])?;
+        let step = open.plan.steps[0].clone();
+        async move { perform(&step, &sessions).await }
+    });
+    let running = loop {
+        let round = killer.look(&world, &wanted).await?;
+        let catalog = round.observed.catalog.as_ref().unwrap();
+        let phase = catalog.progress.first().map(|progress| progress.phase.clone());
+        if let (Some(running), Some(_)) = (catalog.moves().next(), phase) {
+            break running;
+        }
+    };
+    let stalled = Stalled { running, phase: "Setting Up".to_owned(), idle: Duration::from_mins(10) };
+    let stall = loop {
+        let stall = diagnose(&world.sessions()?, &stalled).await;
+        if stall.cause.contains(&format!("(pid {pid}")) {
+            break stall;
+        }
+        assert!(!stuck.is_finished(), "it did not wait: {}", stall.cause);
+    };
+    killer.stalls = vec![stall];
+    let round = killer.look(&world, &wanted).await?;
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("False", "Stalled"), "{message}");
+    let cancel = round.plan.steps[0].clone();
+    assert!(matches!(cancel, Step::CancelMove { .. }), "{cancel}");
+    killer.carry_out(&world, &wanted, &cancel).await?;
+    assert!(stuck.await?.is_err(), "it was cancelled");
+    writing.rollback().await?;
+    killer.stalls.clear();
+    let steps = killer.settle(&world, &wanted).await?;
+    assert!(steps.contains(&Step::MoveShard { shard_id, from, to }), "{steps:?}");
+
+    wanted.workers = 2;
+    killer.settle(&world, &wanted).await?;
+    assert_eq!(api.query_one("SELECT count(*) FROM pins", &[]).await?.get::<_, i64>(0), 1000);
+
+    assert_eq!(killer.kinds, KINDS.into_iter().collect::<BTreeSet<_>>());
+    assert!(killer.killed > 2 * KINDS.len(), "only {} operators were killed", killer.killed);
+    world.remove(Group::Worker(2));
     let at_rest = world.round(&wanted).await?;
     assert!(at_rest.performed.is_empty() && at_rest.is_settled(), "{:?}", at_rest.plan);
+    Ok(())
+}
+
+/// Lets operators work until all that is left is what the gate keeps.
+async fn settle_with_plan(killer: &mut Killer, world: &World, wanted: &Wanted) -> Result<()> {
+    killer.settle(world, wanted).await?;
+    let round = killer.look(world, wanted).await?;
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("False", "PlanAvailable"), "{message}");
     Ok(())
 }
 
@@ -93,23 +157,23 @@ async fn an_operator_that_ends_in_the_middle_of_anything_is_continued_by_the_nex
     let mut migrated = false;
     // Ever later moments, so that each statement is hit sooner or later and the last operator comes through.
     for moment in 0_u64.. {
-        let (sessions, existing) = (world.sessions()?, world.existing());
-        let attempt = round(&wanted, &existing, &sessions, Sizes::Skip, usize::MAX);
+        let attempt = world.round(&wanted);
         match tokio::time::timeout(Duration::from_millis(5 + moment * 15), attempt).await {
             Err(_) => cut_short += 1,
-            Ok(round) if round.is_settled() && !migrated => {
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(round)) if round.is_settled() && !migrated => {
                 world.migrate().await?;
                 migrated = true;
             }
-            Ok(round) if round.is_settled() => break,
+            Ok(Ok(round)) if round.is_settled() => break,
             // What an operator began is finished by the server before the next one gets the lock.
-            Ok(_) => {}
+            Ok(Ok(_)) => {}
         }
         assert!(moment < 300, "never at rest");
     }
     assert!(cut_short > 5, "only {cut_short} operators were cut short");
     let placements = placements(&world).await?;
-    assert_eq!(placements.len(), 12, "{placements:?}");
+    assert_eq!(placements.len(), 2 * wanted.tables.len(), "{placements:?}");
     assert!(placements.iter().all(|(_, group_id, shards)| *group_id > 0 && *shards == 24), "{placements:?}");
     assert!(world.round(&wanted).await?.performed.is_empty());
     Ok(())

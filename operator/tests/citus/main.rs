@@ -3,11 +3,17 @@
 //!
 //! Needs PostgreSQL with the citus extension on this machine; otherwise every test says that it was skipped, and why.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
+
 mod adopt;
 mod faults;
 mod fresh;
 mod growth;
 mod journey;
+mod killer;
+mod moves;
+mod planner;
+mod traffic;
 mod world;
 
 /// Ends a test on a machine where it cannot run, by name.

@@ -1,8 +1,6 @@
 //! Real servers, and the controller's engine over them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,19 +9,21 @@ use dialog_operator::cluster::patroni::config;
 use dialog_operator::condition::Finding;
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
+use dialog_operator::shards::lock::Holder;
 use dialog_operator::shards::observe::Sizes;
-use dialog_operator::shards::round::{Round, carry_out, round};
+use dialog_operator::shards::round::{Brief, Round, carry_out, round};
 use dialog_operator::shards::sessions::Sessions;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::topology::Topology;
 use dialog_operator::shards::wanted::Wanted;
+use futures::future::{BoxFuture, ready, try_join_all};
 use serde_json::json;
 use testbed::certificates::Authority;
 use testbed::postgres::{Access, Builder, Installation, Server};
 use tokio_postgres::{Client, Row};
 
 /// Longest time that a cluster may take to come to rest.
-const REST_LIMIT: Duration = Duration::from_secs(90);
+const REST_LIMIT: Duration = Duration::from_mins(10);
 
 /// Servers of one cluster, and the authority that they trust.
 pub struct World {
@@ -76,6 +76,11 @@ impl World {
         Ok(())
     }
 
+    /// Takes `group`'s server away, and its data with it.
+    pub fn remove(&mut self, group: Group) {
+        self.servers.remove(&group);
+    }
+
     /// A server whom the product's own rules say who may connect.
     fn server_named(&self, name: &str) -> Builder<'_> {
         let access =
@@ -108,6 +113,11 @@ impl World {
         Ok(Sessions::new(self.topology(), self.identity("dialog-operator")?))
     }
 
+    /// The sessions of a step that takes long, none open.
+    pub fn long_sessions(&self, step: &Step) -> Result<Sessions> {
+        Ok(Sessions::long(self.topology(), self.identity("dialog-operator")?, step.purpose()))
+    }
+
     /// The groups that have a server.
     pub fn existing(&self) -> BTreeSet<Group> {
         self.servers.keys().copied().collect()
@@ -120,7 +130,10 @@ impl World {
 
     /// One round that ends after `most` steps, as if the operator had been killed.
     pub async fn round_of(&self, wanted: &Wanted, most: usize) -> Result<Round> {
-        Ok(round(wanted, &self.existing(), &self.sessions()?, Sizes::Measure, most).await)
+        let existing = self.existing();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+        let brief = Brief { most, ..brief(wanted, &ask) };
+        Ok(round(&brief, &self.sessions()?).await)
     }
 
     /// Brings empty servers to where they serve: what dialog-api waits for, its tables, and their distribution.
@@ -145,9 +158,9 @@ impl World {
             ensure!(round.failed.is_empty(), "failed: {:?}", round.failed);
             let done = round.performed.len();
             performed.extend(round.performed.iter().cloned());
-            if let Some(step) = &round.long {
-                self.carry_out(wanted, step).await?;
-                performed.push(step.clone());
+            if !round.long.is_empty() {
+                try_join_all(round.long.iter().map(|step| self.carry_out(wanted, step))).await?;
+                performed.extend(round.long.iter().cloned());
             } else if round.is_settled() {
                 return Ok(performed);
             } else if done == 0 {
@@ -162,11 +175,17 @@ impl World {
 
     /// Performs a step that takes long.
     pub async fn carry_out(&self, wanted: &Wanted, step: &Step) -> Result<()> {
-        let identity = self.identity("dialog-operator")?;
-        let sessions = Sessions::long(self.topology(), identity, step.to_string());
-        let holder = carry_out(wanted, &sessions, step).await?;
+        let holder = self.try_carry_out(wanted, step).await?;
         ensure!(holder.is_none(), "{holder:?}");
         Ok(())
+    }
+
+    /// As [`World::carry_out`]; says who holds the lock if it was not free.
+    pub async fn try_carry_out(&self, wanted: &Wanted, step: &Step) -> Result<Option<Holder>> {
+        let existing = self.existing();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+        let sessions = self.long_sessions(step)?;
+        Ok(carry_out(&brief(wanted, &ask), &sessions, step).await?)
     }
 
     /// A session of dialog-api on `group`'s server, with the certificate and the role that it has in a cluster.
@@ -181,18 +200,13 @@ impl World {
         Ok(session)
     }
 
-    /// Runs dialog-api's own migrations, as dialog-api.
+    /// Runs dialog-api's own migrations, under its role. They wait for the topology lock.
     pub async fn migrate(&self) -> Result<()> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dialog-api/migrations");
-        let mut files: Vec<_> =
-            fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        files.sort();
-        ensure!(!files.is_empty(), "no migrations in {}", directory.display());
-        let session = self.api(Group::Coordinator).await?;
-        for file in files {
-            session.run(&fs::read_to_string(&file)?).await.with_context(|| format!("{}", file.display()))?;
-        }
-        Ok(())
+        let mut client = self.ask_client(Group::Coordinator).await?;
+        client.batch_execute("SET ROLE dialog_api").await?;
+        let migrations = dialog_api::migrations::run(&mut client, || {});
+        let ended = tokio::time::timeout(REST_LIMIT, migrations).await;
+        ended.context("somebody keeps the topology lock from the migrations")?.map_err(Into::into)
     }
 
     /// Rows of a statement that the superuser runs on `group`'s server.
@@ -211,10 +225,48 @@ impl World {
     }
 }
 
+/// What a round of an operator that has just started is given.
+pub fn brief<'a>(
+    wanted: &'a Wanted,
+    existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+) -> Brief<'a> {
+    let (sizes, most) = (Sizes::Measure, usize::MAX);
+    Brief {
+        wanted,
+        existing,
+        sizes,
+        before: None,
+        most,
+        deferred: &[],
+        stalls: &[],
+        held: None,
+        shown: None,
+        overtaken: None,
+    }
+}
+
+/// Waits until `condition` holds, for as long as a cluster may take to come to rest.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    testbed::wait::eventually(what, REST_LIMIT, async || Ok(condition().await?.then_some(()))).await
+}
+
 /// What a resource asks for that says nothing but its number of workers: dialog-api's tables, 48 shards.
 pub fn wanted(workers: u32) -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
     Wanted::from(&spec)
+}
+
+/// Shards of each colocation group where a test moves them.
+pub const SHARDS: i32 = 12;
+
+/// As [`wanted`], with fewer shards.
+pub fn few_shards(workers: u32) -> Wanted {
+    Wanted { shard_count: SHARDS, ..wanted(workers) }
+}
+
+/// How many shards each of two workers has once all tables of such a resource are distributed.
+pub fn shards_of_each_worker(wanted: &Wanted) -> i64 {
+    24 * i64::try_from(wanted.tables.len()).unwrap()
 }
 
 /// A table that is copied whole to every node.

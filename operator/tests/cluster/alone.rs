@@ -2,6 +2,7 @@
 
 mod killed;
 mod obstacles;
+mod scaling;
 mod switchover;
 mod two_workers;
 mod update;

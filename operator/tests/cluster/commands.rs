@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,6 +85,8 @@ fn nobody(authority: &[u8]) -> Result<ClientConfig> {
 /// A port of this machine that leads to the Patroni of a group's first instance.
 struct Forward {
     process: Child,
+    /// `kubectl` says something about every connection, and dies if nobody can read it.
+    _output: BufReader<ChildStdout>,
     port: u16,
     host: String,
 }
@@ -98,11 +100,12 @@ impl Forward {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot run kubectl port-forward")?;
-        let output = process.stdout.take();
-        let host = bed.names.instance_host(group, 0);
-        let mut forward = Self { process, port: 0, host };
+        let mut output = BufReader::new(process.stdout.take().context("kubectl has no output")?);
         let mut line = String::new();
-        BufReader::new(output.context("kubectl has no output")?).read_line(&mut line)?;
+        let read = output.read_line(&mut line);
+        let host = bed.names.instance_host(group, &bed.names.pod(group, 0));
+        let mut forward = Self { process, _output: output, port: 0, host };
+        read.context("cannot read what kubectl says")?;
         // `Forwarding from 127.0.0.1:40123 -> 8008`
         let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next());
         forward.port =

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use dialog_operator::condition::{CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED};
 use serde_json::json;
 
-use crate::bed::{Bed, TO_NAME, TO_SERVE};
+use crate::bed::{Bed, TO_NOTICE, TO_SERVE};
 
 /// What the image without Citus says, whatever is asked for.
 const NO_EXTENSION: &str = "the image has no Citus extension";
@@ -16,7 +16,7 @@ async fn without_citus_one_node_serves_and_workers_wait_for_an_image_that_has_it
     let bed = Bed::new("without-citus").await?;
     bed.create(0, |spec| spec["image"] = json!(image)).await?;
     bed.ready().await?;
-    let citus = bed.condition(CITUS_AVAILABLE, "reported", TO_NAME, |_| true).await?;
+    let citus = bed.condition(CITUS_AVAILABLE, "reported", TO_NOTICE, |_| true).await?;
     ensure!((citus.status.as_str(), citus.reason.as_str()) == ("False", "NotInImage"), "{citus:?}");
     let message = citus.message;
     ensure!(message.contains(NO_EXTENSION) && message.contains("the coordinator serves"), "{message}");
@@ -24,7 +24,7 @@ async fn without_citus_one_node_serves_and_workers_wait_for_an_image_that_has_it
     let (ada, grace, said) = bed.talk()?;
 
     bed.patch(json!({"workers": {"count": 1}})).await?;
-    let message = bed.refused(&["CitusMissing"]).await?.message;
+    let message = bed.refused("CitusMissing", TO_NOTICE).await?.message;
     let without = "without the workers asked for (1)";
     ensure!([NO_EXTENSION, without, REMEDY].iter().all(|part| message.contains(part)), "{message}");
     bed.still_listed(&ada, &grace, &said)?;

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 #[derive(Clone, Debug)]
 pub struct Installation {
     pub(super) binaries: PathBuf,
+    libraries: PathBuf,
     share: PathBuf,
 }
 
@@ -25,7 +26,11 @@ impl Installation {
     /// # Errors
     /// When there is no `pg_config` or it fails.
     pub fn find() -> Result<Self> {
-        Ok(Self { binaries: pg_config("--bindir")?, share: pg_config("--sharedir")? })
+        Ok(Self {
+            binaries: pg_config("--bindir")?,
+            libraries: pg_config("--pkglibdir")?,
+            share: pg_config("--sharedir")?,
+        })
     }
 
     /// The named program of the installation.
@@ -34,10 +39,11 @@ impl Installation {
         self.binaries.join(name)
     }
 
-    /// Whether the named extension's control file is installed.
+    /// Whether the named extension is installed: its control file, and the library of the same name.
     #[must_use]
     pub fn has_extension(&self, name: &str) -> bool {
         self.share.join("extension").join(format!("{name}.control")).is_file()
+            && self.libraries.join(format!("{name}.so")).is_file()
     }
 }
 
@@ -77,19 +83,25 @@ pub fn citus_available() -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "the citus extension is not installed for this machine's PostgreSQL (no citus.control in {})",
-            installation.share.join("extension").display()
+            "the citus extension is not installed for this machine's PostgreSQL (no citus.control in {}, or no citus.so \
+             in {})",
+            installation.share.join("extension").display(),
+            installation.libraries.display()
         ))
     }
 }
 
 /// The operating system's user that servers run as: PostgreSQL refuses to run as root.
-pub(super) struct Owner {
+pub struct Owner {
     other_user: Option<(u32, u32)>,
 }
 
 impl Owner {
-    pub(super) fn of_servers() -> Result<Self> {
+    /// The user of this process, or `postgres` if that is root.
+    ///
+    /// # Errors
+    /// If there is no such user.
+    pub fn of_servers() -> Result<Self> {
         let me = fs::metadata("/proc/self").context("read /proc/self")?.uid();
         if me != 0 {
             return Ok(Self { other_user: None });
@@ -104,7 +116,9 @@ impl Owner {
         Ok(Self { other_user: Some((id("-u")?, id("-g")?)) })
     }
 
-    pub(super) fn command(&self, program: &Path, directory: &Path) -> Command {
+    /// A program that is to run as this user in a directory.
+    #[must_use]
+    pub fn command(&self, program: &Path, directory: &Path) -> Command {
         let mut command = Command::new(program);
         // The caller's directory may be closed to the server's user.
         command.current_dir(directory);
@@ -114,7 +128,11 @@ impl Owner {
         command
     }
 
-    pub(super) fn give(&self, path: &Path) -> Result<()> {
+    /// Makes this user the owner of a file.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn give(&self, path: &Path) -> Result<()> {
         match self.other_user {
             Some((user, group)) => {
                 chown(path, Some(user), Some(group)).with_context(|| format!("chown {}", path.display()))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::cache;
 use crate::command::{self, Log, wait_until};
@@ -33,7 +33,7 @@ pub(super) struct Leftovers<'a> {
 }
 
 impl Leftovers<'_> {
-    /// Takes all of them away.
+    /// Takes all of them away, and fails if any is still there then.
     pub(super) fn remove(&self, log: &Log) -> Result<()> {
         self.end_processes(log)?;
         for bridge in self.bridges()? {
@@ -57,7 +57,21 @@ impl Leftovers<'_> {
                 log.note(&format!("removed {shared}"))?;
             }
         }
+        let left = self.left()?;
+        ensure!(left.is_empty(), "still on the machine: {}", left.join(", "));
         Ok(())
+    }
+
+    /// What is there of it, in words.
+    fn left(&self) -> Result<Vec<String>> {
+        let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+        let mounts =
+            mounts_below(&mounts, &[self.home, self.run]).into_iter().map(|at| format!("the mount {at}"));
+        let processes = self.processes()?.into_iter().map(|pid| format!("the process {pid}"));
+        let bridges = self.bridges()?.into_iter().map(|name| format!("the interface {name}"));
+        let groups = self.groups()?.into_iter().map(|group| format!("the control group {}", group.display()));
+        let folder = self.run.exists().then(|| format!("the folder {}", self.run.display()));
+        Ok(processes.chain(bridges).chain(mounts).chain(groups).chain(folder).collect())
     }
 
     fn end_processes(&self, log: &Log) -> Result<()> {
@@ -192,6 +206,27 @@ mod tests {
         assert!(
             !is_bridge("br-8be5", networks) && !is_bridge("br-", networks) && !is_bridge("eth0", networks)
         );
+    }
+
+    #[test]
+    fn what_is_left_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (home, run) = (folder.path().join("home"), folder.path().join("run"));
+        let leftovers = Leftovers { home: &home, run: &run, cgroup: "no-such-group" };
+        assert!(leftovers.left().unwrap().is_empty());
+        fs::create_dir(&run).unwrap();
+        assert_eq!(leftovers.left().unwrap(), [format!("the folder {}", run.display())]);
+
+        // A program of the engine's name, with a file of its own.
+        let program = folder.path().join("dockerd");
+        std::os::unix::fs::symlink("/usr/bin/tail", &program).unwrap();
+        let mut child =
+            Command::new(&program).args(["--follow=name", "--retry"]).arg(home.join("x")).spawn().unwrap();
+        let named = format!("the process {}", child.id());
+        let seen = wait_until(PATIENCE, || leftovers.left().unwrap().contains(&named));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(seen, "{named} is not named");
     }
 
     #[test]

@@ -9,14 +9,15 @@ use super::meta;
 use super::pod::{self, MOUNTED, TLS_DIRECTORY};
 use crate::cluster::certificates::{CA, CERTIFICATE, Certificates, KEY, TOKEN_KEY};
 use crate::cluster::target::Target;
-use crate::names::{API_PORT, DATABASE, Group, Names, POSTGRES_PORT};
+use crate::names::{API_PORT, DATABASE, Group, Names, PEERS_PORT, POSTGRES_PORT};
+use crate::shards::step::API_ROLE;
 
 /// User and group of the image.
 const API_ID: i64 = 65532;
 /// Time for accepted requests to end.
 const TERMINATION_SECONDS: i64 = 30;
-/// The role of dialog-api in the database.
-const ROLE: &str = "dialog_api";
+/// What an idle process needs.
+const LEAST: [(&str, &str); 2] = [("cpu", "20m"), ("memory", "32Mi")];
 const TOKEN_DIRECTORY: &str = "/etc/dialog/token";
 
 /// The Deployment.
@@ -76,13 +77,8 @@ fn container(target: &Target) -> Container {
         image: Some(target.api_image.clone()),
         image_pull_policy: target.pull.policy.map(|policy| policy.as_str().to_owned()),
         env: Some(environment(&target.names)),
-        ports: Some(vec![ContainerPort {
-            name: Some("http".to_owned()),
-            container_port: i32::from(API_PORT),
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
-        resources: pod::resources(&target.spec.api.resources),
+        ports: Some(vec![port("http", API_PORT, "TCP"), port("peers", PEERS_PORT, "UDP")]),
+        resources: pod::resources(&target.spec.api.resources, &LEAST),
         security_context: Some(pod::container_security()),
         liveness_probe: Some(pod::probe("HTTP", "http", "/health", 10, 3)),
         readiness_probe: Some(pod::probe("HTTP", "http", "/ready", 2, 2)),
@@ -95,18 +91,32 @@ fn container(target: &Target) -> Container {
     }
 }
 
+fn port(name: &str, number: u16, protocol: &str) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: i32::from(number),
+        protocol: Some(protocol.to_owned()),
+        ..ContainerPort::default()
+    }
+}
+
 fn environment(names: &Names) -> Vec<EnvVar> {
     vec![
         pod::variable("DIALOG_API_LISTEN", format!("0.0.0.0:{API_PORT}")),
         pod::variable("DIALOG_API_DATABASE_HOST", names.host(Group::Coordinator)),
         pod::variable("DIALOG_API_DATABASE_PORT", POSTGRES_PORT.to_string()),
         pod::variable("DIALOG_API_DATABASE_NAME", DATABASE),
-        pod::variable("DIALOG_API_DATABASE_USER", ROLE),
+        pod::variable("DIALOG_API_DATABASE_USER", API_ROLE),
         pod::variable("DIALOG_API_TLS_CA", format!("{TLS_DIRECTORY}/{CA}")),
         pod::variable("DIALOG_API_TLS_CERT", format!("{TLS_DIRECTORY}/{CERTIFICATE}")),
         pod::variable("DIALOG_API_TLS_KEY", format!("{TLS_DIRECTORY}/{KEY}")),
         pod::variable("DIALOG_API_TOKEN_KEY_FILE", format!("{TOKEN_DIRECTORY}/{TOKEN_KEY}")),
         pod::variable("DIALOG_API_DISTRIBUTION", "auto"),
+        pod::variable(
+            "DIALOG_API_PEERS",
+            format!("{}:{PEERS_PORT}", names.host_of_service(&names.api_peers())),
+        ),
+        pod::variable("DIALOG_API_PEER_LISTEN", format!("0.0.0.0:{PEERS_PORT}")),
         pod::variable("DIALOG_API_LOG_FORMAT", "json"),
     ]
 }

@@ -23,7 +23,7 @@ pub fn ingress(target: &Target) -> Option<Ingress> {
     Some(Ingress {
         metadata: meta::object(names, names.api(), meta::component(names, meta::API)),
         spec: Some(IngressSpec {
-            ingress_class_name: asked.class_name.clone(),
+            ingress_class_name: target.ingress_class.clone(),
             rules: Some(vec![IngressRule {
                 host: Some(asked.host.clone()),
                 http: Some(HTTPIngressRuleValue {

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{
     ObjectFieldSelector, PodSecurityContext, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
     SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::meta::{self, Labels};
@@ -68,9 +69,10 @@ pub fn spread(selected: &Labels) -> Vec<TopologySpreadConstraint> {
         .collect()
 }
 
-/// CPU and memory.
+/// CPU and memory; of what the resource says nothing, `least` is requested: a pod without any request is the first to be
+/// killed when its node is short of memory.
 #[must_use]
-pub fn resources(spec: &ResourcesSpec) -> Option<ResourceRequirements> {
+pub fn resources(spec: &ResourcesSpec, least: &[(&str, &str)]) -> Option<ResourceRequirements> {
     let amounts = |amounts: &ResourceAmounts| {
         let ResourceAmounts { cpu, memory } = amounts;
         let given = [("cpu", cpu), ("memory", memory)];
@@ -81,7 +83,13 @@ pub fn resources(spec: &ResourcesSpec) -> Option<ResourceRequirements> {
         (!given.is_empty()).then_some(given)
     };
     let ResourcesSpec { requests, limits } = spec;
-    let (requests, limits) = (amounts(requests), amounts(limits));
+    let (mut requests, limits) = (amounts(requests), amounts(limits));
+    for (name, amount) in least {
+        // A limit alone is a request as well.
+        if ![&requests, &limits].into_iter().flatten().any(|given| given.contains_key(*name)) {
+            requests.get_or_insert_default().insert((*name).to_owned(), Quantity((*amount).to_owned()));
+        }
+    }
     (requests.is_some() || limits.is_some()).then(|| ResourceRequirements {
         requests,
         limits,

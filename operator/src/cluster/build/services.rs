@@ -5,12 +5,13 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::meta;
 use crate::cluster::target::Target;
-use crate::names::{API_PORT, Group, PATRONI_PORT, POSTGRES_PORT, ROLE_LABEL};
+use crate::names::{API_PORT, Group, PATRONI_PORT, PEERS_PORT, POSTGRES_PORT, ROLE_LABEL};
 
 /// Every Service of a cluster.
 #[must_use]
 pub fn services(target: &Target) -> Vec<Service> {
-    target.groups.keys().flat_map(|&group| group_services(target, group)).chain([api(target)]).collect()
+    let databases = target.groups.keys().flat_map(|&group| group_services(target, group));
+    databases.chain([api(target), api_peers(target)]).collect()
 }
 
 fn group_services(target: &Target, group: Group) -> [Service; 3] {
@@ -50,6 +51,22 @@ fn api(target: &Target) -> Service {
         spec: Some(ServiceSpec {
             selector: Some(meta::select_api(names)),
             ports: Some(vec![port("http", API_PORT)]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn api_peers(target: &Target) -> Service {
+    let names = &target.names;
+    Service {
+        metadata: meta::object(names, names.api_peers(), meta::component(names, meta::API)),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            // One that is about to end, and no longer ready, still has streams.
+            publish_not_ready_addresses: Some(true),
+            selector: Some(meta::select_api(names)),
+            ports: Some(vec![ServicePort { protocol: Some("UDP".to_owned()), ..port("peers", PEERS_PORT) }]),
             ..ServiceSpec::default()
         }),
         ..Service::default()

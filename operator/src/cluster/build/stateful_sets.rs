@@ -15,12 +15,14 @@ use crate::api::{Reclaim, StorageSpec};
 use crate::cluster::certificates::{Certificates, Pair, fingerprint};
 use crate::cluster::patroni::config;
 use crate::cluster::target::Target;
-use crate::names::{Group, Names, PATRONI_PORT, POSTGRES_PORT};
+use crate::names::{Group, Names, PATRONI_PORT, POSTGRES_PORT, VOLUME};
 
 /// User and group `postgres` in the image.
 const POSTGRES_ID: i64 = 999;
 /// Time for a checkpoint and for standbys to receive the last of the log.
 const TERMINATION_SECONDS: i64 = 120;
+/// What PostgreSQL needs with its own defaults: 128 MB of shared buffers, Patroni, and some connections.
+const LEAST: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "256Mi")];
 /// The directory of Patroni's configuration.
 const CONFIGURATION: &str = "/etc/dialog/patroni";
 
@@ -54,6 +56,7 @@ fn stateful_set(target: &Target, group: Group, certificates: &Certificates) -> S
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some(
                     match spec.storage.reclaim {
+                        _ if target.groups.get(&group).is_some_and(|group| group.volumes_follow) => "Delete",
                         Reclaim::Retain => "Retain",
                         Reclaim::Delete => "Delete",
                     }
@@ -80,7 +83,7 @@ fn stateful_set(target: &Target, group: Group, certificates: &Certificates) -> S
 fn claim(names: &Names, group: Group, storage: &StorageSpec) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
-            name: Some("data".to_owned()),
+            name: Some(VOLUME.to_owned()),
             // Immutable with the StatefulSet, so only what never changes.
             labels: Some(meta::select_group(names, group)),
             ..ObjectMeta::default()
@@ -152,7 +155,7 @@ fn container(target: &Target, group: Group) -> Container {
         args: Some(vec![format!("{CONFIGURATION}/patroni.yml")]),
         env: Some(environment(&target.names, group)),
         ports: Some(vec![port("postgres", POSTGRES_PORT), port("patroni", PATRONI_PORT)]),
-        resources: pod::resources(target.group(group).resources),
+        resources: pod::resources(target.group(group).resources, &LEAST),
         security_context: Some(pod::container_security()),
         startup_probe: Some(pod::probe("HTTPS", "patroni", "/liveness", 2, 90)),
         liveness_probe: Some(pod::probe("HTTPS", "patroni", "/liveness", 10, 6)),
@@ -163,7 +166,7 @@ fn container(target: &Target, group: Group) -> Container {
         // The last lines of the log go into the pod's status when it fails, and from there into our conditions.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![
-            pod::mount("data", config::VOLUME, false),
+            pod::mount(VOLUME, config::VOLUME, false),
             pod::mount("configuration", CONFIGURATION, true),
             pod::mount("tls", TLS_DIRECTORY, true),
             pod::mount("patroni-tls", PATRONI_TLS_DIRECTORY, true),
@@ -177,13 +180,10 @@ fn container(target: &Target, group: Group) -> Container {
 
 /// What differs between instances that share a configuration.
 fn environment(names: &Names, group: Group) -> Vec<EnvVar> {
-    let host = names.host_of_service(&names.instances(group));
+    let host = names.instance_host(group, "$(PATRONI_NAME)");
     vec![
         pod::name_variable("PATRONI_NAME"),
-        pod::variable("PATRONI_RESTAPI_CONNECT_ADDRESS", format!("$(PATRONI_NAME).{host}:{PATRONI_PORT}")),
-        pod::variable(
-            "PATRONI_POSTGRESQL_CONNECT_ADDRESS",
-            format!("$(PATRONI_NAME).{host}:{POSTGRES_PORT}"),
-        ),
+        pod::variable("PATRONI_RESTAPI_CONNECT_ADDRESS", format!("{host}:{PATRONI_PORT}")),
+        pod::variable("PATRONI_POSTGRESQL_CONNECT_ADDRESS", format!("{host}:{POSTGRES_PORT}")),
     ]
 }

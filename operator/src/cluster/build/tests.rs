@@ -124,6 +124,18 @@ fn a_single_node_without_an_ingress_needs_less() {
 }
 
 #[test]
+fn an_ingress_names_the_class_asked_for_or_the_default() {
+    let mut observed = Observed::default();
+    observed.ingress_classes.default = Some("nginx".to_owned());
+    let class = |ingress: serde_json::Value| {
+        let cluster = cluster(&json!({ "api": { "ingress": ingress } }));
+        objects(&cluster, &observed).ingresses[0].spec.clone().unwrap().ingress_class_name
+    };
+    assert_eq!(class(json!({ "host": "a.b", "className": "traefik" })).as_deref(), Some("traefik"));
+    assert_eq!(class(json!({ "host": "a.b" })).as_deref(), Some("nginx"));
+}
+
+#[test]
 fn every_object_belongs_to_its_cluster() {
     let cluster = full();
     let owner = cluster.controller_owner_ref(&()).unwrap();
@@ -136,10 +148,10 @@ fn every_object_belongs_to_its_cluster() {
             assert_eq!(owners, [("5f1d", Some(true))], "{}", kind.called(&object.name_any()));
         }
     }
-    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 7 Services, 2 StatefulSets,
+    // Coordinator and worker: 8 Secrets, 9 ConfigMaps, 3 ServiceAccounts, 4 for RBAC, 8 Services, 2 StatefulSets,
     // Deployment, Ingress, and budgets for the coordinator and dialog-api.
     let count: usize = kinds.iter().map(|kind| kind.objects.len()).sum();
-    assert_eq!(count, 8 + 9 + 3 + 4 + 7 + 2 + 1 + 1 + 2);
+    assert_eq!(count, 8 + 9 + 3 + 4 + 8 + 2 + 1 + 1 + 2);
 }
 
 fn replicas(objects: &Objects) -> Vec<i32> {

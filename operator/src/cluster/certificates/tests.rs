@@ -85,8 +85,9 @@ fn a_certificate_that_lacks_a_name_is_replaced() {
 #[test]
 fn a_year_and_ten_years() {
     let certificates = Certificates::ensure(&Secrets::new(), &names(), &groups(0), now()).unwrap();
-    let (_, expiry) = certificates.earliest_expiry();
-    assert_eq!(expiry.to_string(), "2027-03-01T00:00:00Z");
+    let first = certificates.earliest_expiry(&names());
+    assert_eq!((first.at.to_string().as_str(), first.is_authority), ("2027-03-01T00:00:00Z", false));
+    assert_eq!(first.secret, "chat-coordinator-tls");
     assert_eq!(certificates.authority.facts.not_after.to_string(), "2036-02-27T00:00:00Z");
 }
 

@@ -20,6 +20,8 @@ use crate::tls;
 
 /// Time limit of a question.
 const QUESTION: Duration = Duration::from_secs(5);
+/// Time limit of a change of the configuration, which Patroni only writes into its store.
+const CHANGE: Duration = Duration::from_secs(10);
 /// Time limit of an order: Patroni answers when it was carried out.
 const ORDER: Duration = Duration::from_secs(40);
 /// A restart is not waited for any longer.
@@ -99,27 +101,34 @@ impl Client {
     /// # Errors
     /// If it refuses, or somebody else changes it at the same time.
     pub async fn configure(&self, instance: &Address, change: &Value) -> Result<(), Error> {
-        self.order(instance, "change the configuration", Method::PATCH, "/config", change).await
+        self.order(instance, "change the configuration", Method::PATCH, "/config", change, CHANGE).await
     }
 
     /// Restarts PostgreSQL of an instance, if a parameter still waits for that.
     ///
     /// # Errors
-    /// If it refuses. One that takes long, or forever with a value PostgreSQL does not start with, goes on by itself:
-    /// the instance says how it is.
+    /// If it refuses the order. A restart that takes long, or that fails because PostgreSQL does not start with a value,
+    /// is tried by Patroni until it succeeds: the instance says how it is.
     pub async fn restart(&self, instance: &Address) -> Result<(), Error> {
+        const ACTION: &str = "restart PostgreSQL";
         let order = json!({ "restart_pending": true });
-        let restart = self.order(instance, "restart PostgreSQL", Method::POST, "/restart", &order);
-        tokio::time::timeout(RESTART, restart).await.unwrap_or(Ok(()))
+        let restart = self.send(instance, ACTION, Method::POST, "/restart", Some(&order), ORDER);
+        match tokio::time::timeout(RESTART, restart).await {
+            Err(_) | Ok(Ok((StatusCode::SERVICE_UNAVAILABLE, _))) => Ok(()),
+            Ok(answer) => accepted(instance, ACTION, &answer?),
+        }
     }
 
-    /// Makes `to` the primary in place of `from`.
+    /// Makes `to` the primary in place of `from`; or says why that is not possible now, for example because `to` is too
+    /// far behind.
     ///
     /// # Errors
-    /// If that is not possible, for example because `to` is too far behind.
-    pub async fn switch_over(&self, from: &Address, to: &str) -> Result<(), Error> {
+    /// If it does not answer.
+    pub async fn switch_over(&self, from: &Address, to: &str) -> Result<Result<(), Error>, Error> {
+        const ACTION: &str = "switch over to a standby";
         let order = json!({ "leader": from.pod, "candidate": to });
-        self.order(from, "switch over to a standby", Method::POST, "/switchover", &order).await
+        let answer = self.send(from, ACTION, Method::POST, "/switchover", Some(&order), ORDER).await?;
+        Ok(accepted(from, ACTION, &answer))
     }
 
     async fn order(
@@ -129,13 +138,10 @@ impl Client {
         method: Method,
         path: &str,
         body: &Value,
+        limit: Duration,
     ) -> Result<(), Error> {
-        let (status, answer) = self.send(instance, action, method, path, Some(body), ORDER).await?;
-        if status.is_success() {
-            return Ok(());
-        }
-        let answer = String::from_utf8_lossy(&answer);
-        Err(failed(instance, action, format!("{status}: {}", answer.trim())))
+        let answer = self.send(instance, action, method, path, Some(body), limit).await?;
+        accepted(instance, action, &answer)
     }
 
     async fn send(
@@ -164,6 +170,14 @@ impl Client {
             .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
             .map_err(|reason| failed(instance, action, reason))
     }
+}
+
+fn accepted(instance: &Address, action: &'static str, answer: &(StatusCode, Bytes)) -> Result<(), Error> {
+    let (status, text) = answer;
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(failed(instance, action, format!("{status}: {}", String::from_utf8_lossy(text).trim())))
 }
 
 fn failed(instance: &Address, action: &'static str, reason: String) -> Error {

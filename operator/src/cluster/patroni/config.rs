@@ -21,6 +21,8 @@ pub const SOCKETS: &str = "/var/run/postgresql";
 const DATA: &str = "/var/lib/postgresql/data/pgdata";
 /// PostgreSQL's programs, wherever the image's distribution puts them.
 const PROGRAMS: &str = "/usr/local/lib/postgresql-bin";
+/// Part of the image: makes a whole data directory or none, so that a database is never half made.
+const INITDB: &str = "/usr/local/bin/initdb-atomic";
 /// Part of the image: preloads Citus exactly where the image has it.
 const IMAGE_CONFIGURATION: &str = "/etc/dialog/postgresql.conf";
 
@@ -98,6 +100,7 @@ fn local_part(target: &Target, group: Group) -> Map<String, Value> {
         "postgresql": {
             "listen": format!("*:{POSTGRES_PORT}"),
             "bin_dir": PROGRAMS,
+            "bin_name": { "initdb": INITDB },
             "data_dir": DATA,
             "custom_conf": IMAGE_CONFIGURATION,
             "pgpass": "/tmp/pgpass",

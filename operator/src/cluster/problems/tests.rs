@@ -43,7 +43,8 @@ fn single() -> Value {
 
 /// A single node that serves.
 fn serving() -> Observed {
-    let classes = Classes { names: BTreeSet::from(["standard".to_owned()]), has_default: true };
+    let classes =
+        Classes { names: BTreeSet::from(["standard".to_owned()]), default: Some("standard".to_owned()) };
     let primary = Instance {
         pod: "chat-coordinator-0".to_owned(),
         is_primary: true,
@@ -63,7 +64,7 @@ fn serving() -> Observed {
         name: "data-chat-coordinator-0".to_owned(),
         bound: true,
         class: Some("standard".to_owned()),
-        failure: None,
+        ..Claim::default()
     };
     Observed {
         groups: [(Group::Coordinator, group)].into(),
@@ -126,7 +127,23 @@ fn each_trouble_has_its_reason_and_names_its_object() {
 #[test]
 fn an_instance_may_start_for_a_while_before_it_counts_as_unreachable() {
     assert_eq!(worst(|observed| instance(observed).created = Some(now())).reason, "Starting");
+    assert_eq!(worst(|observed| instance(observed).started = Some(now())).reason, "Starting");
+    let stopped = worst(|observed| {
+        instance(observed).created = Some(now());
+        instance(observed).stopped = Some(now());
+    });
+    assert_eq!(
+        (stopped.reason, stopped.passes),
+        ("DatabaseUnreachable", false),
+        "it does not start, it has stopped"
+    );
     assert_eq!(worst(|observed| instance(observed).ordinal = 0).reason, "DatabaseUnreachable");
+    let failed = worst(|observed| {
+        let instance = instance(observed);
+        instance.created = Some(now());
+        instance.patroni.state = "start failed".to_owned();
+    });
+    assert_eq!((failed.reason, failed.passes), ("DatabaseUnreachable", false));
     let copying = worst(|observed| instance(observed).patroni.state = "creating replica".to_owned());
     assert_eq!((copying.reason, copying.passes), ("CopyingStandby", true));
     let initializing = worst(|observed| {
@@ -150,7 +167,7 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
     assert!(missing.message.contains("data-chat-coordinator-0") && missing.message.contains("fast"));
     let none = worst(|observed| {
         claim(observed).class = None;
-        observed.storage_classes.has_default = false;
+        observed.storage_classes.default = None;
     });
     assert_eq!(none.reason, "StorageClassMissing");
     let failed = worst(|observed| {
@@ -165,8 +182,8 @@ fn storage_that_cannot_be_had_is_named_before_the_pod_that_waits_for_it() {
     assert_eq!(pending.reason, "Unschedulable");
     assert!(pending.message.contains("unbound immediate claims"), "{}", pending.message);
     let unserved = worst(|observed| {
-        instance(observed);
-        claim(observed);
+        instance(observed).trouble = Some(Trouble::Unschedulable("what it tried before".to_owned()));
+        claim(observed).has_node = true;
     });
     assert_eq!((unserved.reason, unserved.passes), ("VolumePending", false));
 }
@@ -202,6 +219,30 @@ fn the_database_has_to_be_prepared() {
     let problem = &found(&cluster(&single(), &undistributed), &serving())[0];
     assert!(problem.message.contains("SchemaDistributed is False"), "{}", problem.message);
     assert_eq!((problem.reason, problem.passes), ("PreparingDatabase", true));
+}
+
+#[test]
+fn parameters_are_named_where_a_server_does_not_start() {
+    let mut spec = single();
+    spec["postgres"] = json!({ "parameters": { "unix_socket_group": "nobody", "work_mem": "8MB" } });
+    let mut observed = serving();
+    instance(&mut observed).patroni.state = "restart failed".to_owned();
+    let problem = found(&cluster(&spec, &prepared()), &observed).remove(0);
+    assert_eq!(problem.reason, "DatabaseUnreachable");
+    let remedy = "if it is one of spec.postgres.parameters (unix_socket_group, work_mem), correct it there";
+    assert!(problem.message.contains(remedy), "{}", problem.message);
+}
+
+#[test]
+fn a_database_that_nobody_makes_is_named() {
+    let problem = worst(|observed| {
+        let instance = instance(observed);
+        instance.started = Some(Timestamp::UNIX_EPOCH);
+        instance.patroni = Member { state: "stopped".to_owned(), ..Member::default() };
+        observed.groups.get_mut(&Group::Coordinator).unwrap().system_identifier = None;
+    });
+    assert_eq!((problem.reason, problem.passes), ("DatabaseNotMade", false));
+    assert!(problem.message.contains("chat-coordinator-config"), "{}", problem.message);
 }
 
 #[test]
@@ -275,7 +316,7 @@ fn an_ingress_needs_its_class() {
 fn what_needs_somebody_comes_first() {
     let mut observed = serving();
     instance(&mut observed).created = Some(now());
-    observed.ingress_classes.has_default = false;
+    observed.ingress_classes.default = None;
     let spec = json!({
         "workers": { "count": 0 }, "api": { "replicas": 1, "ingress": { "host": "chat.example.org" } },
     });

@@ -104,6 +104,33 @@ fn certificates_are_reported_before_they_expire() {
     assert_eq!(after(334), (Holds::True, "Valid"));
     assert_eq!(after(336), (Holds::True, "ExpiresSoon"));
     assert_eq!(after(366), (Holds::False, "Expired"));
+
+    let names = Names::new("chat", "ns");
+    let groups = BTreeSet::from([Group::Coordinator]);
+    let certificates = Certificates::ensure(&Secrets::new(), &names, &groups, start()).unwrap();
+    let of_a_group = validity(&certificates, &names, start() + DAY * 366).message;
+    assert!(
+        of_a_group.contains("Secret chat-coordinator-tls") && of_a_group.contains("in order"),
+        "{of_a_group}"
+    );
+    // Nine years later every leaf is a new one.
+    let old = start() + DAY * 3649;
+    let leaves = Certificates::ensure(&Secrets::new(), &names, &groups, old).unwrap();
+    let certificates = Certificates { authority: certificates.authority, ..leaves };
+    let of_an_authority = validity(&certificates, &names, old).message;
+    assert!(
+        of_an_authority.contains("Secret chat-ca") && of_an_authority.contains("refuse each other"),
+        "{of_an_authority}"
+    );
+}
+
+#[test]
+fn a_cluster_that_is_being_made_says_what_it_waits_for() {
+    let step = Step::Wait("Patroni to take up its configuration".to_owned());
+    let reason = |before| reported(&cluster(before, false), &[problem(true)], &step, start()).1[1].reason;
+    assert_eq!(reason(None), "Reason");
+    assert_eq!(reason(Some(Phase::Creating)), "Reason");
+    assert_eq!(reason(Some(Phase::Ready)), "Updating");
 }
 
 #[test]

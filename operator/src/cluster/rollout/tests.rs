@@ -176,6 +176,10 @@ fn only_a_standby_that_has_everything_takes_over() {
     worker.synchronous = ["chat-worker-0-2".to_owned()].into();
     let Step::SwitchOver { to, .. } = step(&[(Group::Worker(0), worker)]) else { panic!("no switchover") };
     assert_eq!(to, "chat-worker-0-2");
+    let mut worker = group(Group::Worker(0), &[OLD, NEW, NEW]);
+    worker.synchronous = ["chat-worker-0-3".to_owned()].into();
+    let waits = step(&[(Group::Worker(0), worker)]);
+    assert!(matches!(waits, Step::Wait(_)), "the primary goes with what no standby has: {waits:?}");
 }
 
 #[test]

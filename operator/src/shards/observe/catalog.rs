@@ -6,7 +6,9 @@ use tokio_postgres::types::Type;
 
 use crate::api::Table as Policy;
 use crate::pg::{self, APPLICATION, Endpoint, Session, identifier, literal};
-use crate::shards::observed::{Catalog, Member, Operation, Placements, Spread, Table};
+use crate::shards::observe::moves;
+use crate::shards::observed::{Catalog, Member, Operation, Placement, Spread, Table};
+use crate::shards::rebalance::HashRange;
 
 /// Citus' release, for example `13.2.2`.
 pub(super) async fn release(session: &Session) -> Result<String, pg::Error> {
@@ -19,17 +21,17 @@ pub(super) async fn release(session: &Session) -> Result<String, pg::Error> {
 pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
     let members = session
         .query(
-            "SELECT nodename::text, nodeport, groupid, isactive, hasmetadata AND metadatasynced, shouldhaveshards
+            "SELECT nodename::text, nodeport, groupid, isactive, hasmetadata, metadatasynced, shouldhaveshards, nodeid
              FROM pg_dist_node WHERE noderole::text = 'primary' ORDER BY groupid",
             &[],
         )
         .await?;
     let placements = session
         .query(
-            "SELECT t.colocationid, p.groupid, count(*), count(DISTINCT s.shardminvalue)
+            "SELECT t.colocationid, p.groupid, min(shardid), s.shardminvalue::int, s.shardmaxvalue::int, count(*)
              FROM pg_dist_placement AS p JOIN pg_dist_shard AS s USING (shardid)
              JOIN pg_dist_partition AS t USING (logicalrelid)
-             WHERE t.partmethod = 'h' GROUP BY 1, 2 ORDER BY 1, 2",
+             WHERE t.partmethod = 'h' GROUP BY 1, 2, 4, 5 ORDER BY 1, 4, 2",
             &[],
         )
         .await?;
@@ -42,31 +44,37 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
             &[(&format!("{APPLICATION}: "), Type::TEXT)],
         )
         .await?;
-    Ok(Catalog {
+    let mut catalog = Catalog {
         members: members
             .iter()
             .map(|row| Member {
                 endpoint: Endpoint::new(row.get::<_, String>(0), port(row.get(1))),
                 group_id: row.get(2),
                 active: row.get(3),
-                synced: row.get(4),
-                should_have_shards: row.get(5),
+                has_metadata: row.get(4),
+                synced: row.get::<_, bool>(4) && row.get::<_, bool>(5),
+                should_have_shards: row.get(6),
+                node_id: row.get(7),
             })
             .collect(),
         placements: placements
             .iter()
-            .map(|row| Placements {
+            .map(|row| Placement {
                 colocation_id: row.get(0),
                 group_id: row.get(1),
-                shards: row.get(2),
-                ranges: row.get(3),
+                shard_id: row.get(2),
+                range: HashRange { min: row.get(3), max: row.get(4) },
+                shards: row.get(5),
             })
             .collect(),
         operations: operations
             .iter()
             .map(|row| Operation { pid: row.get(0), application: row.get(1) })
             .collect(),
-    })
+        ..Catalog::default()
+    };
+    moves::read(session, &mut catalog).await?;
+    Ok(catalog)
 }
 
 /// A number that is no port names no server of ours.
@@ -74,21 +82,22 @@ fn port(number: i32) -> u16 {
     u16::try_from(number).unwrap_or(0)
 }
 
-/// Bytes of the shards that are placed on this server, measured here, without asking the others.
-pub(super) async fn bytes(session: &Session) -> Result<i64, pg::Error> {
+/// Bytes of the shard groups that are placed on this server, measured here, without asking the others.
+pub(super) async fn sizes(session: &Session) -> Result<BTreeMap<i64, i64>, pg::Error> {
     // shard_name() leaves the schema `public` out, and this session would not look there.
-    let row = session
-        .query_one(
-            "SELECT coalesce(sum(pg_total_relation_size(to_regclass(
+    let rows = session
+        .query(
+            "SELECT min(shardid), coalesce(sum(pg_total_relation_size(to_regclass(
                         CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
                         || shard_name(logicalrelid, shardid)))), 0)::int8
              FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
              JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group)",
+             WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group)
+             GROUP BY colocationid, shardminvalue",
             &[],
         )
         .await?;
-    Ok(row.get(0))
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// The tables of the policy that exist.

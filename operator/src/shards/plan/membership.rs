@@ -1,54 +1,135 @@
-//! Which nodes Citus knows, under which addresses, and which of them may hold new shards.
+//! Which nodes Citus knows, under which addresses, which of them may hold new shards, and who leaves.
 
 use super::Draft;
 use crate::names::Group;
-use crate::shards::observed::Catalog;
+use crate::shards::observed::{Catalog, Foreign, Member};
 use crate::shards::step::Step;
 use crate::shards::world::World;
 
-/// Plans the registration of the nodes; whether the tables can be looked at once these steps are done.
-pub(super) fn plan(world: &World<'_>, draft: &mut Draft) -> bool {
+/// How far the nodes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nodes {
+    /// Nothing else can be planned.
+    Unsettled,
+    /// Every node that is registered can take part; not every node that is asked for is registered.
+    Incomplete,
+    /// Every node that is asked for takes part.
+    Complete,
+}
+
+/// Plans who is part of the cluster. `refused` says why the surplus workers cannot leave, if they cannot.
+pub(super) fn plan(world: &World<'_>, refused: Option<&str>, draft: &mut Draft) -> Nodes {
     let Some(catalog) = world.catalog() else {
         draft.wait("Citus' catalogs on the coordinator cannot be read");
-        return false;
+        return Nodes::Unsettled;
     };
     let obstacles = obstacles(world, catalog);
     if !obstacles.is_empty() {
+        // An empty node that is away stands in everybody's way, and may go.
+        draft.steps.extend(removals(world, catalog).filter(|_| catalog.operations.is_empty()));
         draft.waits.extend(obstacles);
-        return false;
+        return Nodes::Unsettled;
     }
-
-    if world.member(Group::Coordinator).is_none_or(|member| member.group_id != 0) {
-        draft.step(Step::SetCoordinatorHost);
-    }
-    let mut complete = true;
-    for group in world.groups() {
-        let step = match world.member(group) {
-            Some(member) if !member.active => Step::ActivateNode { group },
-            None if group != Group::Coordinator => Step::AddNode { group },
-            _ => continue,
-        };
-        let ready = usable(world, group);
-        complete &= ready;
-        if ready {
-            draft.step(step);
-        }
-    }
+    let mut next = Draft::default();
+    let complete = registration(world, catalog, &mut next);
     // Who may hold shards from now on comes before who may not: at no time there is nobody.
     let (holders, others): (Vec<_>, Vec<_>) =
         world.groups().into_iter().partition(|group| world.holds_shards(*group));
     for group in holders.into_iter().chain(others) {
-        shards_allowed(world, group, draft);
+        let leaves = group != Group::Coordinator && !world.holds_shards(group);
+        if !(leaves && refused.is_some()) {
+            shards_allowed(world, group, &mut next);
+        }
+    }
+    next.steps.extend(removals(world, catalog));
+    draft.waits.append(&mut next.waits);
+    if let Some(first) = next.steps.first()
+        && let count @ 1.. = catalog.moves().count()
+    {
+        // They hold the lock. No new ones are begun, so it is free soon.
+        draft.wait(format!("moves that are under way ({count}) come to their end first; then: {first}"));
+        return Nodes::Unsettled;
+    }
+    draft.steps.append(&mut next.steps);
+    if complete { Nodes::Complete } else { Nodes::Incomplete }
+}
+
+/// Plans that every node is registered under its address; whether all that are asked for then are.
+fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool {
+    if world.member(Group::Coordinator).is_none_or(|member| member.group_id != 0) {
+        draft.step(Step::SetCoordinatorHost);
+    }
+    for cleanup in &catalog.cleanup {
+        let known = |member: &Member| member.group_id == cleanup.group_id;
+        if cleanup.group_id != 0 && !catalog.members.iter().any(known) {
+            draft.step(Step::ForgetCleanup { group_id: cleanup.group_id });
+        }
+    }
+    let mut complete = true;
+    for group in world.groups() {
+        let ready = usable(world, group);
+        match world.member(group) {
+            Some(member) if ready && !member.active => draft.step(Step::ActivateNode { group }),
+            Some(member) if ready && !member.has_metadata && group != Group::Coordinator => {
+                draft.step(Step::SyncMetadata { group });
+            }
+            None if group != Group::Coordinator && ready => {
+                match under_another_address(world, catalog, group) {
+                    Some(member) => draft.step(Step::UpdateNode { group, node_id: member.node_id }),
+                    None if world.observed.existing.contains(&group) => draft.step(Step::AddNode { group }),
+                    None => {
+                        complete = false;
+                        draft.wait(format!(
+                            "{group} answers, and its StatefulSet is being deleted or not there yet"
+                        ));
+                    }
+                }
+            }
+            _ => {}
+        }
+        complete &= ready;
     }
     complete
 }
 
+/// The row of `group` if it is registered under an address that is none of this cluster's: the server knows its number.
+fn under_another_address<'a>(world: &World<'_>, catalog: &'a Catalog, group: Group) -> Option<&'a Member> {
+    let number = world.server(group).ok()?.local_group;
+    let stranger = |member: &&Member| {
+        number > 0 && member.group_id == number && world.topology.group(&member.endpoint).is_none()
+    };
+    catalog.members.iter().find(stranger)
+}
+
+/// The steps that take out who is not asked for any more and holds nothing, by the catalogs' word and by its own.
+fn removals(world: &World<'_>, catalog: &Catalog) -> impl Iterator<Item = Step> {
+    let empty = |group: &Group| {
+        let Some(member) = world.member(*group) else { return false };
+        let resources = world.observed.facts(*group).and_then(|facts| facts.resources.as_ref());
+        let stored = match resources {
+            Some(resources) => resources.stored_shards,
+            // It cannot be asked. That it is out of the catalogs takes nothing away from it.
+            None => world.server(*group).is_err().then_some(0),
+        };
+        // New shards may come at any moment to one that may hold them, unless it is away.
+        (!member.should_have_shards || world.server(*group).is_err())
+            && world.shards_on(*group) == 0
+            && catalog.cleanup_of(member.group_id) == 0
+            && stored == Some(0)
+    };
+    let leaving = world.surplus().into_iter().rev().filter(empty).collect::<Vec<_>>();
+    leaving.into_iter().map(|group| Step::RemoveNode { group })
+}
+
 /// What makes every change of the topology fail, or unsafe.
 fn obstacles(world: &World<'_>, catalog: &Catalog) -> Vec<String> {
+    let moving = |pid: i32| catalog.moves().any(|running| running.pid == pid);
     let running = catalog
         .operations
         .iter()
+        .filter(|operation| !moving(operation.pid))
         .map(|operation| format!("{} is still running (pid {})", operation.application, operation.pid));
+    let foreign = catalog.foreign.iter().map(Foreign::to_string);
     let registered = || catalog.members.iter().filter(|member| member.active);
     // Citus sends every change of the catalogs to all nodes it uses, and one that is away fails them all. Why it is away
     // has been said already.
@@ -56,10 +137,12 @@ fn obstacles(world: &World<'_>, catalog: &Catalog) -> Vec<String> {
         .filter_map(|member| world.topology.group(&member.endpoint))
         .filter(|group| world.server(*group).is_err() || !usable(world, *group))
         .map(|group| format!("{group} is registered and cannot take part in a change of the topology"));
+    // One under a wrong address cannot be brought up to date before that is put right.
     let behind = registered()
-        .filter(|member| !member.synced)
+        .filter(|member| member.has_metadata && !member.synced)
+        .filter(|member| world.topology.group(&member.endpoint).is_some())
         .map(|member| format!("the catalogs of {} are being brought up to date", member.endpoint));
-    running.chain(away).chain(behind).collect()
+    running.chain(foreign).chain(away).chain(behind).collect()
 }
 
 /// Whether `group` has, or is about to have, all that a node of the cluster needs; if not, it was said why.
@@ -79,8 +162,10 @@ fn shards_allowed(world: &World<'_>, group: Group, draft: &mut Draft) {
     let is = world.member(group).map_or(group != Group::Coordinator, |member| member.should_have_shards);
     let registered =
         |group: Group| world.member(group).is_some_and(|member| member.active) || draft.adds(group);
-    // The coordinator is not relieved before somebody can take over.
-    let someone_else = group != Group::Coordinator || value || world.workers().any(registered);
+    let holds =
+        |group: Group| world.holds_shards(group) && (group == Group::Coordinator || registered(group));
+    // Nobody is relieved before somebody can take over.
+    let someone_else = value || world.groups().into_iter().any(holds);
     let here = group == Group::Coordinator || registered(group);
     if is != value && here && someone_else {
         draft.step(Step::SetShouldHaveShards { group, value });

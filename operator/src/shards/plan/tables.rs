@@ -42,7 +42,15 @@ struct Anchor<'a> {
 /// Plans what is to be done about the tables.
 pub(super) fn plan(world: &World<'_>, draft: &mut Draft) -> Report {
     let (report, steps) = decide(world);
-    draft.steps.extend(steps);
+    let moving = world.catalog().map_or(0, |catalog| catalog.moves().count());
+    match steps.first() {
+        // They hold the lock. No new ones are begun, so it is free soon.
+        Some(first) if moving > 0 => {
+            draft.hold_moves = true;
+            draft.wait(format!("moves that are under way ({moving}) come to their end first; then: {first}"));
+        }
+        _ => draft.steps.extend(steps),
+    }
     report
 }
 
@@ -144,7 +152,7 @@ fn distributed<'a>(
     ordinary(policy, table)?;
     let (Some(column), Some(group)) = (policy.column.as_deref(), policy.group.as_deref()) else {
         // The schema refuses such an entry.
-        return Err(problem("PolicyIncomplete", policy, "the policy names no column and group for it"));
+        return Err(problem("ColumnMissing", policy, "the policy names no column and group for it"));
     };
     let Some(column_type) = table.column_type.as_deref() else {
         let message = format!("it has no column {column}; add it by a migration");
@@ -169,7 +177,7 @@ fn distributed<'a>(
                 && anchor.column_type != column_type
             {
                 let message = format!(
-                    "its column {column} has the type {column_type}, and {} in the same group is cut by {}: equal \
+                    "its column {column} has the type {column_type}, and {} in the same group is distributed by one of type {}: equal \
                      values would lie apart; give both one type by a migration",
                     anchor.table, anchor.column_type
                 );
@@ -209,10 +217,10 @@ fn adoptable(
         }),
     };
     if on_coordinator {
-        let remedy = if anchor.is_none() {
+        let remedy = if world.wanted.workers == 0 {
             "set spec.workers.count to 1 or more, so that they land on workers"
         } else {
-            "move the group's shards to workers, or empty the table"
+            "it is distributed as soon as the shards of its group have moved to workers"
         };
         let message = format!(
             "it holds rows, and shards of it would land on the coordinator, which holds the table: Citus' copy would \
@@ -246,7 +254,7 @@ fn ordinary(policy: &Policy, table: &Table) -> Result<(), Problem> {
     if table.ordinary {
         return Ok(());
     }
-    Err(problem("NotATable", policy, "it is not an ordinary table, and nothing else can be spread"))
+    Err(problem("NotATable", policy, "it is not an ordinary table, and nothing else can be distributed"))
 }
 
 fn otherwise(policy: &Policy, table: &Table) -> Problem {
@@ -257,7 +265,7 @@ fn otherwise(policy: &Policy, table: &Table) -> Problem {
     };
     let message = format!(
         "{actual}, and the policy says otherwise; run SELECT undistribute_table('public.{}') in a quiet hour, and the \
-         operator spreads it anew",
+         operator distributes it anew",
         policy.name
     );
     problem("SpreadOtherwise", policy, message)

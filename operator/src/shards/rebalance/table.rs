@@ -1,12 +1,14 @@
 //! A plan as it is shown: in the status, and as a table for people.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Cause, Move, MovePlan, Obstacle, Stuck};
+use super::{Cause, Layout, Move, MovePlan, Obstacle, Policy, ShardGroup, Stuck, plan};
 use crate::api::{PlanStatus, PlannedMove};
+use crate::names::Group;
 
 /// Moves that fit into a status.
-const SHOWN: usize = 100;
+const SHOWN: usize = 256;
 
 impl MovePlan {
     /// As it is shown in the status; `None` if there is nothing to move.
@@ -15,11 +17,44 @@ impl MovePlan {
         (!self.moves.is_empty()).then(|| self.shown(SHOWN))
     }
 
+    /// The plan that a status shows, for an operator that did not make it: what is left of it in `layout` is
+    /// [`MovePlan::rest`]. `None` if the status does not show all of it, or `layout` has lost one of its shards.
+    #[must_use]
+    pub fn resumed(shown: &PlanStatus, layout: &Layout, policy: &Policy) -> Option<Self> {
+        let groups: BTreeMap<i64, &ShardGroup> =
+            layout.groups.iter().map(|group| (group.shard_id, group)).collect();
+        let step = |planned: &PlannedMove| {
+            let ShardGroup { colocation_id, shard_id, range, bytes, .. } = **groups.get(&planned.shard)?;
+            Some(Move {
+                colocation_id,
+                shard_id,
+                range,
+                from: Group::parse(&planned.from)?,
+                to: Group::parse(&planned.to)?,
+                bytes,
+                cause: [Cause::Drain, Cause::Pin, Cause::Balance]
+                    .into_iter()
+                    .find(|cause| cause.to_string() == planned.cause)?,
+                wave: u32::try_from(planned.wave).ok()?,
+            })
+        };
+        let whole = i64::try_from(shown.steps.len()).is_ok_and(|steps| steps == shown.moves);
+        let moves = shown.steps.iter().map(step).collect::<Option<Vec<Move>>>().filter(|_| whole)?;
+        Some(Self {
+            bytes: moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add),
+            moves,
+            hash: shown.hash.clone(),
+            stuck: plan(layout, policy).stuck,
+            over: shown.over.iter().map(|group| Group::parse(group)).collect::<Option<_>>()?,
+        })
+    }
+
     fn shown(&self, most: usize) -> PlanStatus {
         PlanStatus {
             hash: self.hash.clone(),
             moves: i64::try_from(self.moves.len()).unwrap_or(i64::MAX),
             bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
+            over: self.over.iter().map(ToString::to_string).collect(),
             steps: self.moves.iter().take(most).map(PlannedMove::from).collect(),
         }
     }

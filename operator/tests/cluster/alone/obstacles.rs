@@ -1,26 +1,26 @@
 //! What stands in the way is named soon, waited for quietly, and gone when it is gone.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_operator::names::{DATABASE, Group};
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::operator_namespace;
-use crate::bed::{Bed, object};
+use crate::bed::{Bed, CLUSTER, TO_NAME, object};
 
 /// How long the operator is watched while it waits.
 const WATCHED: Duration = Duration::from_secs(20);
 /// It may look once per this time, controller and cluster.
 const PACE: Duration = Duration::from_secs(5);
-/// No image has this name.
-const IMAGE: &str = "registry.invalid/no/such/image:1";
+/// No image has this name, and no resolver takes its time to say so.
+const IMAGE: &str = "127.0.0.1:1/no/such/image:1";
 
 /// Something that keeps a cluster from being ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +104,25 @@ impl Obstacle {
             Self::SilentDatabase | Self::ClosedDatabase => {
                 bed.create(0, |_| {}).await?;
                 bed.ready().await?;
-                Ok(())
+                self.mistake(bed).await
             }
         }
+    }
+
+    /// A wrong value in the object of a cluster that serves, before the obstacle itself.
+    async fn mistake(self, bed: &Bed) -> Result<()> {
+        let (mistake, correction, reason, part) = if self == Self::SilentDatabase {
+            (json!({"image": IMAGE}), json!({"image": null}), "ImagePullFailed", IMAGE)
+        } else {
+            let class = |name: Option<&str>| json!({"ingress": {"className": name}});
+            (class(Some("no-such-class")), class(None), "IngressClassMissing", "no-such-class")
+        };
+        bed.patch(json!({"api": mistake})).await?;
+        let condition = bed.refused(reason, TO_NAME).await?;
+        bed.say(&condition.message);
+        ensure!(condition.message.contains(part), "{part} is not named: {}", condition.message);
+        bed.patch(json!({"api": correction})).await?;
+        bed.ready().await.map(drop)
     }
 
     /// Puts it in the way of a cluster that serves; the others stand there from the beginning.
@@ -153,15 +169,19 @@ async fn obstacles_are_named_waited_for_quietly_and_overcome() -> Result<()> {
         beds.push((obstacle, Bed::new(obstacle.name()).await?));
     }
     let outcome = all_obstacles(&beds).await;
-    for (obstacle, bed) in beds {
-        // One that does not exist (any more) is as good as deleted.
-        if let Err(error) = obstacle.tidy(&bed).await {
-            bed.say(format!("left behind: {error:#}"));
-        }
-        if outcome.is_ok() {
-            bed.done();
+    for (obstacle, bed) in &beds {
+        // After a failure, there may be nothing to take away.
+        if let Err(error) = obstacle.tidy(bed).await {
+            bed.say(format!("tidying up: {error:#}"));
         }
     }
+    // All namespaces at once: each takes its time to go.
+    std::thread::scope(|scope| {
+        for (_, bed) in beds {
+            let overcome = outcome.is_ok();
+            scope.spawn(move || if overcome { bed.done() } else { drop(bed) });
+        }
+    });
     outcome
 }
 
@@ -176,7 +196,7 @@ async fn all_obstacles(beds: &[(Obstacle, Bed)]) -> Result<()> {
                 obstacle.cluster(bed).await?;
                 obstacle.appear(bed)?;
                 let (reason, part) = obstacle.named_as(bed);
-                let condition = bed.refused(&[reason]).await?;
+                let condition = bed.refused(reason, TO_NAME).await?;
                 bed.say(&condition.message);
                 ensure!(condition.message.contains(&part), "{part} is not named: {}", condition.message);
                 Ok(())
@@ -185,8 +205,7 @@ async fn all_obstacles(beds: &[(Obstacle, Bed)]) -> Result<()> {
         }))
         .await?;
     }
-    let (_, first) = beds.first().context("no obstacles")?;
-    assert_waits_quietly(&first.client, beds.len()).await?;
+    assert_wait_quietly(beds).await?;
     all(beds.iter().map(async |(obstacle, bed)| {
         let overcome = async {
             obstacle.vanish(bed).await?;
@@ -207,45 +226,45 @@ async fn all(each: impl Iterator<Item = impl Future<Output = Result<()>>>) -> Re
     bail!("{}", failed.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>().join("\n"))
 }
 
-/// Reconciliations that the operator has ended, by controller.
-async fn reconciliations(client: &Client) -> Result<BTreeMap<String, f64>> {
-    let namespace = operator_namespace();
-    let service =
-        std::env::var("DIALOG_OPERATOR_DEPLOYMENT").unwrap_or_else(|_| "dialog-operator".to_owned());
-    let path = format!("/api/v1/namespaces/{namespace}/services/{service}:http/proxy/metrics");
-    let text = client.request_text(http::Request::get(path).body(Vec::new())?).await?;
-    let counters =
-        text.lines().filter_map(|line| line.strip_prefix("dialog_operator_reconciliations_total{"));
-    let mut by_controller = BTreeMap::new();
-    for line in counters {
-        let controller = line.split("controller=\"").nth(1).and_then(|rest| rest.split('"').next());
-        let count = line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok());
-        let (Some(controller), Some(count)) = (controller, count) else { continue };
-        *by_controller.entry(controller.to_owned()).or_default() += count;
-    }
-    ensure!(!by_controller.is_empty(), "the operator's metrics count no reconciliations:\n{text}");
-    Ok(by_controller)
+/// The operator's pod, and how often its container was started anew.
+async fn operator(client: &Client) -> Result<(String, i32)> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &operator_namespace());
+    let labels = ListParams::default().labels("app.kubernetes.io/component=operator");
+    let pod = pods.list(&labels).await?.into_iter().next().context("there is no operator")?;
+    let containers = pod.status.iter().flat_map(|status| &status.container_statuses).flatten();
+    Ok((pod.name_any(), containers.map(|container| container.restart_count).sum()))
 }
 
-/// The operator must not spin while it can only wait for something in each of `clusters`.
-async fn assert_waits_quietly(client: &Client, clusters: usize) -> Result<()> {
-    let before = reconciliations(client).await?;
+/// The operator must not spin while it can only wait for something.
+async fn assert_wait_quietly(beds: &[(Obstacle, Bed)]) -> Result<()> {
+    let (_, any) = beds.first().context("no obstacles")?;
+    let before = operator(&any.client).await?;
+    let since = Timestamp::now();
     tokio::time::sleep(WATCHED).await;
-    // One more of each, because the interval begins anywhere.
-    let clusters = u32::try_from(clusters)?;
-    let allowed = (WATCHED.as_secs_f64() / PACE.as_secs_f64() + 1.0) * f64::from(clusters);
-    for (controller, after) in reconciliations(client).await? {
-        let count = after - before.get(&controller).copied().unwrap_or_default();
-        // A counter that falls is that of another process: the operator has crashed.
-        ensure!(
-            (0.0..=allowed).contains(&count),
-            "{controller}: {count} reconciliations of {clusters} clusters in {} s of waiting",
-            WATCHED.as_secs()
-        );
-        println!(
-            "{controller}: {count} reconciliations of {clusters} clusters in {} s of waiting",
-            WATCHED.as_secs()
-        );
+    ensure!(operator(&any.client).await? == before, "the operator has crashed or was replaced");
+    let namespace = operator_namespace();
+    let log =
+        any.kubectl(&["logs", &before.0, "--namespace", &namespace, "--since-time", &since.to_string()])?;
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    // One more, because the interval begins anywhere.
+    let allowed = usize::try_from(WATCHED.as_secs() / PACE.as_secs())? + 1;
+    for (obstacle, bed) in beds {
+        for controller in ["cluster", "shards"] {
+            let key = format!("/{CLUSTER}.{}", bed.names.namespace());
+            let count = lines.iter().filter(|line| {
+                line["message"] == "reconciled"
+                    && line["controller"] == controller
+                    && line["cluster"].as_str().is_some_and(|cluster| cluster.ends_with(&key))
+            });
+            let count = count.count();
+            bed.say(format!("{controller}: {count} reconciliations in {} s of waiting", WATCHED.as_secs()));
+            // None at all would mean that they are not logged, and nothing could be counted.
+            ensure!(
+                (1..=allowed).contains(&count),
+                "{obstacle:?}: {count} reconciliations by {controller} in {} s of waiting",
+                WATCHED.as_secs()
+            );
+        }
     }
     Ok(())
 }

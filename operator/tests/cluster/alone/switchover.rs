@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dialog_operator::names::Group;
 use serde_json::json;
 use tokio::task::block_in_place;
@@ -21,6 +21,7 @@ async fn a_switchover_in_a_group_goes_unnoticed_by_citus() -> Result<()> {
     let bed = Bed::new("switchover").await?;
     bed.create(Bed::workers(), |cluster| cluster[spec]["instances"] = json!(2)).await?;
     bed.ready().await?;
+    assert_links(&bed, group).await?;
     let before = nodes(&bed).await?;
     let (service, ada, grace) = bed.two_people()?;
     let writer = Writer::start(&bed)?;
@@ -51,6 +52,35 @@ async fn a_switchover_in_a_group_goes_unnoticed_by_citus() -> Result<()> {
     ensure!(now == before, "pg_dist_node was\n{before}\nand is\n{now}");
     bed.ready().await?;
     bed.done();
+    Ok(())
+}
+
+/// Every connection from outside the pod shows a certificate, and every server that connects to another checks that one's.
+async fn assert_links(bed: &Bed, group: Group) -> Result<()> {
+    bed.talk()?;
+    let standbys = bed.sql(group, "SELECT count(*) FROM pg_stat_replication").await?;
+    ensure!(standbys == "1", "{standbys} standbys follow the primary of {group}");
+    for group in [Group::Coordinator, group] {
+        let links = "SELECT DISTINCT usename, coalesce(ssl AND client_dn IS NOT NULL, false) \
+                     FROM pg_stat_activity LEFT JOIN pg_stat_ssl USING (pid) WHERE client_addr IS NOT NULL ORDER BY 1";
+        let links = bed.sql(group, links).await?;
+        bed.say(format!("connections to {group}: {}", links.replace('\n', ", ")));
+        ensure!(
+            !links.is_empty() && links.lines().all(|link| link.ends_with("|t")),
+            "without certificate: {links}"
+        );
+    }
+    let primary = bed.primary(group).await?;
+    let standby = (0..2).map(|ordinal| bed.names.pod(group, ordinal)).find(|pod| *pod != primary);
+    let standby = standby.context("a group of two has a standby")?;
+    let mut settings = vec![(standby, "primary_conninfo")];
+    if Bed::has_citus() {
+        settings.push((primary, "citus.node_conninfo"));
+    }
+    for (pod, setting) in settings {
+        let value = bed.sql_in(&pod, &format!("SHOW {setting}"))?;
+        ensure!(value.contains("sslmode=verify-full"), "{setting} of {pod} is {value}");
+    }
     Ok(())
 }
 

@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
+use testbed::wait::eventually;
 
 use super::operator_namespace;
-use crate::bed::{Bed, holds, object};
+use crate::bed::{Bed, TO_NAME, holds, object};
 
 /// Shards per worker and table for 48 shards and two workers.
 const HALF: &str = "24";
@@ -25,6 +26,9 @@ pub(super) async fn assert_serve(bed: &Bed) -> Result<()> {
     for kind in ["CitusAvailable", "MetadataSynced", "WalLevelLogical", "SchemaDistributed"] {
         ensure!(holds(&cluster, kind) == "True", "{kind} is {:?}", holds(&cluster, kind));
     }
+    // Settings that differ leave it true, with another reason.
+    let citus = bed.condition("CitusAvailable", "asked for Citus", TO_NAME, |_| true).await?;
+    ensure!(citus.reason == "Installed", "{}: {}", citus.reason, citus.message);
     bed.talk()?;
     let nodes = bed
         .sql(
@@ -96,8 +100,7 @@ async fn two_workers_serve_within_the_numbers_and_every_pod_is_restricted() -> R
 
 /// The working sets of the operator and of the cluster's dialog-api.
 async fn memory(bed: &Bed) -> Result<[Number; 2]> {
-    let started = Instant::now();
-    loop {
+    eventually("the kubelet measures the memory of the operator and of dialog-api", TO_MEASURE, async || {
         let mut pods = Vec::new();
         let nodes: Api<Node> = Api::all(bed.client.clone());
         for node in nodes.list(&ListParams::default()).await? {
@@ -109,14 +112,14 @@ async fn memory(bed: &Bed) -> Result<[Number; 2]> {
             }
         }
         let summary = json!({"pods": pods});
-        let operator = numbers::working_set(&summary, &operator_namespace(), "operator");
-        let api = numbers::working_set(&summary, bed.names.namespace(), "api");
-        if let (Some(operator), Some(api)) = (operator, api) {
-            return Ok([Number::memory("the operator", operator), Number::memory("dialog-api, idle", api)]);
-        }
-        ensure!(started.elapsed() < TO_MEASURE, "the kubelet measures no memory: {operator:?} {api:?}");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+        let memory = |namespace: &str, container, what| {
+            Some(Number::memory(what, numbers::working_set(&summary, namespace, container)?))
+        };
+        Ok(memory(&operator_namespace(), "operator", "the operator")
+            .zip(memory(bed.names.namespace(), "api", "dialog-api, idle"))
+            .map(|(operator, api)| [operator, api]))
+    })
+    .await
 }
 
 /// The sizes of the images, by the engine that built them.

@@ -12,7 +12,7 @@ use kube::api::ListParams;
 use kube::runtime::watcher;
 use serde_json::json;
 
-use crate::bed::{Bed, TO_SERVE};
+use crate::bed::{Bed, TO_SERVE, holds};
 use crate::writer::Writer;
 
 /// A parameter that takes a restart, and a value that it does not have by default.
@@ -57,15 +57,12 @@ async fn an_update_goes_one_instance_at_a_time_while_the_service_answers() -> Re
     // A parameter takes a restart of PostgreSQL only: the pods stay.
     let expected = in_order(&bed, &groups).await?;
     let before = pods(&bed).await?;
+    let slots = idle_slots(&bed, groups[0]).await?;
     let writer = Writer::start(&bed)?;
     bed.patch(json!({"postgres": {"parameters": {PARAMETER: VALUE}}})).await?;
     bed.condition(PARAMETERS_APPLIED, "applied", TO_SERVE, |condition| condition.status == "True").await?;
     bed.until("idle", TO_SERVE, |cluster| {
-        let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        let holds = |kind, status: &str| {
-            condition::find(conditions, kind).is_some_and(|condition| condition.status == status)
-        };
-        holds(condition::READY, "True") && holds(condition::PROGRESSING, "False")
+        holds(cluster, condition::READY) == "True" && holds(cluster, condition::PROGRESSING) == "False"
     })
     .await?;
     writer.stop(&bed).await?;
@@ -81,8 +78,27 @@ async fn an_update_goes_one_instance_at_a_time_while_the_service_answers() -> Re
     let order: Vec<_> = started.into_iter().map(|(_, name)| name).collect();
     bed.say(format!("restarted: {}", order.join(", ")));
     ensure!(order == expected, "restarted in the order {order:?} and not {expected:?}");
+    let kept =
+        bed.sql(groups[0], "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical'").await?;
+    ensure!(
+        slots.iter().all(|slot| kept.lines().any(|kept| kept == slot)),
+        "of {slots:?} there is still: {kept}"
+    );
     bed.done();
     Ok(())
+}
+
+/// Makes slots such as Citus' moves have, which nobody uses for the moment. Patroni drops those that it does not know when
+/// a server starts, unless it was told to ignore them.
+async fn idle_slots(bed: &Bed, group: Group) -> Result<Vec<String>> {
+    let mut slots = vec![];
+    for plugin in ["pgoutput", "citus"].into_iter().take(if Bed::has_citus() { 2 } else { 1 }) {
+        let slot = format!("idle_{plugin}");
+        let create = format!("SELECT pg_create_logical_replication_slot('{slot}', '{plugin}')");
+        bed.sql(group, &create).await.with_context(|| format!("slot {slot}"))?;
+        slots.push(slot);
+    }
+    Ok(slots)
 }
 
 /// The instances in the order in which they are to go: group by group, the standby before the primary.

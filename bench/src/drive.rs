@@ -1,0 +1,272 @@
+//! The load itself: an open loop that keeps its rate whatever happens, or a closed one that goes as fast as the
+//! answers come.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use async_channel::{Receiver, Sender, TrySendError};
+use tokio::task::JoinSet;
+
+use crate::{
+    client::{Connection, Requests, Target},
+    ledger::{Code, Entry},
+    schedule::Schedule,
+    stats::Outcome,
+    workload::{Kind, Operation, Workload},
+};
+
+/// First pause before a failed request is sent again; doubled each time.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause before a failed request is sent again.
+const RETRY_PAUSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How requests follow each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pace {
+    /// At a fixed rate; arrivals for which no connection is free wait in a queue of this length, and are
+    /// dropped and counted when it is full.
+    Open {
+        /// When they come.
+        schedule: Schedule,
+        /// How many may wait.
+        queue: usize,
+    },
+    /// Each connection asks again as soon as it has its answer.
+    Closed,
+}
+
+/// How the load is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// How requests follow each other.
+    pub pace: Pace,
+    /// For how long new requests are made.
+    pub duration: Duration,
+    /// Connections, each with one request at a time.
+    pub connections: usize,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+    /// How often a request that failed is sent again, with the same id.
+    pub retries: u8,
+}
+
+/// What happened, as it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A send ended.
+    Send(Entry),
+    /// A list ended.
+    List(Outcome),
+    /// An arrival found the queue full; it was due then, in microseconds after the start.
+    Dropped(u64),
+}
+
+/// A request that is to be made.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    operation: Operation,
+    /// Counts sends only.
+    sequence: u64,
+    /// When it is due, in microseconds after the start.
+    intended: u64,
+}
+
+/// Numbers operations; only what is really asked takes a number.
+struct Numbered {
+    workload: Workload,
+    sends: u64,
+}
+
+impl Numbered {
+    fn next(&mut self, intended: u64) -> Option<Job> {
+        let operation = self.workload.next()?;
+        Some(Job { operation, sequence: self.sends, intended })
+    }
+
+    fn taken(&mut self, job: &Job) {
+        self.sends += u64::from(job.operation.kind == Kind::Send);
+    }
+}
+
+/// Where connections get their jobs.
+enum Jobs {
+    Queue(Receiver<Job>),
+    Loop { numbered: Mutex<Numbered>, end: Instant },
+}
+
+/// Makes the load and tells `events` about every request. Returns when the last one has ended.
+///
+/// # Errors
+/// When a request cannot be made, or nobody listens to the events.
+pub async fn drive(
+    settings: Settings,
+    targets: &[Target],
+    requests: &Arc<Requests>,
+    workload: Workload,
+    start: Instant,
+    events: Sender<Event>,
+) -> Result<()> {
+    let numbered = Numbered { workload, sends: 0 };
+    let stop = Arc::new(AtomicBool::new(false));
+    let (jobs, dispatcher) = match settings.pace {
+        Pace::Closed => {
+            let end = start + settings.duration;
+            (Jobs::Loop { numbered: Mutex::new(numbered), end }, None)
+        }
+        Pace::Open { schedule, queue } => {
+            let (sender, receiver) = async_channel::bounded(queue.max(1));
+            let (events, stop) = (events.clone(), Arc::clone(&stop));
+            let arrivals = Arrivals { schedule, start, duration: settings.duration };
+            // A thread of its own: the runtime's timer is good to a millisecond, which is a latency here.
+            let dispatcher = thread::Builder::new()
+                .name("arrivals".into())
+                .spawn(move || arrivals.dispatch(numbered, &sender, &events, &stop))
+                .context("start the thread of arrivals")?;
+            (Jobs::Queue(receiver), Some(dispatcher))
+        }
+    };
+    let jobs = Arc::new(jobs);
+    let mut connections = JoinSet::new();
+    for number in 0..settings.connections.max(1) {
+        let target = targets.get(number % targets.len().max(1)).context("no target")?;
+        let worker = Worker {
+            connection: Connection::new(target.clone(), settings.timeout),
+            jobs: Arc::clone(&jobs),
+            requests: Arc::clone(requests),
+            events: events.clone(),
+            retries: settings.retries,
+            start,
+        };
+        connections.spawn(worker.run());
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = connections.join_next().await {
+        let ended = ended.context("a connection's task").and_then(|ended| ended);
+        if ended.is_err() && outcome.is_ok() {
+            stop.store(true, Ordering::Relaxed);
+            outcome = ended;
+        }
+    }
+    if let Some(dispatcher) = dispatcher {
+        stop.store(true, Ordering::Relaxed);
+        dispatcher.join().map_err(|_| anyhow!("the thread of arrivals panicked"))??;
+    }
+    outcome
+}
+
+struct Arrivals {
+    schedule: Schedule,
+    start: Instant,
+    duration: Duration,
+}
+
+impl Arrivals {
+    fn dispatch(
+        &self,
+        mut numbered: Numbered,
+        jobs: &Sender<Job>,
+        events: &Sender<Event>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        for arrival in 0.. {
+            let due = self.schedule.due(arrival);
+            if due >= self.duration || stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if let Some(early) = due.checked_sub(self.start.elapsed()) {
+                thread::sleep(early);
+            }
+            let intended = micros(due);
+            let Some(job) = numbered.next(intended) else { break };
+            match jobs.try_send(job) {
+                Ok(()) => numbered.taken(&job),
+                Err(TrySendError::Full(_)) => {
+                    events.send_blocking(Event::Dropped(intended)).context("report a dropped arrival")?;
+                }
+                Err(TrySendError::Closed(_)) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Jobs {
+    async fn next(&self, start: Instant) -> Option<Job> {
+        match self {
+            Self::Queue(queue) => queue.recv().await.ok(),
+            Self::Loop { numbered, end } => {
+                if Instant::now() >= *end {
+                    return None;
+                }
+                let mut numbered = numbered.lock().unwrap_or_else(PoisonError::into_inner);
+                let job = numbered.next(micros(start.elapsed()))?;
+                numbered.taken(&job);
+                Some(job)
+            }
+        }
+    }
+}
+
+/// One connection and the task that uses it.
+struct Worker {
+    connection: Connection,
+    jobs: Arc<Jobs>,
+    requests: Arc<Requests>,
+    events: Sender<Event>,
+    retries: u8,
+    start: Instant,
+}
+
+impl Worker {
+    async fn run(mut self) -> Result<()> {
+        while let Some(job) = self.jobs.next(self.start).await {
+            let started = micros(self.start.elapsed());
+            let (code, attempts) = self.ask(job).await?;
+            let finished = micros(self.start.elapsed());
+            let Job { operation, sequence, intended } = job;
+            let Operation { kind, from, to } = operation;
+            let event = match kind {
+                Kind::Send => {
+                    Event::Send(Entry { sequence, from, to, intended, started, finished, code, attempts })
+                }
+                Kind::List => Event::List(Outcome { kind, intended, finished, code, attempts }),
+            };
+            self.events.send(event).await.context("report a request")?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, job: Job) -> Result<(Code, u8)> {
+        let (mut attempts, mut pause) = (0_u8, RETRY_PAUSE);
+        loop {
+            let request = self.requests.request(job.operation, job.sequence)?;
+            let code = self.connection.ask(request).await;
+            attempts = attempts.saturating_add(1);
+            if !code.may_pass() || attempts > self.retries {
+                return Ok((code, attempts));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_LIMIT);
+        }
+    }
+}
+
+impl From<Entry> for Outcome {
+    fn from(entry: Entry) -> Self {
+        let Entry { intended, finished, code, attempts, .. } = entry;
+        Self { kind: Kind::Send, intended, finished, code, attempts }
+    }
+}
+
+/// Whole microseconds.
+#[must_use]
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,61 @@
+//! What the operating system says about a process.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+/// The unit of processor times in `/proc`, which is the same on every Linux that Rust runs on.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Processor time that a process with all its threads has used so far, in user and kernel mode.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let ticks = ticks(&text).with_context(|| format!("{path} is not as expected: {text}"))?;
+    Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
+}
+
+/// Memory that a process occupies, in KiB.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("{path} has no VmRSS"))
+}
+
+/// Fields 14 and 15; the name in field 2 may hold anything, parentheses too.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let stat = "42 (a) b (c)) S 1 42 42 0 -1 4194304 100 0 0 0 17 5 0 0 20 0 3 0 12345 1000 200";
+        assert_eq!(ticks(stat), Some(22));
+        assert_eq!(ticks("42 (a) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_uses_processors_and_memory() {
+        let before = cpu(std::process::id()).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while cpu(std::process::id()).unwrap() == before {
+            assert!(std::time::Instant::now() < deadline, "no time is counted");
+        }
+        assert!(resident_kib(std::process::id()).unwrap() > 100);
+        assert!(cpu(u32::MAX).is_err());
+    }
+}

@@ -1,0 +1,106 @@
+//! What the results are results of.
+
+use std::{fs, process::Command, thread};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+
+use super::{
+    Size,
+    measure::{Bench, CONNECTIONS, KINDS, MIXED, POOL, name},
+};
+use crate::stand::SHARDS;
+
+/// How busy the machine is: measured beside something else, figures are worth little.
+pub(super) fn load_average() -> Result<String> {
+    let text = first_line("/proc/loadavg")?;
+    Ok(text.split(' ').take(3).collect::<Vec<_>>().join(", "))
+}
+
+/// The text above the table; `busy` is the load average before anything was started.
+pub(super) async fn notes(bench: &Bench<'_>, quick: bool, busy: &str) -> Result<String> {
+    let Size { population, messages, seconds, rounds, .. } = bench.size;
+    let warning = if quick {
+        "\n**A quick run: it shows that everything can be measured, not how fast anything is.**\n"
+    } else {
+        ""
+    };
+    let servers = if bench.stand.is_citus() {
+        format!("A Citus coordinator and {} workers with {SHARDS} shards", bench.stand.workers().len())
+    } else {
+        "**One plain PostgreSQL: the citus extension is missing on this machine, and nothing here is about shards**"
+            .into()
+    };
+    let [sends, lists] = KINDS.map(|(kind, load)| format!("| {}s | `dialog-bench run {load}` |", name(kind)));
+    Ok(format!(
+        "# Results
+
+`cargo xtask bench` measures this table and writes this file. Last: {date}.
+{warning}
+| | |
+|---|---|
+{machine}
+
+{servers}, all on this machine: servers, services and load share the processors. fsync and synchronous commits are on,
+links are loopback without TLS. {users} users, {dialogs} dialogs with {messages} messages each to begin with. Figures are
+medians of {rounds} rounds of {seconds} s in which what is compared takes turns, each round after a second of the same load. CPU time
+is what the operating system counts for the service's process, in user and kernel mode, until it is idle again.
+
+| load | the same by hand |
+|---|---|
+{sends}
+{lists}
+| mixed | `dialog-bench run {MIXED}`, with `--rate` where a rate is named |
+
+The plain services, [axum with deadpool](examples/plain-axum.rs) and [Go with net/http and pgx](plain-go/main.go), check the
+token, the text and that the recipient exists, and write and read the same tables through the coordinator, over {POOL}
+connections for {CONNECTIONS} clients. Those that keep inboxes bring those of both users up to date in the message's
+transaction and so give clients what dialog-api gives them: the limits are for these. Those that only store the message do
+less than it. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
+",
+        date = Timestamp::now().strftime("%Y-%m-%d"),
+        machine = machine(bench, busy).await?,
+        users = population.users(),
+        dialogs = population.dialogs(),
+    ))
+}
+
+/// Hardware and versions.
+async fn machine(bench: &Bench<'_>, busy: &str) -> Result<String> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
+    let model = cpu.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1));
+    let processors = thread::available_parallelism().map_or(0, usize::from);
+    let sql = bench.stand.coordinator().connect("dialog").await?;
+    let row = sql
+        .query_one(
+            "SELECT current_setting('server_version'),
+                    (SELECT extversion FROM pg_extension WHERE extname = 'citus')",
+            &[],
+        )
+        .await
+        .context("ask for versions")?;
+    let lines = [
+        ("processors", format!("{processors} x {}", model.unwrap_or("unknown"))),
+        ("system", format!("Linux {}", first_line("/proc/sys/kernel/osrelease")?)),
+        ("PostgreSQL", row.get::<_, String>(0)),
+        ("Citus extension", row.get::<_, Option<String>>(1).unwrap_or_else(|| "not installed".into())),
+        ("load average before the run (1, 5, 15 minutes)", busy.to_owned()),
+        ("Rust", version("rustc")),
+        ("Go", version("go")),
+    ];
+    Ok(lines.map(|(name, value)| format!("| {name} | {value} |")).join("\n"))
+}
+
+fn first_line(path: &str) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What a compiler says it is.
+fn version(program: &str) -> String {
+    let argument = if program == "go" { "version" } else { "--version" };
+    Command::new(program).arg(argument).output().map_or_else(
+        |_| "not installed".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}

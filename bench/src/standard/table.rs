@@ -1,0 +1,116 @@
+//! The table of results: what was measured, against what, and whether that is within its limit.
+
+use std::fmt::Write as _;
+
+/// What a ratio has to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+    Below(f64),
+    /// It is stated, not judged.
+    None,
+}
+
+/// One result.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Row {
+    what: String,
+    figures: String,
+    /// Absent if it could not be measured; the figures then say why.
+    ratio: Option<f64>,
+    limit: Limit,
+}
+
+impl Row {
+    /// A ratio, and the figures that it is made from.
+    pub(super) fn ratio(
+        what: impl Into<String>,
+        figures: impl Into<String>,
+        ratio: f64,
+        limit: Limit,
+    ) -> Self {
+        Self { what: what.into(), figures: figures.into(), ratio: Some(ratio), limit }
+    }
+
+    /// Something that could not be measured here, and why.
+    pub(super) fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { what: what.into(), figures: why.into(), ratio: None, limit: Limit::None }
+    }
+
+    pub(super) fn verdict(&self) -> &'static str {
+        match (self.ratio, self.limit) {
+            (None, _) => "not measured",
+            (Some(_), Limit::None) => "stated",
+            (Some(ratio), Limit::AtMost(most)) if ratio <= most => "pass",
+            (Some(ratio), Limit::AtLeast(least)) if ratio >= least => "pass",
+            (Some(ratio), Limit::Below(bound)) if ratio < bound => "pass",
+            // Not a number is no pass either.
+            _ => "FAIL",
+        }
+    }
+}
+
+/// The rows as a Markdown table.
+pub(super) fn markdown(rows: &[Row]) -> String {
+    let mut text = "| measured | figures | ratio or value | limit | |\n|---|---|---|---|---|\n".to_owned();
+    for row in rows {
+        let ratio = row.ratio.map_or_else(|| "-".to_owned(), number);
+        let limit = match row.limit {
+            Limit::AtMost(most) => format!("≤ {}", number(most)),
+            Limit::AtLeast(least) => format!("≥ {}", number(least)),
+            Limit::Below(bound) => format!("< {}", number(bound)),
+            Limit::None => "-".to_owned(),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "| {} | {} | {ratio} | {limit} | {} |", row.what, row.figures, row.verdict());
+    }
+    text
+}
+
+fn number(value: f64) -> String {
+    if value == 0.0 || value.abs() >= 0.1 { format!("{value:.2}") } else { format!("{value:.4}") }
+}
+
+/// The middle one; of an even number, the lower of the two. Not a number if there is none.
+pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_by_the_limit() {
+        let verdict = |ratio, limit| Row::ratio("", "", ratio, limit).verdict();
+        assert_eq!(verdict(0.6, Limit::AtMost(0.6)), "pass");
+        assert_eq!(verdict(0.61, Limit::AtMost(0.6)), "FAIL");
+        assert_eq!(verdict(1.3, Limit::AtLeast(1.3)), "pass");
+        assert_eq!(verdict(1.29, Limit::AtLeast(1.3)), "FAIL");
+        assert_eq!(verdict(1.0, Limit::Below(1.0)), "FAIL");
+        assert_eq!(verdict(f64::NAN, Limit::AtLeast(1.3)), "FAIL");
+        assert_eq!(verdict(7.0, Limit::None), "stated");
+        assert_eq!(Row::not_measured("", "no Go").verdict(), "not measured");
+    }
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0]).to_bits(), 2.0_f64.to_bits());
+        assert_eq!(median([4.0, 1.0]).to_bits(), 1.0_f64.to_bits());
+        assert!(median([]).is_nan());
+    }
+
+    #[test]
+    fn a_table_is_markdown() {
+        let text = markdown(&[
+            Row::ratio("queries", "3 of 100", 0.03, Limit::AtMost(0.05)),
+            Row::not_measured("streams", "no such path"),
+        ]);
+        assert!(text.ends_with(
+            "| queries | 3 of 100 | 0.0300 | ≤ 0.0500 | pass |\n| streams | no such path | - | - | not measured |\n"
+        ));
+    }
+}

@@ -1,0 +1,346 @@
+//! One server and the connections to it, made again whenever they are lost.
+
+use std::{
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+
+use super::{connect::Connector, session::Session, statements::Sql};
+use crate::metrics::{Metrics, NodeConnections};
+
+/// First pause before connecting again; doubled each time.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause before connecting again.
+const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
+/// Most statements that may wait for a server that was lost a moment ago. More would be a queue that a server
+/// just back from a failover has to work off before it serves anybody.
+const WAITING_LIMIT: usize = 256;
+
+/// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
+/// [`Session::gathered`]); on all eight connections hardly any two would meet.
+const READING: usize = 4;
+
+/// A server.
+pub(super) struct Node {
+    connector: Connector,
+    settings: Settings,
+    sessions: RwLock<Vec<Arc<Session>>>,
+    /// Types of each statement's parameters, known from the first connection on.
+    types: OnceLock<[Vec<Type>; Sql::ALL.len()]>,
+    next: AtomicUsize,
+    contact: watch::Sender<Contact>,
+    waiting: AtomicUsize,
+    closed: CancellationToken,
+    metrics: Arc<Metrics>,
+    live: NodeConnections,
+}
+
+/// How a server is treated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    /// Number of connections.
+    pub(super) connections: u16,
+    /// The server ends a statement after this time.
+    pub(super) statement_limit: Duration,
+    /// How long statements wait for a server that was lost: a failover need not be noticed. After that the answer
+    /// is immediate.
+    pub(super) grace: Duration,
+}
+
+/// What is known about reaching a server.
+#[derive(Clone, Copy, Debug)]
+struct Contact {
+    /// Connections that work.
+    live: usize,
+    /// Whether there ever was one.
+    met: bool,
+    /// When the last of them was lost; the start counts as a loss.
+    since: Instant,
+    /// While there is none: whether the coordinator reaches the server, if it was asked.
+    through_coordinator: Option<bool>,
+}
+
+/// How to get a statement to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Directly; perhaps after waiting for a connection.
+    Direct,
+    /// The coordinator gets there and this process does not.
+    ThroughCoordinator,
+}
+
+/// Why there is no session.
+#[derive(Debug)]
+pub(super) enum NoSession {
+    /// The server is away; the text is for the log.
+    Away(String),
+    /// Meanwhile it is known that the coordinator gets there.
+    ThroughCoordinator,
+}
+
+impl Node {
+    /// Describes a server without connecting; [`Node::open`] does that.
+    pub(super) fn new(connector: Connector, settings: Settings, metrics: &Arc<Metrics>) -> Self {
+        let live = metrics.routing.node(connector.address());
+        let contact = Contact { live: 0, met: false, since: Instant::now(), through_coordinator: None };
+        Self {
+            connector,
+            settings,
+            sessions: RwLock::default(),
+            types: OnceLock::new(),
+            next: AtomicUsize::new(0),
+            contact: watch::Sender::new(contact),
+            waiting: AtomicUsize::new(0),
+            closed: CancellationToken::new(),
+            metrics: Arc::clone(metrics),
+            live,
+        }
+    }
+
+    /// How connections to this server are made.
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Starts to connect, and keeps connecting again whenever a connection is lost, until `stop` or
+    /// [`Node::close`].
+    pub(super) fn open(self: &Arc<Self>, stop: &CancellationToken) {
+        for _ in 0..self.settings.connections {
+            let (node, stop) = (Arc::clone(self), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = node.closed.cancelled() => {}
+                    () = Box::pin(node.keep_connected()) => {}
+                }
+            });
+        }
+    }
+
+    /// Closes all connections; statements under way on them end with an error.
+    pub(super) fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Types of a statement's parameters, if there ever was a connection.
+    pub(super) fn parameter_types(&self, sql: Sql) -> Option<&[Type]> {
+        self.types.get().map(|types| types[sql as usize].as_slice())
+    }
+
+    /// Connections that work now.
+    pub(super) fn live(&self) -> usize {
+        self.contact.borrow().live
+    }
+
+    /// For how long there has been no connection, if there is none.
+    pub(super) fn away_for(&self) -> Option<Duration> {
+        let contact = self.contact.borrow();
+        (contact.live == 0).then(|| contact.since.elapsed())
+    }
+
+    /// How to get a statement there.
+    pub(super) fn way(&self) -> Way {
+        self.contact.borrow().way()
+    }
+
+    /// Takes note whether the coordinator reaches the server, which this process does not.
+    pub(super) fn note_coordinator_reaches(&self, reached: bool) {
+        self.contact.send_if_modified(|contact| {
+            let news = contact.live == 0 && contact.through_coordinator != Some(reached);
+            if news {
+                contact.through_coordinator = Some(reached);
+            }
+            news
+        });
+    }
+
+    /// The working connection with the fewest statements under way. Writes are spread over as many as are needed, so
+    /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
+    /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
+    /// gathering requests that wait.
+    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
+        if let Some(session) = self.least_busy(sql) {
+            return Ok(session);
+        }
+        let _waiting = Waiting::enter(&self.waiting).ok_or_else(|| {
+            NoSession::Away(format!(
+                "{WAITING_LIMIT} statements wait for {} already",
+                self.connector.address()
+            ))
+        })?;
+        let mut changes = self.contact.subscribe();
+        loop {
+            let contact = *changes.borrow_and_update();
+            if contact.live > 0
+                && let Some(session) = self.least_busy(sql)
+            {
+                return Ok(session);
+            }
+            if contact.live == 0 && contact.through_coordinator == Some(true) {
+                return Err(NoSession::ThroughCoordinator);
+            }
+            let patience = deadline.min(contact.since + self.settings.grace);
+            if Instant::now() >= patience || timeout_at(patience, changes.changed()).await.is_err() {
+                let reason = format!(
+                    "no connection to {} since {:?}",
+                    self.connector.address(),
+                    contact.since.elapsed()
+                );
+                return Err(NoSession::Away(reason));
+            }
+        }
+    }
+
+    /// Has a connection closed and made again. Statements still under way on it fail and are tried elsewhere.
+    pub(super) fn abandon(&self, session: &Arc<Session>) {
+        self.lose(session);
+        session.abandoned.cancel();
+    }
+
+    /// A statement that was sent at this moment has waited long enough for its answer. All connections that have been
+    /// silent since then are closed and made again: where a server, or the way to it, died without a word, each of
+    /// them would cost somebody else as long a wait.
+    pub(super) fn unanswered(&self, sent: Instant) {
+        let mut silent = Vec::new();
+        self.change(sent, |sessions| {
+            silent = sessions.extract_if(.., |session| !session.heard_since(sent)).collect();
+        });
+        for session in silent {
+            session.abandoned.cancel();
+        }
+    }
+
+    fn least_busy(&self, sql: Sql) -> Option<Arc<Session>> {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        let sessions = if sql.is_read() { &sessions[..sessions.len().min(READING)] } else { &sessions[..] };
+        // Begins with another one each time, so that equally busy ones take turns.
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % sessions.len().max(1);
+        let (after, before) = (&sessions[first..], &sessions[..first]);
+        after.iter().chain(before).min_by_key(|session| session.under_way()).map(Arc::clone)
+    }
+
+    /// Connects, waits until the connection is lost, and so on for ever.
+    async fn keep_connected(&self) {
+        let node = self.connector.address();
+        let mut pause = RECONNECT_PAUSE;
+        loop {
+            match Session::establish(&self.connector, self.settings.statement_limit).await {
+                Ok((session, traffic)) => {
+                    pause = RECONNECT_PAUSE;
+                    let session = Arc::new(session);
+                    self.gain(&session);
+                    let end = session.abandoned.run_until_cancelled(session.gathered(traffic)).await;
+                    self.lose(&session);
+                    match end {
+                        Some(Ok(())) => tracing::warn!(node, "connection to the database ended"),
+                        Some(Err(error)) => tracing::warn!(node, %error, "connection to the database lost"),
+                        None => tracing::warn!(
+                            node,
+                            "connection to the database given up: it no longer answers as it should"
+                        ),
+                    }
+                }
+                Err(error) => {
+                    self.metrics.connection_failures.inc();
+                    tracing::warn!(node, error = format!("{error:#}"), "no connection to the database");
+                }
+            }
+            // Connections that were lost together should not all come back in the same moment.
+            tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+            pause = (pause * 2).min(RECONNECT_PAUSE_LIMIT);
+        }
+    }
+
+    fn gain(&self, session: &Arc<Session>) {
+        self.types.get_or_init(|| Sql::ALL.map(|sql| session.parameter_types(sql).to_vec()));
+        self.change(Instant::now(), |sessions| sessions.push(Arc::clone(session)));
+    }
+
+    /// Does nothing when it is lost already.
+    fn lose(&self, session: &Arc<Session>) {
+        self.change(Instant::now(), |sessions| sessions.retain(|other| !Arc::ptr_eq(other, session)));
+    }
+
+    /// Changes the connections; if there is none any more, the server is taken to be away since `moment`.
+    fn change(&self, moment: Instant, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
+        // Under the lock, so that two changes are told in the order in which they were made.
+        let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut sessions);
+        let live = sessions.len();
+        self.live.set(live);
+        self.contact.send_modify(|contact| {
+            if live > 0 {
+                (contact.met, contact.through_coordinator) = (true, None);
+            } else if contact.live > 0 {
+                contact.since = moment;
+            }
+            contact.live = live;
+        });
+    }
+}
+
+impl Contact {
+    fn way(&self) -> Way {
+        // A server never met may be one that only other servers can reach; the coordinator is asked soon.
+        let reached = self.through_coordinator.unwrap_or(!self.met);
+        if self.live == 0 && reached { Way::ThroughCoordinator } else { Way::Direct }
+    }
+}
+
+/// A place among those that wait.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        let place = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < WAITING_LIMIT).then_some(place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contact(live: usize, met: bool, through_coordinator: Option<bool>) -> Contact {
+        Contact { live, met, since: Instant::now(), through_coordinator }
+    }
+
+    #[test]
+    fn the_coordinator_is_taken_only_where_it_helps() {
+        assert_eq!(contact(1, true, None).way(), Way::Direct);
+        assert_eq!(contact(0, false, None).way(), Way::ThroughCoordinator, "not met yet");
+        assert_eq!(contact(0, true, None).way(), Way::Direct, "lost a moment ago");
+        assert_eq!(
+            contact(0, true, Some(false)).way(),
+            Way::Direct,
+            "the coordinator cannot reach it either"
+        );
+        assert_eq!(contact(0, false, Some(false)).way(), Way::Direct, "nor one that was never met");
+        assert_eq!(contact(0, true, Some(true)).way(), Way::ThroughCoordinator);
+    }
+
+    #[test]
+    fn only_so_many_wait() {
+        let count = AtomicUsize::new(0);
+        let places: Vec<_> = std::iter::from_fn(|| Waiting::enter(&count)).collect();
+        assert_eq!(places.len(), WAITING_LIMIT);
+        drop(places);
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,64 @@
+//! Requests that Schemathesis makes up from the description, good and bad: no answer is a 5xx, or of a status or a form
+//! that is not described.
+//!
+//! `cargo xtask test` names the program in `SCHEMATHESIS`.
+
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result};
+
+use crate::support::{Service, User, database};
+
+/// What every answer is held against. A value that fits the description may be refused all the same, since a recipient
+/// has to exist; so that good values are taken is not among them.
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
+    response_headers_conformance,response_schema_conformance,negative_data_rejection,unsupported_method,\
+    missing_required_header,ignored_auth";
+
+/// A stream does not end, which a client that waits for the end of an answer takes for a failure. Its answers are held
+/// against the description in `stream_contract`.
+const ENDLESS: &str = "streamMessages";
+
+fn run(program: &str, service: &Service, caller: &User, configuration: &str) -> Result<Output> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("schemathesis.toml");
+    std::fs::write(&file, configuration)?;
+    let (url, token) =
+        (format!("http://{}", service.address()), format!("Authorization:Bearer {}", caller.token));
+    Command::new(program)
+        .arg("--config-file")
+        .arg(&file)
+        .args(["run", &format!("{url}/openapi.json"), "--url", &url, "--header", &token])
+        .args(["--checks", CHECKS, "--exclude-operation-id", ENDLESS])
+        .args(["--max-examples", "40", "--generation-deterministic", "--no-color", "--workers", "1"])
+        .args(["--continue-on-failure", "--request-timeout", "30"])
+        .current_dir(directory.path())
+        .output()
+        .context("run schemathesis")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_made_up_from_the_description_is_answered_otherwise_than_described() -> Result<()> {
+    let Ok(program) = std::env::var("SCHEMATHESIS") else {
+        println!("SKIPPED postgres: SCHEMATHESIS is not set: `cargo xtask test --tier postgres` installs it");
+        return Ok(());
+    };
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    client.send(&ada, &bob, "Hello").await?;
+    // Among made-up users, and in a dialog that there is.
+    let dialog = format!("[parameters]\n\"path.user_id\" = \"{}\"\n\"path.id\" = \"{}\"\n", bob.id, bob.id);
+    for configuration in ["", &dialog] {
+        let output = tokio::task::block_in_place(|| run(&program, &service, &ada, configuration))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complained = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "with {configuration:?}\n{said}\n{complained}");
+        println!("{}", said.lines().rev().take(6).collect::<Vec<_>>().join("\n"));
+    }
+    // It makes up changes and deletions as well; a new message is as good as ever.
+    assert_eq!(client.send(&ada, &bob, "Still there?").await?.status, 200);
+    assert_eq!(client.texts(&bob, &ada).await?.first().map(String::as_str), Some("Still there?"));
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! How statements are spread over the connections to a server.
+
+use anyhow::{Result, ensure};
+use futures::future::{try_join, try_join_all};
+
+use crate::support::{Service, User, database, eventually};
+
+/// Connections to a server, if nothing is said.
+const CONNECTIONS: usize = 8;
+/// Of these, as many as reads use.
+const READING: usize = 4;
+
+/// Sessions of the service that have a statement which waits for the table.
+const BUSY: &str =
+    "SELECT FROM pg_stat_activity WHERE application_name = 'dialog-api' AND wait_event_type = 'Lock'";
+
+/// Writes at a time go over all connections, so that their commits share a flush of the log; reads, which have nothing to
+/// flush, travel together over a few.
+#[tokio::test]
+async fn writes_at_a_time_have_a_connection_each_and_reads_share_a_few() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &["--database-timeout", "20s"]).await?;
+    let client = service.client();
+    let ada = client.user("Ada").await?;
+    let mut peers = Vec::new();
+    for number in 0..2 * CONNECTIONS {
+        let peer = client.user(&format!("peer {number}")).await?;
+        client.send(&ada, &peer, "first").await?;
+        peers.push(peer);
+    }
+    let (locker, observer) = (server.connect("dialog").await?, server.connect("dialog").await?);
+    for (write, expected) in [(true, CONNECTIONS), (false, READING)] {
+        locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await?;
+        let requests = try_join_all(peers.iter().map(async |peer: &User| {
+            let answer = if write {
+                client.send(&ada, peer, "second").await?
+            } else {
+                client.list(&ada, peer).await?
+            };
+            ensure!(answer.status == 200, "{}", answer.text());
+            Ok(())
+        }));
+        let look = async {
+            eventually(&format!("statements on {expected} connections"), async || {
+                let busy = observer.query(BUSY, &[]).await?.len();
+                ensure!(busy <= expected, "{busy} connections for {} requests", peers.len());
+                Ok((busy == expected).then_some(()))
+            })
+            .await?;
+            Ok(locker.batch_execute("COMMIT").await?)
+        };
+        try_join(requests, look).await?;
+    }
+    Ok(())
+}

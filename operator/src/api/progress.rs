@@ -1,0 +1,52 @@
+//! How far the moves of shards are, for the status.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The moves of shards that are under way or were made last.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RebalanceStatus {
+    /// Moves that were made since the shards were last where they belong.
+    pub moves_done: i64,
+    /// These, those under way and those that are left.
+    pub moves_total: i64,
+    /// Bytes of the moves that were made, as large as they were measured last.
+    #[serde(default)]
+    pub bytes_done: i64,
+    /// Bytes that are still to be moved.
+    pub bytes_left: i64,
+    /// When the first of these moves was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When a move got on last: it ended, or more of its bytes or of the changes meanwhile had arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_progress_at: Option<Time>,
+    /// When the last move will have ended if they go on as fast as so far; absent before anything was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Time>,
+    /// The moves under way, at most 16 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub current: Vec<MoveStatus>,
+}
+
+/// One move that is under way.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveStatus {
+    /// The lowest id of the shards that move together.
+    pub shard_id: i64,
+    /// The group that they leave.
+    pub from: String,
+    /// The group that they come to.
+    pub to: String,
+    /// What Citus is doing, for example `Copying Data`; empty before it says so.
+    pub phase: String,
+    /// Bytes that have arrived.
+    pub bytes_done: i64,
+    /// Bytes to copy.
+    pub bytes_total: i64,
+}

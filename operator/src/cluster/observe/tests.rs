@@ -1,0 +1,51 @@
+use super::*;
+
+const LEAVER: Group = Group::Worker(2);
+
+/// A group that serves, with its volume and Patroni's state.
+fn serving() -> Observed {
+    let uid = Some("1".to_owned());
+    let claim = Claim { owner: uid.clone(), ..Claim::default() };
+    Observed {
+        groups: [(LEAVER, ObservedGroup { uid, volumes_follow: true, ..ObservedGroup::default() })].into(),
+        claims: [(LEAVER, [(0, claim)].into())].into(),
+        with_pods: [LEAVER].into(),
+        state: [(LEAVER, vec!["chat-worker-2-leader".to_owned()])].into(),
+        ..Observed::default()
+    }
+}
+
+#[test]
+fn a_group_leaves_until_its_last_volume_is_gone() {
+    let mut observed = serving();
+    let is_leaving = |observed: &Observed| (observed.is_leaving(LEAVER), observed.orphaned_state().count());
+    assert_eq!(is_leaving(&observed), (false, 0));
+    // Its StatefulSet waits for the pods.
+    observed.groups.clear();
+    observed.leaving.insert(LEAVER);
+    assert_eq!(is_leaving(&observed), (true, 0));
+    observed.leaving.clear();
+    assert_eq!(is_leaving(&observed), (true, 0), "pods are still there");
+    // The volume is deleted by Kubernetes, at a time of its own.
+    observed.with_pods.clear();
+    assert_eq!(is_leaving(&observed), (true, 0));
+    observed.claims.clear();
+    assert_eq!(is_leaving(&observed), (false, 1), "nobody is left who would know that state");
+    // It may come back.
+    assert_eq!(is_leaving(&serving()), (false, 0));
+}
+
+#[test]
+fn a_volume_that_somebody_kept_is_none_that_leaves() {
+    let mut observed = serving();
+    observed.groups.clear();
+    observed.with_pods.clear();
+    // It had been told to stay, and so has no owner: the group can be made around it.
+    observed.claims.insert(LEAVER, [(0, Claim::default())].into());
+    assert!(!observed.is_leaving(LEAVER));
+    assert_eq!(observed.orphaned_state().count(), 0, "its database is on the volume");
+    // A volume of a StatefulSet before this one goes.
+    let mut observed = serving();
+    observed.claims.insert(LEAVER, [(0, Claim { owner: Some("0".to_owned()), ..Claim::default() })].into());
+    assert!(!observed.is_leaving(LEAVER), "what is there now counts");
+}

@@ -1,0 +1,98 @@
+//! Takes away the groups that have left: their StatefulSets and, with them, pods and volumes.
+//!
+//! A volume goes with its StatefulSet by Kubernetes' own rule (`whenDeleted: Delete`), so the deletion is one call that
+//! cannot be done by halves. The rule is set only once the databases have said that the group holds nothing, and they are
+//! asked again, under the topology lock, immediately before the call.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::json;
+use tracing::info;
+
+use super::observe::Observed;
+use super::target::Target;
+use crate::condition::CLUSTER_MANAGER;
+use crate::context::Context;
+use crate::error::Error;
+use crate::names::{Group, Names};
+use crate::pg::Identity;
+use crate::shards::retire::retire;
+use crate::shards::sessions::Sessions;
+use crate::shards::topology::Topology;
+
+/// Deletes the state that Patroni keeps of groups without a StatefulSet, pod or volume: it speaks of a database that is
+/// no more, and a group that comes back would wait for it.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn forget_state(context: &Context, names: &Names, observed: &Observed) -> Result<(), Error> {
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), names.namespace());
+    for name in observed.orphaned_state() {
+        info!(%name, namespace = names.namespace(), "forgetting the state of a database that is gone");
+        let deleted = maps.delete(name, &DeleteParams::default()).await;
+        absent_is_fine(deleted.map(drop), || format!("ConfigMap {name}"))?;
+    }
+    Ok(())
+}
+
+/// Takes the next step for each group that is not asked for any more; why the ones that stay do.
+///
+/// # Errors
+/// If the API server refuses, or the coordinator cannot be asked.
+pub async fn step(context: &Context, target: &Target, observed: &Observed) -> Result<Vec<String>, Error> {
+    let surplus: BTreeSet<Group> =
+        observed.groups.keys().copied().filter(|group| target.is_surplus(*group)).collect();
+    let names = &target.names;
+    let secret = names.operator_certificate();
+    let Some(data) = observed.secrets.get(&secret).and_then(|secret| secret.data.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    if surplus.is_empty() {
+        return Ok(Vec::new());
+    }
+    let part = |key: &str| data.get(key).map_or(&[][..], |bytes| &bytes.0);
+    let identity = Identity::from_pem(part("ca.crt"), part("tls.crt"), part("tls.key"))
+        .map_err(|source| Error::Identity { secret, source })?;
+    let sessions = Sessions::new(Topology::of_services(names), identity);
+    let mut stay = Vec::new();
+    // The highest leaves first.
+    for group in surplus.into_iter().rev() {
+        let has_database =
+            observed.groups.get(&group).is_some_and(super::observe::ObservedGroup::is_initialized);
+        let delete = async || remove(context, names, observed, group).await;
+        let kept = retire(&sessions, group, has_database, delete).await?;
+        stay.extend(kept.map(|why| format!("{group} stays: {why}")));
+    }
+    Ok(stay)
+}
+
+/// Has the volumes follow the StatefulSet; once Kubernetes has taken note of that, deletes it.
+async fn remove(context: &Context, names: &Names, observed: &Observed, group: Group) -> Result<(), Error> {
+    let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), names.namespace());
+    let name = names.group(group);
+    let Some(there) = observed.groups.get(&group) else { return Ok(()) };
+    if !there.volumes_follow {
+        let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}});
+        let patched = sets.patch(&name, &PatchParams::default(), &Patch::Merge(&policy)).await;
+        return absent_is_fine(patched.map(drop), || format!("StatefulSet {name}"));
+    }
+    let belongs = |owner: &Option<String>| owner.is_some() && *owner == there.uid;
+    if !observed.claims.get(&group).into_iter().flatten().all(|(_, claim)| belongs(&claim.owner)) {
+        return Ok(());
+    }
+    info!(%group, namespace = names.namespace(), manager = CLUSTER_MANAGER, "deleting a group that holds nothing any more");
+    let this = Preconditions { uid: there.uid.clone(), resource_version: None };
+    let deleted = sets.delete(&name, &DeleteParams::foreground().preconditions(this)).await;
+    absent_is_fine(deleted.map(drop), || format!("StatefulSet {name}"))
+}
+
+fn absent_is_fine(result: kube::Result<()>, object: impl FnOnce() -> String) -> Result<(), Error> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result.map_err(Error::kubernetes("delete", object())),
+    }
+}

@@ -1,0 +1,157 @@
+//! Whether the shards are where they belong, and who may leave.
+
+use super::NO_CITUS;
+use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
+use crate::names::Group;
+use crate::shards::observed::Foreign;
+use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
+use crate::shards::rebalance::Cause;
+use crate::shards::step::Step;
+use crate::shards::wanted::Gate;
+use crate::shards::world::{Support, World};
+
+/// Moves that one message names.
+const NAMED: usize = 3;
+
+pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
+    let finding = |holds: Holds, reason, message: String| Finding::new(BALANCED, holds, reason, message);
+    let (catalog, moves) = match (world.support(), &world.observed.catalog, moves) {
+        (Support::NotInImage | Support::NotPreloaded, ..) => {
+            return finding(Holds::Unknown, "CitusUnavailable", NO_CITUS.to_owned());
+        }
+        (_, Some(catalog), Some(moves)) => (catalog, moves),
+        _ => {
+            let message = "the coordinator's catalogs could not be read".to_owned();
+            return finding(Holds::Unknown, "NotObserved", message);
+        }
+    };
+    if catalog.placements.is_empty() {
+        return finding(Holds::Unknown, "NoShards", "there are no shards yet".to_owned());
+    }
+    if let [first, ..] = world.observed.stalls.as_slice() {
+        let message = format!(
+            "{} (pid {} on the coordinator) has made no progress for {} s: {}; it is cancelled and planned again",
+            first.application, first.pid, first.seconds, first.cause
+        );
+        return finding(Holds::False, "Stalled", message);
+    }
+    let left = moves.plan.moves.len();
+    if let [check, ..] = moves.checks.as_slice() {
+        let message = format!("{left} moves of shards wait: {}", check.message);
+        return finding(Holds::False, check.reason, message);
+    }
+    if let [foreign, ..] = catalog.foreign.as_slice() {
+        let reason = match foreign {
+            Foreign::Job { .. } => "OtherRebalance",
+            Foreign::Statement { .. } => "OtherMove",
+        };
+        return finding(Holds::False, reason, format!("the operator waits: {foreign}"));
+    }
+    let begun = moves.running.iter().map(|running| (running.shard_id, running.from, running.to));
+    let next = draft.steps.iter().filter_map(|step| match step {
+        Step::MoveShard { shard_id, from, to } => Some((*shard_id, *from, *to)),
+        _ => None,
+    });
+    let named: Vec<String> = begun
+        .chain(next)
+        .take(NAMED)
+        .map(|(shard, from, to)| format!("shard {shard} from {from} to {to}"))
+        .collect();
+    if !named.is_empty() {
+        let total = left + moves.running.len();
+        return finding(Holds::False, "Moving", format!("{total} moves are left; now: {}", named.join(", ")));
+    }
+    let missing: Vec<String> = (0..world.wanted.workers)
+        .map(Group::Worker)
+        .filter(|group| world.member(*group).is_none())
+        .map(|group| group.to_string())
+        .collect();
+    if left == 0 && !missing.is_empty() {
+        let message = format!("the shards are spread again when these have joined: {}", missing.join(", "));
+        return finding(Holds::False, "WorkersMissing", message);
+    }
+    if let [first, ..] = moves.plan.stuck.as_slice() {
+        return finding(Holds::False, "NoPlace", obstacle(first));
+    }
+    if let Some(Cramped { next, room }) = moves.cramped {
+        let message = format!(
+            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: enlarge \
+             its volume, or add a worker",
+            next.shard_id, next.bytes, next.to
+        );
+        return finding(Holds::False, "NoPlace", message);
+    }
+    let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
+    match &world.wanted.rebalance.gate {
+        _ if left == 0 => {
+            finding(Holds::True, "Balanced", "the shards are where they belong, evenly spread".to_owned())
+        }
+        Gate::Closed { reason, message } if even => {
+            let bytes = moves.plan.bytes;
+            let message = format!("{left} moves ({bytes} bytes) would make the spread even: {message}");
+            finding(Holds::False, reason, message)
+        }
+        Gate::Approved(hash) if even => {
+            let why = moves.overtaken.as_ref().filter(|dropped| dropped.hash == *hash);
+            let why = why.map_or_else(|| "it is not what is to be done".to_owned(), |it| it.why.clone());
+            let message = format!(
+                "the plan {hash} was approved, and nothing of it is done any more: {why}; look at the new one in status.plan \
+                 ({}), and approve that",
+                moves.plan.hash
+            );
+            finding(Holds::False, "ApprovalOutdated", message)
+        }
+        _ => {
+            let message = format!("{left} moves are left, and wait: {}", draft.waits.join("; "));
+            finding(Holds::False, "Waiting", message)
+        }
+    }
+}
+
+pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
+    let finding =
+        |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
+    let surplus = world.surplus();
+    if surplus.is_empty() {
+        let message = "no more workers than asked for".to_owned();
+        return finding(false, "NothingToRemove", message);
+    }
+    if world.catalog().is_none() {
+        let message = "the coordinator's catalogs could not be read: nobody leaves".to_owned();
+        return Finding::new(SCALE_IN_BLOCKED, Holds::Unknown, "NotObserved", message);
+    }
+    let list = |groups: &[Group]| groups.iter().map(Group::to_string).collect::<Vec<_>>().join(", ");
+    let registered: Vec<Group> =
+        surplus.iter().copied().filter(|group| world.member(*group).is_some()).collect();
+    if let Some(refused) = &draft.refused {
+        return finding(true, "NoPlace", format!("{} cannot leave: {refused}", list(&registered)));
+    }
+    let away: Vec<String> = registered
+        .iter()
+        .filter(|group| world.shards_on(**group) > 0)
+        .filter_map(|group| world.server(*group).err())
+        .collect();
+    if !away.is_empty() {
+        let message = format!(
+            "{}; it holds shards, and nothing but this server has them: bring it back, then it can leave",
+            away.join("; ")
+        );
+        return finding(true, "NodeUnreachable", message);
+    }
+    let stuck = moves.into_iter().flat_map(|moves| &moves.plan.stuck);
+    if let Some(stuck) = stuck.clone().find(|stuck| surplus.contains(&stuck.node)) {
+        return finding(true, "NoPlace", obstacle(stuck));
+    }
+    if let Some(check) = moves.and_then(|moves| moves.checks.first()) {
+        return finding(true, check.reason, check.message.clone());
+    }
+    if registered.is_empty() {
+        let groups: Vec<Group> = surplus.into_iter().collect();
+        let message =
+            format!("{} hold nothing any more; their servers and volumes are being deleted", list(&groups));
+        return finding(false, "Removing", message);
+    }
+    let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
+    let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
+    finding(false, "Draining", message)
+}

@@ -1,0 +1,125 @@
+//! What is remembered of a cluster between rounds: nothing that a decision to delete or to move is made from alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use tokio::task::JoinHandle;
+
+use super::act;
+use super::lock::Holder;
+use super::observe::Sizes;
+use super::observed::{Dropped, Observed};
+use super::rebalance::MovePlan;
+use super::round::Round;
+use super::step::Step;
+use super::supervise::Watch;
+
+/// How often shards are measured.
+const MEASURE: Duration = Duration::from_mins(1);
+/// A step that takes long and failed is put off for this long at first, and for twice as long each time after.
+const FIRST_RETRY: Duration = Duration::from_secs(10);
+/// And for no longer than this.
+const LAST_RETRY: Duration = Duration::from_mins(10);
+
+/// What came of a step that takes long: who held the lock if it was not free.
+pub(super) type Ended = Result<Option<Holder>, act::Error>;
+
+/// What is remembered of one cluster.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// When shards were measured last.
+    measured: Option<Instant>,
+    /// The groups shown in metrics.
+    pub(super) shown: Vec<String>,
+    /// The steps that take long and are being carried out by this process.
+    long: Vec<Long>,
+    /// The steps that take long and failed, until they are tried again.
+    failures: BTreeMap<Step, Failure>,
+    /// How far the moves were when they were seen to get on.
+    pub(super) watch: Watch,
+    /// What was seen last: the sizes in it count until they are measured again.
+    pub(super) last: Option<Arc<Observed>>,
+    /// The plan of moves that is being carried out.
+    pub(super) held: Option<MovePlan>,
+    /// The last plan that could not be carried on with.
+    pub(super) overtaken: Option<Dropped>,
+}
+
+struct Long {
+    step: Step,
+    task: JoinHandle<Ended>,
+}
+
+/// A step that takes long and failed.
+struct Failure {
+    count: u32,
+    not_before: Instant,
+    message: String,
+}
+
+impl Memory {
+    /// Whether it is time to measure shards again.
+    pub(super) fn sizes(&self) -> Sizes {
+        if self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
+            Sizes::Skip
+        } else {
+            Sizes::Measure
+        }
+    }
+
+    /// Remembers that shards were measured, if there were any: until then the next round asks again.
+    pub(super) fn measured(&mut self, observed: &Observed) {
+        let any = observed.catalog.as_ref().is_some_and(|catalog| !catalog.placements.is_empty());
+        self.measured = any.then(Instant::now);
+    }
+
+    /// Begins a step that takes long, unless it is under way: moves go together; anything else goes alone, and the lock
+    /// sees to it.
+    pub(super) fn begin(&mut self, step: &Step, work: impl Future<Output = Ended> + Send + 'static) {
+        if !self.long.iter().any(|long| long.step == *step) {
+            self.long.push(Long { step: step.clone(), task: tokio::spawn(work) });
+        }
+    }
+
+    /// The results of the long steps that have ended.
+    pub(super) fn ended(&mut self) -> Vec<(Step, Ended)> {
+        let (over, under_way): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.long).into_iter().partition(|long| long.task.is_finished());
+        self.long = under_way;
+        // A task that panicked says nothing; what it left undone is planned again.
+        let result = |long: Long| Some((long.step, long.task.now_or_never()?.ok()?));
+        over.into_iter().filter_map(result).collect()
+    }
+
+    /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
+    pub(super) fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
+        let count = self.failures.get(step).map_or(0, |failure| failure.count).saturating_add(1);
+        let delay = FIRST_RETRY.saturating_mul(1 << count.saturating_sub(1).min(8)).min(LAST_RETRY);
+        let not_before = Instant::now() + delay;
+        self.failures.insert(step.clone(), Failure { count, not_before, message: error.to_string() });
+        count
+    }
+
+    /// The long steps that are put off, and why.
+    pub(super) fn deferred(&self) -> Vec<(Step, String)> {
+        let now = Instant::now();
+        let off = self.failures.iter().filter(|(_, failure)| failure.not_before > now);
+        off.map(|(step, failure)| (step.clone(), failure.message.clone())).collect()
+    }
+
+    /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.
+    pub(super) fn remember(&mut self, round: &Round) {
+        self.watch.look(round.observed.catalog.as_ref(), Instant::now());
+        // One that is tried again just now is of interest, too: it may fail once more.
+        let under_way = |step: &Step| self.long.iter().any(|long| long.step == *step);
+        self.failures.retain(|step, _| round.plan.steps.contains(step) || under_way(step));
+        self.last = Some(Arc::new(round.observed.clone()));
+        // Catalogs that could not be read say nothing about the plan.
+        if let Some(moves) = &round.plan.moves {
+            self.held = round.held_plan();
+            self.overtaken.clone_from(&moves.overtaken);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Finds out what a move that makes no progress waits for.
+
+use tokio_postgres::types::Type;
+
+use crate::names::Group;
+use crate::pg;
+use crate::shards::observed::{Operation, Stall};
+use crate::shards::sessions::{Door, Sessions};
+use crate::shards::supervise::Stalled;
+
+/// Who keeps the sessions of a move waiting, on one server: `$1` is the move's process on the coordinator where the
+/// server is the coordinator, `$2` what ends the names of its sessions elsewhere.
+const BLOCKED: &str = "
+    SELECT waiting.pid, blocker.pid, blocker.application_name, blocker.state,
+           extract(epoch FROM clock_timestamp() - blocker.xact_start)::int8, left(blocker.query, 80),
+           blocker.query ~* '^\\s*(alter|create|drop|truncate|reindex|cluster|vacuum|lock|comment|grant|revoke)\\M'
+    FROM pg_stat_activity AS waiting
+    CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS by (pid)
+    JOIN pg_stat_activity AS blocker ON blocker.pid = by.pid
+    WHERE waiting.pid = $1 OR waiting.application_name LIKE 'citus_internal gpid=%' || $2
+       OR waiting.application_name LIKE 'citus_shard_move_%' OR waiting.backend_type = 'logical replication worker'
+       OR (waiting.backend_type = 'walsender' AND waiting.state = 'active')
+    LIMIT 1";
+
+/// What `stalled` waits for, with the process or object to look at.
+pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Stall {
+    let running = stalled.running;
+    let mut cause = None;
+    for group in [Group::Coordinator, running.from, running.to] {
+        cause = match cause {
+            None => {
+                blocked(sessions, group, running.pid).await.unwrap_or_else(|error| Some(error.to_string()))
+            }
+            found => found,
+        };
+    }
+    if cause.is_none() {
+        cause = replication(sessions, running.from, running.to, &stalled.phase)
+            .await
+            .unwrap_or_else(|error| Some(error.to_string()));
+    }
+    let unknown = || {
+        let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
+        format!(
+            "nothing that is known keeps it ({phase}): look at the logs of {} and {}",
+            running.from, running.to
+        )
+    };
+    let application = Operation::name_of(running.shard_id, running.from, running.to);
+    Stall {
+        pid: running.pid,
+        application,
+        seconds: stalled.idle.as_secs(),
+        cause: cause.unwrap_or_else(unknown),
+    }
+}
+
+/// Who keeps the move waiting on `group`'s server.
+async fn blocked(sessions: &Sessions, group: Group, pid: i32) -> Result<Option<String>, pg::Error> {
+    let session = sessions.session(group, Door::Dialog).await?;
+    let here = if group == Group::Coordinator { pid } else { 0 };
+    // The last ten digits of the number that Citus gives to a session in all nodes.
+    let rows = session.query(BLOCKED, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await?;
+    Ok(rows.first().map(|row| {
+        let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
+        let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
+        let state: String = row.get::<_, Option<_>>(3).unwrap_or_default();
+        let seconds: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
+        let statement: String = row.get::<_, Option<_>>(5).unwrap_or_default();
+        let kind = match (row.get::<_, Option<bool>>(6), state.as_str()) {
+            (Some(true), _) => "a change of a table",
+            (_, "idle in transaction") => "an open transaction",
+            _ => "a lock",
+        };
+        format!(
+            "on {group} its process {waiting} waits for {kind} of {application} (pid {blocker}, open for {seconds} s: \
+             {statement}); let it end, or SELECT pg_terminate_backend({blocker}) there"
+        )
+    }))
+}
+
+/// What is wrong with the replication of the move.
+async fn replication(
+    sessions: &Sessions,
+    from: Group,
+    to: Group,
+    phase: &str,
+) -> Result<Option<String>, pg::Error> {
+    let target = sessions.session(to, Door::Dialog).await?;
+    let rows = target
+        .query(
+            "SELECT subname::text, pid IS NOT NULL, apply_error_count + sync_error_count
+             FROM pg_stat_subscription LEFT JOIN pg_stat_subscription_stats USING (subid, subname)
+             WHERE starts_with(subname, 'citus_shard_move_') AND relid IS NULL ORDER BY 3 DESC NULLS LAST",
+            &[],
+        )
+        .await?;
+    for row in &rows {
+        let (name, runs): (String, bool) = (row.get(0), row.get(1));
+        let errors: i64 = row.get::<_, Option<_>>(2).unwrap_or_default();
+        if errors > 0 {
+            return Ok(Some(format!(
+                "the subscription {name} on {to} failed {errors} times: its log says why"
+            )));
+        }
+        if !runs {
+            return Ok(Some(format!(
+                "the subscription {name} on {to} has no background worker: raise max_worker_processes and \
+                 max_logical_replication_workers, or end other subscriptions"
+            )));
+        }
+    }
+    let source = sessions.session(from, Door::Dialog).await?;
+    let slots = source
+        .query_one(
+            "SELECT count(*), (SELECT available_disk_size FROM citus_local_disk_space_stats())
+             FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_move_slot_')",
+            &[],
+        )
+        .await?;
+    if slots.get::<_, i64>(0) == 0 && !["", "Setting Up", "Completed"].contains(&phase) {
+        return Ok(Some(format!("its replication slot on {from} is gone: somebody dropped it")));
+    }
+    let room =
+        target.query_one("SELECT available_disk_size FROM citus_local_disk_space_stats()", &[]).await?;
+    for (group, free) in [(from, slots.get::<_, i64>(1)), (to, room.get::<_, i64>(0))] {
+        if free < 64 << 20 {
+            return Ok(Some(format!("the disk of {group} is full: {free} bytes are free")));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,192 @@
+//! What the servers say about moving shards: what runs, how far it is, and what it needs.
+
+use std::fmt;
+
+use crate::names::Group;
+use crate::pg::APPLICATION;
+
+/// A session of the operator that moves data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The server process.
+    pub pid: i32,
+    /// Its name in `pg_stat_activity`.
+    pub application: String,
+}
+
+impl Operation {
+    /// The name of the session that moves a shard group.
+    #[must_use]
+    pub fn name_of(shard_id: i64, from: Group, to: Group) -> String {
+        format!("{APPLICATION}: {}", RunningMove::purpose(shard_id, from, to))
+    }
+}
+
+/// A move that is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunningMove {
+    /// The server process on the coordinator.
+    pub pid: i32,
+    /// The lowest shard id of what moves.
+    pub shard_id: i64,
+    /// Where it comes from.
+    pub from: Group,
+    /// Where it goes.
+    pub to: Group,
+}
+
+impl RunningMove {
+    /// What a session that moves a shard group is for, as it is written into its name. The server cuts names after 63
+    /// bytes, so this is short.
+    #[must_use]
+    pub fn purpose(shard_id: i64, from: Group, to: Group) -> String {
+        format!("move {shard_id} {from}>{to}")
+    }
+
+    /// The move that `operation` carries out, if it is one.
+    #[must_use]
+    pub fn of(operation: &Operation) -> Option<Self> {
+        let purpose = operation.application.strip_prefix(APPLICATION)?.strip_prefix(": move ")?;
+        let (shard_id, route) = purpose.split_once(' ')?;
+        let (from, to) = route.split_once('>')?;
+        Some(Self {
+            pid: operation.pid,
+            shard_id: shard_id.parse().ok()?,
+            from: Group::parse(from)?,
+            to: Group::parse(to)?,
+        })
+    }
+}
+
+/// A change of the topology that somebody else has started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// A job in `pg_dist_background_job` that has not ended.
+    Job {
+        /// Its number, for `citus_job_cancel`.
+        id: i64,
+        /// What it says it does.
+        description: String,
+    },
+    /// A statement that somebody runs by hand.
+    Statement {
+        /// The server process on the coordinator.
+        pid: i32,
+        /// The session's name.
+        application: String,
+    },
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job { id, description } => {
+                write!(
+                    f,
+                    "Citus' background job {id} ({description}) is running; SELECT citus_job_cancel({id}) ends it"
+                )
+            }
+            Self::Statement { pid, application } => {
+                write!(
+                    f,
+                    "{application} (pid {pid} on the coordinator) is moving or splitting shards by hand"
+                )
+            }
+        }
+    }
+}
+
+/// A session that changes a distributed table: a move would wait for it, or each for the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The table's colocation group.
+    pub colocation_id: i32,
+    /// The table.
+    pub table: String,
+    /// The server process on the coordinator.
+    pub pid: i32,
+    /// The session's name.
+    pub application: String,
+}
+
+/// What Citus has still to take away on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cleanup {
+    /// Citus' number of the node's group.
+    pub group_id: i32,
+    /// Rows of `pg_dist_cleanup`, those of operations under way included.
+    pub records: i64,
+}
+
+/// How far one shard's move is, by `get_rebalance_progress()`. A move of colocated shards has one for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The session of the move, on the coordinator.
+    pub pid: i32,
+    /// The shard.
+    pub shard_id: i64,
+    /// Bytes on the source.
+    pub source_bytes: i64,
+    /// Bytes on the target so far.
+    pub target_bytes: i64,
+    /// Where the source's log is.
+    pub source_lsn: Option<String>,
+    /// Where the target is in it.
+    pub target_lsn: Option<String>,
+    /// What Citus calls the phase, for example `Copying Data`.
+    pub phase: String,
+}
+
+/// What moves need on one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Bytes free on the volume of the data directory.
+    pub free_bytes: i64,
+    /// Size of that volume.
+    pub total_bytes: i64,
+    /// Replication slots that nobody has.
+    pub free_slots: i64,
+    /// WAL senders that nobody has.
+    pub free_senders: i64,
+    /// Logical replication workers that nobody has.
+    pub free_appliers: i64,
+    /// Background workers that nobody has, of which logical replication workers are some.
+    pub free_workers: i64,
+    /// The oldest transaction that has written: a move waits for it to end before it begins to copy.
+    pub oldest_writer: Option<Transaction>,
+    /// Shards of distributed tables that are physically here; asked of nodes that are to leave only.
+    pub stored_shards: Option<i64>,
+}
+
+/// A transaction of somebody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// The server process; of a prepared transaction 0.
+    pub pid: i32,
+    /// The session's name, or the identifier of a prepared transaction.
+    pub name: String,
+    /// Its age in seconds.
+    pub seconds: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_is_read_from_the_name_that_it_was_given() {
+        let (from, to) = (Group::Coordinator, Group::Worker(98));
+        let name = |purpose: &str| Operation { pid: 7, application: format!("{APPLICATION}: {purpose}") };
+        let operation = name(&RunningMove::purpose(9_999_999_999, from, to));
+        assert!(operation.application.len() <= 63, "the server would cut {}", operation.application);
+        let expected = RunningMove { pid: 7, shard_id: 9_999_999_999, from, to };
+        assert_eq!(RunningMove::of(&operation), Some(expected));
+        for other in
+            ["move", "move x worker-0>worker-1", "move 1 worker-0", "distribute messages by dialog_id"]
+        {
+            assert_eq!(RunningMove::of(&name(other)), None, "{other}");
+        }
+        let hand = Operation { pid: 7, application: "psql".to_owned() };
+        assert_eq!(RunningMove::of(&hand), None);
+    }
+}

@@ -1,0 +1,248 @@
+//! Which shards move next.
+
+use std::collections::BTreeMap;
+
+use super::Draft;
+use crate::names::Group;
+use crate::shards::observed::{Dropped, RunningMove};
+use crate::shards::preflight::{self, Check};
+use crate::shards::rebalance::{self, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup};
+use crate::shards::step::Step;
+use crate::shards::wanted::Gate;
+use crate::shards::world::World;
+
+/// A node is left with this share of its volume free, as Citus asks before each move
+/// (`citus.desired_percent_disk_available_after_move`).
+const HEADROOM_PERCENT: u64 = 10;
+
+/// What is to be moved, what is moving, and what stands in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moves {
+    /// The moves that are left, those under way excepted.
+    pub plan: MovePlan,
+    /// The ones of these that may be made now; the others wait for what the gate says.
+    pub open: MovePlan,
+    /// The moves under way.
+    pub running: Vec<RunningMove>,
+    /// Why moves that could begin now do not.
+    pub checks: Vec<Check>,
+    /// The last plan that could not be carried on with.
+    pub overtaken: Option<Dropped>,
+    /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
+    pub cramped: Option<Cramped>,
+}
+
+/// A shard group that stays where it is because its place is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cramped {
+    /// What would make the spread more even.
+    pub next: Move,
+    /// Bytes that may still be placed on the target.
+    pub room: u64,
+}
+
+/// Where the shards are once the moves under way have ended, and where they may go.
+pub(crate) fn layout(world: &World<'_>) -> Layout {
+    let Some(catalog) = world.catalog() else { return Layout::default() };
+    let sizes = world.observed.sizes();
+    let running: Vec<RunningMove> = catalog.moves().collect();
+    let groups_of: BTreeMap<i32, Group> = catalog
+        .members
+        .iter()
+        .filter_map(|member| Some((member.group_id, world.topology.group(&member.endpoint)?)))
+        .collect();
+    let mut arriving: BTreeMap<Group, u64> = BTreeMap::new();
+    let mut groups = Vec::new();
+    for at in &catalog.placements {
+        // A shard on a node that is not ours is out of reach.
+        let Some(node) = groups_of.get(&at.group_id) else { continue };
+        let bytes = sizes.get(&at.shard_id).map_or(0, |bytes| u64::try_from(*bytes).unwrap_or(0));
+        let underway = running.iter().find(|running| running.shard_id == at.shard_id);
+        if let Some(running) = underway {
+            *arriving.entry(running.to).or_default() += bytes;
+        }
+        groups.push(ShardGroup {
+            colocation_id: at.colocation_id,
+            shard_id: at.shard_id,
+            range: at.range,
+            node: underway.map_or(*node, |running| running.to),
+            bytes,
+            load: 0,
+        });
+    }
+    let node = |group: &Group| {
+        let member = world.member(*group)?;
+        let facts = world.observed.facts(*group);
+        let role = match facts {
+            Some(_) if !(member.active && member.synced) => Role::Unavailable,
+            None => Role::Unavailable,
+            Some(_) if world.holds_shards(*group) => Role::Shared,
+            Some(_) => Role::Draining,
+        };
+        let free_bytes = facts.and_then(|facts| facts.resources.as_ref()).map(|resources| {
+            let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+            bytes(resources.free_bytes)
+                .saturating_sub(bytes(resources.total_bytes) / 100 * HEADROOM_PERCENT)
+                .saturating_sub(arriving.get(group).copied().unwrap_or(0))
+        });
+        Some((*group, Node { role, free_bytes }))
+    };
+    Layout { nodes: groups_of.values().filter_map(node).collect(), groups, pins: Vec::new() }
+}
+
+/// `layout` as it is once every node that is away has come back.
+fn with_all_back(world: &World<'_>, layout: &Layout) -> Layout {
+    let mut back = layout.clone();
+    for (group, node) in &mut back.nodes {
+        if node.role == Role::Unavailable {
+            node.role = if world.holds_shards(*group) { Role::Shared } else { Role::Draining };
+        }
+    }
+    back
+}
+
+/// Decides what is to be moved, in the world as it will be once everybody has left who is not asked for.
+pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
+    let layout = layout(world);
+    let policy = |goal| Policy { goal, ..world.wanted.rebalance.policy };
+    let goal = if complete { Goal::Balance } else { Goal::Settle };
+    let fresh = || rebalance::plan(&layout, &policy(goal));
+    // A plan that has begun is carried out as it was made, unless the world is no longer what it was made for. A node that
+    // is away for a moment is no reason: nothing moves until it is back.
+    let back = with_all_back(world, &layout);
+    let resumed = || MovePlan::resumed(world.observed.shown.as_ref()?, &back, &policy(goal));
+    let held = world.observed.held.clone().or_else(resumed);
+    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, held.rest(&back, &policy(goal)))) {
+        Some((_, Ok(rest))) => (Some(rest), None),
+        Some((held, Err(why))) => (None, Some(Dropped { hash: held.hash.clone(), why: why.to_string() })),
+        None => (None, None),
+    };
+    if overtaken.is_none() {
+        overtaken.clone_from(&world.observed.overtaken);
+    }
+    let plan = rest.filter(|rest| !rest.moves.is_empty()).unwrap_or_else(fresh);
+    let open = match &world.wanted.rebalance.gate {
+        Gate::Open => plan.clone(),
+        Gate::Approved(hash) if *hash == plan.hash => plan.clone(),
+        // Who leaves is asked for by the count, and needs no other word.
+        Gate::Approved(_) | Gate::Closed { .. } => rebalance::plan(&layout, &policy(Goal::Settle)),
+    };
+    let running: Vec<RunningMove> =
+        world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
+    let settled = plan.moves.is_empty() && running.is_empty();
+    let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
+    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped }
+}
+
+/// What would move if there were room for it.
+fn cramped(layout: &Layout, policy: &Policy) -> Option<Cramped> {
+    let largest = layout.groups.iter().map(|group| group.bytes).max()?;
+    let short = |node: &Node| node.role == Role::Shared && node.free_bytes.is_some_and(|free| free < largest);
+    if !layout.nodes.values().any(short) {
+        return None;
+    }
+    let mut roomy = layout.clone();
+    for node in roomy.nodes.values_mut() {
+        node.free_bytes = None;
+    }
+    rebalance::plan(&roomy, policy).moves.into_iter().find_map(|next| {
+        let room = layout.nodes.get(&next.to)?.free_bytes?;
+        (room < next.bytes).then_some(Cramped { next, room })
+    })
+}
+
+/// Why surplus workers cannot leave, if nobody can take their shards. It is asked before any of them is told to go.
+pub(super) fn refusal(world: &World<'_>, moves: &Moves) -> Option<String> {
+    let surplus = world.surplus();
+    let told = surplus.iter().any(|group| world.member(*group).is_some_and(|it| !it.should_have_shards));
+    let stuck: Vec<_> = moves.plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
+    let first = stuck.first().filter(|_| !told)?;
+    let bytes: u64 = stuck.iter().map(|stuck| stuck.bytes).sum();
+    Some(format!(
+        "{} shard groups with {bytes} bytes of the workers that are to leave find no place: {}; raise spec.workers.count, \
+         or make room on the others",
+        stuck.len(),
+        obstacle(first)
+    ))
+}
+
+/// Why a shard group stays where it should not be, in words.
+pub(crate) fn obstacle(stuck: &rebalance::Stuck) -> String {
+    use crate::shards::rebalance::Obstacle;
+    let what = format!("shard {} ({} bytes) on {}", stuck.shard_id, stuck.bytes, stuck.node);
+    match stuck.obstacle {
+        Obstacle::NoTarget => format!("{what} has no node to go to"),
+        Obstacle::NoRoom { largest } => {
+            format!(
+                "{what} finds no room: the roomiest node can take {largest} bytes more, with {HEADROOM_PERCENT} % of its \
+                 volume kept free"
+            )
+        }
+        Obstacle::PinnedTo { node } => format!("{what} is pinned to {node}, which cannot take it"),
+    }
+}
+
+/// Plans the moves that can begin now.
+pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Moves {
+    if !moves.running.is_empty() {
+        draft.wait(format!("moves of shards are under way ({})", moves.running.len()));
+    }
+    if draft.hold_moves {
+        return moves;
+    }
+    let policy = &world.wanted.rebalance.policy;
+    let limit = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let mut busy: BTreeMap<Group, usize> = BTreeMap::new();
+    for running in &moves.running {
+        *busy.entry(running.from).or_default() += 1;
+        *busy.entry(running.to).or_default() += 1;
+    }
+    let mut begun = moves.running.len();
+    let mut wave = None;
+    for next in moves.open.moves.clone() {
+        if wave.is_some_and(|wave| wave != next.wave) || begun >= limit(policy.max_parallel_moves) {
+            break;
+        }
+        let step = Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
+        if world.observed.deferred.contains(&step) {
+            // It is still to be done, and nothing waits for it.
+            draft.step(step);
+            continue;
+        }
+        let failed = preflight::checks(world, &next);
+        if !failed.is_empty() {
+            // What is wrong with one is no reason to keep the others.
+            for check in failed {
+                if !moves.checks.contains(&check) {
+                    moves.checks.push(check);
+                }
+            }
+            continue;
+        }
+        wave = Some(next.wave);
+        let taken = |group: Group| busy.get(&group).copied().unwrap_or(0) >= limit(policy.moves_per_node);
+        if taken(next.from) || taken(next.to) {
+            continue;
+        }
+        begun += 1;
+        *busy.entry(next.from).or_default() += 1;
+        *busy.entry(next.to).or_default() += 1;
+        draft.step(step);
+    }
+    draft.waits.extend(moves.checks.iter().map(|check| check.message.clone()));
+    let put_off = |step: &Step| world.observed.deferred.contains(step);
+    if moves.running.is_empty() && draft.steps.iter().all(put_off) {
+        clean_up(world, draft);
+    }
+    moves
+}
+
+/// Plans to take away what moves have left behind: Citus does so by itself every few seconds, and a node that is to leave
+/// does not wait for that.
+fn clean_up(world: &World<'_>, draft: &mut Draft) {
+    let left =
+        world.catalog().is_some_and(|catalog| !catalog.cleanup.is_empty() && catalog.operations.is_empty());
+    if left {
+        draft.step(Step::CleanUp);
+    }
+}

@@ -1,0 +1,127 @@
+//! Whether a group's servers and volumes may be deleted: asked of the databases themselves, under the topology lock,
+//! immediately before.
+
+use tokio_postgres::types::Type;
+
+use super::lock;
+use super::observe::moves::stored_shards;
+use super::sessions::{Door, Sessions};
+use crate::names::{DATABASE, Group};
+use crate::pg;
+
+/// Deletes what `delete` deletes if nothing is lost with `group`; otherwise says why it has to stay.
+///
+/// `has_database` is whether a database was ever made on the group's volumes; such a server has to say itself that it
+/// stores no shard. The topology lock is held throughout, so nothing comes to the group meanwhile.
+///
+/// # Errors
+/// When `delete` fails. A database that cannot be asked is a reason to stay.
+pub async fn retire<E>(
+    sessions: &Sessions,
+    group: Group,
+    has_database: bool,
+    delete: impl AsyncFnOnce() -> Result<(), E>,
+) -> Result<Option<String>, E> {
+    let locked = async {
+        let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+        Ok::<_, pg::Error>((lock::try_acquire(&session).await?, session))
+    };
+    let session = match locked.await {
+        Ok((None, session)) => session,
+        Ok((Some(holder), _)) => return Ok(Some(holder.to_string())),
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    let outcome = match obstacle(sessions, group, has_database).await {
+        // The lock went with the session if that broke meanwhile.
+        Ok(None) if session.is_over() => Ok(Some("the coordinator has just ended the session".to_owned())),
+        Ok(None) => delete().await.map(|()| None),
+        Ok(obstacle) => Ok(obstacle),
+        Err(error) => Ok(Some(error.to_string())),
+    };
+    if lock::release(&session).await.is_err() {
+        sessions.close(Group::Coordinator, Door::Dialog).await;
+    }
+    outcome
+}
+
+/// Why `group` has to stay.
+async fn obstacle(
+    sessions: &Sessions,
+    group: Group,
+    has_database: bool,
+) -> Result<Option<String>, pg::Error> {
+    let Some(endpoint) = sessions.topology().endpoint(group) else {
+        return Ok(Some(format!("{group} has no address")));
+    };
+    let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let citus = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
+    let mut registered = Vec::new();
+    if coordinator.query_one(citus, &[]).await?.get(0) {
+        let port = i32::from(endpoint.port);
+        let row = coordinator
+            .query_one(
+                "SELECT EXISTS (SELECT FROM pg_dist_node WHERE nodename = $1 AND nodeport = $2),
+                        EXISTS (SELECT FROM pg_dist_placement WHERE groupid NOT IN (SELECT groupid FROM pg_dist_node)),
+                        (SELECT array_agg(groupid) FROM pg_dist_node)",
+                &[(&endpoint.host, Type::TEXT), (&port, Type::INT4)],
+            )
+            .await?;
+        if row.get(0) {
+            return Ok(Some(format!("{group} is still registered")));
+        }
+        if row.get(1) {
+            let message = "the catalogs place shards on a node that is not registered: nobody knows which server has them";
+            return Ok(Some(message.to_owned()));
+        }
+        registered = row.get::<_, Option<_>>(2).unwrap_or_default();
+    }
+    // A coordinator that was made anew knows nothing of what the others hold.
+    if has_database { holds_something(sessions, group, &registered).await } else { Ok(None) }
+}
+
+/// What the group's own server says: it may be registered under another name, or know of shards that the coordinator's
+/// catalogs have lost.
+async fn holds_something(
+    sessions: &Sessions,
+    group: Group,
+    registered: &[i32],
+) -> Result<Option<String>, pg::Error> {
+    let silent = |error: &pg::Error| {
+        format!(
+            "{group} does not answer, so nobody knows what it holds ({error}): bring it back, or delete its claims"
+        )
+    };
+    let session = match sessions.session(group, Door::Dialog).await {
+        Ok(session) => session,
+        // A server on which nothing was ever prepared holds nothing.
+        Err(error) if error.is_database_missing() => return Ok(None),
+        Err(error) if error.sqlstate().is_some() => return fresh(sessions, group, &error).await,
+        Err(error) => return Ok(Some(silent(&error))),
+    };
+    let question = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
+    let asked = async {
+        if !session.query_one(question, &[]).await?.get::<_, bool>(0) {
+            return Ok(None);
+        }
+        let number: i32 = session.query_one("SELECT groupid FROM pg_dist_local_group", &[]).await?.get(0);
+        if number != 0 && registered.contains(&number) {
+            return Ok(Some(format!("{group} is registered under another address")));
+        }
+        let shards = stored_shards(&session).await?;
+        Ok((shards > 0).then(|| format!("{group} stores {shards} shards")))
+    };
+    Ok(asked.await.unwrap_or_else(|error: pg::Error| Some(silent(&error))))
+}
+
+/// A server that does not let the operator in: it is one that was never prepared only if it has no database of ours.
+async fn fresh(sessions: &Sessions, group: Group, refused: &pg::Error) -> Result<Option<String>, pg::Error> {
+    let question = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    let found = async {
+        let session = sessions.session(group, Door::Bootstrap).await?;
+        Ok::<bool, pg::Error>(session.query_one(question, &[(&DATABASE, Type::TEXT)]).await?.get(0))
+    };
+    Ok(match found.await {
+        Ok(false) => None,
+        Ok(true) | Err(_) => Some(format!("{group} does not let the operator in: {refused}")),
+    })
+}

@@ -1,0 +1,333 @@
+//! When shards are moved, what keeps them from moving, and what comes between.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use dialog_operator::api::PlanStatus;
+use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED};
+use dialog_operator::names::Group;
+use dialog_operator::shards::act::perform;
+use dialog_operator::shards::rebalance::MovePlan;
+use dialog_operator::shards::retire::retire;
+use dialog_operator::shards::round::{Brief, Round, round};
+use dialog_operator::shards::step::Step;
+use dialog_operator::shards::wanted::{Gate, Wanted};
+use futures::future::{BoxFuture, ready};
+use testbed::postgres::{Shutdown, volumes_available};
+
+use crate::needs_citus;
+use crate::world::{World, brief, condition, few_shards};
+
+/// One more worker than shards are spread over.
+async fn with_an_empty_worker() -> Result<World> {
+    let mut world = World::start(1)?;
+    world.serve(&few_shards(1)).await?;
+    world.add(Group::Worker(1))?;
+    world.settle(&gated(2, closed())).await?;
+    Ok(world)
+}
+
+fn gated(workers: u32, gate: Gate) -> Wanted {
+    let mut wanted = few_shards(workers);
+    wanted.rebalance.gate = gate;
+    wanted
+}
+
+fn closed() -> Gate {
+    Gate::Closed { reason: "OutsideWindow", message: "the next window opens tomorrow".to_owned() }
+}
+
+/// One round of an operator that carries out the plan `held`.
+async fn holding(world: &World, wanted: &Wanted, held: Option<MovePlan>) -> Result<Round> {
+    let existing = world.existing();
+    let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+    let brief = Brief { held, ..brief(wanted, &ask) };
+    Ok(round(&brief, &world.sessions()?).await)
+}
+
+/// One round of an operator that has just started, and finds the plan `shown` in the status.
+async fn resuming(world: &World, wanted: &Wanted, shown: Option<&PlanStatus>) -> Result<Round> {
+    let existing = world.existing();
+    let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+    let brief = Brief { shown, ..brief(wanted, &ask) };
+    Ok(round(&brief, &world.sessions()?).await)
+}
+
+#[tokio::test]
+async fn what_is_approved_is_what_runs() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let shown = holding(&world, &gated(2, closed()), None).await?;
+    assert!(shown.long.is_empty(), "{:?}", shown.long);
+    let (status, reason, message) = condition(&shown, BALANCED);
+    assert_eq!((status, reason), ("False", "OutsideWindow"), "{message}");
+    let plan = shown.held_plan().unwrap();
+
+    let other = holding(&world, &gated(2, Gate::Approved("another".to_owned())), Some(plan.clone())).await?;
+    assert!(other.long.is_empty());
+    let (status, reason, message) = condition(&other, BALANCED);
+    assert_eq!((status, reason), ("False", "ApprovalOutdated"), "{message}");
+    assert!(message.contains(&plan.hash), "{message}");
+
+    let approved = gated(2, Gate::Approved(plan.hash.clone()));
+    let (mut held, mut made) = (Some(plan.clone()), Vec::new());
+    while held.is_some() {
+        let round = holding(&world, &approved, held).await?;
+        for step in &round.long {
+            perform(step, &world.long_sessions(step)?).await?;
+            made.push(step.clone());
+        }
+        held = round.held_plan();
+        ensure!(made.len() <= plan.moves.len(), "{made:?}");
+    }
+    let planned: Vec<Step> = plan
+        .moves
+        .iter()
+        .map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to })
+        .collect();
+    assert_eq!(made, planned);
+    assert_eq!(condition(&world.round(&approved).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_approved_plan_is_carried_on_by_the_next_operator_and_refused_in_another_world() -> Result<()> {
+    needs_citus!();
+    let mut world = with_an_empty_worker().await?;
+    let plan = holding(&world, &gated(2, closed()), None).await?.held_plan().unwrap();
+    let approved = Gate::Approved(plan.hash.clone());
+    let mut shown = plan.status();
+    let mut made = Vec::new();
+    // Each operator makes one move and is gone; a plan made anew would have another name.
+    while made.len() + 1 < plan.moves.len() {
+        let round = resuming(&world, &gated(2, approved.clone()), shown.as_ref()).await?;
+        let step = round.long.first().unwrap();
+        perform(step, &world.long_sessions(step)?).await?;
+        made.push(step.clone());
+        shown = round.plan.moves.unwrap().plan.status();
+    }
+    let planned = plan.moves.iter().take(made.len());
+    let planned: Vec<Step> = planned
+        .map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to })
+        .collect();
+    assert_eq!(made, planned);
+
+    // With one more worker it is not what was approved.
+    world.add(Group::Worker(2))?;
+    world.settle(&gated(3, closed())).await?;
+    let round = resuming(&world, &gated(3, approved), shown.as_ref()).await?;
+    assert!(round.long.is_empty(), "{:?}", round.long);
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("False", "ApprovalOutdated"), "{message}");
+    let why =
+        "the plan spreads shards over worker-0, worker-1, and now there are worker-0, worker-1, worker-2";
+    assert!(message.contains(why), "{message}");
+    assert!(message.contains(&round.held_plan().unwrap().hash), "{message}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rebalance_that_somebody_starts_by_hand_is_waited_for() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    world.ask(Group::Coordinator, "SELECT citus_rebalance_start()").await?;
+    let open = few_shards(2);
+    let mut waited = 0;
+    loop {
+        let round = world.round(&open).await?;
+        let catalog = round.observed.catalog.as_ref().unwrap();
+        if catalog.foreign.is_empty() {
+            break;
+        }
+        waited += 1;
+        assert!(round.long.is_empty() && round.performed.is_empty(), "{:?}", round.plan.steps);
+        let (status, reason, message) = condition(&round, BALANCED);
+        assert_eq!((status, reason), ("False", "OtherRebalance"), "{message}");
+        assert!(message.contains("citus_job_cancel("), "{message}");
+    }
+    assert!(waited > 0, "the job was over before it was seen");
+    world.settle(&open).await?;
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_without_a_key_keeps_its_own_colocation_group_only() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let bare = "SET search_path = public; CREATE TABLE bare (dialog_id uuid);
+                SELECT create_distributed_table('bare', 'dialog_id', colocate_with => 'messages')";
+    world.ask_client(Group::Coordinator).await?.batch_execute(bare).await?;
+    let open = few_shards(2);
+    let mut moved = 0;
+    let round = loop {
+        let round = world.round(&open).await?;
+        if round.long.is_empty() && !round.plan.steps.contains(&Step::CleanUp) {
+            break round;
+        }
+        for step in &round.long {
+            world.carry_out(&open, step).await?;
+            moved += 1;
+        }
+    };
+    assert!(moved >= 5, "the other colocation group is spread: {moved}");
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("False", "NoReplicaIdentity"), "{message}");
+    assert!(message.contains("cannot follow bare"), "{message}");
+
+    let key = "ALTER TABLE public.bare ADD PRIMARY KEY (dialog_id)";
+    world.ask_client(Group::Coordinator).await?.batch_execute(key).await?;
+    world.settle(&open).await?;
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()> {
+    needs_citus!();
+    let mut world = with_an_empty_worker().await?;
+    let api = world.api(Group::Coordinator).await?;
+    api.run(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
+         FROM generate_series(1, 10000)",
+    )
+    .await?;
+    let open = few_shards(2);
+    let round = world.round(&open).await?;
+    let step = round.long.first().unwrap().clone();
+    let sessions = world.long_sessions(&step)?;
+    let task = tokio::spawn({
+        let step = step.clone();
+        async move { perform(&step, &sessions).await }
+    });
+    // As soon as the move has copied its first table.
+    loop {
+        let seen = world.round_of(&open, 0).await?;
+        if seen.observed.catalog.as_ref().is_some_and(|catalog| catalog.moves().next().is_some()) {
+            break;
+        }
+        ensure!(!task.is_finished(), "the move was over before it was seen");
+    }
+    world.server(Group::Worker(1)).stop(Shutdown::Immediate)?;
+    assert!(task.await?.is_err(), "its target has gone");
+    let down = world.round(&open).await?;
+    assert!(down.long.is_empty() && down.performed.is_empty(), "{:?}", down.plan.steps);
+    world.server(Group::Worker(1)).start()?;
+    world.settle(&open).await?;
+    let rows: i64 = api.query_one("SELECT count(*) FROM messages", &[]).await?.get(0);
+    assert_eq!(rows, 10_000);
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_is_deleted_only_when_its_own_server_says_that_it_holds_nothing() -> Result<()> {
+    needs_citus!();
+    let world = World::start(2)?;
+    world.serve(&few_shards(2)).await?;
+    let ask = async |world: &World| -> Result<(Option<String>, bool)> {
+        let mut deleted = false;
+        let delete = async || {
+            deleted = true;
+            Ok::<_, anyhow::Error>(())
+        };
+        let stays = retire(&world.sessions()?, Group::Worker(1), true, delete).await?;
+        Ok((stays, deleted))
+    };
+    let (stays, deleted) = ask(&world).await?;
+    assert!(!deleted && stays.as_deref() == Some("worker-1 is still registered"), "{stays:?}");
+
+    world.settle(&few_shards(1)).await?;
+    // Somebody else is about to change the topology.
+    let keys = dialog_api::migrations::TOPOLOGY_LOCK;
+    let other = world.ask_client(Group::Coordinator).await?;
+    other.batch_execute(&format!("SELECT pg_advisory_lock({}, {})", keys.0, keys.1)).await?;
+    let (stays, deleted) = ask(&world).await?;
+    assert!(!deleted && stays.is_some_and(|why| why.contains("the topology lock is held by")));
+    other.batch_execute(&format!("SELECT pg_advisory_unlock({}, {})", keys.0, keys.1)).await?;
+
+    // A shard that the coordinator's catalogs know nothing of.
+    let shard: i64 = world
+        .ask(
+            Group::Worker(1),
+            "SELECT min(shardid) FROM pg_dist_shard WHERE logicalrelid = 'public.messages'::regclass",
+        )
+        .await?[0]
+        .get(0);
+    let by_hand = world.ask_client(Group::Worker(1)).await?;
+    by_hand.batch_execute("SET citus.enable_manual_changes_to_shards = on").await?;
+    by_hand.batch_execute(&format!("CREATE TABLE public.messages_{shard} ()")).await?;
+    let (stays, deleted) = ask(&world).await?;
+    assert!(!deleted && stays.as_deref() == Some("worker-1 stores 1 shards"), "{stays:?}");
+    by_hand.batch_execute(&format!("DROP TABLE public.messages_{shard}")).await?;
+
+    let (stays, deleted) = ask(&world).await?;
+    assert!(deleted && stays.is_none(), "{stays:?}");
+    let round = world.round(&few_shards(1)).await?;
+    assert_eq!(condition(&round, SCALE_IN_BLOCKED).1, "Removing");
+    Ok(())
+}
+
+/// Bytes of a volume that a test fills.
+const VOLUME: u64 = 600 << 20;
+
+fn add_with_volume(world: &mut World, group: Group) -> Result<()> {
+    world.add_with(group, |builder| {
+        builder.volume(VOLUME).parameter("max_wal_size", "64MB").parameter("min_wal_size", "32MB")
+    })
+}
+
+#[tokio::test]
+async fn nothing_is_moved_to_where_there_is_no_room() -> Result<()> {
+    needs_citus!();
+    if let Err(reason) = volumes_available() {
+        println!("SKIPPED a full volume: {reason}");
+        return Ok(());
+    }
+    let mut world = World::empty()?;
+    world.add(Group::Coordinator)?;
+    add_with_volume(&mut world, Group::Worker(0))?;
+    world.add(Group::Worker(1))?;
+    world.serve(&few_shards(2)).await?;
+    let api = world.api(Group::Coordinator).await?;
+    api.run(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), repeat('text', 450), now()
+         FROM generate_series(1, 20000)",
+    )
+    .await?;
+    // About 20 MiB are on each; a tenth of the volume is kept free.
+    world.server(Group::Worker(0)).leave_free(VOLUME / 10 + (10 << 20))?;
+    let round = world.round(&few_shards(1)).await?;
+    assert!(
+        round.performed.is_empty() && round.long.is_empty(),
+        "nobody is told to go: {:?}",
+        round.performed
+    );
+    let (status, reason, message) = condition(&round, SCALE_IN_BLOCKED);
+    assert_eq!((status, reason), ("True", "NoPlace"), "{message}");
+    assert!(message.starts_with("worker-1 cannot leave") && message.contains("finds no room"), "{message}");
+    let flags = "SELECT count(*) FROM pg_dist_node WHERE groupid > 0 AND shouldhaveshards";
+    assert_eq!(world.number(Group::Coordinator, flags).await?, 2);
+
+    world.server(Group::Worker(0)).leave_free(VOLUME)?;
+    world.settle(&few_shards(1)).await?;
+    let round = world.round(&few_shards(1)).await?;
+    assert_eq!(condition(&round, SCALE_IN_BLOCKED).1, "Removing");
+
+    // The other way round: the one that comes back has no room.
+    world.remove(Group::Worker(1));
+    add_with_volume(&mut world, Group::Worker(1))?;
+    world.server(Group::Worker(1)).leave_free(VOLUME / 10)?;
+    world.settle(&few_shards(2)).await?;
+    let (status, reason, message) = condition(&world.round(&few_shards(2)).await?, BALANCED);
+    assert_eq!((status, reason), ("False", "NoPlace"), "{message}");
+    assert!(message.contains("belongs on worker-1"), "{message}");
+    world.server(Group::Worker(1)).leave_free(VOLUME)?;
+    world.settle(&few_shards(2)).await?;
+    assert_eq!(condition(&world.round(&few_shards(2)).await?, BALANCED).0, "True");
+    let rows: i64 = api.query_one("SELECT count(*) FROM messages", &[]).await?.get(0);
+    assert_eq!(rows, 20_000);
+    Ok(())
+}

@@ -83,9 +83,28 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
         settle_with_plan(&mut killer, &world, &wanted).await?;
     }
 
-    // A move waits for somebody's transaction, is found to, and is cancelled; it is made when that has ended.
     wanted.rebalance.gate = Gate::Open;
-    let open = killer.look(&world, &wanted).await?;
+    a_move_that_waits_is_cancelled_and_made_later(&mut killer, &world, &wanted).await?;
+
+    wanted.workers = 2;
+    killer.settle(&world, &wanted).await?;
+    assert_eq!(api.query_one("SELECT count(*) FROM pins", &[]).await?.get::<_, i64>(0), 1000);
+
+    assert_eq!(killer.kinds, KINDS.into_iter().collect::<BTreeSet<_>>());
+    assert!(killer.killed > 2 * KINDS.len(), "only {} operators were killed", killer.killed);
+    world.remove(Group::Worker(2));
+    let at_rest = world.round(&wanted).await?;
+    assert!(at_rest.performed.is_empty() && at_rest.is_settled(), "{:?}", at_rest.plan);
+    Ok(())
+}
+
+/// A move waits for somebody's transaction, is found to, and is cancelled; it is made when that has ended.
+async fn a_move_that_waits_is_cancelled_and_made_later(
+    killer: &mut Killer,
+    world: &World,
+    wanted: &Wanted,
+) -> Result<()> {
+    let open = killer.look(world, wanted).await?;
     let Some(Step::MoveShard { shard_id, from, to }) = open.plan.steps.first().cloned() else {
         panic!("{:?}", open.plan.steps)
     };
@@ -99,7 +118,7 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
         async move { perform(&step, &sessions).await }
     });
     let running = loop {
-        let round = killer.look(&world, &wanted).await?;
+        let round = killer.look(world, wanted).await?;
         let catalog = round.observed.catalog.as_ref().unwrap();
         let phase = catalog.progress.first().map(|progress| progress.phase.clone());
         if let (Some(running), Some(_)) = (catalog.moves().next(), phase) {
@@ -115,27 +134,17 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
         assert!(!stuck.is_finished(), "it did not wait: {}", stall.cause);
     };
     killer.stalls = vec![stall];
-    let round = killer.look(&world, &wanted).await?;
+    let round = killer.look(world, wanted).await?;
     let (status, reason, message) = condition(&round, BALANCED);
     assert_eq!((status, reason), ("False", "Stalled"), "{message}");
     let cancel = round.plan.steps[0].clone();
     assert!(matches!(cancel, Step::CancelMove { .. }), "{cancel}");
-    killer.carry_out(&world, &wanted, &cancel).await?;
+    killer.carry_out(world, wanted, &cancel).await?;
     assert!(stuck.await?.is_err(), "it was cancelled");
     writing.rollback().await?;
     killer.stalls.clear();
-    let steps = killer.settle(&world, &wanted).await?;
+    let steps = killer.settle(world, wanted).await?;
     assert!(steps.contains(&Step::MoveShard { shard_id, from, to }), "{steps:?}");
-
-    wanted.workers = 2;
-    killer.settle(&world, &wanted).await?;
-    assert_eq!(api.query_one("SELECT count(*) FROM pins", &[]).await?.get::<_, i64>(0), 1000);
-
-    assert_eq!(killer.kinds, KINDS.into_iter().collect::<BTreeSet<_>>());
-    assert!(killer.killed > 2 * KINDS.len(), "only {} operators were killed", killer.killed);
-    world.remove(Group::Worker(2));
-    let at_rest = world.round(&wanted).await?;
-    assert!(at_rest.performed.is_empty() && at_rest.is_settled(), "{:?}", at_rest.plan);
     Ok(())
 }
 

@@ -11,19 +11,22 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
 }
 
+fn text(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
 fn scenario(file: &str) -> Scenario {
-    let text = fs::read_to_string(directory().join(file)).unwrap();
-    Scenario::read(&text).unwrap_or_else(|invalid| panic!("{file}: {invalid}"))
+    Scenario::read(&text(&directory().join(file))).unwrap_or_else(|invalid| panic!("{file}: {invalid}"))
 }
 
 /// The outcome of a scenario, which is as expected, and whose picture is the one in the documentation.
 fn outcome(file: &str) -> Outcome {
     let outcome = simulate(&scenario(file));
-    let name = file.split_once('.').unwrap().0;
+    let name = file.trim_end_matches(".yaml").trim_end_matches(".json");
     insta::assert_snapshot!(name, outcome.to_string());
     let docs = directory().join("../../docs");
     let picture = format!("simulation/{name}.svg");
-    if fs::read_to_string(docs.join("simulation.md")).unwrap().contains(&picture) {
+    if text(&docs.join("simulation.md")).contains(&picture) {
         let drawn = fs::read_to_string(docs.join(&picture)).unwrap_or_default();
         assert!(
             drawn == outcome.svg(),
@@ -138,7 +141,7 @@ fn a_scenario_has_one_outcome() {
 
 #[test]
 fn a_bad_scenario_is_refused_with_the_field_and_what_to_do() {
-    let good = fs::read_to_string(directory().join("spammer.yaml")).unwrap();
+    let good = text(&directory().join("spammer.yaml"));
     let changed = |from: &str, to: &str| {
         assert!(good.contains(from), "{from}");
         Scenario::read(&good.replace(from, to)).unwrap_err().to_string()

@@ -7,6 +7,7 @@
 
 mod adopt;
 mod crashes;
+mod drift;
 mod faults;
 mod fresh;
 mod growth;

@@ -178,8 +178,9 @@ impl Reconciler for Controller {
     const MANAGER: &'static str = SHARDS_MANAGER;
     const DEADLINE: Duration = Duration::from_mins(5);
     /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
-    /// controller has taken it up, it is named within 30 s.
-    const REST: Duration = Duration::from_secs(10);
+    /// controller has taken it up, it is named within 30 s. More often would cost a coordinator that has nothing to do more
+    /// than a statement per second.
+    const REST: Duration = Duration::from_secs(12);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();

@@ -6,9 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
 
 mod adopt;
+mod crashes;
+mod drift;
 mod faults;
 mod fresh;
 mod growth;
+mod hands;
+mod held_up;
 mod journey;
 mod killer;
 mod moves;

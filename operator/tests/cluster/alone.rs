@@ -6,6 +6,7 @@ mod scaling;
 mod switchover;
 mod two_workers;
 mod update;
+mod wal_level;
 
 /// Where the operator is installed.
 fn operator_namespace() -> String {

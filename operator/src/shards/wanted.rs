@@ -106,8 +106,8 @@ pub fn gate(
             }
             Some(request) if handled == Some(request) => {
                 let message = format!(
-                    "the rebalance that the annotation {REBALANCE_ANNOTATION}={request} asked for has ended; give it another \
-                     value to have these made"
+                    "the rebalance that the annotation {REBALANCE_ANNOTATION} asked for has ended; give it another value to \
+                     have these made"
                 );
                 closed("PlanAvailable", message)
             }

@@ -6,6 +6,7 @@ mod dialogs;
 mod error;
 mod extract;
 mod guard;
+mod hot;
 mod inbox;
 mod messages;
 mod observe;
@@ -25,6 +26,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
+pub use self::hot::Front;
 pub(crate) use self::{account::EXPORTS, extract::LARGE_BODIES, observe::LARGE_ANSWERS};
 use crate::{
     clock::Clock, database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,

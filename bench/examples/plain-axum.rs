@@ -6,8 +6,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::{HeaderMap, StatusCode},
+    response::{AppendHeaders, IntoResponse},
     routing::{get, post},
 };
 use clap::Parser;
@@ -57,6 +58,16 @@ struct Message {
     text: String,
     id: Uuid,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edited_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+struct Paging {
+    limit: Option<i64>,
+    before: Option<Uuid>,
 }
 
 fn internal(_: impl std::error::Error) -> StatusCode {
@@ -117,26 +128,36 @@ async fn send(
 async fn list(
     State(app): State<Arc<App>>,
     Path(peer): Path<Uuid>,
+    Query(paging): Query<Paging>,
     headers: HeaderMap,
-) -> Result<Json<Vec<Message>>, StatusCode> {
+) -> Result<impl IntoResponse, StatusCode> {
     let dialog = Pair::new(caller(&app, &headers)?, peer).dialog_id();
+    let (before, limit) = (paging.before.unwrap_or(Uuid::max()), paging.limit.unwrap_or(100));
+    if !(1..=100).contains(&limit) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
     let client = app.pool.get().await.map_err(internal)?;
     let list = client
         .prepare_cached(
-            "SELECT from_user_id, to_user_id, text, message_id, created_at FROM messages
-             WHERE dialog_id = $1 ORDER BY message_id DESC LIMIT 100",
+            "SELECT from_user_id, to_user_id, text, message_id, created_at, edited_at, deleted_at FROM messages
+             WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3",
         )
         .await
         .map_err(internal)?;
-    let rows = client.query(&list, &[&dialog]).await.map_err(internal)?;
+    let rows = client.query(&list, &[&dialog, &before, &limit]).await.map_err(internal)?;
     let message = |row: &tokio_postgres::Row| Message {
         from: row.get(0),
         to: row.get(1),
         text: row.get(2),
         id: row.get(3),
         created_at: row.get(4),
+        edited_at: row.get(5),
+        deleted_at: row.get(6),
     };
-    Ok(Json(rows.iter().map(message).collect()))
+    let messages: Vec<Message> = rows.iter().map(message).collect();
+    let full = messages.last().filter(|_| i64::try_from(messages.len()) == Ok(limit));
+    let next = full.map(|message| ("x-next-cursor", message.id.to_string()));
+    Ok((AppendHeaders(next), Json(messages)))
 }
 
 #[tokio::main]

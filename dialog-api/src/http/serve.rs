@@ -47,8 +47,11 @@ pub async fn serve(
         let (front, begun) = (Arc::clone(&front), phase.clone());
         let service = service_fn(move |request| {
             let (front, handling) = (Arc::clone(&front), phase.begin());
-            // An open stream is no idle connection: the request ends with the body of its response.
-            async move { Ok::<_, Infallible>(front.answer(request).await.map(|body| Answer::new(body, handling))) }
+            // An open stream is no idle connection: the request ends with the body of its response. In a box, which is
+            // there while it is handled only: an idle connection would keep room for it, 5 kB, in itself.
+            Box::pin(async move {
+                Ok::<_, Infallible>(front.answer(request).await.map(|body| Answer::new(body, handling)))
+            })
         });
         let connection = http.serve_connection(TokioIo::new(guarded), service);
         let client = metrics.client_connected();

@@ -122,7 +122,7 @@ impl From<Message> for DialogMessage {
     }
 }
 
-#[derive(Deserialize, IntoParams)]
+#[derive(Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParameters {
     /// Messages in the page; 100 if nothing is said.

@@ -111,7 +111,7 @@ mod tests {
     use crate::{config::Config, server};
 
     /// The whole application, with nothing behind it.
-    fn app() -> Arc<App> {
+    pub(super) fn app() -> Arc<App> {
         let directory = tempfile::tempdir().unwrap();
         let key = directory.path().join("key");
         std::fs::write(&key, [7; 32]).unwrap();

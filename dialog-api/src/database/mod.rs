@@ -14,7 +14,7 @@ mod session;
 pub mod statements;
 pub mod tables;
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{ops::Deref, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, BytesMut};
 use tokio::time::{Instant, timeout_at};
@@ -195,7 +195,9 @@ impl Database {
             let sent = Instant::now();
             // Half of the time for one attempt leaves the other half for a connection that answers.
             let attempt_deadline = deadline.min(sent + self.timeout / 2);
-            let failure = match timeout_at(attempt_deadline, session.query(sql, parameters)).await {
+            // Pinned here, as it would be copied on its way into what waits for it.
+            let attempt = pin!(session.query(sql, parameters));
+            let failure = match timeout_at(attempt_deadline, attempt).await {
                 Ok(Ok(rows)) => return Ok(Rows(Arc::new(rows))),
                 Ok(Err(error)) => {
                     let straight = route == Route::Owner && !Arc::ptr_eq(&node, &self.coordinator);

@@ -67,7 +67,7 @@ impl Session {
     ///
     /// The first of them wakes the traffic. It lets everything go first that is ready to run, and then finds the
     /// others. Of lists under load, two and more share a packet, which spares the service 13 % of its processor time
-    /// and the server 16 % (`cargo xtask bench -- --section plain`). Writes gain nothing by it, and do not wait.
+    /// and the server 16 % (`cargo xtask bench -- --section plain`). Writes gain nothing by it; one that is asked for just after a read waits with it.
     pub(super) async fn gathered(&self, mut traffic: Traffic) -> <Traffic as Future>::Output {
         let mut waited = false;
         poll_fn(|context| {

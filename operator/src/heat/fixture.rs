@@ -7,17 +7,7 @@ use super::*;
 pub(super) const MINUTE: SignedDuration = SignedDuration::from_mins(1);
 
 pub(super) fn policy() -> Policy {
-    Policy {
-        mode: Mode::Isolate,
-        share_percent: 20,
-        min_queries: 100,
-        consecutive_periods: 3,
-        cooldown: SignedDuration::from_hours(1),
-        max_isolated: 8,
-        release_after: SignedDuration::from_hours(24),
-        max_shard_bytes: Some(20 << 30),
-        max_shard_groups: 1000,
-    }
+    Policy { release_after: SignedDuration::from_hours(24), max_shard_groups: 1000, ..Policy::default() }
 }
 
 pub(super) fn at(minute: i64) -> Timestamp {

@@ -27,7 +27,7 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
 #[test]
 fn what_a_move_needs_is_named_before_it_begins() {
     type Alter = fn(&mut Observed);
-    let cases: [(Alter, &str, &str); 8] = [
+    let cases: [(Alter, &str, &str); 9] = [
         (
             |observed| {
                 catalog(observed).unfollowable =
@@ -66,6 +66,14 @@ fn what_a_move_needs_is_named_before_it_begins() {
             },
             "LongTransaction",
             "pg_terminate_backend(42)",
+        ),
+        (
+            |observed| {
+                let writer = Transaction { pid: 0, name: "citus_0_42_7_1".to_owned(), seconds: 600 };
+                resources(observed, Group::Coordinator).oldest_writer = Some(writer);
+            },
+            "LongTransaction",
+            "Never COMMIT or ROLLBACK PREPARED it by hand",
         ),
         (
             |observed| resources(observed, Group::Worker(0)).free_workers = 1,

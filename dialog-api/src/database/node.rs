@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    pin::pin,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -11,13 +12,18 @@ use std::{
 
 use anyhow::bail;
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout, timeout_at},
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_postgres::types::Type;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{connect::Connector, session::Session, statements::Sql};
+use super::{
+    connect::Connector,
+    queue::{Queue, Turn},
+    session::Session,
+    statements::Sql,
+};
 use crate::metrics::{Metrics, NodeMetrics};
 
 /// First pause before connecting again; doubled each time.
@@ -29,10 +35,6 @@ const SCOUT_PAUSE_LIMIT: Duration = Duration::from_millis(200);
 /// Longest time for such an attempt to connect. The address of a server that has just gone often answers nothing, and
 /// by the time that an ordinary attempt notices, its successor has served for long.
 const SCOUT_LIMIT: Duration = Duration::from_millis(500);
-/// Most statements that may wait for a server that was lost a moment ago. More would be a queue that a server
-/// just back from a failover has to work off before it serves anybody, and memory that one server takes from all.
-const WAITING_LIMIT: usize = 2_048;
-
 /// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
 /// [`Session::gathered`]); on all eight connections hardly any two would meet.
 const READING: usize = 4;
@@ -49,7 +51,7 @@ pub(super) struct Node {
     types: OnceLock<[Vec<Type>; Sql::ALL.len()]>,
     next: AtomicUsize,
     contact: watch::Sender<Contact>,
-    waiting: AtomicUsize,
+    queue: Queue,
     closed: CancellationToken,
     metrics: Arc<Metrics>,
     numbers: NodeMetrics,
@@ -89,6 +91,13 @@ pub(super) enum Way {
     ThroughCoordinator,
 }
 
+/// A connection that a statement may take.
+pub(super) struct Passage<'a> {
+    pub(super) session: Arc<Session>,
+    /// Of a statement that has waited: to be kept until it is answered.
+    pub(super) turn: Option<Turn<'a>>,
+}
+
 /// Why there is no session.
 #[derive(Debug)]
 pub(super) enum NoSession {
@@ -99,8 +108,14 @@ pub(super) enum NoSession {
 }
 
 impl Node {
-    /// Describes a server without connecting; [`Node::open`] does that.
-    pub(super) fn new(connector: Connector, settings: Settings, metrics: &Arc<Metrics>) -> Self {
+    /// Describes a server without connecting; [`Node::open`] does that. Statements that wait for it need one of these
+    /// places.
+    pub(super) fn new(
+        connector: Connector,
+        settings: Settings,
+        places: &Arc<Semaphore>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         let numbers = metrics.routing.node(connector.address());
         let contact = Contact { live: 0, met: false, since: Instant::now(), through_coordinator: None };
         Self {
@@ -110,7 +125,7 @@ impl Node {
             types: OnceLock::new(),
             next: AtomicUsize::new(0),
             contact: watch::Sender::new(contact),
-            waiting: AtomicUsize::new(0),
+            queue: Queue::new(settings.connections, Arc::clone(places)),
             closed: CancellationToken::new(),
             metrics: Arc::clone(metrics),
             numbers,
@@ -185,42 +200,57 @@ impl Node {
     /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
     /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
     /// gathering requests that wait.
-    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
-        if let Some(session) = self.least_busy(sql) {
-            return Ok(session);
+    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Passage<'_>, NoSession> {
+        // Who comes when there is a connection again does not overtake those who have waited for it.
+        if self.queue.is_empty()
+            && let Some(session) = self.least_busy(sql)
+        {
+            return Ok(Passage { session, turn: None });
         }
-        let _waiting = Waiting::enter(&self.waiting).ok_or_else(|| {
-            NoSession::Away(format!(
-                "{WAITING_LIMIT} statements wait for {} already",
-                self.connector.address()
-            ))
-        })?;
+        // Boxed, since what is rare need not make room for itself in all others.
+        Box::pin(self.wait_for_session(sql, deadline)).await
+    }
+
+    async fn wait_for_session(&self, sql: Sql, deadline: Instant) -> Result<Passage<'_>, NoSession> {
+        let node = self.connector.address();
+        let away = |why: &str| NoSession::Away(format!("{why} {node}"));
+        let _waiting =
+            self.queue.enter().ok_or_else(|| away("too many statements wait already, this one for"))?;
+        let mut next = pin!(self.queue.turn());
+        let mut turn = None;
         let mut changes = self.contact.subscribe();
         let mut waits = false;
         loop {
             let contact = *changes.borrow_and_update();
             if contact.live > 0
+                && turn.is_some()
                 && let Some(session) = self.least_busy(sql)
             {
-                return Ok(session);
+                return Ok(Passage { session, turn });
             }
             if contact.live == 0 && contact.through_coordinator == Some(true) {
                 return Err(NoSession::ThroughCoordinator);
             }
-            let patience = deadline.min(contact.since + self.settings.grace);
-            if Instant::now() < patience {
-                if !mem::replace(&mut waits, true) {
+            let mut patience = deadline;
+            if contact.live == 0 {
+                patience = patience.min(contact.since + self.settings.grace);
+                if Instant::now() < patience && !mem::replace(&mut waits, true) {
                     self.numbers.wait();
                 }
-                if timeout_at(patience, changes.changed()).await.is_ok() {
-                    continue;
-                }
             }
-            let since = contact.since.elapsed();
-            return Err(NoSession::Away(format!(
-                "no connection to {} since {since:?}",
-                self.connector.address()
-            )));
+            tokio::select! {
+                biased;
+                () = sleep_until(patience) => {
+                    let since = contact.since.elapsed();
+                    return Err(if contact.live > 0 {
+                        away("others who have waited are served first by")
+                    } else {
+                        away(&format!("for {since:?} there has been no connection to"))
+                    });
+                }
+                mine = &mut next, if turn.is_none() => turn = mine,
+                _ = changes.changed() => {}
+            }
         }
     }
 
@@ -357,22 +387,6 @@ impl Contact {
     }
 }
 
-/// A place among those that wait.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        let place = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < WAITING_LIMIT).then_some(place)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,14 +407,5 @@ mod tests {
         );
         assert_eq!(contact(0, false, Some(false)).way(), Way::Direct, "nor one that was never met");
         assert_eq!(contact(0, true, Some(true)).way(), Way::ThroughCoordinator);
-    }
-
-    #[test]
-    fn only_so_many_wait() {
-        let count = AtomicUsize::new(0);
-        let places: Vec<_> = std::iter::from_fn(|| Waiting::enter(&count)).collect();
-        assert_eq!(places.len(), WAITING_LIMIT);
-        drop(places);
-        assert_eq!(count.load(Ordering::Relaxed), 0);
     }
 }

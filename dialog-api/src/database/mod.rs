@@ -6,6 +6,7 @@
 //! That is what allows sharing connections and retrying.
 
 pub mod connect;
+mod contact;
 pub mod error;
 mod flights;
 mod node;

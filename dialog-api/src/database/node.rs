@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     connect::Connector,
+    contact::{Contact, Way},
     queue::{Queue, Turn},
     session::Session,
     statements::Sql,
@@ -32,9 +33,13 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// The same while statements wait for the server: no longer than they notice.
 const SCOUT_PAUSE_LIMIT: Duration = Duration::from_millis(200);
-/// Longest time for such an attempt to connect. The address of a server that has just gone often answers nothing, and
-/// by the time that an ordinary attempt notices, its successor has served for long.
-const SCOUT_LIMIT: Duration = Duration::from_millis(500);
+/// Longest time for an address to take a connection meanwhile. That of a server that has just gone often answers nothing,
+/// and by the time that an ordinary attempt notices, its successor has served for long.
+const ADDRESS_LIMIT: Duration = Duration::from_millis(500);
+/// Longest time for the first such attempt as a whole. A successor that has only just started may need longer: the time
+/// is doubled whenever it is over, up to half of that for which statements wait.
+const HURRIED_LIMIT: Duration = Duration::from_secs(1);
+
 /// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
 /// [`Session::gathered`]); on all eight connections hardly any two would meet.
 const READING: usize = 4;
@@ -69,28 +74,6 @@ pub(super) struct Settings {
     pub(super) grace: Duration,
 }
 
-/// What is known about reaching a server.
-#[derive(Clone, Copy, Debug)]
-struct Contact {
-    /// Connections that work.
-    live: usize,
-    /// Whether there ever was one.
-    met: bool,
-    /// When the last of them was lost; the start counts as a loss.
-    since: Instant,
-    /// While there is none: whether the coordinator reaches the server, if it was asked.
-    through_coordinator: Option<bool>,
-}
-
-/// How to get a statement to a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Directly; perhaps after waiting for a connection.
-    Direct,
-    /// The coordinator gets there and this process does not.
-    ThroughCoordinator,
-}
-
 /// A connection that a statement may take.
 pub(super) struct Passage<'a> {
     pub(super) session: Arc<Session>,
@@ -117,7 +100,7 @@ impl Node {
         metrics: &Arc<Metrics>,
     ) -> Self {
         let numbers = metrics.routing.node(connector.address());
-        let contact = Contact { live: 0, met: false, since: Instant::now(), through_coordinator: None };
+        let contact = Contact::never();
         Self {
             connector,
             settings,
@@ -283,24 +266,29 @@ impl Node {
         after.iter().chain(before).min_by_key(|session| session.under_way() + alone(session)).map(Arc::clone)
     }
 
-    /// Connects, waits until the connection is lost, and so on for ever. The `scout` tries harder than the others
-    /// while statements wait for the server, and the others follow when it is through: a server that has just
-    /// started is not asked by all of them all the time.
+    /// Connects, waits until the connection is lost, and so on for ever. While statements wait for the server no attempt
+    /// may take long. The `scout` tries more often than the others, which follow when it is through: a server that has
+    /// just started is not asked by all of them all the time.
     async fn keep_connected(&self, scout: bool) {
         let node = self.connector.address();
-        let is_hurried = || scout && self.contact.borrow().is_awaited(self.settings.grace);
-        let mut pause = RECONNECT_PAUSE;
+        let Settings { statement_limit, grace, .. } = self.settings;
+        let is_awaited = || self.contact.borrow().is_awaited(grace);
+        let hurried = self.connector.answered_within(ADDRESS_LIMIT);
+        let first_limit = HURRIED_LIMIT.min(grace / 2);
+        let (mut pause, mut limit) = (RECONNECT_PAUSE, first_limit);
         loop {
-            let establish = Session::establish(&self.connector, self.settings.statement_limit);
-            let established = if is_hurried() {
-                let in_time = timeout(SCOUT_LIMIT, establish).await;
-                in_time.unwrap_or_else(|_| bail!("no session within {SCOUT_LIMIT:?}"))
+            let established = if is_awaited() {
+                timeout(limit, Session::establish(&hurried, statement_limit)).await.unwrap_or_else(|_| {
+                    let over = limit;
+                    limit = (2 * limit).min(grace / 2);
+                    bail!("no session within {over:?}")
+                })
             } else {
-                establish.await
+                Session::establish(&self.connector, statement_limit).await
             };
             match established {
                 Ok((session, traffic)) => {
-                    pause = RECONNECT_PAUSE;
+                    (pause, limit) = (RECONNECT_PAUSE, first_limit);
                     let session = Arc::new(session);
                     self.gain(&session);
                     // In a task of its own: what else ends the connection is not looked at whenever anything travels.
@@ -328,8 +316,8 @@ impl Node {
                 }
             }
             self.pause(pause).await;
-            let limit = if is_hurried() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
-            pause = (pause * 2).min(limit);
+            let longest = if scout && is_awaited() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -360,52 +348,10 @@ impl Node {
     fn change(&self, moment: Instant, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
         // Under the lock, so that two changes are told in the order in which they were made.
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+        let served = sessions.iter().any(|session| session.has_served(self.settings.grace));
         change(&mut sessions);
         let live = sessions.len();
         self.numbers.live(live);
-        self.contact.send_modify(|contact| {
-            if live > 0 {
-                (contact.met, contact.through_coordinator) = (true, None);
-            } else if contact.live > 0 {
-                contact.since = moment;
-            }
-            contact.live = live;
-        });
-    }
-}
-
-impl Contact {
-    /// Whether the server is away, and not for longer than statements wait.
-    fn is_awaited(&self, grace: Duration) -> bool {
-        self.live == 0 && self.since.elapsed() < grace
-    }
-
-    fn way(&self) -> Way {
-        // A server never met may be one that only other servers can reach; the coordinator is asked soon.
-        let reached = self.through_coordinator.unwrap_or(!self.met);
-        if self.live == 0 && reached { Way::ThroughCoordinator } else { Way::Direct }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn contact(live: usize, met: bool, through_coordinator: Option<bool>) -> Contact {
-        Contact { live, met, since: Instant::now(), through_coordinator }
-    }
-
-    #[test]
-    fn the_coordinator_is_taken_only_where_it_helps() {
-        assert_eq!(contact(1, true, None).way(), Way::Direct);
-        assert_eq!(contact(0, false, None).way(), Way::ThroughCoordinator, "not met yet");
-        assert_eq!(contact(0, true, None).way(), Way::Direct, "lost a moment ago");
-        assert_eq!(
-            contact(0, true, Some(false)).way(),
-            Way::Direct,
-            "the coordinator cannot reach it either"
-        );
-        assert_eq!(contact(0, false, Some(false)).way(), Way::Direct, "nor one that was never met");
-        assert_eq!(contact(0, true, Some(true)).way(), Way::ThroughCoordinator);
+        self.contact.send_modify(|contact| contact.change(live, served, moment));
     }
 }

@@ -1,5 +1,7 @@
 //! Who waits while the database is away for a moment, and what becomes of them when it is back.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use futures::{
     future::{join_all, try_join_all},
@@ -122,4 +124,75 @@ async fn those_who_wait_leave_room_for_others() -> Result<()> {
         assert_eq!(answer?.status, 200, "{}", attempts(&service));
     }
     Ok(())
+}
+
+/// A server that has only just started needs its time to take a connection, and is waited for all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_takes_its_time_is_reached() -> Result<()> {
+    let flags = ["--database-connections", "1", "--database-timeout", "12s"];
+    let (_server, way, service) = interruptible(&flags).await?;
+    let client = service.client();
+    let pairs = dialogs(&client, 4).await?;
+    way.set(Way::Closed);
+    let sends =
+        join_all(pairs.iter().map(|(one, other)| async { client.send(one, other, "meanwhile").await }));
+    let slow = async {
+        wait_for_waits(&service, 4.0).await?;
+        way.set(Way::Slow(Duration::from_millis(1200)));
+        anyhow::Ok(())
+    };
+    let (answers, slowed) = futures::future::join(sends, slow).await;
+    slowed?;
+    for answer in answers {
+        let answer = answer?;
+        ensure!(answer.status == 200, "{} {}\n{}", answer.status, answer.text(), service.log_text());
+    }
+    Ok(())
+}
+
+/// A server that comes back again and again, and ends whenever it is to do anything, is as good as away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_keeps_crashing_is_waited_for_once() -> Result<()> {
+    let flags = ["--database-connections", "1", "--database-timeout", "4s"];
+    let (server, _way, service) = interruptible(&flags).await?;
+    let client = service.client();
+    let pairs = dialogs(&client, 1).await?;
+    let (one, other) = &pairs[0];
+    let sql = server.connect("dialog").await?;
+    let followed = "SELECT true FROM dialogs WHERE inbox_id IS NOT NULL";
+    eventually("inboxes that follow", async || Ok(sql.query_opt(followed, &[]).await?)).await?;
+    sql.batch_execute(
+        "CREATE FUNCTION crash() RETURNS bool LANGUAGE sql VOLATILE
+             AS 'SELECT pg_terminate_backend(pg_backend_pid())';
+         ALTER TABLE messages ADD COLUMN crash bool;
+         ALTER TABLE messages ALTER COLUMN crash SET DEFAULT crash()",
+    )
+    .await?;
+    let waits = async || metric(&service, "node_waits_total{").await;
+    client.send(one, other, "in vain").await?.assert_error(503);
+    assert!(waits().await? > 0.0, "nobody has waited: nothing is tested");
+    eventually("a send that does not wait", async || {
+        let before = waits().await?;
+        client.send(one, other, "in vain").await?.assert_error(503);
+        Ok((waits().await? - before < 1.0).then_some(()))
+    })
+    .await
+    .with_context(|| attempts(&service))?;
+    let before = waits().await?;
+    // It lives each time for as long as it takes to send it something.
+    for _ in 0..5 {
+        eventually("a server that is back", async || {
+            Ok((metric(&service, "node_connections_live{").await? > 0.0).then_some(()))
+        })
+        .await?;
+        client.send(one, other, "in vain").await?.assert_error(503);
+    }
+    let waited = waits().await? - before;
+    assert!(waited < 1.0, "{waited} statements have waited\n{}", service.log_text());
+
+    sql.batch_execute("ALTER TABLE messages ALTER COLUMN crash DROP DEFAULT").await?;
+    eventually("a send that is answered", async || {
+        Ok((client.send(one, other, "at last").await?.status == 200).then_some(()))
+    })
+    .await
 }

@@ -34,7 +34,8 @@ use self::{
     map::ShardMap,
 };
 use super::{
-    node::{Node, Settings, Way},
+    contact::Way,
+    node::{Node, Settings},
     tables::Table,
 };
 use crate::metrics::{Metrics, RefreshReason, Route, RoutingMode};

@@ -270,6 +270,16 @@ pub struct JobsConfig {
     pub archive_after: Option<Duration>,
 }
 
+impl Limits {
+    /// Statements that may wait at a time for servers of the database that were lost a moment ago. Each keeps a
+    /// client's connection busy, which then gives way to nobody: with as many streams as there may be by default, there
+    /// is still room for others, the probes of `/health` before all.
+    #[must_use]
+    pub fn waiting_statements(&self) -> usize {
+        (self.max_connections as usize / 4).max(1)
+    }
+}
+
 impl LoginConfig {
     /// Passwords hashed at a time: as configured, else half of the processors, so that messages always have
     /// the other half.

@@ -115,8 +115,12 @@ pub(crate) fn build(config: &Config) -> Result<App> {
         token_key_file, token_lifetime, password_queue, password_wait, password_memory, ..
     } = &config.login;
     let metrics = Metrics::new(config.database.connections);
-    let database =
-        Arc::new(Database::new(Connector::new(&config.database)?, &config.database, Arc::clone(&metrics)));
+    let database = Arc::new(Database::new(
+        Connector::new(&config.database)?,
+        &config.database,
+        config.limits.waiting_statements(),
+        Arc::clone(&metrics),
+    ));
     let passwords = Passwords::new(
         config.login.concurrency(),
         usize::from(*password_queue),

@@ -102,6 +102,14 @@ impl Connector {
         Self::described(self.config.clone(), self.tls.clone(), host, port)
     }
 
+    /// The same for those in a hurry: an address that does not take the connection in this time is given up.
+    #[must_use]
+    pub fn answered_within(&self, limit: Duration) -> Self {
+        let mut hurried = self.clone();
+        hurried.config.connect_timeout(limit);
+        hurried
+    }
+
     fn described(config: tokio_postgres::Config, tls: Option<TlsFiles>, host: &str, port: u16) -> Self {
         let address = format!("{host}:{port}");
         let name = |name: Option<&str>| name.unwrap_or_default().to_owned();

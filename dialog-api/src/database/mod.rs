@@ -6,9 +6,11 @@
 //! That is what allows sharing connections and retrying.
 
 pub mod connect;
+mod contact;
 pub mod error;
 mod flights;
 mod node;
+mod queue;
 pub mod routing;
 mod session;
 pub mod statements;
@@ -17,7 +19,10 @@ pub mod tables;
 use std::{ops::Deref, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, BytesMut};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 use tokio_postgres::{
     Row,
     types::{ToSql, Type},
@@ -29,7 +34,7 @@ use self::{
     connect::Connector,
     error::{DatabaseError, Verdict},
     flights::{Answer, Flights},
-    node::{NoSession, Node, Settings},
+    node::{NoSession, Node, Passage, Settings},
     routing::Routing,
     statements::{Scope, Sql},
 };
@@ -71,17 +76,24 @@ pub struct Database {
 type Question = (Sql, Box<[u8]>);
 
 impl Database {
-    /// Describes the database without connecting; [`Database::open`] does that.
+    /// Describes the database without connecting; [`Database::open`] does that. No more than `waiting_limit` statements
+    /// wait at a time for servers that are away.
     #[must_use]
-    pub fn new(connector: Connector, config: &DatabaseConfig, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        connector: Connector,
+        config: &DatabaseConfig,
+        waiting_limit: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let DatabaseConfig { connections, timeout, .. } = *config;
+        let places = Arc::new(Semaphore::new(waiting_limit));
         // Somewhat less than an attempt has: a server that lives says that the time is over before it is given up.
         let settings = Settings { connections, statement_limit: timeout * 2 / 5, grace: timeout };
-        let coordinator = Arc::new(Node::new(connector, settings, &metrics));
+        let coordinator = Arc::new(Node::new(connector, settings, &places, &metrics));
         // 4 s of 5: switchovers and restarts took up to 3.0 s. Others are served meanwhile, so it is not all of the time.
         let worker_settings = Settings { grace: timeout * 4 / 5, ..settings };
         let enabled = config.routing == RoutingChoice::Auto;
-        let routing = Arc::new(Routing::new(&coordinator, worker_settings, enabled, &metrics));
+        let routing = Arc::new(Routing::new(&coordinator, worker_settings, places, enabled, &metrics));
         Self { coordinator, routing, flights: Arc::default(), timeout, metrics }
     }
 
@@ -186,8 +198,8 @@ impl Database {
             } else {
                 self.routing.route(sql.table(), key)
             };
-            let session = match node.session(sql, deadline).await {
-                Ok(session) => session,
+            let Passage { session, turn } = match node.session(sql, deadline).await {
+                Ok(passage) => passage,
                 Err(NoSession::ThroughCoordinator) => continue,
                 Err(NoSession::Away(reason)) => return Err(DatabaseError::Unavailable(reason)),
             };
@@ -224,6 +236,7 @@ impl Database {
                     "no answer in time".to_owned()
                 }
             };
+            drop(turn);
             self.metrics.retried(sql);
             tracing::debug!(
                 statement = sql.name(),

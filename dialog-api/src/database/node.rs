@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    pin::pin,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -11,13 +12,19 @@ use std::{
 
 use anyhow::bail;
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout, timeout_at},
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_postgres::types::Type;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{connect::Connector, session::Session, statements::Sql};
+use super::{
+    connect::Connector,
+    contact::{Contact, Way},
+    queue::{Queue, Turn},
+    session::Session,
+    statements::Sql,
+};
 use crate::metrics::{Metrics, NodeMetrics};
 
 /// First pause before connecting again; doubled each time.
@@ -26,12 +33,12 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// The same while statements wait for the server: no longer than they notice.
 const SCOUT_PAUSE_LIMIT: Duration = Duration::from_millis(200);
-/// Longest time for such an attempt to connect. The address of a server that has just gone often answers nothing, and
-/// by the time that an ordinary attempt notices, its successor has served for long.
-const SCOUT_LIMIT: Duration = Duration::from_millis(500);
-/// Most statements that may wait for a server that was lost a moment ago. More would be a queue that a server
-/// just back from a failover has to work off before it serves anybody, and memory that one server takes from all.
-const WAITING_LIMIT: usize = 2_048;
+/// Longest time for an address to take a connection meanwhile. That of a server that has just gone often answers nothing,
+/// and by the time that an ordinary attempt notices, its successor has served for long.
+const ADDRESS_LIMIT: Duration = Duration::from_millis(500);
+/// Longest time for the first such attempt as a whole. A successor that has only just started may need longer: the time
+/// is doubled whenever it is over, up to half of that for which statements wait.
+const HURRIED_LIMIT: Duration = Duration::from_secs(1);
 
 /// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
 /// [`Session::gathered`]); on all eight connections hardly any two would meet.
@@ -49,7 +56,7 @@ pub(super) struct Node {
     types: OnceLock<[Vec<Type>; Sql::ALL.len()]>,
     next: AtomicUsize,
     contact: watch::Sender<Contact>,
-    waiting: AtomicUsize,
+    queue: Queue,
     closed: CancellationToken,
     metrics: Arc<Metrics>,
     numbers: NodeMetrics,
@@ -67,26 +74,11 @@ pub(super) struct Settings {
     pub(super) grace: Duration,
 }
 
-/// What is known about reaching a server.
-#[derive(Clone, Copy, Debug)]
-struct Contact {
-    /// Connections that work.
-    live: usize,
-    /// Whether there ever was one.
-    met: bool,
-    /// When the last of them was lost; the start counts as a loss.
-    since: Instant,
-    /// While there is none: whether the coordinator reaches the server, if it was asked.
-    through_coordinator: Option<bool>,
-}
-
-/// How to get a statement to a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Directly; perhaps after waiting for a connection.
-    Direct,
-    /// The coordinator gets there and this process does not.
-    ThroughCoordinator,
+/// A connection that a statement may take.
+pub(super) struct Passage<'a> {
+    pub(super) session: Arc<Session>,
+    /// Of a statement that has waited: to be kept until it is answered.
+    pub(super) turn: Option<Turn<'a>>,
 }
 
 /// Why there is no session.
@@ -99,10 +91,16 @@ pub(super) enum NoSession {
 }
 
 impl Node {
-    /// Describes a server without connecting; [`Node::open`] does that.
-    pub(super) fn new(connector: Connector, settings: Settings, metrics: &Arc<Metrics>) -> Self {
+    /// Describes a server without connecting; [`Node::open`] does that. Statements that wait for it need one of these
+    /// places.
+    pub(super) fn new(
+        connector: Connector,
+        settings: Settings,
+        places: &Arc<Semaphore>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         let numbers = metrics.routing.node(connector.address());
-        let contact = Contact { live: 0, met: false, since: Instant::now(), through_coordinator: None };
+        let contact = Contact::never();
         Self {
             connector,
             settings,
@@ -110,7 +108,7 @@ impl Node {
             types: OnceLock::new(),
             next: AtomicUsize::new(0),
             contact: watch::Sender::new(contact),
-            waiting: AtomicUsize::new(0),
+            queue: Queue::new(settings.connections, Arc::clone(places)),
             closed: CancellationToken::new(),
             metrics: Arc::clone(metrics),
             numbers,
@@ -185,42 +183,57 @@ impl Node {
     /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
     /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
     /// gathering requests that wait.
-    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Arc<Session>, NoSession> {
-        if let Some(session) = self.least_busy(sql) {
-            return Ok(session);
+    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Passage<'_>, NoSession> {
+        // Who comes when there is a connection again does not overtake those who have waited for it.
+        if self.queue.is_empty()
+            && let Some(session) = self.least_busy(sql)
+        {
+            return Ok(Passage { session, turn: None });
         }
-        let _waiting = Waiting::enter(&self.waiting).ok_or_else(|| {
-            NoSession::Away(format!(
-                "{WAITING_LIMIT} statements wait for {} already",
-                self.connector.address()
-            ))
-        })?;
+        // Boxed, since what is rare need not make room for itself in all others.
+        Box::pin(self.wait_for_session(sql, deadline)).await
+    }
+
+    async fn wait_for_session(&self, sql: Sql, deadline: Instant) -> Result<Passage<'_>, NoSession> {
+        let node = self.connector.address();
+        let away = |why: &str| NoSession::Away(format!("{why} {node}"));
+        let _waiting =
+            self.queue.enter().ok_or_else(|| away("too many statements wait already, this one for"))?;
+        let mut next = pin!(self.queue.turn());
+        let mut turn = None;
         let mut changes = self.contact.subscribe();
         let mut waits = false;
         loop {
             let contact = *changes.borrow_and_update();
             if contact.live > 0
+                && turn.is_some()
                 && let Some(session) = self.least_busy(sql)
             {
-                return Ok(session);
+                return Ok(Passage { session, turn });
             }
             if contact.live == 0 && contact.through_coordinator == Some(true) {
                 return Err(NoSession::ThroughCoordinator);
             }
-            let patience = deadline.min(contact.since + self.settings.grace);
-            if Instant::now() < patience {
-                if !mem::replace(&mut waits, true) {
+            let mut patience = deadline;
+            if contact.live == 0 {
+                patience = patience.min(contact.since + self.settings.grace);
+                if Instant::now() < patience && !mem::replace(&mut waits, true) {
                     self.numbers.wait();
                 }
-                if timeout_at(patience, changes.changed()).await.is_ok() {
-                    continue;
-                }
             }
-            let since = contact.since.elapsed();
-            return Err(NoSession::Away(format!(
-                "no connection to {} since {since:?}",
-                self.connector.address()
-            )));
+            tokio::select! {
+                biased;
+                () = sleep_until(patience) => {
+                    let since = contact.since.elapsed();
+                    return Err(if contact.live > 0 {
+                        away("others who have waited are served first by")
+                    } else {
+                        away(&format!("for {since:?} there has been no connection to"))
+                    });
+                }
+                mine = &mut next, if turn.is_none() => turn = mine,
+                _ = changes.changed() => {}
+            }
         }
     }
 
@@ -253,24 +266,29 @@ impl Node {
         after.iter().chain(before).min_by_key(|session| session.under_way() + alone(session)).map(Arc::clone)
     }
 
-    /// Connects, waits until the connection is lost, and so on for ever. The `scout` tries harder than the others
-    /// while statements wait for the server, and the others follow when it is through: a server that has just
-    /// started is not asked by all of them all the time.
+    /// Connects, waits until the connection is lost, and so on for ever. While statements wait for the server no attempt
+    /// may take long. The `scout` tries more often than the others, which follow when it is through: a server that has
+    /// just started is not asked by all of them all the time.
     async fn keep_connected(&self, scout: bool) {
         let node = self.connector.address();
-        let is_hurried = || scout && self.contact.borrow().is_awaited(self.settings.grace);
-        let mut pause = RECONNECT_PAUSE;
+        let Settings { statement_limit, grace, .. } = self.settings;
+        let is_awaited = || self.contact.borrow().is_awaited(grace);
+        let hurried = self.connector.answered_within(ADDRESS_LIMIT);
+        let first_limit = HURRIED_LIMIT.min(grace / 2);
+        let (mut pause, mut limit) = (RECONNECT_PAUSE, first_limit);
         loop {
-            let establish = Session::establish(&self.connector, self.settings.statement_limit);
-            let established = if is_hurried() {
-                let in_time = timeout(SCOUT_LIMIT, establish).await;
-                in_time.unwrap_or_else(|_| bail!("no session within {SCOUT_LIMIT:?}"))
+            let established = if is_awaited() {
+                timeout(limit, Session::establish(&hurried, statement_limit)).await.unwrap_or_else(|_| {
+                    let over = limit;
+                    limit = (2 * limit).min(grace / 2);
+                    bail!("no session within {over:?}")
+                })
             } else {
-                establish.await
+                Session::establish(&self.connector, statement_limit).await
             };
             match established {
                 Ok((session, traffic)) => {
-                    pause = RECONNECT_PAUSE;
+                    (pause, limit) = (RECONNECT_PAUSE, first_limit);
                     let session = Arc::new(session);
                     self.gain(&session);
                     // In a task of its own: what else ends the connection is not looked at whenever anything travels.
@@ -298,8 +316,8 @@ impl Node {
                 }
             }
             self.pause(pause).await;
-            let limit = if is_hurried() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
-            pause = (pause * 2).min(limit);
+            let longest = if scout && is_awaited() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -330,77 +348,10 @@ impl Node {
     fn change(&self, moment: Instant, change: impl FnOnce(&mut Vec<Arc<Session>>)) {
         // Under the lock, so that two changes are told in the order in which they were made.
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+        let served = sessions.iter().any(|session| session.has_served(self.settings.grace));
         change(&mut sessions);
         let live = sessions.len();
         self.numbers.live(live);
-        self.contact.send_modify(|contact| {
-            if live > 0 {
-                (contact.met, contact.through_coordinator) = (true, None);
-            } else if contact.live > 0 {
-                contact.since = moment;
-            }
-            contact.live = live;
-        });
-    }
-}
-
-impl Contact {
-    /// Whether the server is away, and not for longer than statements wait.
-    fn is_awaited(&self, grace: Duration) -> bool {
-        self.live == 0 && self.since.elapsed() < grace
-    }
-
-    fn way(&self) -> Way {
-        // A server never met may be one that only other servers can reach; the coordinator is asked soon.
-        let reached = self.through_coordinator.unwrap_or(!self.met);
-        if self.live == 0 && reached { Way::ThroughCoordinator } else { Way::Direct }
-    }
-}
-
-/// A place among those that wait.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        let place = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < WAITING_LIMIT).then_some(place)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn contact(live: usize, met: bool, through_coordinator: Option<bool>) -> Contact {
-        Contact { live, met, since: Instant::now(), through_coordinator }
-    }
-
-    #[test]
-    fn the_coordinator_is_taken_only_where_it_helps() {
-        assert_eq!(contact(1, true, None).way(), Way::Direct);
-        assert_eq!(contact(0, false, None).way(), Way::ThroughCoordinator, "not met yet");
-        assert_eq!(contact(0, true, None).way(), Way::Direct, "lost a moment ago");
-        assert_eq!(
-            contact(0, true, Some(false)).way(),
-            Way::Direct,
-            "the coordinator cannot reach it either"
-        );
-        assert_eq!(contact(0, false, Some(false)).way(), Way::Direct, "nor one that was never met");
-        assert_eq!(contact(0, true, Some(true)).way(), Way::ThroughCoordinator);
-    }
-
-    #[test]
-    fn only_so_many_wait() {
-        let count = AtomicUsize::new(0);
-        let places: Vec<_> = std::iter::from_fn(|| Waiting::enter(&count)).collect();
-        assert_eq!(places.len(), WAITING_LIMIT);
-        drop(places);
-        assert_eq!(count.load(Ordering::Relaxed), 0);
+        self.contact.send_modify(|contact| contact.change(live, served, moment));
     }
 }

@@ -65,8 +65,9 @@ async fn inboxes_on_all_shards_follow_together() -> Result<()> {
     if !citus_or_skip() {
         return Ok(());
     }
-    let (_cluster, service) = cluster::serving(2, &[]).await?;
-    support::crowd::inboxes_of_many_dialogs_follow_together(&service).await
+    let (cluster, service) = cluster::serving(2, &[]).await?;
+    let sql = cluster.coordinator.connect("dialog").await?;
+    support::crowd::inboxes_of_many_dialogs_follow_together(&service, &sql).await
 }
 
 /// A database that was in use before it got Citus: the service serves it, and goes on while its tables are cut

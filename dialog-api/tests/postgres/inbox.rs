@@ -169,5 +169,6 @@ async fn a_late_update_takes_nothing_back() -> Result<()> {
 async fn many_dialogs_at_once_follow_together() -> Result<()> {
     let server = database().await?;
     let service = Service::start(&server, &[]).await?;
-    crate::support::crowd::inboxes_of_many_dialogs_follow_together(&service).await
+    crate::support::crowd::inboxes_of_many_dialogs_follow_together(&service, &server.connect("dialog").await?)
+        .await
 }

@@ -15,6 +15,7 @@ mod description;
 mod documentation;
 mod idempotency;
 mod inbox;
+mod interruptions;
 mod logins;
 mod messages;
 mod migrations;

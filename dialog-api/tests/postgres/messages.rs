@@ -1,10 +1,12 @@
 //! Changing, deleting and reading messages.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Service, User, database};
+use crate::support::{Client, Response, Service, User, database};
 
 async fn send(client: &Client, from: &User, to: &User, text: &str) -> Result<String> {
     let response = client.send(from, to, text).await?;
@@ -125,5 +127,47 @@ async fn marks_go_forward_and_count_what_others_wrote() -> Result<()> {
     }
     let stranger = format!("/dialog/{}/read", uuid::Uuid::now_v7());
     client.call_as(&bob, Method::POST, &stranger, None).await?.assert_error(400);
+    Ok(())
+}
+
+/// Sending and listing have a way of their own past the router, which takes the other forms of an id.
+#[tokio::test]
+async fn an_id_in_another_form_is_answered_alike() -> Result<()> {
+    let server = database().await?;
+    let service = Service::start(&server, &[]).await?;
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    let other_form = User { id: bob.id.parse::<uuid::Uuid>()?.simple().to_string(), ..bob.clone() };
+    // All but what differs from one request to the next.
+    let shape = |response: &Response| {
+        let headers: BTreeMap<String, String> = response
+            .headers
+            .iter()
+            .map(|(name, value)| {
+                let fixed = !["date", "x-request-id", "x-message-id"].contains(&name.as_str());
+                (name.to_string(), if fixed { format!("{value:?}") } else { String::new() })
+            })
+            .collect();
+        (response.status, headers, response.text())
+    };
+    let body = json!({"text": "hello", "client_msg_id": "one"});
+    for headers in [&[][..], &[("idempotency-key", "two")]] {
+        let sent = client.send_with(&ada, &bob, headers, &json!({"text": "hello"})).await?;
+        let again = client.send_with(&ada, &other_form, headers, &json!({"text": "hello"})).await?;
+        assert_eq!(sent.status, 200);
+        let replayed = |response: &Response| response.header("idempotent-replayed").is_some();
+        assert_eq!((replayed(&sent), replayed(&again)), (false, !headers.is_empty()));
+    }
+    let sent = client.send_with(&ada, &bob, &[], &body).await?;
+    let sent_otherwise =
+        client.send_with(&bob, &User { id: ada.id.replace('-', ""), ..ada.clone() }, &[], &body).await?;
+    assert_eq!(shape(&sent), shape(&sent_otherwise));
+    for query in ["", "?limit=2", "?before=ffffffff-ffff-7fff-bfff-ffffffffffff"] {
+        let list = |peer: &User| format!("/dialog/{}/list{query}", peer.id);
+        let answer = client.get_as(&ada, &list(&bob)).await?;
+        assert_eq!(answer.status, 200, "{query}");
+        assert!(answer.text().contains("hello"), "{query}");
+        assert_eq!(shape(&answer), shape(&client.get_as(&ada, &list(&other_form)).await?), "{query}");
+    }
     Ok(())
 }

@@ -10,10 +10,18 @@ use testbed::postgres::Shutdown;
 use tokio::time::sleep;
 
 use crate::support::{
-    Load, Service, database, eventually,
+    Client, Load, Service, database, eventually,
     proxy::{Proxy, Way},
     service::attempts,
 };
+
+/// Statements that have waited for a connection to the only server, up to now.
+async fn waits(client: &Client) -> Result<f64> {
+    let metrics = client.get("/metrics").await?.text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix("dialog_api_node_waits_total{"));
+    let count = line.and_then(|line| line.split_once("} ")).context("node_waits_total")?.1;
+    Ok(count.parse()?)
+}
 
 async fn stop_and_start_under_load(how: Shutdown) -> Result<()> {
     let mut server = database().await?;
@@ -93,6 +101,7 @@ async fn a_short_interruption_costs_a_wait_and_no_answer() -> Result<()> {
     }
     let ledger = load.stop().await?;
     assert!(ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, attempts(&service));
+    assert!(waits(&service.client()).await? >= 2.0, "nobody has waited: nothing is tested");
     ledger.check(&server.connect("dialog").await?).await
 }
 
@@ -103,21 +112,14 @@ async fn after_a_while_without_a_database_the_answer_comes_at_once() -> Result<(
     let client = service.client();
     let ada = client.user("Ada").await?;
     server.stop(Shutdown::Immediate)?;
-    // Statements that have waited for a connection, up to now.
-    let waits = async || -> Result<f64> {
-        let metrics = client.get("/metrics").await?.text();
-        let line = metrics.lines().find_map(|line| line.strip_prefix("dialog_api_node_waits_total{"));
-        let count = line.and_then(|line| line.split_once("} ")).context("node_waits_total")?.1;
-        Ok(count.parse()?)
-    };
     client.list(&ada, &ada).await?.assert_error(503);
     service.wait_for_ready(503).await?;
-    let before = waits().await?;
+    let before = waits(&client).await?;
     assert!(before > 0.0, "the first has waited");
     for _ in 0..20 {
         client.list(&ada, &ada).await?.assert_error(503);
     }
-    assert!(waits().await? - before < 1.0, "others have waited as well\n{}", service.log_text());
+    assert!(waits(&client).await? - before < 1.0, "others have waited as well\n{}", service.log_text());
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! Many dialogs at once, on one server or on many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use serde_json::Value;
+use tokio_postgres::Client as Sql;
+use uuid::Uuid;
 
 use super::{client::User, eventually, service::Service};
 
@@ -12,8 +14,8 @@ use super::{client::User, eventually, service::Service};
 const DIALOGS: usize = 80;
 
 /// Sends in many dialogs at the same time until their inboxes have followed together at least once, and checks that
-/// each inbox shows the last message.
-pub(crate) async fn inboxes_of_many_dialogs_follow_together(service: &Service) -> Result<()> {
+/// each inbox is at the last message: in the tables, which `sql` reaches, and for whoever looks.
+pub(crate) async fn inboxes_of_many_dialogs_follow_together(service: &Service, sql: &Sql) -> Result<()> {
     let client = service.client();
     let ada = client.user("Ada").await?;
     // Few passwords are hashed at a time.
@@ -55,6 +57,22 @@ pub(crate) async fn inboxes_of_many_dialogs_follow_together(service: &Service) -
         .enumerate()
         .map(|(number, other)| (other.id.clone(), format!("{round} of {number}")))
         .collect();
+    // By dialog. An inbox shows the text of the last message wherever it is itself.
+    let by_dialog = async |query: &str| -> Result<BTreeSet<(Uuid, String)>> {
+        Ok(sql.query(query, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    };
+    let newest =
+        by_dialog("SELECT dialog_id, max(message_id::text) FROM messages GROUP BY dialog_id").await?;
+    ensure!(newest.len() == DIALOGS, "{} dialogs", newest.len());
+    eventually("inboxes at the last message of each", async || {
+        let inboxes = by_dialog("SELECT dialog_id, last_message_id::text FROM user_dialogs").await?;
+        let marks = by_dialog("SELECT dialog_id, coalesce(inbox_id::text, 'none') FROM dialogs").await?;
+        Ok((inboxes == newest && marks == newest).then_some(()))
+    })
+    .await
+    .with_context(|| service.log_text())?;
+    let rows: i64 = sql.query_one("SELECT count(*) FROM user_dialogs", &[]).await?.get(0);
+    ensure!(rows == 2 * i64::try_from(DIALOGS)?, "{rows} inboxes");
     let mut found = BTreeMap::new();
     eventually("an inbox with the last message of each", async || {
         let dialogs = client.get_as(&ada, "/dialogs?limit=100").await?.json()?;

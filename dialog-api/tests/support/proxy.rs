@@ -1,12 +1,13 @@
 //! A way to a server that can be interrupted, as it is while another server takes its place.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
 use tokio::{
     io::{self, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
+    time::sleep,
 };
 
 /// What becomes of connections.
@@ -14,6 +15,8 @@ use tokio::{
 pub(crate) enum Way {
     /// They go to the server.
     Open,
+    /// They go to the server, which takes this long to answer the first time: it has only just started.
+    Slow(Duration),
     /// They end at once, as those to a server that has just stopped.
     Closed,
     /// Those that there are end; new ones come about and nobody answers on them, not later either: as those to the
@@ -60,11 +63,12 @@ async fn accept(listener: TcpListener, server: u16, changes: watch::Receiver<Way
         let mut changes = changes.clone();
         let way = *changes.borrow_and_update();
         match way {
-            Way::Open => {
+            Way::Open | Way::Slow(_) => {
+                let delay = if let Way::Slow(delay) = way { delay } else { Duration::ZERO };
                 tokio::spawn(async move {
                     tokio::select! {
                         _ = changes.changed() => Ok(()),
-                        end = pass_on(client, server) => end,
+                        end = pass_on(client, server, delay) => end,
                     }
                 });
             }
@@ -76,7 +80,8 @@ async fn accept(listener: TcpListener, server: u16, changes: watch::Receiver<Way
     }
 }
 
-async fn pass_on(mut client: TcpStream, server: u16) -> io::Result<()> {
+async fn pass_on(mut client: TcpStream, server: u16, delay: Duration) -> io::Result<()> {
+    sleep(delay).await;
     let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;

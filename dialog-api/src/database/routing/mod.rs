@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::Result;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,8 @@ use self::{
     map::ShardMap,
 };
 use super::{
-    node::{Node, Settings, Way},
+    contact::Way,
+    node::{Node, Settings},
     tables::Table,
 };
 use crate::metrics::{Metrics, RefreshReason, Route, RoutingMode};
@@ -54,6 +55,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Routing {
     coordinator: Arc<Node>,
     settings: Settings,
+    /// For statements that wait for servers.
+    places: Arc<Semaphore>,
     view: RwLock<Arc<View>>,
     /// An error gave reason to doubt the map.
     doubt: Notify,
@@ -81,6 +84,7 @@ impl Routing {
     pub(super) fn new(
         coordinator: &Arc<Node>,
         settings: Settings,
+        places: Arc<Semaphore>,
         enabled: bool,
         metrics: &Arc<Metrics>,
     ) -> Self {
@@ -88,6 +92,7 @@ impl Routing {
         Self {
             coordinator: Arc::clone(coordinator),
             settings,
+            places,
             view: RwLock::default(),
             doubt: Notify::new(),
             metrics: Arc::clone(metrics),
@@ -223,7 +228,7 @@ impl Routing {
     fn open(&self, place: &Place, stop: &CancellationToken) -> Arc<Node> {
         let Some((host, port)) = &place.address else { return Arc::clone(&self.coordinator) };
         let connector = self.coordinator.connector().to(host, *port);
-        let node = Arc::new(Node::new(connector, self.settings, &self.metrics));
+        let node = Arc::new(Node::new(connector, self.settings, &self.places, &self.metrics));
         node.open(stop);
         node
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream;
 
+use super::heat::store;
 use super::observed::{Citus, Facts, Node, Observed, Role};
 use super::sessions::{Door, Sessions};
 use super::settings;
@@ -78,6 +79,7 @@ async fn coordinator(
         if citus {
             facts.citus.release = Some(catalog::release(&session).await?);
             observed.catalog = Some(catalog::read(&session).await?);
+            facts.own_tables = store::is_there(&session).await?;
         }
         session.run("COMMIT").await?;
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
+use super::heat::Heat;
 use super::observed::{Catalog, Facts, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
@@ -13,8 +14,8 @@ use super::wanted::Wanted;
 use super::world::{World, members};
 use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus};
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED,
-    SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, HOT_TENANT, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED,
+    SCHEMA_DISTRIBUTED, SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
 };
 use crate::names::Group;
 use crate::status::Part;
@@ -22,7 +23,7 @@ use crate::status::Part;
 /// What of the status is written here.
 pub const PART: Part = Part {
     manager: SHARDS_MANAGER,
-    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "plan", "rebalance"],
+    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "plan", "rebalance", "hot", "heat"],
     conditions: &[
         CITUS_AVAILABLE,
         METADATA_SYNCED,
@@ -31,6 +32,7 @@ pub const PART: Part = Part {
         SCHEMA_DISTRIBUTED,
         BALANCED,
         SCALE_IN_BLOCKED,
+        HOT_TENANT,
     ],
 };
 
@@ -92,6 +94,8 @@ pub fn status(
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
         plan: planned(round, before.and_then(|status| status.plan.as_ref())),
         rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref()), now),
+        hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
+        heat: observed.heat.as_ref().map(Heat::status),
         ..DialogClusterStatus::default()
     }
 }

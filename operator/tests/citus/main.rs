@@ -9,6 +9,7 @@ mod adopt;
 mod faults;
 mod fresh;
 mod growth;
+mod heat;
 mod journey;
 mod killer;
 mod moves;

@@ -242,6 +242,7 @@ pub fn brief<'a>(
         held: None,
         shown: None,
         overtaken: None,
+        heat: None,
     }
 }
 

@@ -6,18 +6,17 @@ use std::{path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::{HeaderMap, StatusCode},
+    response::{AppendHeaders, IntoResponse},
     routing::{get, post},
 };
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use clap::Parser;
 use deadpool_postgres::{Manager, Pool};
 use dialog_api::{dialogs::pair::Pair, tokens::read_key};
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 
@@ -37,14 +36,14 @@ struct Flags {
 
 struct App {
     pool: Pool,
-    key: Hmac<Sha256>,
+    key: DecodingKey,
+    validation: Validation,
     inbox: bool,
 }
 
 #[derive(Deserialize)]
 struct Claims {
     sub: Uuid,
-    exp: i64,
 }
 
 #[derive(Deserialize)]
@@ -59,24 +58,28 @@ struct Message {
     text: String,
     id: Uuid,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edited_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+struct Paging {
+    limit: Option<i64>,
+    before: Option<Uuid>,
 }
 
 fn internal(_: impl std::error::Error) -> StatusCode {
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
-/// The user that an HS256 token was issued to.
+/// Whose token it is, if it is ours and has not ended.
 fn caller(app: &App, headers: &HeaderMap) -> Result<Uuid, StatusCode> {
-    let claims = || {
-        let (signed, signature) =
-            headers.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?.rsplit_once('.')?;
-        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
-        app.key.clone().chain_update(signed).verify_slice(&signature).ok()?;
-        let claims = BASE64_URL_SAFE_NO_PAD.decode(signed.split_once('.')?.1).ok()?;
-        serde_json::from_slice(&claims).ok()
-    };
-    let claims: Claims = claims().ok_or(StatusCode::UNAUTHORIZED)?;
-    if Timestamp::now().as_second() < claims.exp { Ok(claims.sub) } else { Err(StatusCode::UNAUTHORIZED) }
+    let token = headers.get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let token = token.ok_or(StatusCode::UNAUTHORIZED)?;
+    let token = decode::<Claims>(token, &app.key, &app.validation).map_err(|_| StatusCode::UNAUTHORIZED)?;
+    Ok(token.claims.sub)
 }
 
 async fn send(
@@ -125,36 +128,48 @@ async fn send(
 async fn list(
     State(app): State<Arc<App>>,
     Path(peer): Path<Uuid>,
+    Query(paging): Query<Paging>,
     headers: HeaderMap,
-) -> Result<Json<Vec<Message>>, StatusCode> {
+) -> Result<impl IntoResponse, StatusCode> {
     let dialog = Pair::new(caller(&app, &headers)?, peer).dialog_id();
+    let (before, limit) = (paging.before.unwrap_or(Uuid::max()), paging.limit.unwrap_or(100));
+    if !(1..=100).contains(&limit) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
     let client = app.pool.get().await.map_err(internal)?;
     let list = client
         .prepare_cached(
-            "SELECT from_user_id, to_user_id, text, message_id, created_at FROM messages
-             WHERE dialog_id = $1 ORDER BY message_id DESC LIMIT 100",
+            "SELECT from_user_id, to_user_id, text, message_id, created_at, edited_at, deleted_at FROM messages
+             WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3",
         )
         .await
         .map_err(internal)?;
-    let rows = client.query(&list, &[&dialog]).await.map_err(internal)?;
+    let rows = client.query(&list, &[&dialog, &before, &limit]).await.map_err(internal)?;
     let message = |row: &tokio_postgres::Row| Message {
         from: row.get(0),
         to: row.get(1),
         text: row.get(2),
         id: row.get(3),
         created_at: row.get(4),
+        edited_at: row.get(5),
+        deleted_at: row.get(6),
     };
-    Ok(Json(rows.iter().map(message).collect()))
+    let messages: Vec<Message> = rows.iter().map(message).collect();
+    let full = messages.last().filter(|_| i64::try_from(messages.len()) == Ok(limit));
+    let next = full.map(|message| ("x-next-cursor", message.id.to_string()));
+    Ok((AppendHeaders(next), Json(messages)))
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let flags = Flags::parse();
     let pool = Pool::builder(Manager::new(flags.database, NoTls)).max_size(flags.connections).build()?;
-    let key = Hmac::new_from_slice(&read_key(&flags.token_key_file)?)?;
+    let key = DecodingKey::from_secret(&read_key(&flags.token_key_file)?);
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.leeway = 0;
     let router = Router::new()
         .route("/dialog/{user_id}/send", post(send))
         .route("/dialog/{user_id}/list", get(list))
-        .with_state(Arc::new(App { pool, key, inbox: flags.inbox }));
+        .with_state(Arc::new(App { pool, key, validation, inbox: flags.inbox }));
     Ok(axum::serve(tokio::net::TcpListener::bind(flags.listen).await?, router).await?)
 }

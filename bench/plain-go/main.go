@@ -15,6 +15,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -25,11 +26,13 @@ import (
 )
 
 type message struct {
-	From      uuid.UUID `json:"from"`
-	To        uuid.UUID `json:"to"`
-	Text      string    `json:"text"`
-	ID        uuid.UUID `json:"id"`
-	CreatedAt time.Time `json:"created_at"`
+	From      uuid.UUID  `json:"from"`
+	To        uuid.UUID  `json:"to"`
+	Text      string     `json:"text"`
+	ID        uuid.UUID  `json:"id"`
+	CreatedAt time.Time  `json:"created_at"`
+	EditedAt  *time.Time `json:"edited_at,omitempty"`
+	DeletedAt *time.Time `json:"deleted_at,omitempty"`
 }
 
 var (
@@ -138,20 +141,41 @@ func store(ctx context.Context, from, to uuid.UUID, text string) error {
 	})
 }
 
+// paging is the first id not wanted and how many, from the parameters behind the question mark.
+func paging(r *http.Request) (before uuid.UUID, limit int, err error) {
+	before, limit = uuid.Max, 100
+	query := r.URL.Query()
+	if text := query.Get("before"); text != "" {
+		before, err = uuid.Parse(text)
+	}
+	if text := query.Get("limit"); text != "" && err == nil {
+		limit, err = strconv.Atoi(text)
+	}
+	if limit < 1 || limit > 100 {
+		err = errors.New("limit can be 1 to 100")
+	}
+	return before, limit, err
+}
+
 func list(w http.ResponseWriter, r *http.Request) {
 	me, peer, ok := users(w, r)
 	if !ok {
 		return
 	}
+	before, limit, err := paging(r)
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
 	rows, err := pool.Query(r.Context(),
-		`SELECT from_user_id, to_user_id, text, message_id, created_at FROM messages
-		 WHERE dialog_id = $1 ORDER BY message_id DESC LIMIT 100`, dialogID(me, peer))
+		`SELECT from_user_id, to_user_id, text, message_id, created_at, edited_at, deleted_at FROM messages
+		 WHERE dialog_id = $1 AND message_id < $2 ORDER BY message_id DESC LIMIT $3`, dialogID(me, peer), before, limit)
 	messages := []message{}
 	if err == nil {
 		defer rows.Close()
 		for rows.Next() && err == nil {
 			var m message
-			err = rows.Scan(&m.From, &m.To, &m.Text, &m.ID, &m.CreatedAt)
+			err = rows.Scan(&m.From, &m.To, &m.Text, &m.ID, &m.CreatedAt, &m.EditedAt, &m.DeletedAt)
 			messages = append(messages, m)
 		}
 		err = errors.Join(err, rows.Err())
@@ -160,6 +184,9 @@ func list(w http.ResponseWriter, r *http.Request) {
 	if errors.Join(err, encoded) != nil {
 		w.WriteHeader(http.StatusInternalServerError)
 		return
+	}
+	if len(messages) == limit {
+		w.Header().Set("X-Next-Cursor", messages[limit-1].ID.String())
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(body)

@@ -45,7 +45,9 @@ async fn a_run_is_counted_to_the_last_message() -> Result<()> {
     assert_eq!(u64::try_from(stored)?, audit.acknowledged);
     assert_eq!(report.seconds.iter().map(|second| second.sends).sum::<u64>(), audit.acknowledged);
     let [group] = &report.shard_groups[..] else { panic!("{:?}", report.shard_groups) };
-    assert!(group.gap.longest_gap_ms > 0.0 && group.gap.longest_gap_ms < 3_000.0, "{group:?}");
+    // How long they are is the machine's business.
+    let (gap, wait) = (group.gap.longest_gap_ms, group.gap.longest_wait_ms);
+    assert!(gap >= wait && wait > 0.0, "{group:?}");
 
     let read: Report = serde_json::from_str(&serde_json::to_string(&report)?)?;
     assert_eq!(

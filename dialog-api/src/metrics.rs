@@ -20,7 +20,7 @@ use prometheus_client::{
 
 mod routing;
 
-pub use self::routing::{NodeConnections, RefreshReason, Route, RoutingMetrics, RoutingMode};
+pub use self::routing::{NodeMetrics, RefreshReason, Route, RoutingMetrics, RoutingMode};
 use crate::database::statements::Sql;
 
 /// Labels of a request.

@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Limits, LoginConfig},
     database::{Database, connect::Connector},
     dialogs::{Dialogs, SendLimits},
-    http::{App, EXPORTS, LARGE_ANSWERS, LARGE_BODIES, router, serve},
+    http::{App, EXPORTS, Front, LARGE_ANSWERS, LARGE_BODIES, serve},
     inbox::Inbox,
     jobs::Jobs,
     metrics::Metrics,
@@ -61,8 +61,8 @@ pub async fn run(config: Config) -> Result<()> {
     };
 
     let (stop_accepting, stop_database) = (CancellationToken::new(), CancellationToken::new());
-    let serving =
-        serve::serve(listener, router(Arc::clone(&app)), &config.limits, &app.metrics, &stop_accepting);
+    let front = Arc::new(Front::new(Arc::clone(&app)));
+    let serving = serve::serve(listener, front, &config.limits, &app.metrics, &stop_accepting);
     let life = async {
         let lived = live(&app, &config, signals, &stop_database).await;
         stop_accepting.cancel();

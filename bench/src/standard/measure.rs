@@ -310,4 +310,4 @@ pub(super) fn latency_row(
 }
 
 /// Why there is nothing to compare with the coordinator's path.
-pub(super) const NO_CITUS: &str = "the citus extension is missing here: there is one server";
+pub(super) const NO_CITUS: &str = "there is one server, without the citus extension";

@@ -56,6 +56,9 @@ pub struct StandardArguments {
     /// Only this section; can be given several times; writes no results
     #[arg(long = "section", value_enum)]
     sections: Vec<Section>,
+    /// On one plain PostgreSQL, as where the citus extension is missing; writes no results
+    #[arg(long)]
+    without_citus: bool,
     /// How long shards are moved under a load [default: 30s, 6s with --quick]
     #[arg(long, value_parser = crate::cli::duration)]
     moves: Option<Duration>,
@@ -133,7 +136,7 @@ pub async fn standard(arguments: StandardArguments) -> Result<()> {
     let busy = notes::load_average()?;
     let folder = tempfile::tempdir().context("temporary directory")?;
     step("servers");
-    let stand = Stand::start(2).await?;
+    let stand = Stand::start(if arguments.without_citus { 0 } else { 2 }).await?;
     let bench = Bench { size, stand: &stand, programs: &arguments.programs, folder: folder.path() };
     bench.write_key()?;
     let api = serve(&bench).await?;
@@ -145,7 +148,7 @@ pub async fn standard(arguments: StandardArguments) -> Result<()> {
     let (rows, mixed) = measure(&bench, &api, &arguments.sections).await?;
     let notes = notes::notes(&bench, arguments.quick, &busy).await?;
     let mut text = format!("{notes}\n{}", table::markdown(&rows));
-    if arguments.quick || !arguments.sections.is_empty() {
+    if arguments.quick || arguments.without_citus || !arguments.sections.is_empty() {
         println!("{text}\nNothing was written: results are those of a whole run.");
         return Ok(());
     }

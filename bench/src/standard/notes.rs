@@ -4,6 +4,7 @@ use std::{fs, process::Command, thread};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use testbed::postgres::citus_available;
 
 use super::{
     Size,
@@ -28,8 +29,12 @@ pub(super) async fn notes(bench: &Bench<'_>, quick: bool, busy: &str) -> Result<
     let servers = if bench.stand.is_citus() {
         format!("A Citus coordinator and {} workers with {SHARDS} shards", bench.stand.workers().len())
     } else {
-        "**One plain PostgreSQL: the citus extension is missing on this machine, and nothing here is about shards**"
-            .into()
+        let why = if citus_available().is_ok() {
+            "as asked for with `--without-citus`"
+        } else {
+            "the citus extension is missing on this machine"
+        };
+        format!("**One plain PostgreSQL: {why}, and nothing here is about shards**")
     };
     let [sends, lists] = KINDS.map(|(kind, load)| format!("| {}s | `dialog-bench run {load}` |", name(kind)));
     Ok(format!(

@@ -14,7 +14,7 @@ mod session;
 pub mod statements;
 pub mod tables;
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{ops::Deref, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, BytesMut};
 use tokio::time::{Instant, timeout_at};
@@ -42,8 +42,6 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause before a statement is tried again.
 const RETRY_PAUSE_LIMIT: Duration = Duration::from_millis(250);
-/// How long statements wait for a lost worker before the answer is immediate: a failover took 2.4 s.
-const WORKER_GRACE: Duration = Duration::from_secs(3);
 
 /// Parameters of a statement.
 pub type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -80,7 +78,8 @@ impl Database {
         // Somewhat less than an attempt has: a server that lives says that the time is over before it is given up.
         let settings = Settings { connections, statement_limit: timeout * 2 / 5, grace: timeout };
         let coordinator = Arc::new(Node::new(connector, settings, &metrics));
-        let worker_settings = Settings { grace: timeout.min(WORKER_GRACE), ..settings };
+        // 4 s of 5: switchovers and restarts took up to 3.0 s. Others are served meanwhile, so it is not all of the time.
+        let worker_settings = Settings { grace: timeout * 4 / 5, ..settings };
         let enabled = config.routing == RoutingChoice::Auto;
         let routing = Arc::new(Routing::new(&coordinator, worker_settings, enabled, &metrics));
         Self { coordinator, routing, flights: Arc::default(), timeout, metrics }
@@ -100,10 +99,12 @@ impl Database {
         tokio::spawn(async move { stop.run_until_cancelled(routing.keep_up_to_date(&stop)).await });
     }
 
-    /// Whether at least one connection works.
+    /// Whether requests can be handled: at least one server is connected, or was lost so short a time ago that
+    /// statements wait for it. (A switchover of the only server must not have load balancers turn away: what they
+    /// would answer meanwhile is worse than the wait.)
     #[must_use]
     pub fn is_available(&self) -> bool {
-        self.coordinator.live() > 0 || self.live_connections() > 0
+        self.routing.nodes().iter().any(|node| node.is_available())
     }
 
     /// Connections that work now, to all servers.
@@ -194,7 +195,9 @@ impl Database {
             let sent = Instant::now();
             // Half of the time for one attempt leaves the other half for a connection that answers.
             let attempt_deadline = deadline.min(sent + self.timeout / 2);
-            let failure = match timeout_at(attempt_deadline, session.query(sql, parameters)).await {
+            // Pinned here, as it would be copied on its way into what waits for it.
+            let attempt = pin!(session.query(sql, parameters));
+            let failure = match timeout_at(attempt_deadline, attempt).await {
                 Ok(Ok(rows)) => return Ok(Rows(Arc::new(rows))),
                 Ok(Err(error)) => {
                     let straight = route == Route::Owner && !Arc::ptr_eq(&node, &self.coordinator);

@@ -1,6 +1,7 @@
 //! One server and the connections to it, made again whenever they are lost.
 
 use std::{
+    mem,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -8,27 +9,36 @@ use std::{
     time::Duration,
 };
 
+use anyhow::bail;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_postgres::types::Type;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{connect::Connector, session::Session, statements::Sql};
-use crate::metrics::{Metrics, NodeConnections};
+use crate::metrics::{Metrics, NodeMetrics};
 
 /// First pause before connecting again; doubled each time.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause before connecting again.
 const RECONNECT_PAUSE_LIMIT: Duration = Duration::from_secs(2);
+/// The same while statements wait for the server: no longer than they notice.
+const SCOUT_PAUSE_LIMIT: Duration = Duration::from_millis(200);
+/// Longest time for such an attempt to connect. The address of a server that has just gone often answers nothing, and
+/// by the time that an ordinary attempt notices, its successor has served for long.
+const SCOUT_LIMIT: Duration = Duration::from_millis(500);
 /// Most statements that may wait for a server that was lost a moment ago. More would be a queue that a server
-/// just back from a failover has to work off before it serves anybody.
-const WAITING_LIMIT: usize = 256;
+/// just back from a failover has to work off before it serves anybody, and memory that one server takes from all.
+const WAITING_LIMIT: usize = 2_048;
 
 /// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
 /// [`Session::gathered`]); on all eight connections hardly any two would meet.
 const READING: usize = 4;
+/// How many statements more than the least busy connection one may have under way that is about to send a read: another
+/// read travels with it in the same packet, which costs less than to wake another session of the server.
+const TOGETHER: usize = 2;
 
 /// A server.
 pub(super) struct Node {
@@ -42,7 +52,7 @@ pub(super) struct Node {
     waiting: AtomicUsize,
     closed: CancellationToken,
     metrics: Arc<Metrics>,
-    live: NodeConnections,
+    numbers: NodeMetrics,
 }
 
 /// How a server is treated.
@@ -91,7 +101,7 @@ pub(super) enum NoSession {
 impl Node {
     /// Describes a server without connecting; [`Node::open`] does that.
     pub(super) fn new(connector: Connector, settings: Settings, metrics: &Arc<Metrics>) -> Self {
-        let live = metrics.routing.node(connector.address());
+        let numbers = metrics.routing.node(connector.address());
         let contact = Contact { live: 0, met: false, since: Instant::now(), through_coordinator: None };
         Self {
             connector,
@@ -103,7 +113,7 @@ impl Node {
             waiting: AtomicUsize::new(0),
             closed: CancellationToken::new(),
             metrics: Arc::clone(metrics),
-            live,
+            numbers,
         }
     }
 
@@ -115,13 +125,13 @@ impl Node {
     /// Starts to connect, and keeps connecting again whenever a connection is lost, until `stop` or
     /// [`Node::close`].
     pub(super) fn open(self: &Arc<Self>, stop: &CancellationToken) {
-        for _ in 0..self.settings.connections {
+        for number in 0..self.settings.connections {
             let (node, stop) = (Arc::clone(self), stop.clone());
             tokio::spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = node.closed.cancelled() => {}
-                    () = Box::pin(node.keep_connected()) => {}
+                    () = Box::pin(node.keep_connected(number == 0)) => {}
                 }
             });
         }
@@ -146,6 +156,13 @@ impl Node {
     pub(super) fn away_for(&self) -> Option<Duration> {
         let contact = self.contact.borrow();
         (contact.live == 0).then(|| contact.since.elapsed())
+    }
+
+    /// Whether a statement would be run: there is a connection, or there was one so short a time ago that it is
+    /// waited for.
+    pub(super) fn is_available(&self) -> bool {
+        let contact = self.contact.borrow();
+        contact.live > 0 || contact.met && contact.is_awaited(self.settings.grace)
     }
 
     /// How to get a statement there.
@@ -179,6 +196,7 @@ impl Node {
             ))
         })?;
         let mut changes = self.contact.subscribe();
+        let mut waits = false;
         loop {
             let contact = *changes.borrow_and_update();
             if contact.live > 0
@@ -190,14 +208,19 @@ impl Node {
                 return Err(NoSession::ThroughCoordinator);
             }
             let patience = deadline.min(contact.since + self.settings.grace);
-            if Instant::now() >= patience || timeout_at(patience, changes.changed()).await.is_err() {
-                let reason = format!(
-                    "no connection to {} since {:?}",
-                    self.connector.address(),
-                    contact.since.elapsed()
-                );
-                return Err(NoSession::Away(reason));
+            if Instant::now() < patience {
+                if !mem::replace(&mut waits, true) {
+                    self.numbers.wait();
+                }
+                if timeout_at(patience, changes.changed()).await.is_ok() {
+                    continue;
+                }
             }
+            let since = contact.since.elapsed();
+            return Err(NoSession::Away(format!(
+                "no connection to {} since {since:?}",
+                self.connector.address()
+            )));
         }
     }
 
@@ -226,24 +249,43 @@ impl Node {
         // Begins with another one each time, so that equally busy ones take turns.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % sessions.len().max(1);
         let (after, before) = (&sessions[first..], &sessions[..first]);
-        after.iter().chain(before).min_by_key(|session| session.under_way()).map(Arc::clone)
+        let alone = |session: &Session| if sql.is_read() && session.gathers() { 0 } else { TOGETHER };
+        after.iter().chain(before).min_by_key(|session| session.under_way() + alone(session)).map(Arc::clone)
     }
 
-    /// Connects, waits until the connection is lost, and so on for ever.
-    async fn keep_connected(&self) {
+    /// Connects, waits until the connection is lost, and so on for ever. The `scout` tries harder than the others
+    /// while statements wait for the server, and the others follow when it is through: a server that has just
+    /// started is not asked by all of them all the time.
+    async fn keep_connected(&self, scout: bool) {
         let node = self.connector.address();
+        let is_hurried = || scout && self.contact.borrow().is_awaited(self.settings.grace);
         let mut pause = RECONNECT_PAUSE;
         loop {
-            match Session::establish(&self.connector, self.settings.statement_limit).await {
+            let establish = Session::establish(&self.connector, self.settings.statement_limit);
+            let established = if is_hurried() {
+                let in_time = timeout(SCOUT_LIMIT, establish).await;
+                in_time.unwrap_or_else(|_| bail!("no session within {SCOUT_LIMIT:?}"))
+            } else {
+                establish.await
+            };
+            match established {
                 Ok((session, traffic)) => {
                     pause = RECONNECT_PAUSE;
                     let session = Arc::new(session);
                     self.gain(&session);
-                    let end = session.abandoned.run_until_cancelled(session.gathered(traffic)).await;
+                    // In a task of its own: what else ends the connection is not looked at whenever anything travels.
+                    let own = Arc::clone(&session);
+                    let driven = tokio::spawn(async move { own.gathered(traffic).await });
+                    let end = session.abandoned.run_until_cancelled(AbortOnDropHandle::new(driven)).await;
                     self.lose(&session);
                     match end {
-                        Some(Ok(())) => tracing::warn!(node, "connection to the database ended"),
-                        Some(Err(error)) => tracing::warn!(node, %error, "connection to the database lost"),
+                        Some(Ok(Ok(()))) => tracing::warn!(node, "connection to the database ended"),
+                        Some(Ok(Err(error))) => {
+                            tracing::warn!(node, %error, "connection to the database lost");
+                        }
+                        Some(Err(error)) => {
+                            tracing::error!(node, %error, "connection to the database lost by a panic");
+                        }
                         None => tracing::warn!(
                             node,
                             "connection to the database given up: it no longer answers as it should"
@@ -255,9 +297,22 @@ impl Node {
                     tracing::warn!(node, error = format!("{error:#}"), "no connection to the database");
                 }
             }
-            // Connections that were lost together should not all come back in the same moment.
-            tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-            pause = (pause * 2).min(RECONNECT_PAUSE_LIMIT);
+            self.pause(pause).await;
+            let limit = if is_hurried() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
+            pause = (pause * 2).min(limit);
+        }
+    }
+
+    /// Pauses before connecting again; while there is no connection at all, until there is one at most.
+    async fn pause(&self, pause: Duration) {
+        // Connections that were lost together should not all come back in the same moment.
+        let jittered = |pause: Duration| pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        let mut contact = self.contact.subscribe();
+        if contact.borrow_and_update().live > 0 {
+            return sleep(jittered(pause)).await;
+        }
+        if timeout(jittered(pause), contact.wait_for(|contact| contact.live > 0)).await.is_ok() {
+            sleep(jittered(pause.min(RECONNECT_PAUSE))).await;
         }
     }
 
@@ -277,7 +332,7 @@ impl Node {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut sessions);
         let live = sessions.len();
-        self.live.set(live);
+        self.numbers.live(live);
         self.contact.send_modify(|contact| {
             if live > 0 {
                 (contact.met, contact.through_coordinator) = (true, None);
@@ -290,6 +345,11 @@ impl Node {
 }
 
 impl Contact {
+    /// Whether the server is away, and not for longer than statements wait.
+    fn is_awaited(&self, grace: Duration) -> bool {
+        self.live == 0 && self.since.elapsed() < grace
+    }
+
     fn way(&self) -> Way {
         // A server never met may be one that only other servers can reach; the coordinator is asked soon.
         let reached = self.through_coordinator.unwrap_or(!self.met);

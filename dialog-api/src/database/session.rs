@@ -27,8 +27,8 @@ pub(super) struct Session {
     client: Client,
     statements: Vec<Statement>,
     under_way: AtomicUsize,
-    /// Whether a read was asked for since the traffic was last driven.
-    read_asked: AtomicBool,
+    /// Whether a read was asked for since the traffic was last driven: it leaves in a moment.
+    gathers: AtomicBool,
     made: Instant,
     /// When the server last answered, in microseconds after the connection was made.
     heard: AtomicU64,
@@ -55,7 +55,7 @@ impl Session {
             client,
             statements,
             under_way: AtomicUsize::new(0),
-            read_asked: AtomicBool::new(false),
+            gathers: AtomicBool::new(false),
             made: Instant::now(),
             heard: AtomicU64::new(0),
             abandoned: CancellationToken::new(),
@@ -69,15 +69,17 @@ impl Session {
     /// others. Of lists under load, two and more share a packet, which spares the service 13 % of its processor time
     /// and the server 16 % (`cargo xtask bench -- --section plain`). Writes gain nothing by it, and do not wait.
     pub(super) async fn gathered(&self, mut traffic: Traffic) -> <Traffic as Future>::Output {
-        let mut gathered = false;
+        let mut waited = false;
         poll_fn(|context| {
             // Once only: those that come meanwhile are among the others.
-            gathered = self.read_asked.swap(false, Ordering::Relaxed) && !gathered;
-            if gathered {
+            if self.gathers() && !waited {
+                waited = true;
                 // Puts this task behind all others in the queue.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            waited = false;
+            self.gathers.store(false, Ordering::Relaxed);
             traffic.as_mut().poll(context)
         })
         .await
@@ -92,7 +94,7 @@ impl Session {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
         if sql.is_read() {
-            self.read_asked.store(true, Ordering::Relaxed);
+            self.gathers.store(true, Ordering::Relaxed);
         }
         let answer = self.client.query(&self.statements[sql as usize], parameters).await;
         if answer.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true) {
@@ -100,6 +102,11 @@ impl Session {
             self.heard.fetch_max(heard, Ordering::Relaxed);
         }
         answer
+    }
+
+    /// Whether a read is about to leave, and others can travel with it.
+    pub(super) fn gathers(&self) -> bool {
+        self.gathers.load(Ordering::Relaxed)
     }
 
     /// Whether the server has said anything on this connection since then.

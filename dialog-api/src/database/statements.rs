@@ -337,21 +337,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn writes_are_harmless_when_run_twice() {
-        for sql in Sql::ALL {
-            let text = sql.text();
-            let by_key = text.starts_with("UPDATE") || text.starts_with("DELETE");
-            assert!(
-                text.starts_with("SELECT")
-                    || text.contains("ON CONFLICT")
-                    || by_key && text.contains("WHERE"),
-                "{}",
-                sql.name()
-            );
-        }
-    }
-
     /// What routing to the owner of a shard relies on.
     #[test]
     fn the_first_parameter_is_the_key_of_the_one_table() {

@@ -55,12 +55,12 @@ pub(super) fn beyond(range: Range, limit: usize, found: Found) -> Option<Beyond>
 }
 
 /// The page, from what was found beside the archive and in it; both in the order of reading.
-pub(super) fn joined(
+pub(super) fn joined<T>(
     range: Range,
     limit: usize,
-    mut recent: Vec<Message>,
-    mut archived: Vec<Message>,
-) -> Vec<Message> {
+    mut recent: Vec<Message<T>>,
+    mut archived: Vec<Message<T>>,
+) -> Vec<Message<T>> {
     match range {
         Range::Before(_) => {
             recent.append(&mut archived);

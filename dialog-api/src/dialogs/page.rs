@@ -1,7 +1,7 @@
 //! Listing a dialog, a page at a time, by key: however long the dialog is, a page costs the same.
 
 use jiff::Timestamp;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::FromSql};
 use uuid::Uuid;
 
 use super::{
@@ -17,9 +17,9 @@ pub const PAGE_LIMIT: u16 = 100;
 /// The column of a list that says whether the messages before this one are archived.
 const OLDER_ARCHIVED: usize = 7;
 
-/// A message in a list.
+/// A message in a list. Its text may be part of what the database answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct Message<T = String> {
     /// Its id, a UUIDv7: greater ids are newer.
     pub id: Uuid,
     /// Who wrote it.
@@ -27,7 +27,7 @@ pub struct Message {
     /// To whom.
     pub to: Uuid,
     /// What.
-    pub text: String,
+    pub text: T,
     /// When the service took it.
     pub created_at: Timestamp,
     /// When its author changed it last.
@@ -36,8 +36,8 @@ pub struct Message {
     pub deleted_at: Option<Timestamp>,
 }
 
-impl From<&Row> for Message {
-    fn from(row: &Row) -> Self {
+impl<'a, T: FromSql<'a>> From<&'a Row> for Message<T> {
+    fn from(row: &'a Row) -> Self {
         Self {
             id: row.get(0),
             from: row.get(1),
@@ -47,6 +47,13 @@ impl From<&Row> for Message {
             edited_at: row.get(5),
             deleted_at: row.get(6),
         }
+    }
+}
+
+impl From<Message<&str>> for Message {
+    fn from(message: Message<&str>) -> Self {
+        let Message { id, from, to, text, created_at, edited_at, deleted_at } = message;
+        Self { id, from, to, text: text.to_owned(), created_at, edited_at, deleted_at }
     }
 }
 
@@ -68,17 +75,17 @@ impl Default for Range {
 
 /// Part of a dialog.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct Page<T = String> {
     /// Newest first, whichever way the dialog is read.
-    pub messages: Vec<Message>,
+    pub messages: Vec<Message<T>>,
     /// Where to go on in the same direction. Backwards, nothing when this was the beginning of the dialog; forwards
     /// always, since there will be more.
     pub next: Option<Uuid>,
 }
 
-impl Page {
+impl<T> Page<T> {
     /// Of messages in the order in which they were read.
-    fn new(mut messages: Vec<Message>, range: Range, limit: u16) -> Self {
+    fn new(mut messages: Vec<Message<T>>, range: Range, limit: u16) -> Self {
         let last = messages.last().map(|message| message.id);
         let next = match range {
             Range::Before(_) => last.filter(|_| messages.len() == usize::from(limit)),
@@ -103,6 +110,25 @@ impl Dialogs {
         range: Range,
         limit: u16,
     ) -> Result<Page, DialogError> {
+        let owned = |Page { messages, next }: Page<&str>| Page {
+            messages: messages.into_iter().map(Message::from).collect(),
+            next,
+        };
+        self.show(reader, peer, range, limit, owned).await
+    }
+
+    /// As [`Dialogs::list`], for a look only: texts stay where the database's answer was received.
+    ///
+    /// # Errors
+    /// As [`Dialogs::list`].
+    pub async fn show<T>(
+        &self,
+        reader: Uuid,
+        peer: Uuid,
+        range: Range,
+        limit: u16,
+        look: impl FnOnce(Page<&str>) -> T,
+    ) -> Result<T, DialogError> {
         if limit == 0 || limit > PAGE_LIMIT {
             return Err(DialogError::BadRange(format!("limit is {limit}, it can be 1 to {PAGE_LIMIT}")));
         }
@@ -115,11 +141,12 @@ impl Dialogs {
         let rows = self.database.query(sql, &[&dialog, &start, &i64::from(limit)]).await?;
         let edge = |row: &Row| Edge { id: row.get(0), border: row.get(OLDER_ARCHIVED) };
         let found = Found { count: rows.len(), first: rows.first().map(edge), last: rows.last().map(edge) };
-        let mut messages: Vec<Message> = rows.iter().map(Message::from).collect();
+        let mut messages: Vec<Message<&str>> = rows.iter().map(Message::from).collect();
+        let archived_rows;
         if let Some(beyond) = beyond(range, usize::from(limit), found) {
             let count = i64::try_from(beyond.count).unwrap_or(i64::MAX);
-            let rows = self.database.query(beyond.sql, &[&dialog, &beyond.start, &count]).await?;
-            let archived = rows.iter().map(Message::from).collect();
+            archived_rows = self.database.query(beyond.sql, &[&dialog, &beyond.start, &count]).await?;
+            let archived = archived_rows.iter().map(Message::from).collect();
             messages = joined(range, usize::from(limit), messages, archived);
         }
         // Whoever has exchanged messages exists: only a page without any needs the question.
@@ -130,7 +157,7 @@ impl Dialogs {
         if messages.iter().any(|message| Pair::new(message.from, message.to) != pair) {
             return Err(DialogError::Collision(dialog));
         }
-        Ok(Page::new(messages, range, limit))
+        Ok(look(Page::new(messages, range, limit)))
     }
 }
 
@@ -157,7 +184,7 @@ mod tests {
         let page = Page::new(messages(&[3, 2]), Range::default(), 2);
         assert_eq!((page.messages, page.next), (messages(&[3, 2]), Some(Uuid::from_u128(2))));
         assert_eq!(Page::new(messages(&[3, 2]), Range::default(), 3).next, None);
-        assert_eq!(Page::new(Vec::new(), Range::default(), 3).next, None);
+        assert_eq!(Page::new(messages(&[]), Range::default(), 3).next, None);
     }
 
     #[test]
@@ -165,6 +192,6 @@ mod tests {
         let range = Range::After(Uuid::from_u128(1));
         let page = Page::new(messages(&[2, 3]), range, 2);
         assert_eq!((page.messages, page.next), (messages(&[3, 2]), Some(Uuid::from_u128(3))));
-        assert_eq!(Page::new(Vec::new(), range, 2).next, Some(Uuid::from_u128(1)));
+        assert_eq!(Page::new(messages(&[]), range, 2).next, Some(Uuid::from_u128(1)));
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::dialogs::{
     ClientId, Draft,
-    page::{Message, PAGE_LIMIT, Range},
+    page::{Message, PAGE_LIMIT, Page, Range},
 };
 
 /// The client's own id for what it sends, as the draft of the IETF calls it.
@@ -122,7 +122,7 @@ impl From<Message> for DialogMessage {
     }
 }
 
-#[derive(Deserialize, IntoParams)]
+#[derive(Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParameters {
     /// Messages in the page; 100 if nothing is said.
@@ -167,8 +167,9 @@ pub(super) async fn list(
     Query(parameters): Query<ListParameters>,
 ) -> Result<impl IntoResponse, ApiError> {
     let limit = parameters.limit.unwrap_or(PAGE_LIMIT);
-    let page = app.dialogs.list(reader, peer, parameters.range()?, limit).await?;
-    let next = page.next.map(|id| (NEXT_CURSOR, id.to_string()));
-    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    Ok((AppendHeaders(next), json, super::page::json(&page.messages)))
+    let written = |page: Page<&str>| (page.next, super::page::json(&page.messages));
+    let (next, json) = app.dialogs.show(reader, peer, parameters.range()?, limit, written).await?;
+    let next = next.map(|id| (NEXT_CURSOR, id.to_string()));
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((AppendHeaders(next), kind, json))
 }

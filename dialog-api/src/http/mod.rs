@@ -6,6 +6,7 @@ mod dialogs;
 mod error;
 mod extract;
 mod guard;
+mod hot;
 mod inbox;
 mod messages;
 mod observe;
@@ -25,6 +26,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::{ApiError, Problem};
+pub use self::hot::Front;
 pub(crate) use self::{account::EXPORTS, extract::LARGE_BODIES, observe::LARGE_ANSWERS};
 use crate::{
     clock::Clock, database::Database, dialogs::Dialogs, inbox::Inbox, metrics::Metrics, readiness::Readiness,
@@ -109,7 +111,7 @@ mod tests {
     use crate::{config::Config, server};
 
     /// The whole application, with nothing behind it.
-    fn app() -> Arc<App> {
+    pub(super) fn app() -> Arc<App> {
         let directory = tempfile::tempdir().unwrap();
         let key = directory.path().join("key");
         std::fs::write(&key, [7; 32]).unwrap();

@@ -26,17 +26,36 @@ const LARGE_ANSWER: u64 = 16 * 1024;
 /// What larger answers may occupy together until they are taken, in KiB.
 pub(crate) const LARGE_ANSWERS: usize = 64 * 1024;
 
-/// Surrounds every request.
+/// What is known of a request that is about to be handled.
+pub(super) struct Asked {
+    started: Instant,
+    request_id: RequestId,
+    route: RouteLabel,
+    method: &'static str,
+}
+
+impl Asked {
+    /// It was asked now.
+    pub(super) fn new(headers: &HeaderMap, method: &Method, route: RouteLabel) -> Self {
+        let (request_id, method) = (RequestId::of(headers), method_label(method));
+        Self { started: Instant::now(), request_id, route, method }
+    }
+}
+
+/// Surrounds every request of the router.
 pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let request_id = RequestId::of(request.headers());
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or(RouteLabel::Fixed("unmatched"), |path| RouteLabel::Matched(path.clone()));
-    let method = method_label(request.method());
+    let asked = Asked::new(request.headers(), request.method(), route);
+    surround(&app, asked, next.run(request)).await
+}
 
-    let handled = AssertUnwindSafe(timeout(app.request_timeout, next.run(request))).catch_unwind().await;
+/// Surrounds a request.
+pub(super) async fn surround(app: &App, asked: Asked, handled: impl Future<Output = Response>) -> Response {
+    let Asked { started, request_id, route, method } = asked;
+    let handled = AssertUnwindSafe(timeout(app.request_timeout, handled)).catch_unwind().await;
     let mut response = match handled {
         Ok(Ok(response)) => response,
         Ok(Err(_elapsed)) => {
@@ -69,7 +88,6 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
             response.headers_mut().entry(name).or_insert(value.clone());
         }
     }
-    response.headers_mut().insert(REQUEST_ID, request_id.0.clone());
     if app.readiness.is_draining() {
         // Clients that keep connections open have to learn that this one ends, before it does.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -87,6 +105,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     );
     let labels = RequestLabels { route, method, status: class(status) };
     app.metrics.request(&labels, elapsed);
+    response.headers_mut().insert(REQUEST_ID, request_id.0);
     response
 }
 

@@ -39,7 +39,7 @@ struct Ready {
 
 /// Whether requests can be handled now
 ///
-/// The schema is ready, the database is there, and the process is not about to end.
+/// The schema is ready, the database is there or was a few seconds ago, and the process is not about to end.
 #[utoipa::path(
     get, path = "/ready", tag = "operation", operation_id = "ready",
     responses(

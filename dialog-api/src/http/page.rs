@@ -17,8 +17,8 @@ use crate::dialogs::page::Message;
 const FRAME: usize = 220;
 
 /// A bare array of messages.
-pub(super) fn json(messages: &[Message]) -> Bytes {
-    let texts: usize = messages.iter().map(|message| message.text.len()).sum();
+pub(super) fn json<T: AsRef<str>>(messages: &[Message<T>]) -> Bytes {
+    let texts: usize = messages.iter().map(|message| message.text.as_ref().len()).sum();
     let mut out = Vec::with_capacity(2 + messages.len() * FRAME + texts + texts / 8);
     out.push(b'[');
     for (number, message) in messages.iter().enumerate() {
@@ -31,12 +31,12 @@ pub(super) fn json(messages: &[Message]) -> Bytes {
     out.into()
 }
 
-fn write_message(out: &mut Vec<u8>, message: &Message) {
+fn write_message<T: AsRef<str>>(out: &mut Vec<u8>, message: &Message<T>) {
     let Message { id, from, to, text, created_at, edited_at, deleted_at } = message;
     write_id(out, br#"{"from":""#, *from);
     write_id(out, br#"","to":""#, *to);
     out.extend_from_slice(br#"","text":"#);
-    write_text(out, text);
+    write_text(out, text.as_ref());
     write_id(out, br#","id":""#, *id);
     write_time(out, br#"","created_at":""#, Some(*created_at));
     write_time(out, br#"","edited_at":""#, *edited_at);

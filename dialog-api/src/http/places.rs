@@ -6,18 +6,20 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
+use futures::task::AtomicWaker;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 
 use super::guard::Phase;
 
@@ -30,21 +32,65 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// All places, and who has one.
 pub(super) struct Places {
     free: Arc<Semaphore>,
-    taken: Mutex<HashMap<u64, Open>>,
+    taken: Mutex<Taken>,
     next: AtomicU64,
+}
+
+#[derive(Default)]
+struct Taken {
+    open: HashMap<u64, Open>,
+    /// Whether all have been told to end.
+    stopped: bool,
+}
+
+/// Why a connection has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The server ends.
+    Stop,
+    /// Somebody else needs its place.
+    GiveWay,
+}
+
+/// Tells one connection to end. It looks at this whenever anything happens on it, which therefore takes no lock: two
+/// cancellation tokens in its place cost 2 % of a list's processor time.
+#[derive(Default)]
+struct Bell {
+    stop: AtomicBool,
+    give_way: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Bell {
+    fn ring(&self, ending: Ending) {
+        let told = match ending {
+            Ending::Stop => &self.stop,
+            Ending::GiveWay => &self.give_way,
+        };
+        told.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn rung(&self) -> Option<Ending> {
+        if self.stop.load(Ordering::Acquire) {
+            Some(Ending::Stop)
+        } else {
+            self.give_way.load(Ordering::Acquire).then_some(Ending::GiveWay)
+        }
+    }
 }
 
 /// An open connection that has not been asked to give way.
 struct Open {
     phase: Phase,
-    give_way: CancellationToken,
+    bell: Arc<Bell>,
 }
 
 /// A connection's entry among the open ones; ends with this value.
 pub(super) struct Entry {
     places: Arc<Places>,
     number: u64,
-    give_way: CancellationToken,
+    bell: Arc<Bell>,
 }
 
 impl Places {
@@ -77,42 +123,61 @@ impl Places {
         }
     }
 
-    /// Enters a connection, so that it can be asked to give way.
+    /// Enters a connection, so that it can be told to end.
     pub(super) fn enter(self: &Arc<Self>, phase: Phase) -> Entry {
-        let (number, give_way) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
-        self.lock().insert(number, Open { phase, give_way: give_way.clone() });
-        Entry { places: Arc::clone(self), number, give_way }
+        let (number, bell) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::<Bell>::default());
+        let mut taken = self.lock();
+        if taken.stopped {
+            bell.ring(Ending::Stop);
+        }
+        taken.open.insert(number, Open { phase, bell: Arc::clone(&bell) });
+        Entry { places: Arc::clone(self), number, bell }
+    }
+
+    /// Tells all connections, and those that are still entered, that the server ends.
+    pub(super) fn stop(&self) {
+        let mut taken = self.lock();
+        taken.stopped = true;
+        for open in taken.open.values() {
+            open.bell.ring(Ending::Stop);
+        }
     }
 
     /// Asks the connection that has been idle longest; each is asked once.
     fn ask_one_to_give_way(&self) {
         let mut taken = self.lock();
         let longest = taken
+            .open
             .iter()
             .filter_map(|(number, open)| Some((open.phase.idle()?, *number)))
             .filter(|(idle, _)| *idle >= IDLE)
             .max();
-        if let Some(open) = longest.and_then(|(_, number)| taken.remove(&number)) {
-            open.give_way.cancel();
+        if let Some(open) = longest.and_then(|(_, number)| taken.open.remove(&number)) {
+            open.bell.ring(Ending::GiveWay);
         }
     }
 
     /// Nothing is left half done under this lock, so a panic elsewhere is no reason to stop.
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entry {
-    /// Waits until the connection is asked to give way.
-    pub(super) async fn asked_to_give_way(&self) {
-        self.give_way.cancelled().await;
+    /// Waits until the connection has to end.
+    pub(super) async fn told_to_end(&self) -> Ending {
+        poll_fn(|context| {
+            // In this order: who rings in between is heard.
+            self.bell.waker.register(context.waker());
+            self.bell.rung().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.places.lock().remove(&self.number);
+        self.places.lock().open.remove(&self.number);
     }
 }
 
@@ -140,7 +205,7 @@ mod tests {
         tokio::pin!(waiting);
         assert!(timeout(Duration::from_millis(10), waiting.as_mut()).await.is_err());
         let asked = |open: &[(Phase, Entry, _)]| {
-            open.iter().map(|(_, entry, _)| entry.give_way.is_cancelled()).collect::<Vec<_>>()
+            open.iter().map(|(_, entry, _)| entry.bell.rung().is_some()).collect::<Vec<_>>()
         };
         assert_eq!(asked(&open), [false, false, true]);
         open[2].2.take();
@@ -152,5 +217,17 @@ mod tests {
         // Later, nothing having changed, it is the second's turn; the first is never asked.
         assert!(timeout(10 * IDLE, places.take()).await.is_err());
         assert_eq!(asked(&open), [false, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_server_ends_all_are_told_and_those_who_come_late() {
+        let places = Places::new(2);
+        let early = places.enter(Phase::default());
+        let told = tokio::spawn(async move { early.told_to_end().await });
+        sleep(IDLE).await;
+        assert!(!told.is_finished());
+        places.stop();
+        assert_eq!(told.await.unwrap(), Ending::Stop);
+        assert_eq!(places.enter(Phase::default()).told_to_end().await, Ending::Stop);
     }
 }

@@ -2,15 +2,8 @@
 
 use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::{
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
@@ -20,7 +13,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     answer::Answer,
     guard::{Guarded, Phase},
-    places::Places,
+    hot::Front,
+    places::{Ending, Places},
 };
 use crate::{config::Limits, metrics::Metrics};
 
@@ -37,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Returns whether everything finished within the configured time.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    front: Arc<Front>,
     limits: &Limits,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
@@ -50,15 +44,17 @@ pub async fn serve(
         let _ = stream.set_nodelay(true);
         let phase = Phase::default();
         let guarded = Guarded::new(stream, phase.clone(), limits.header_timeout, limits.body_timeout);
-        let router = TowerToHyperService::new(router.clone());
-        let begun = phase.clone();
+        let (front, begun) = (Arc::clone(&front), phase.clone());
         let service = service_fn(move |request| {
-            let (response, handling) = (router.call(request), phase.begin());
-            // An open stream is no idle connection: the request ends with the body of its response.
-            async move { Ok::<_, Infallible>(response.await?.map(|body| Answer::new(body, handling))) }
+            let (front, handling) = (Arc::clone(&front), phase.begin());
+            // An open stream is no idle connection: the request ends with the body of its response. In a box, which is
+            // there while it is handled only: an idle connection would keep room for it, 5 kB, in itself.
+            Box::pin(async move {
+                Ok::<_, Infallible>(front.answer(request).await.map(|body| Answer::new(body, handling)))
+            })
         });
         let connection = http.serve_connection(TokioIo::new(guarded), service);
-        let (stop, client) = (stop.clone(), metrics.client_connected());
+        let client = metrics.client_connected();
         let entry = places.enter(begun.clone());
         connections.spawn(async move {
             let _held = (place, client);
@@ -67,8 +63,10 @@ pub async fn serve(
             let outcome = tokio::select! {
                 biased;
                 outcome = connection.as_mut() => outcome,
-                () = stop.cancelled() => finish(connection, &begun).await,
-                () = entry.asked_to_give_way() => give_way(connection, &begun).await,
+                ending = entry.told_to_end() => match ending {
+                    Ending::Stop => finish(connection, &begun).await,
+                    Ending::GiveWay => give_way(connection, &begun).await,
+                },
             };
             if let Err(error) = outcome {
                 tracing::debug!(%error, "connection of a client ended");
@@ -83,6 +81,7 @@ pub async fn serve(
             Err(error) => pause_after(&error).await,
         }
     }
+    places.stop();
     match listener.into_std() {
         // Asked directly: the runtime knows of a new connection only some time after the kernel.
         Ok(listener) => {

@@ -117,6 +117,7 @@ pub struct RoutingMetrics {
     refreshes: Family<ReasonLabels, Counter>,
     shards: Gauge,
     connections: Family<NodeLabels, Gauge>,
+    waits: Family<NodeLabels, Counter>,
     holders: Holders,
 }
 
@@ -127,6 +128,7 @@ impl RoutingMetrics {
         let modes = Family::<ModeLabels, Gauge>::default();
         let refreshes = Family::<ReasonLabels, Counter>::default();
         let (shards, connections) = (Gauge::default(), Family::<NodeLabels, Gauge>::default());
+        let waits = Family::<NodeLabels, Counter>::default();
         registry.register(
             "routing_statements",
             "Statements sent, retries included, by the way they went",
@@ -148,6 +150,11 @@ impl RoutingMetrics {
             "Connections to each server that work",
             connections.clone(),
         );
+        registry.register(
+            "node_waits",
+            "Statements that waited for each server while there was no connection to it",
+            waits.clone(),
+        );
         for reason in RefreshReason::ALL {
             drop(refreshes.get_or_create(&ReasonLabels { reason: *reason }));
         }
@@ -155,7 +162,7 @@ impl RoutingMetrics {
             .iter()
             .map(|route| statements.get_or_create_owned(&RouteLabels { route: *route }))
             .collect();
-        Self { statements, modes, refreshes, shards, connections, holders: Holders::default() }
+        Self { statements, modes, refreshes, shards, connections, waits, holders: Holders::default() }
     }
 
     /// Counts a statement that is sent.
@@ -176,46 +183,54 @@ impl RoutingMetrics {
         self.shards.set(i64::try_from(shards).unwrap_or(i64::MAX));
     }
 
-    /// The place for a server's number of connections; it is there until the returned value is dropped. A server that
-    /// comes back while its old connections are still closing has two values, which add up.
+    /// The place for a server's numbers; it is there until the returned value is dropped. A server that comes back while
+    /// its old connections are still closing has two values, which add up.
     #[must_use]
-    pub fn node(&self, address: &str) -> NodeConnections {
+    pub fn node(&self, address: &str) -> NodeMetrics {
         let labels = NodeLabels { node: address.to_owned() };
         let mut holders = lock(&self.holders);
         *holders.entry(labels.clone()).or_default() += 1;
         let gauge = self.connections.get_or_create_owned(&labels);
+        let waits = self.waits.get_or_create_owned(&labels);
         drop(holders);
-        NodeConnections {
-            family: self.connections.clone(),
+        NodeMetrics {
+            families: (self.connections.clone(), self.waits.clone()),
             holders: Arc::clone(&self.holders),
             labels,
             gauge,
             live: AtomicI64::new(0),
+            waits,
         }
     }
 }
 
-/// The number of connections to a server, in the metrics.
+/// What the metrics tell about one server.
 #[derive(Debug)]
-pub struct NodeConnections {
-    family: Family<NodeLabels, Gauge>,
+pub struct NodeMetrics {
+    families: (Family<NodeLabels, Gauge>, Family<NodeLabels, Counter>),
     holders: Holders,
     labels: NodeLabels,
     gauge: Gauge,
     live: AtomicI64,
+    waits: Counter,
 }
 
-impl NodeConnections {
-    /// So many work now.
-    pub fn set(&self, live: usize) {
+impl NodeMetrics {
+    /// So many connections work now.
+    pub fn live(&self, live: usize) {
         let live = i64::try_from(live).unwrap_or(i64::MAX);
         self.gauge.inc_by(live - self.live.swap(live, Ordering::Relaxed));
     }
+
+    /// Counts a statement that waits for a connection.
+    pub fn wait(&self) {
+        self.waits.inc();
+    }
 }
 
-impl Drop for NodeConnections {
+impl Drop for NodeMetrics {
     fn drop(&mut self) {
-        self.set(0);
+        self.live(0);
         let mut holders = lock(&self.holders);
         let left = holders.get_mut(&self.labels).map(|count| {
             *count -= 1;
@@ -223,7 +238,8 @@ impl Drop for NodeConnections {
         });
         if left == Some(0) {
             holders.remove(&self.labels);
-            self.family.remove(&self.labels);
+            self.families.0.remove(&self.labels);
+            self.families.1.remove(&self.labels);
         }
     }
 }
@@ -244,7 +260,8 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = RoutingMetrics::register(&mut registry);
         let node = metrics.node("worker-0:5432");
-        node.set(8);
+        node.live(8);
+        node.wait();
         metrics.mode(RoutingMode::Unknown);
         metrics.mode(RoutingMode::Owner);
         metrics.statement(Route::Owner);
@@ -262,14 +279,19 @@ mod tests {
             r#"routing_map_refreshes_total{reason="start"} 1"#,
             "routing_map_shards 12",
             r#"node_connections_live{node="worker-0:5432"} 8"#,
+            r#"node_waits_total{node="worker-0:5432"} 1"#,
         ] {
             assert!(text().lines().any(|found| found == line), "{line} is not in\n{}", text());
         }
         let again = metrics.node("worker-0:5432");
-        again.set(2);
+        again.live(2);
+        again.wait();
         assert!(text().contains("worker-0:5432\"} 10\n"), "{}", text());
         drop(node);
-        assert!(text().contains("worker-0:5432\"} 2\n"), "{}", text());
+        let text_now = text();
+        let lines = ["connections_live", "waits_total"]
+            .map(|name| format!("node_{name}{{node=\"worker-0:5432\"}} 2\n"));
+        assert!(lines.iter().all(|line| text_now.contains(line)), "{text_now}");
         drop(again);
         assert!(!text().contains("worker-0"));
     }

@@ -1,12 +1,12 @@
 //! The cluster that the tests share: a coordinator and workers on this machine, certificates between all.
 
 use anyhow::{Context as _, Result};
-use dialog_api::migrations::TABLES;
+use dialog_api::{dialogs::pair::Pair, migrations::TABLES};
 use tempfile::TempDir;
 use testbed::{certificates::Authority, postgres::Server};
-use tokio_postgres::Client;
+use tokio_postgres::Client as Sql;
 
-use crate::support::{Service, eventually};
+use crate::support::{Client, Service, User, eventually, proxy::Proxy};
 
 pub(crate) const SHARDS: i32 = 12;
 
@@ -17,11 +17,29 @@ pub(crate) struct Cluster {
     identities: TempDir,
     pub(crate) coordinator: Server,
     pub(crate) workers: Vec<Server>,
+    /// The ways to the workers, if everybody is to use one that can be interrupted.
+    pub(crate) ways: Vec<Proxy>,
 }
 
 impl Cluster {
     /// With so many workers.
     pub(crate) async fn new(workers: usize) -> Result<Self> {
+        let cluster = Self::start(workers).await?;
+        cluster.register().await?;
+        Ok(cluster)
+    }
+
+    /// With so many workers, which the service and the other nodes reach by ways that can be interrupted.
+    pub(crate) async fn interruptible(workers: usize) -> Result<Self> {
+        let mut cluster = Self::start(workers).await?;
+        for worker in &cluster.workers {
+            cluster.ways.push(Proxy::to(worker.port()).await?);
+        }
+        cluster.register().await?;
+        Ok(cluster)
+    }
+
+    async fn start(workers: usize) -> Result<Self> {
         let authority = Authority::new()?;
         let start = |name: &str| Server::builder(name).citus().tls(&authority).start();
         let coordinator = start("coordinator")?;
@@ -34,13 +52,23 @@ impl Cluster {
             node.connect("dialog").await?.batch_execute("CREATE EXTENSION citus").await?;
             allow_output_plugin(&postgres).await?;
         }
-        let sql = coordinator.connect("dialog").await?;
-        let port = |node: &Server| i32::from(node.port());
-        sql.execute("SELECT citus_set_coordinator_host('localhost', $1)", &[&port(&coordinator)]).await?;
-        for worker in &workers {
-            sql.execute("SELECT citus_add_node('localhost', $1)", &[&port(worker)]).await?;
+        let ways = Vec::new();
+        Ok(Self { authority, identities: tempfile::tempdir()?, coordinator, workers, ways })
+    }
+
+    async fn register(&self) -> Result<()> {
+        let sql = self.coordinator.connect("dialog").await?;
+        let port = i32::from(self.coordinator.port());
+        sql.execute("SELECT citus_set_coordinator_host('localhost', $1)", &[&port]).await?;
+        for worker in 0..self.workers.len() {
+            sql.execute("SELECT citus_add_node('localhost', $1)", &[&self.worker_port(worker)]).await?;
         }
-        Ok(Self { authority, identities: tempfile::tempdir()?, coordinator, workers })
+        Ok(())
+    }
+
+    /// The port by which Citus knows a worker.
+    pub(crate) fn worker_port(&self, worker: usize) -> i32 {
+        i32::from(self.ways.get(worker).map_or_else(|| self.workers[worker].port(), Proxy::port))
     }
 
     /// What the operator does once the tables exist.
@@ -93,6 +121,33 @@ pub(crate) async fn serving(workers: usize, more: &[&str]) -> Result<(Cluster, S
     Ok((cluster, service))
 }
 
+/// Pairs of users whose dialogs are on this worker; they have exchanged a message.
+pub(crate) async fn pairs_on(
+    cluster: &Cluster,
+    worker: usize,
+    client: &Client,
+    wanted: usize,
+) -> Result<Vec<(User, User)>> {
+    let sql = cluster.coordinator.connect("dialog").await?;
+    let owner = "SELECT nodeport FROM citus_shards
+                 WHERE shardid = get_shard_id_for_distribution_column('messages', $1::uuid)";
+    let mut pairs = Vec::new();
+    for number in 0..100 {
+        let (one, other) =
+            (client.user(&format!("one {number}")).await?, client.user(&format!("other {number}")).await?);
+        let dialog = Pair::new(one.id.parse()?, other.id.parse()?).dialog_id();
+        let port: i32 = sql.query_one(owner, &[&dialog]).await?.get(0);
+        if port == cluster.worker_port(worker) {
+            assert_eq!(client.send(&one, &other, "first").await?.status, 200);
+            pairs.push((one, other));
+        }
+        if pairs.len() == wanted {
+            return Ok(pairs);
+        }
+    }
+    anyhow::bail!("too few dialogs of worker {worker}")
+}
+
 /// The present value of a metric of the service; without the prefix of all its metrics.
 pub(crate) async fn metric(service: &Service, name: &str) -> Result<f64> {
     let text = service.client().get("/metrics").await?.text();
@@ -128,7 +183,7 @@ async fn wait_for_undistributed_tables(service: &Service) -> Result<()> {
 
 /// Has the server load Citus' output plugin, which cutting a table under load needs. Minors that do not know
 /// the parameter load any.
-async fn allow_output_plugin(postgres: &Client) -> Result<()> {
+async fn allow_output_plugin(postgres: &Sql) -> Result<()> {
     const LISTED: &str =
         "SELECT setting LIKE '%citus%' FROM pg_settings WHERE name = 'output_plugin_libraries'";
     if postgres.query_opt(LISTED, &[]).await?.is_none() {

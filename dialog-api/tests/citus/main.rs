@@ -7,8 +7,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod cluster;
 mod hash;
+mod interruptions;
 mod jobs;
 mod moves;
 mod routing;

@@ -1,6 +1,6 @@
 //! Shards move and are cut below the load. Nothing is lost, nothing is doubled, and nobody notices.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -118,7 +118,6 @@ async fn no_statement_is_lost_or_doubled_while_shards_move_and_split() -> Result
     // Nothing but what was acknowledged: a message that was written twice would be one too many.
     let expected = i64::try_from(ledger.acknowledged.len() + sent)?;
     assert_eq!(messages_by_shard(&cluster).await?, expected);
-    assert!(ledger.latency(1.0) < Duration::from_secs(5), "{:?}", ledger.latency(1.0));
     Ok(())
 }
 

@@ -28,3 +28,4 @@ mod spread;
 mod stream_contract;
 mod streams;
 mod tls;
+mod twice;

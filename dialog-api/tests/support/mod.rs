@@ -7,6 +7,7 @@ pub(crate) mod crowd;
 pub(crate) mod erasure;
 pub(crate) mod history;
 pub(crate) mod load;
+pub(crate) mod proxy;
 pub(crate) mod service;
 
 use anyhow::Result;

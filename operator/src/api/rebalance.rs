@@ -57,7 +57,7 @@ pub enum RebalanceMode {
     Automatic,
     /// Whoever sets the annotation `dialogcluster.io/approve-plan` to the hash of `status.plan`.
     Approve,
-    /// Whoever sets the annotation `dialogcluster.io/rebalance`.
+    /// Whoever sets the annotation `dialogcluster.io/rebalance`: each new value starts one rebalance.
     Manual,
 }
 

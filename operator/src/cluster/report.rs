@@ -151,8 +151,9 @@ fn sentences(problems: &[Problem]) -> String {
     text.join("; ")
 }
 
+/// The pods of the workers. `notin`, because `kubectl scale` refuses a selector with `!=`.
 fn selector(names: &Names) -> String {
-    format!("{CLUSTER_LABEL}={},{GROUP_LABEL},{GROUP_LABEL}!={}", names.cluster(), Group::Coordinator)
+    format!("{CLUSTER_LABEL}={},{GROUP_LABEL},{GROUP_LABEL} notin ({})", names.cluster(), Group::Coordinator)
 }
 
 fn url(target: &Target) -> String {

@@ -74,6 +74,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         Step::AddNode { group } => node(sessions, *group, "SELECT citus_add_node($1, $2)").await?,
         Step::ActivateNode { group } => node(sessions, *group, "SELECT citus_activate_node($1, $2)").await?,
         Step::UpdateNode { group, node_id } => update_node(sessions, *group, *node_id).await?,
+        Step::RestoreNode { group, group_id } => restore_node(sessions, *group, *group_id).await?,
         Step::SyncMetadata { group } => {
             node(sessions, *group, "SELECT start_metadata_sync_to_node($1, $2)").await?;
         }
@@ -167,6 +168,26 @@ async fn update_node(sessions: &Sessions, group: Group, node_id: i32) -> Result<
     let parameters: [Parameter<'_>; 3] =
         [(&node_id, Type::INT4), (&endpoint.host, Type::TEXT), (&port, Type::INT4)];
     catalogs(sessions).await?.query("SELECT citus_update_node($1, $2, $3)", &parameters).await?;
+    Ok(())
+}
+
+/// Writes the row of a node whose placements are there. The other nodes may still have the row as it was, so all of them
+/// are sent the list anew, by Citus itself.
+async fn restore_node(sessions: &Sessions, group: Group, group_id: i32) -> Result<(), Error> {
+    let endpoint = endpoint(sessions, group)?;
+    let port = i32::from(endpoint.port);
+    let parameters: [Parameter<'_>; 3] =
+        [(&group_id, Type::INT4), (&endpoint.host, Type::TEXT), (&port, Type::INT4)];
+    let statement = "
+        WITH restored AS (
+            INSERT INTO pg_dist_node (nodeid, groupid, nodename, nodeport, isactive, hasmetadata, metadatasynced, shouldhaveshards)
+            -- The coordinator is where this runs; a worker is activated next.
+            SELECT nextval('pg_dist_node_nodeid_seq'), $1, $2, $3, $1 = 0, $1 = 0, $1 = 0, $1 <> 0
+            WHERE NOT EXISTS (SELECT FROM pg_dist_node WHERE groupid = $1)
+            RETURNING groupid)
+        UPDATE pg_dist_node SET metadatasynced = false
+        WHERE hasmetadata AND groupid <> 0 AND EXISTS (SELECT FROM restored)";
+    catalogs(sessions).await?.query(statement, &parameters).await?;
     Ok(())
 }
 

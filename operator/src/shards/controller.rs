@@ -18,17 +18,16 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tracing::{debug, info, warn};
 
 use super::act;
-use super::lock::Holder;
 use super::memory::Memory;
 use super::observe::{Sizes, stall};
 use super::observed::{Observed, Stall};
 use super::rebalance::MovePlan;
-use super::round::{Brief, Round, carry_out, round};
+use super::round::{Brief, Carried, Round, carry_out, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
 use super::topology::Topology;
-use super::wanted::{Wanted, gate};
+use super::wanted::{REBALANCE_ANNOTATION, Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::cluster::certificates::identity;
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
@@ -174,8 +173,9 @@ impl Reconciler for Controller {
     const MANAGER: &'static str = SHARDS_MANAGER;
     const DEADLINE: Duration = Duration::from_mins(5);
     /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
-    /// controller has taken it up, it is named within 30 s.
-    const REST: Duration = Duration::from_secs(10);
+    /// controller has taken it up, it is named within 30 s. More often would cost a coordinator that has nothing to do more
+    /// than a statement per second.
+    const REST: Duration = Duration::from_secs(12);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();
@@ -193,7 +193,9 @@ impl Reconciler for Controller {
         };
         let mut wanted = Wanted::from(&cluster.spec);
         let now = Timestamp::now();
-        wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), now);
+        let handled = cluster.status.as_ref().and_then(|status| status.last_handled_rebalance.as_deref());
+        wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), handled, now);
+        wanted.rebalance.request = cluster.annotations().get(REBALANCE_ANNOTATION).cloned();
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
         let ended = self.memory(&key, Memory::ended);
@@ -205,8 +207,9 @@ impl Reconciler for Controller {
         let mut done = Vec::new();
         for (step, result) in ended {
             match result {
-                Ok(None) => done.push(step),
-                Ok(Some(holder)) => debug!(cluster = %key, %step, %holder, "put off"),
+                Ok(Carried::Out) => done.push(step),
+                Ok(Carried::Needless) => debug!(cluster = %key, %step, "not asked for any more"),
+                Ok(Carried::Held(holder)) => debug!(cluster = %key, %step, %holder, "put off"),
                 Err(error) => self.complain(cluster, &key, &step, &error).await,
             }
         }
@@ -284,7 +287,7 @@ struct Job {
 }
 
 impl Job {
-    async fn carry_out(&self, step: &Step) -> Result<Option<Holder>, act::Error> {
+    async fn carry_out(&self, step: &Step) -> Result<Carried, act::Error> {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.client, &self.names).await.unwrap_or_default() }.boxed()
         };

@@ -228,8 +228,9 @@ fn wal_level_logical(world: &World<'_>) -> Finding {
     }
     if !wrong.is_empty() {
         let message = format!(
-            "wal_level is {}: shards cannot be moved while they are written to; set it to logical in Patroni's dynamic \
-             configuration and restart these servers",
+            "wal_level is {}: shards cannot be moved while they are written to; the operator declares logical in Patroni's \
+             dynamic configuration and restarts these servers one after the other: if that does not come, see the \
+             conditions Ready and Progressing",
             wrong.join(", ")
         );
         return finding(Holds::False, "NotLogical", message);

@@ -9,11 +9,10 @@ use tokio::task::JoinHandle;
 
 use super::act;
 use super::heat::Heat;
-use super::lock::Holder;
 use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
-use super::round::Round;
+use super::round::{Carried, Round};
 use super::step::Step;
 use super::supervise::Watch;
 
@@ -24,8 +23,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(10);
 /// And for no longer than this.
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
-/// What came of a step that takes long: who held the lock if it was not free.
-pub(super) type Ended = Result<Option<Holder>, act::Error>;
+/// What came of a step that takes long.
+pub(super) type Ended = Result<Carried, act::Error>;
 
 /// What is remembered of one cluster.
 #[derive(Default)]

@@ -1,8 +1,8 @@
 //! Reads what the servers say. Nothing here changes anything.
 //!
-//! A round over a steady cluster is one session and six statements per node, and about fourteen more on the coordinator.
+//! A look at a steady cluster is one session and three statements per node, and eight more on the coordinator; once in a
+//! while another per node for the sizes of shards. A test counts them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -77,7 +77,6 @@ async fn coordinator(
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         observed.tables = catalog::tables(&session, &wanted.tables, citus).await?;
         if citus {
-            facts.citus.release = Some(catalog::release(&session).await?);
             observed.catalog = Some(catalog::read(&session).await?);
             facts.own_tables = store::is_there(&session).await?;
         }
@@ -106,8 +105,7 @@ async fn node(
         return Err(refusal);
     }
     if whole || door == Door::Bootstrap {
-        facts.settings = current_settings(&session).await?;
-        facts.overrides = overrides(&session).await?;
+        settings_in_force(&session, &mut facts).await?;
         let names: Vec<&str> = wanted.parameters.keys().map(String::as_str).collect();
         facts.parameters = parameters::read(&session, &names).await?;
     }
@@ -117,9 +115,10 @@ async fn node(
     }
     if facts.citus.preloaded && facts.citus.installed.is_some() {
         let leaving = matches!(group, Group::Worker(number) if number >= wanted.workers);
-        let (local_group, resources) = moves::resources(&session, leaving).await?;
-        facts.local_group = local_group;
-        facts.resources = Some(resources);
+        let local = moves::local(&session, leaving).await?;
+        facts.local_group = local.group_id;
+        facts.citus.release = Some(local.release);
+        facts.resources = Some(local.resources);
         if sizes == Sizes::Measure {
             // A server that cannot tell sizes in time is not a server that is down.
             facts.sizes = catalog::sizes(&session).await.ok();
@@ -194,22 +193,25 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
     Ok((facts, row.get(1)))
 }
 
-async fn current_settings(session: &Session) -> Result<BTreeMap<String, String>, pg::Error> {
+/// Reads the settings that the operator asks for, and which of its own somebody has changed by `ALTER SYSTEM`.
+async fn settings_in_force(session: &Session, facts: &mut Facts) -> Result<(), pg::Error> {
     let names: Vec<&str> = settings::REQUIRED.iter().map(|(name, _)| *name).collect();
-    let rows = session
-        .query("SELECT name, setting FROM pg_settings WHERE name = ANY ($1)", &[(&names, Type::TEXT_ARRAY)])
-        .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-async fn overrides(session: &Session) -> Result<Vec<String>, pg::Error> {
-    let names = settings::owned();
+    let owned = settings::owned();
     let rows = session
         .query(
-            "SELECT DISTINCT name FROM pg_file_settings
-             WHERE sourcefile LIKE '%/postgresql.auto.conf' AND name = ANY ($1) ORDER BY name",
-            &[(&names, Type::TEXT_ARRAY)],
+            "SELECT name, setting FROM pg_settings WHERE name = ANY ($1)
+             UNION ALL
+             SELECT DISTINCT name, NULL FROM pg_file_settings
+             WHERE sourcefile LIKE '%/postgresql.auto.conf' AND name = ANY ($2)
+             ORDER BY 1",
+            &[(&names, Type::TEXT_ARRAY), (&owned, Type::TEXT_ARRAY)],
         )
         .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    for row in &rows {
+        match row.get(1) {
+            Some(setting) => drop(facts.settings.insert(row.get(0), setting)),
+            None => facts.overrides.push(row.get(0)),
+        }
+    }
+    Ok(())
 }

@@ -60,7 +60,8 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
 fn source(world: &World<'_>, group: Group, facts: &Facts, fail: &mut impl FnMut(&'static str, String)) {
     if !settings::is_met(&facts.settings, settings::WAL_LEVEL) {
         let message = format!(
-            "wal_level is not logical on {group}: set it in Patroni's dynamic configuration and restart the server"
+            "wal_level is not logical on {group}: the operator declares it in Patroni's dynamic configuration and restarts \
+             the server; if that does not come, see the conditions Ready and Progressing"
         );
         fail("WalLevel", message);
     }

@@ -165,33 +165,38 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
     round
 }
 
+/// What became of a step that takes long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// It was done.
+    Out,
+    /// Nothing was done: under the lock the plan did not ask for it any more.
+    Needless,
+    /// Nothing was done: somebody else has the topology lock.
+    Held(Holder),
+}
+
 /// Performs one step that takes long, in sessions made for it, if it is still what the plan says under the lock.
-///
-/// Returns who holds the topology lock if it was not free.
 ///
 /// # Errors
 /// When the database refuses.
-pub async fn carry_out(
-    brief: &Brief<'_>,
-    sessions: &Sessions,
-    step: &Step,
-) -> Result<Option<Holder>, act::Error> {
+pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> Result<Carried, act::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let holder = match step.hold() {
         Hold::Shared => lock::try_share(&session).await?,
         Hold::Alone | Hold::Nothing => lock::try_acquire(&session).await?,
     };
-    if holder.is_some() {
-        return Ok(holder);
+    if let Some(holder) = holder {
+        return Ok(Carried::Held(holder));
     }
     let observed = look(brief, brief.before, sessions, brief.sizes).await;
-    let done = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
-        perform(step, sessions).await
+    let carried = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
+        perform(step, sessions).await.map(|()| Carried::Out)
     } else {
-        Ok(())
+        Ok(Carried::Needless)
     };
     give_back(&session, sessions).await;
-    done.map(|()| None)
+    carried
 }
 
 /// The next step that can be tried.

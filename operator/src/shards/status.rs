@@ -10,12 +10,12 @@ use super::observed::{Catalog, Facts, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
 use super::topology::Topology;
-use super::wanted::Wanted;
+use super::wanted::{Gate, Wanted};
 use super::world::{World, members};
 use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus};
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, HOT_TENANT, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED,
-    SCHEMA_DISTRIBUTED, SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, Finding, HOT_TENANT, Holds, METADATA_SYNCED, PARAMETERS_APPLIED,
+    SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED, SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
 };
 use crate::names::Group;
 use crate::status::Part;
@@ -23,7 +23,17 @@ use crate::status::Part;
 /// What of the status is written here.
 pub const PART: Part = Part {
     manager: SHARDS_MANAGER,
-    fields: &["postgresVersion", "citusVersion", "shards", "nodes", "plan", "rebalance", "hot", "heat"],
+    fields: &[
+        "postgresVersion",
+        "citusVersion",
+        "shards",
+        "nodes",
+        "plan",
+        "rebalance",
+        "lastHandledRebalance",
+        "hot",
+        "heat",
+    ],
     conditions: &[
         CITUS_AVAILABLE,
         METADATA_SYNCED,
@@ -94,10 +104,22 @@ pub fn status(
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
         plan: planned(round, before.and_then(|status| status.plan.as_ref())),
         rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref()), now),
+        last_handled_rebalance: handled(wanted, round, before),
         hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
         heat: observed.heat.as_ref().map(Heat::status),
         ..DialogClusterStatus::default()
     }
+}
+
+/// The request for a rebalance that was answered: the shards are where they belong since it may be answered. As long as
+/// it stays it is not answered again, and once it is taken away it may come again under the same name.
+fn handled(wanted: &Wanted, round: &Round, before: Option<&DialogClusterStatus>) -> Option<String> {
+    let request = wanted.rebalance.request.as_ref()?;
+    let is_balanced = |finding: &Finding| finding.kind == BALANCED && finding.holds == Holds::True;
+    if wanted.rebalance.gate == Gate::Open && round.findings().iter().any(is_balanced) {
+        return Some(request.clone());
+    }
+    before.and_then(|status| status.last_handled_rebalance.clone())
 }
 
 /// What is to be moved; `None` where nothing is.

@@ -74,6 +74,14 @@ pub enum Step {
         /// Its row in `pg_dist_node`.
         node_id: i32,
     },
+    /// Give a node its row in `pg_dist_node` back: somebody deleted it, and the catalogs still place shards there, or it
+    /// is the coordinator. A worker is activated next.
+    RestoreNode {
+        /// The node.
+        group: Group,
+        /// Citus' number of its group, under which the shards are placed.
+        group_id: i32,
+    },
     /// Send a copy of the catalogs to a node that has none.
     SyncMetadata {
         /// The node.
@@ -164,7 +172,7 @@ pub enum Beside {
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 23] = [
+pub const KINDS: [&str; 24] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
@@ -177,6 +185,7 @@ pub const KINDS: [&str; 23] = [
     "AddNode",
     "ActivateNode",
     "UpdateNode",
+    "RestoreNode",
     "SyncMetadata",
     "RemoveNode",
     "ForgetCleanup",
@@ -207,6 +216,7 @@ impl Step {
             Self::AddNode { .. } => "AddNode",
             Self::ActivateNode { .. } => "ActivateNode",
             Self::UpdateNode { .. } => "UpdateNode",
+            Self::RestoreNode { .. } => "RestoreNode",
             Self::SyncMetadata { .. } => "SyncMetadata",
             Self::RemoveNode { .. } => "RemoveNode",
             Self::ForgetCleanup { .. } => "ForgetCleanup",
@@ -277,6 +287,7 @@ impl Step {
             | Self::AddNode { .. }
             | Self::ActivateNode { .. }
             | Self::UpdateNode { .. }
+            | Self::RestoreNode { .. }
             | Self::SyncMetadata { .. }
             | Self::ForgetCleanup { .. }
             | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
@@ -310,6 +321,9 @@ impl fmt::Display for Step {
             Self::AddNode { group } => write!(f, "register {group}"),
             Self::ActivateNode { group } => write!(f, "activate {group}"),
             Self::UpdateNode { group, .. } => write!(f, "correct the address of {group}"),
+            Self::RestoreNode { group, group_id } => {
+                write!(f, "register {group} again as the node of group {group_id}, which it is")
+            }
             Self::SyncMetadata { group } => write!(f, "send the catalogs to {group}"),
             Self::RemoveNode { group } => write!(f, "take {group} out of the cluster"),
             Self::ForgetCleanup { group_id } => {

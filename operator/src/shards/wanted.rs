@@ -14,7 +14,7 @@ use crate::heat;
 
 /// The annotation whose value is the hash of the plan that may be carried out.
 pub const APPROVE_ANNOTATION: &str = "dialogcluster.io/approve-plan";
-/// The annotation that opens the gate as long as it is there.
+/// The annotation that asks for one rebalance: each new value for another.
 pub const REBALANCE_ANNOTATION: &str = "dialogcluster.io/rebalance";
 
 /// The part of a `DialogCluster` that this controller acts on.
@@ -71,6 +71,8 @@ pub struct Rebalance {
     pub gate: Gate,
     /// How long a move may make no progress.
     pub stall_timeout: Duration,
+    /// The value by which somebody asks for one rebalance.
+    pub request: Option<String>,
 }
 
 /// Whether moves that only make the spread more even may be made.
@@ -101,15 +103,22 @@ impl From<&DialogClusterSpec> for Wanted {
                 policy: rebalance::Policy::new(&spec.sharding.rebalance, rebalance::Goal::Balance),
                 gate: Gate::Open,
                 stall_timeout: spec.sharding.rebalance.stall_timeout(),
+                request: None,
             },
             watch: Watch::new(spec),
         }
     }
 }
 
-/// Whether moves that only make the spread more even may be made at `now`, by the resource and its annotations.
+/// Whether moves that only make the spread more even may be made at `now`, by the resource and its annotations. `handled`
+/// is the request for a rebalance that was answered last: it is none any more.
 #[must_use]
-pub fn gate(spec: &RebalanceSpec, annotations: &BTreeMap<String, String>, now: Timestamp) -> Gate {
+pub fn gate(
+    spec: &RebalanceSpec,
+    annotations: &BTreeMap<String, String>,
+    handled: Option<&str>,
+    now: Timestamp,
+) -> Gate {
     let closed = |reason, message: String| Gate::Closed { reason, message };
     let opening = match windows::windows(&spec.windows) {
         Ok(windows) => windows::open_at(&windows, now),
@@ -125,11 +134,20 @@ pub fn gate(spec: &RebalanceSpec, annotations: &BTreeMap<String, String>, now: T
     }
     match spec.mode {
         RebalanceMode::Automatic => Gate::Open,
-        RebalanceMode::Manual if annotations.contains_key(REBALANCE_ANNOTATION) => Gate::Open,
-        RebalanceMode::Manual => closed(
-            "PlanAvailable",
-            format!("set the annotation {REBALANCE_ANNOTATION} to have them made, and take it away to stop"),
-        ),
+        RebalanceMode::Manual => match annotations.get(REBALANCE_ANNOTATION) {
+            None => {
+                let message = format!("set the annotation {REBALANCE_ANNOTATION} to have them made");
+                closed("PlanAvailable", message)
+            }
+            Some(request) if handled == Some(request) => {
+                let message = format!(
+                    "the rebalance that the annotation {REBALANCE_ANNOTATION} asked for has ended; give it another value to \
+                     have these made"
+                );
+                closed("PlanAvailable", message)
+            }
+            Some(_) => Gate::Open,
+        },
         RebalanceMode::Approve => annotations.get(APPROVE_ANNOTATION).map_or_else(
             || {
                 let message =
@@ -156,9 +174,10 @@ mod tests {
         let none = BTreeMap::new();
         let approved = BTreeMap::from([(APPROVE_ANNOTATION.to_owned(), "0123456789abcdef".to_owned())]);
         let asked = BTreeMap::from([(REBALANCE_ANNOTATION.to_owned(), "now".to_owned())]);
+        let again = BTreeMap::from([(REBALANCE_ANNOTATION.to_owned(), "again".to_owned())]);
         let say = |mode: &str, windows: &serde_json::Value, annotations: &BTreeMap<String, String>| {
             let spec = serde_json::from_value(json!({"mode": mode, "windows": windows})).unwrap();
-            match gate(&spec, annotations, now) {
+            match gate(&spec, annotations, Some("now"), now) {
                 Gate::Open => "Open".to_owned(),
                 Gate::Approved(hash) => hash,
                 Gate::Closed { reason, .. } => reason.to_owned(),
@@ -172,6 +191,8 @@ mod tests {
         assert_eq!(say("Approve", &open, &approved), "0123456789abcdef");
         assert_eq!(say("Approve", &shut, &approved), "OutsideWindow");
         assert_eq!(say("Manual", &open, &approved), "PlanAvailable");
-        assert_eq!(say("Manual", &open, &asked), "Open");
+        assert_eq!(say("Manual", &open, &asked), "PlanAvailable", "it was answered");
+        assert_eq!(say("Manual", &open, &again), "Open");
+        assert_eq!(say("Manual", &shut, &again), "OutsideWindow");
     }
 }

@@ -10,6 +10,9 @@ use dialog_operator::condition::{
 };
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Limits, Login};
+use dialog_operator::reconcile::Reconciler as _;
+use dialog_operator::shards::Controller;
+use dialog_operator::shards::observe::Sizes;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
 use k8s_openapi::jiff::Timestamp;
@@ -206,5 +209,42 @@ async fn shards_are_measured_once_per_round_and_where_they_are_made() -> Result<
 
     let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now());
     assert!(shown.nodes[2].bytes > Some(0), "what was measured is kept through the round: {:?}", shown.nodes);
+    Ok(())
+}
+
+/// What the operator asks of a coordinator with nothing to do: all of it once per `Controller::REST`, and the sizes of shards once
+/// per minute.
+#[tokio::test]
+async fn a_steady_cluster_costs_its_coordinator_a_statement_per_second_at_most() -> Result<()> {
+    needs_citus!();
+    let mut world = World::empty()?;
+    world.add_with(Group::Coordinator, |builder| {
+        builder.parameter("shared_preload_libraries", "citus,pg_stat_statements")
+    })?;
+    world.add(Group::Worker(0))?;
+    world.add(Group::Worker(1))?;
+    let wanted = wanted(2);
+    world.serve(&wanted).await?;
+    let counter = world.server(Group::Coordinator).connect("postgres").await?;
+    counter.batch_execute("CREATE EXTENSION pg_stat_statements").await?;
+    let calls = async |sizes: Sizes| -> Result<i64> {
+        let count = "SELECT sum(calls)::int8 FROM pg_stat_statements JOIN pg_database ON oid = dbid
+                     WHERE datname = 'dialog' AND userid = 'dialog_operator'::regrole AND toplevel";
+        let mut least = i64::MAX;
+        // Citus' own maintenance has the same role, and is at work now and then.
+        for _ in 0..5 {
+            counter.batch_execute("SELECT pg_stat_statements_reset()").await?;
+            let round = world.look(&wanted, sizes).await?;
+            ensure!(round.is_settled() && round.performed.is_empty(), "{:?}", round.plan);
+            least = least.min(counter.query_one(count, &[]).await?.get(0));
+        }
+        Ok(least)
+    };
+    let (look, measured) = (calls(Sizes::Skip).await?, calls(Sizes::Measure).await?);
+    println!("{look} statements per look, {measured} with sizes");
+    ensure!(look > 0 && measured == look + 1, "{look} statements, {measured} with sizes");
+    let rest = Controller::REST.as_secs_f64();
+    let per_second = f64::from(u32::try_from(look)?) / rest + 1.0 / 60.0;
+    ensure!(per_second <= 1.0, "{look} statements every {rest} s are {per_second:.2} per second");
     Ok(())
 }

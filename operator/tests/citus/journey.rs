@@ -78,6 +78,7 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
         format!(
             "SELECT citus_update_node(nodeid, '127.0.0.1', nodeport) FROM pg_dist_node WHERE nodeport = {port}"
         ),
+        format!("DELETE FROM pg_dist_node WHERE nodeport = {port}"),
     ] {
         world.ask(Group::Coordinator, &statement).await?;
         settle_with_plan(&mut killer, &world, &wanted).await?;

@@ -6,10 +6,14 @@
 #![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
 
 mod adopt;
+mod crashes;
+mod drift;
 mod faults;
 mod fresh;
 mod growth;
+mod hands;
 mod heat;
+mod held_up;
 mod journey;
 mod killer;
 mod moves;

@@ -13,29 +13,10 @@ use dialog_operator::shards::round::{Brief, Round, round};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::{Gate, Wanted};
 use futures::future::{BoxFuture, ready};
-use testbed::postgres::{Shutdown, volumes_available};
+use testbed::postgres::volumes_available;
 
 use crate::needs_citus;
-use crate::world::{World, brief, condition, few_shards};
-
-/// One more worker than shards are spread over.
-async fn with_an_empty_worker() -> Result<World> {
-    let mut world = World::start(1)?;
-    world.serve(&few_shards(1)).await?;
-    world.add(Group::Worker(1))?;
-    world.settle(&gated(2, closed())).await?;
-    Ok(world)
-}
-
-fn gated(workers: u32, gate: Gate) -> Wanted {
-    let mut wanted = few_shards(workers);
-    wanted.rebalance.gate = gate;
-    wanted
-}
-
-fn closed() -> Gate {
-    Gate::Closed { reason: "OutsideWindow", message: "the next window opens tomorrow".to_owned() }
-}
+use crate::world::{World, brief, closed, condition, few_shards, gated, with_an_empty_worker};
 
 /// One round of an operator that carries out the plan `held`.
 async fn holding(world: &World, wanted: &Wanted, held: Option<MovePlan>) -> Result<Round> {
@@ -178,45 +159,6 @@ async fn a_table_without_a_key_keeps_its_own_colocation_group_only() -> Result<(
     let key = "ALTER TABLE public.bare ADD PRIMARY KEY (dialog_id)";
     world.ask_client(Group::Coordinator).await?.batch_execute(key).await?;
     world.settle(&open).await?;
-    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_worker_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()> {
-    needs_citus!();
-    let mut world = with_an_empty_worker().await?;
-    let api = world.api(Group::Coordinator).await?;
-    api.run(
-        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
-         FROM generate_series(1, 10000)",
-    )
-    .await?;
-    let open = few_shards(2);
-    let round = world.round(&open).await?;
-    let step = round.long.first().unwrap().clone();
-    let sessions = world.long_sessions(&step)?;
-    let task = tokio::spawn({
-        let step = step.clone();
-        async move { perform(&step, &sessions).await }
-    });
-    // As soon as the move has copied its first table.
-    loop {
-        let seen = world.round_of(&open, 0).await?;
-        if seen.observed.catalog.as_ref().is_some_and(|catalog| catalog.moves().next().is_some()) {
-            break;
-        }
-        ensure!(!task.is_finished(), "the move was over before it was seen");
-    }
-    world.server(Group::Worker(1)).stop(Shutdown::Immediate)?;
-    assert!(task.await?.is_err(), "its target has gone");
-    let down = world.round(&open).await?;
-    assert!(down.long.is_empty() && down.performed.is_empty(), "{:?}", down.plan.steps);
-    world.server(Group::Worker(1)).start()?;
-    world.settle(&open).await?;
-    let rows: i64 = api.query_one("SELECT count(*) FROM messages", &[]).await?.get(0);
-    assert_eq!(rows, 10_000);
     assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
     Ok(())
 }

@@ -4,18 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use dialog_operator::api::{DialogClusterSpec, Table, TableKind};
+use dialog_operator::api::{DialogClusterSpec, MOST_WORKERS, Table, TableKind};
 use dialog_operator::cluster::patroni::config;
 use dialog_operator::condition::Finding;
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Endpoint, Identity, Limits, Login, Session};
-use dialog_operator::shards::lock::Holder;
 use dialog_operator::shards::observe::Sizes;
-use dialog_operator::shards::round::{Brief, Round, carry_out, round};
+use dialog_operator::shards::round::{Brief, Carried, Round, carry_out, round};
 use dialog_operator::shards::sessions::Sessions;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::topology::Topology;
-use dialog_operator::shards::wanted::Wanted;
+use dialog_operator::shards::wanted::{Gate, Wanted};
 use futures::future::{BoxFuture, ready, try_join_all};
 use serde_json::json;
 use testbed::certificates::Authority;
@@ -95,7 +94,7 @@ impl World {
 
     /// Where the servers listen; groups without one lead nowhere.
     pub fn topology(&self) -> Topology {
-        let nowhere = (0..8).map(|number| (Group::Worker(number), Endpoint::new("localhost", 1)));
+        let nowhere = (0..MOST_WORKERS).map(|number| (Group::Worker(number), Endpoint::new("localhost", 1)));
         let servers =
             self.servers.iter().map(|(group, server)| (*group, Endpoint::new(server.host(), server.port())));
         nowhere.chain(servers).collect()
@@ -134,6 +133,13 @@ impl World {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
         let brief = Brief { most, ..brief(wanted, &ask) };
         Ok(round(&brief, &self.sessions()?).await)
+    }
+
+    /// One round that does nothing but look.
+    pub async fn look(&self, wanted: &Wanted, sizes: Sizes) -> Result<Round> {
+        let existing = self.existing();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+        Ok(round(&Brief { sizes, ..brief(wanted, &ask) }, &self.sessions()?).await)
     }
 
     /// Brings empty servers to where they serve: what dialog-api waits for, its tables, and their distribution.
@@ -175,13 +181,13 @@ impl World {
 
     /// Performs a step that takes long.
     pub async fn carry_out(&self, wanted: &Wanted, step: &Step) -> Result<()> {
-        let holder = self.try_carry_out(wanted, step).await?;
-        ensure!(holder.is_none(), "{holder:?}");
+        let carried = self.try_carry_out(wanted, step).await?;
+        ensure!(!matches!(carried, Carried::Held(_)), "{carried:?}");
         Ok(())
     }
 
-    /// As [`World::carry_out`]; says who holds the lock if it was not free.
-    pub async fn try_carry_out(&self, wanted: &Wanted, step: &Step) -> Result<Option<Holder>> {
+    /// As [`World::carry_out`]; says what became of it.
+    pub async fn try_carry_out(&self, wanted: &Wanted, step: &Step) -> Result<Carried> {
         let existing = self.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
         let sessions = self.long_sessions(step)?;
@@ -255,6 +261,27 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<b
 pub fn wanted(workers: u32) -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
     Wanted::from(&spec)
+}
+
+/// As [`few_shards`], with moves that only make the spread more even as `gate` allows.
+pub fn gated(workers: u32, gate: Gate) -> Wanted {
+    let mut wanted = few_shards(workers);
+    wanted.rebalance.gate = gate;
+    wanted
+}
+
+/// No such moves for now.
+pub fn closed() -> Gate {
+    Gate::Closed { reason: "OutsideWindow", message: "the next window opens tomorrow".to_owned() }
+}
+
+/// One more worker than shards are spread over.
+pub async fn with_an_empty_worker() -> Result<World> {
+    let mut world = World::start(1)?;
+    world.serve(&few_shards(1)).await?;
+    world.add(Group::Worker(1))?;
+    world.settle(&gated(2, closed())).await?;
+    Ok(world)
 }
 
 /// Shards of each colocation group where a test moves them.

@@ -1,11 +1,13 @@
 //! Tests that need the machine and the operator for themselves.
 
+mod interrupted;
 mod killed;
 mod obstacles;
 mod scaling;
 mod switchover;
 mod two_workers;
 mod update;
+mod wal_level;
 
 /// Where the operator is installed.
 fn operator_namespace() -> String {

@@ -1,9 +1,8 @@
 //! Who may give orders to Patroni: its REST API restarts servers and sets any parameter, commands for archiving among
 //! them. Whoever may do that may do everything.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::bed::{Bed, kubectl_command};
+use crate::bed::Bed;
+use crate::forward::Forward;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -40,10 +40,10 @@ async fn patroni_obeys_the_operator_and_nobody_else() -> Result<()> {
         let secret = secret(name).await?;
         Ok(tls::client(&authority, &part(&secret, "tls.crt")?, &part(&secret, "tls.key")?)?)
     };
-    let forward = Forward::to(&bed, Group::Coordinator)?;
+    let patroni = Patroni::of(&bed, Group::Coordinator)?;
 
     // Probes come without a certificate, so the port answers anybody.
-    ensure!(forward.ask(&nobody(&authority)?, "GET /liveness", "")? == Some(200), "Patroni does not answer");
+    ensure!(patroni.ask(&nobody(&authority)?, "GET /liveness", "")? == Some(200), "Patroni does not answer");
     let strangers = [
         ("nobody", nobody(&authority)?),
         ("dialog-api", with(names.api_certificate()).await?),
@@ -51,14 +51,14 @@ async fn patroni_obeys_the_operator_and_nobody_else() -> Result<()> {
     ];
     for (who, tls) in strangers {
         for order in ["PATCH /config", "POST /restart"] {
-            let status = forward.ask(&tls, order, HOSTILE)?;
+            let status = patroni.ask(&tls, order, HOSTILE)?;
             bed.say(format!("{order} of {who}: {status:?}"));
             // Either the certificate is not believed, or it is not enough.
             ensure!(matches!(status, None | Some(401 | 403)), "{order} of {who} is answered with {status:?}");
         }
     }
     let commander = with(names.patroni_certificate()).await?;
-    let status = forward.ask(&commander, "PATCH /config", HARMLESS)?;
+    let status = patroni.ask(&commander, "PATCH /config", HARMLESS)?;
     ensure!(status == Some(200), "Patroni does not obey the operator: {status:?}");
 
     let state = bed.all::<ConfigMap>().get(&names.patroni_state(Group::Coordinator, "config")).await?;
@@ -82,40 +82,22 @@ fn nobody(authority: &[u8]) -> Result<ClientConfig> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// A port of this machine that leads to the Patroni of a group's first instance.
-struct Forward {
-    process: Child,
-    /// `kubectl` says something about every connection, and dies if nobody can read it.
-    _output: BufReader<ChildStdout>,
-    port: u16,
+/// A way to the Patroni of a group's first instance.
+struct Patroni {
+    forward: Forward,
     host: String,
 }
 
-impl Forward {
-    fn to(bed: &Bed, group: Group) -> Result<Self> {
-        let mut process = kubectl_command()
-            .args(["--namespace", bed.names.namespace(), "port-forward", "--address", "127.0.0.1"])
-            .arg(format!("pod/{}", bed.names.pod(group, 0)))
-            .arg(format!(":{PATRONI_PORT}"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot run kubectl port-forward")?;
-        let mut output = BufReader::new(process.stdout.take().context("kubectl has no output")?);
-        let mut line = String::new();
-        let read = output.read_line(&mut line);
-        let host = bed.names.instance_host(group, &bed.names.pod(group, 0));
-        let mut forward = Self { process, _output: output, port: 0, host };
-        read.context("cannot read what kubectl says")?;
-        // `Forwarding from 127.0.0.1:40123 -> 8008`
-        let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next());
-        forward.port =
-            port.and_then(|port| port.parse().ok()).with_context(|| format!("kubectl says: {line}"))?;
-        Ok(forward)
+impl Patroni {
+    fn of(bed: &Bed, group: Group) -> Result<Self> {
+        let pod = bed.names.pod(group, 0);
+        let host = bed.names.instance_host(group, &pod);
+        Ok(Self { forward: Forward::to(bed, &pod, PATRONI_PORT)?, host })
     }
 
     /// The HTTP status of a request such as `GET /config`; `None` if TLS ends without an answer.
     fn ask(&self, tls: &ClientConfig, request: &str, body: &str) -> Result<Option<u16>> {
-        let socket = TcpStream::connect(("127.0.0.1", self.port))?;
+        let socket = TcpStream::connect(("127.0.0.1", self.forward.port()))?;
         socket.set_read_timeout(Some(LIMIT))?;
         let name = ServerName::try_from(self.host.clone())?;
         let session = ClientConnection::new(Arc::new(tls.clone()), name)?;
@@ -145,12 +127,4 @@ impl Forward {
 fn is_refusal(error: &std::io::Error) -> bool {
     let source = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     matches!(source, Some(rustls::Error::AlertReceived(_)))
-}
-
-impl Drop for Forward {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

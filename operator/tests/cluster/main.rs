@@ -10,5 +10,7 @@ mod bed;
 mod commands;
 mod creation;
 mod deletion;
+mod forward;
 mod parameters;
+mod streams;
 mod writer;

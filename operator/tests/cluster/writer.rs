@@ -13,8 +13,11 @@ use crate::bed::Bed;
 
 /// Longest time without an acknowledged message: it was 2.4 to 2.9 s where a switchover was measured.
 const LONGEST_GAP: Duration = Duration::from_secs(10);
-/// What a polite client waits before it tries again.
-const AFTER_REFUSAL: Duration = Duration::from_millis(50);
+/// An interruption that is shorter costs a wait and no answer: as long dialog-api waits for a server that was lost.
+const AWAITED: Duration = Duration::from_secs(4);
+/// From one message to the next, so that nothing is refused for coming too often: dialog-api takes 50 a second from one
+/// user to another.
+const PACE: Duration = Duration::from_millis(25);
 
 /// Sends one message after the other through the ingress until it is stopped.
 pub(crate) struct Writer {
@@ -24,7 +27,8 @@ pub(crate) struct Writer {
 
 struct Written {
     acknowledged: Vec<String>,
-    refused: u32,
+    /// Why others were not.
+    refused: Vec<String>,
     gap: Duration,
 }
 
@@ -35,21 +39,23 @@ impl Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut written = Written { acknowledged: Vec::new(), refused: 0, gap: Duration::ZERO };
+            let mut written = Written { acknowledged: Vec::new(), refused: Vec::new(), gap: Duration::ZERO };
             let mut last = Instant::now();
             for number in 0.. {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
                 let text = format!("message {number}");
-                if service.send(&ada, &grace, &text).is_ok() {
-                    written.gap = written.gap.max(last.elapsed());
-                    last = Instant::now();
-                    written.acknowledged.push(text);
-                } else {
-                    written.refused += 1;
-                    std::thread::sleep(AFTER_REFUSAL);
+                let started = Instant::now();
+                match service.send(&ada, &grace, &text) {
+                    Ok(()) => {
+                        written.gap = written.gap.max(last.elapsed());
+                        last = Instant::now();
+                        written.acknowledged.push(text);
+                    }
+                    Err(error) => written.refused.push(format!("{error:#}")),
                 }
+                std::thread::sleep(PACE.saturating_sub(started.elapsed()));
             }
             // Whoever is refused up to the end has waited as well.
             written.gap = written.gap.max(last.elapsed());
@@ -58,18 +64,28 @@ impl Writer {
         Ok(Self { stop, thread })
     }
 
-    /// Stops, and makes sure that there was no long interruption and that nothing acknowledged is lost.
+    /// Stops, and makes sure that there was no long interruption, that a short one had nobody refused, and that nothing
+    /// acknowledged is lost.
     pub(crate) async fn stop(self, bed: &Bed) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let Written { acknowledged, refused, gap } =
             self.thread.join().ok().context("the writer has panicked")?;
         let seconds = gap.as_secs_f64();
         bed.say(format!(
-            "{} messages acknowledged, {refused} refused, longest gap {seconds:.1} s",
-            acknowledged.len()
+            "{} messages acknowledged, {} refused, longest gap {seconds:.1} s",
+            acknowledged.len(),
+            refused.len()
         ));
+        for reason in refused.iter().take(3) {
+            bed.say(format!("refused: {reason}"));
+        }
         ensure!(!acknowledged.is_empty(), "no message was acknowledged");
         ensure!(gap < LONGEST_GAP, "no message was acknowledged for {seconds:.1} s");
+        ensure!(
+            refused.is_empty() || gap > AWAITED,
+            "{} messages were refused although no interruption was longer than {seconds:.1} s",
+            refused.len()
+        );
         let stored = bed.sql(Group::Coordinator, "SELECT text FROM messages").await?;
         let stored: HashSet<_> = stored.lines().collect();
         let lost: Vec<_> = acknowledged.iter().filter(|text| !stored.contains(text.as_str())).collect();

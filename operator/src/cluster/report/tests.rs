@@ -139,6 +139,8 @@ fn the_url_is_the_service_unless_there_is_an_ingress() {
     assert_eq!(status.url.as_deref(), Some("http://chat-api.ns.svc:8080"));
     assert_eq!(
         status.selector.as_deref(),
-        Some("dialogcluster.io/cluster=chat,dialogcluster.io/group,dialogcluster.io/group!=coordinator")
+        Some(
+            "dialogcluster.io/cluster=chat,dialogcluster.io/group,dialogcluster.io/group notin (coordinator)"
+        )
     );
 }

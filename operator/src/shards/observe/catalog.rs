@@ -5,17 +5,10 @@ use std::collections::BTreeMap;
 use tokio_postgres::types::Type;
 
 use crate::api::Table as Policy;
-use crate::pg::{self, APPLICATION, Endpoint, Session, identifier, literal};
+use crate::pg::{self, Endpoint, Session, identifier, literal};
 use crate::shards::observe::moves;
-use crate::shards::observed::{Catalog, Member, Operation, Placement, Spread, Table};
+use crate::shards::observed::{Catalog, Member, Placement, Spread, Table};
 use crate::shards::rebalance::HashRange;
-
-/// Citus' release, for example `13.2.2`.
-pub(super) async fn release(session: &Session) -> Result<String, pg::Error> {
-    let text: String = session.query_one("SELECT citus_version()", &[]).await?.get(0);
-    // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
-    Ok(text.split_whitespace().nth(1).unwrap_or(&text).to_owned())
-}
 
 /// Citus' own catalogs.
 pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
@@ -33,15 +26,6 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
              JOIN pg_dist_partition AS t USING (logicalrelid)
              WHERE t.partmethod = 'h' GROUP BY 1, 2, 4, 5 ORDER BY 1, 4, 2",
             &[],
-        )
-        .await?;
-    let operations = session
-        .query(
-            "SELECT pid, application_name FROM pg_stat_activity
-             WHERE datname = current_database() AND starts_with(application_name, $1) AND state <> 'idle'
-               AND pid <> pg_backend_pid()
-             ORDER BY pid",
-            &[(&format!("{APPLICATION}: "), Type::TEXT)],
         )
         .await?;
     let mut catalog = Catalog {
@@ -66,10 +50,6 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
                 range: HashRange { min: row.get(3), max: row.get(4) },
                 shards: row.get(5),
             })
-            .collect(),
-        operations: operations
-            .iter()
-            .map(|row| Operation { pid: row.get(0), application: row.get(1) })
             .collect(),
         ..Catalog::default()
     };

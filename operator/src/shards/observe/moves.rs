@@ -1,72 +1,42 @@
 //! Reads what runs, how far it is, and what moves need.
 
-use std::collections::BTreeMap;
-
 use tokio_postgres::types::Type;
 
 use crate::pg::{self, APPLICATION, Session};
-use crate::shards::observed::{Catalog, Change, Cleanup, Foreign, Progress, Resources, Transaction};
+use crate::shards::observed::{
+    Catalog, Change, Cleanup, Foreign, Operation, Progress, Resources, Transaction,
+};
 
 /// What Citus' catalogs say beside nodes and placements.
 pub(super) async fn read(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
-    let foreign = session
-        .query(
-            "SELECT job_id, description, NULL::int, NULL FROM pg_dist_background_job
-             WHERE state NOT IN ('finished', 'cancelled', 'failed')
-             UNION ALL
-             SELECT NULL, NULL, pid, application_name FROM pg_stat_activity
-             WHERE datname = current_database() AND state <> 'idle' AND backend_type = 'client backend'
-               AND pid <> pg_backend_pid() AND NOT starts_with(application_name, $1)
-               AND NOT starts_with(application_name, 'citus_')
-               AND query ~* '(citus_move_shard_placement|citus_copy_shard_placement|citus_drain_node|citus_split_shard|'
-                            'rebalance_table_shards|isolate_tenant_to_new_shard)[a-z_]*[[:space:]]*[(]'",
-            &[(&APPLICATION, Type::TEXT)],
-        )
-        .await?;
-    catalog.foreign = foreign
-        .iter()
-        .map(|row| match row.get::<_, Option<i64>>(0) {
-            Some(id) => Foreign::Job { id, description: row.get::<_, Option<_>>(1).unwrap_or_default() },
-            None => Foreign::Statement {
-                pid: row.get::<_, Option<_>>(2).unwrap_or_default(),
-                application: row.get::<_, Option<_>>(3).unwrap_or_default(),
-            },
-        })
-        .collect();
-    let cleanup = session
-        .query("SELECT node_group_id, count(*) FROM pg_dist_cleanup GROUP BY 1 ORDER BY 1", &[])
-        .await?;
-    catalog.cleanup =
-        cleanup.iter().map(|row| Cleanup { group_id: row.get(0), records: row.get(1) }).collect();
-    let unfollowable = session
-        .query(
-            "SELECT colocationid, relname::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE partmethod = 'h' AND (relpersistence <> 'p' OR NOT CASE relreplident
-                        WHEN 'f' THEN true
-                        WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
-                        WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
-                        ELSE false END)
-             ORDER BY 1, 2",
-            &[],
-        )
-        .await?;
-    let mut names: BTreeMap<i32, Vec<String>> = BTreeMap::new();
-    for row in &unfollowable {
-        names.entry(row.get(0)).or_default().push(row.get(1));
-    }
-    catalog.unfollowable = names;
-    catalog.changes = changes(session).await?;
+    activity(session, catalog).await?;
+    obstacles(session, catalog).await?;
     if catalog.moves().next().is_some() {
         catalog.progress = progress(session).await?;
     }
     Ok(())
 }
 
-/// Who changes distributed tables: reading and writing rows takes weaker locks.
-async fn changes(session: &Session) -> Result<Vec<Change>, pg::Error> {
+/// Who is at work on shards and their tables: the operator's own sessions, Citus' jobs, statements by hand, and changes of
+/// distributed tables. Reading and writing rows takes weaker locks than those.
+async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
     let rows = session
         .query(
-            "SELECT DISTINCT ON (colocationid) colocationid, relname::text, pid, application_name
+            "SELECT 'job', job_id, NULL::int, '', description FROM pg_dist_background_job
+             WHERE state NOT IN ('finished', 'cancelled', 'failed')
+             UNION ALL
+             SELECT 'operation', NULL, pid, application_name, NULL FROM pg_stat_activity
+             WHERE datname = current_database() AND starts_with(application_name, $2) AND state <> 'idle'
+               AND pid <> pg_backend_pid()
+             UNION ALL
+             SELECT 'statement', NULL, pid, application_name, NULL FROM pg_stat_activity
+             WHERE datname = current_database() AND state <> 'idle' AND backend_type = 'client backend'
+               AND pid <> pg_backend_pid() AND NOT starts_with(application_name, $1)
+               AND NOT starts_with(application_name, 'citus_')
+               AND query ~* '(citus_move_shard_placement|citus_copy_shard_placement|citus_drain_node|citus_split_shard|'
+                            'rebalance_table_shards|isolate_tenant_to_new_shard)[a-z_]*[[:space:]]*[(]'
+             UNION ALL
+             (SELECT DISTINCT ON (colocationid) 'change', colocationid::int8, pid, application_name, relname::text
              FROM pg_locks JOIN pg_dist_partition ON logicalrelid = relation JOIN pg_class ON pg_class.oid = relation
              JOIN pg_stat_activity USING (pid)
              WHERE locktype = 'relation' AND granted AND partmethod = 'h' AND backend_type = 'client backend'
@@ -74,17 +44,53 @@ async fn changes(session: &Session) -> Result<Vec<Change>, pg::Error> {
                AND mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
                             'AccessExclusiveLock')
                AND NOT starts_with(application_name, $1) AND NOT starts_with(application_name, 'citus_')
-             ORDER BY colocationid, pid",
-            &[(&APPLICATION, Type::TEXT)],
+             ORDER BY colocationid, pid)
+             ORDER BY 1, 2, 3",
+            &[(&APPLICATION, Type::TEXT), (&format!("{APPLICATION}: "), Type::TEXT)],
         )
         .await?;
-    let change = |row: &tokio_postgres::Row| Change {
-        colocation_id: row.get(0),
-        table: row.get(1),
-        pid: row.get(2),
-        application: row.get::<_, Option<_>>(3).unwrap_or_default(),
-    };
-    Ok(rows.iter().map(change).collect())
+    for row in &rows {
+        let number: i64 = row.get::<_, Option<_>>(1).unwrap_or_default();
+        let pid: i32 = row.get::<_, Option<_>>(2).unwrap_or_default();
+        let application: String = row.get::<_, Option<_>>(3).unwrap_or_default();
+        let text: String = row.get::<_, Option<_>>(4).unwrap_or_default();
+        match row.get(0) {
+            "job" => catalog.foreign.push(Foreign::Job { id: number, description: text }),
+            "operation" => catalog.operations.push(Operation { pid, application }),
+            "statement" => catalog.foreign.push(Foreign::Statement { pid, application }),
+            _ => {
+                let colocation_id = i32::try_from(number).unwrap_or_default();
+                catalog.changes.push(Change { colocation_id, table: text, pid, application });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What stands in the way of moves, whoever makes them: what is still to be taken away, and tables that logical
+/// replication cannot follow.
+async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
+    let rows = session
+        .query(
+            "SELECT node_group_id, count(*), NULL FROM pg_dist_cleanup GROUP BY 1
+             UNION ALL
+             SELECT colocationid, NULL, relname::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE partmethod = 'h' AND (relpersistence <> 'p' OR NOT CASE relreplident
+                        WHEN 'f' THEN true
+                        WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
+                        WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
+                        ELSE false END)
+             ORDER BY 1, 3",
+            &[],
+        )
+        .await?;
+    for row in &rows {
+        match row.get::<_, Option<i64>>(1) {
+            Some(records) => catalog.cleanup.push(Cleanup { group_id: row.get(0), records }),
+            None => catalog.unfollowable.entry(row.get(0)).or_default().push(row.get(2)),
+        }
+    }
+    Ok(())
 }
 
 /// How far the moves are. This asks every node that takes part, so it is asked only while something moves.
@@ -109,8 +115,19 @@ async fn progress(session: &Session) -> Result<Vec<Progress>, pg::Error> {
     Ok(rows.iter().map(progress).collect())
 }
 
-/// What moves need on the server of `session`; of one that is to leave also whether it still stores shards.
-pub(super) async fn resources(session: &Session, leaving: bool) -> Result<(i32, Resources), pg::Error> {
+/// What the server of `session` says of Citus.
+pub(super) struct Local {
+    /// Citus' number of its group.
+    pub(super) group_id: i32,
+    /// Citus' release, for example `13.2.2`.
+    pub(super) release: String,
+    /// What moves need.
+    pub(super) resources: Resources,
+}
+
+/// What the server of `session` says of Citus and of what moves need; of one that is to leave also whether it still stores
+/// shards.
+pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg::Error> {
     let row = session
         .query_one(
             "WITH writers AS (
@@ -127,7 +144,7 @@ pub(super) async fn resources(session: &Session, leaving: bool) -> Result<(i32, 
                         - (SELECT count(*) FROM pg_stat_activity WHERE backend_type NOT IN (
                                'client backend', 'walsender', 'walreceiver', 'walwriter', 'startup', 'checkpointer',
                                'background writer', 'archiver', 'logger', 'autovacuum launcher', 'autovacuum worker')),
-                    oldest.pid, oldest.name, extract(epoch FROM clock_timestamp() - oldest.since)::int8
+                    oldest.pid, oldest.name, extract(epoch FROM clock_timestamp() - oldest.since)::int8, citus_version()
              FROM citus_local_disk_space_stats() AS space
              LEFT JOIN (SELECT * FROM writers ORDER BY since LIMIT 1) AS oldest ON true",
             &[(&APPLICATION, Type::TEXT)],
@@ -148,7 +165,10 @@ pub(super) async fn resources(session: &Session, leaving: bool) -> Result<(i32, 
         oldest_writer,
         stored_shards: if leaving { Some(stored_shards(session).await?) } else { None },
     };
-    Ok((row.get(0), resources))
+    // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
+    let version: String = row.get(10);
+    let release = version.split_whitespace().nth(1).unwrap_or(&version).to_owned();
+    Ok(Local { group_id: row.get(0), release, resources })
 }
 
 /// Shards of distributed tables that are physically on this server, whatever the catalogs say.

@@ -2,7 +2,7 @@
 
 use super::Draft;
 use crate::names::Group;
-use crate::shards::observed::{Catalog, Foreign, Member};
+use crate::shards::observed::{Catalog, Foreign, Member, Spread, Table};
 use crate::shards::step::Step;
 use crate::shards::world::World;
 
@@ -57,11 +57,19 @@ pub(super) fn plan(world: &World<'_>, refused: Option<&str>, draft: &mut Draft) 
 /// Plans that every node is registered under its address; whether all that are asked for then are.
 fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool {
     if world.member(Group::Coordinator).is_none_or(|member| member.group_id != 0) {
-        draft.step(Step::SetCoordinatorHost);
+        // Citus' own function makes the row for nodes that have none yet, and changes one that there is.
+        let lost = !catalog.members.is_empty() && catalog.members.iter().all(|member| member.group_id != 0);
+        draft.step(if lost {
+            Step::RestoreNode { group: Group::Coordinator, group_id: 0 }
+        } else {
+            Step::SetCoordinatorHost
+        });
     }
     for cleanup in &catalog.cleanup {
         let known = |member: &Member| member.group_id == cleanup.group_id;
-        if cleanup.group_id != 0 && !catalog.members.iter().any(known) {
+        // One that still has shards comes back.
+        let gone = !catalog.members.iter().any(known) && !places_on(world, catalog, cleanup.group_id);
+        if cleanup.group_id != 0 && gone {
             draft.step(Step::ForgetCleanup { group_id: cleanup.group_id });
         }
     }
@@ -76,6 +84,9 @@ fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool
             None if group != Group::Coordinator && ready => {
                 match under_another_address(world, catalog, group) {
                     Some(member) => draft.step(Step::UpdateNode { group, node_id: member.node_id }),
+                    None if let Some(group_id) = lost_row(world, catalog, group) => {
+                        draft.step(Step::RestoreNode { group, group_id });
+                    }
                     None if world.observed.existing.contains(&group) => draft.step(Step::AddNode { group }),
                     None => {
                         complete = false;
@@ -99,6 +110,20 @@ fn under_another_address<'a>(world: &World<'_>, catalog: &'a Catalog, group: Gro
         number > 0 && member.group_id == number && world.topology.group(&member.endpoint).is_none()
     };
     catalog.members.iter().find(stranger)
+}
+
+/// Citus' number of `group` if nobody is registered under it any more, and the catalogs place shards or copies there: a
+/// new number would leave these behind.
+fn lost_row(world: &World<'_>, catalog: &Catalog, group: Group) -> Option<i32> {
+    let number = world.server(group).ok()?.local_group;
+    let registered = catalog.members.iter().any(|member| member.group_id == number);
+    (number > 0 && !registered && places_on(world, catalog, number)).then_some(number)
+}
+
+/// Whether the catalogs place shards, or copies of reference tables, on the node with Citus' number `group_id`.
+fn places_on(world: &World<'_>, catalog: &Catalog, group_id: i32) -> bool {
+    let copied = |table: &Table| matches!(&table.spread, Spread::Reference { group_ids } if group_ids.contains(&group_id));
+    catalog.placements.iter().any(|at| at.group_id == group_id) || world.observed.tables.values().any(copied)
 }
 
 /// The steps that take out who is not asked for any more and holds nothing, by the catalogs' word and by its own.

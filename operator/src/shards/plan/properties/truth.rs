@@ -161,6 +161,7 @@ impl Truth {
             | Step::AddNode { .. }
             | Step::ActivateNode { .. }
             | Step::UpdateNode { .. }
+            | Step::RestoreNode { .. }
             | Step::SyncMetadata { .. }
             | Step::CancelMove { .. }
             | Step::RemoveNode { .. }
@@ -210,7 +211,7 @@ impl Truth {
     /// What a step does to the nodes that Citus knows.
     fn apply_to_nodes(&mut self, step: &Step) {
         match step {
-            Step::SetCoordinatorHost => {
+            Step::SetCoordinatorHost | Step::RestoreNode { group: Group::Coordinator, .. } => {
                 self.assert_all_can_follow();
                 let endpoint = self.topology.endpoint(Group::Coordinator).unwrap().clone();
                 self.members.push(Member {

@@ -1,0 +1,73 @@
+//! A worker that is away for as long as a switchover or a restart takes costs a wait, and nobody an answer.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use futures::future::join;
+use testbed::postgres::citus_or_skip;
+use tokio::time::sleep;
+
+use crate::{
+    cluster::{Cluster, pairs_on, wait_for_metric},
+    support::{Client, User, proxy::Way, service::attempts},
+};
+
+/// As long a switchover takes, and a restart.
+const INTERRUPTION: Duration = Duration::from_millis(2500);
+/// Requests that come meanwhile.
+const CROWD: usize = 600;
+
+/// Every second one a list, all in the same moment.
+async fn ask_all(client: &Client, pairs: &[(User, User)], what: &str) -> Result<()> {
+    let ask = |number: usize| {
+        let (one, other) = &pairs[number % pairs.len()];
+        async move {
+            if number.is_multiple_of(2) {
+                client.send(one, other, &format!("{what} {number}")).await
+            } else {
+                client.list(other, one).await
+            }
+        }
+    };
+    for answer in futures::future::join_all((0..CROWD).map(ask)).await {
+        let answer = answer?;
+        ensure!(answer.status == 200, "{what}: {} {}", answer.status, answer.text());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_switched_over_costs_a_wait_and_no_answer() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let cluster = Cluster::interruptible(2).await?;
+    // On a busy machine it takes its time to be there again.
+    let service = cluster.serving(&["--database-timeout", "20s"]).await?;
+    wait_for_metric(&service, r#"routing_mode{mode="owner"}"#, |value| value > 0.0).await?;
+    let client = service.client();
+    let pairs = pairs_on(&cluster, 0, &client, 4).await?;
+    let way = &cluster.ways[0];
+    for (interruption, what) in [(Way::Closed, "closed"), (Way::Silent, "silent")] {
+        way.set(interruption);
+        // The length of the interruption is what is tested.
+        let end = async {
+            sleep(INTERRUPTION).await;
+            way.set(Way::Open);
+        };
+        let (asked, ()) = join(ask_all(&client, &pairs, what), end).await;
+        asked.map_err(|error| error.context(attempts(&service)))?;
+    }
+    ensure!(
+        service.log_text().contains("no session within 500ms"),
+        "an address that says nothing was not given up"
+    );
+    // What waited was sent once.
+    let sql = cluster.coordinator.connect("dialog").await?;
+    let sent = "SELECT count(*), count(DISTINCT text) FROM messages WHERE text <> 'first'";
+    let row = sql.query_one(sent, &[]).await?;
+    let (all, distinct): (i64, i64) = (row.get(0), row.get(1));
+    let expected = i64::try_from(CROWD)?;
+    assert_eq!((all, distinct), (expected, expected));
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Servers that end in the middle of a move.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use dialog_operator::condition::BALANCED;
+use dialog_operator::names::Group;
+use dialog_operator::shards::act::perform;
+use dialog_operator::shards::round::Carried;
+use dialog_operator::shards::step::Step;
+use dialog_operator::shards::wanted::Wanted;
+use testbed::postgres::Shutdown;
+
+use crate::held_up::HeldUp;
+use crate::needs_citus;
+use crate::world::{World, condition, few_shards, with_an_empty_worker};
+
+const ROWS: i64 = 10_000;
+/// A move that is held up at its end is there after this time at the latest.
+const TO_COPY: Duration = Duration::from_mins(2);
+
+/// One server after the other ends when everything is copied and the changes meanwhile are followed: subscriptions, slots,
+/// publications and a second copy of the shards are there.
+#[tokio::test]
+async fn a_server_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()> {
+    needs_citus!();
+    let mut world = with_an_empty_worker().await?;
+    let rows = format!(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
+         FROM generate_series(1, {ROWS})"
+    );
+    world.api(Group::Coordinator).await?.run(&rows).await?;
+    let open = few_shards(2);
+    for (who, how) in [
+        (Group::Coordinator, Shutdown::Immediate),
+        (Group::Worker(0), Shutdown::Immediate),
+        (Group::Worker(1), Shutdown::Immediate),
+        (Group::Coordinator, Shutdown::Fast),
+    ] {
+        let step = dies_in_the_middle_of_a_move(&mut world, &open, who, how).await?;
+        let down = world.round(&open).await?;
+        assert!(down.long.is_empty() && down.performed.is_empty(), "{:?}", down.plan.steps);
+        world.server(who).start()?;
+        // It is made after all, as soon as what it left behind allows.
+        while world.round_of(&open, 0).await?.plan.steps.first() != Some(&step) {
+            world.round(&open).await?;
+        }
+        world.carry_out(&open, &step).await.with_context(|| format!("after {who} has come back"))?;
+    }
+    world.settle(&open).await?;
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    assert_eq!(world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?, ROWS);
+    assert_nothing_is_left(&world).await
+}
+
+/// Ends `who`'s server in the middle of the move that is next.
+async fn dies_in_the_middle_of_a_move(
+    world: &mut World,
+    wanted: &Wanted,
+    who: Group,
+    how: Shutdown,
+) -> Result<Step> {
+    let planned = world.round_of(wanted, 0).await?.plan;
+    let step = planned.steps.into_iter().find(|step| matches!(step, Step::MoveShard { .. }));
+    let Some(Step::MoveShard { shard_id, from, to }) = step else { bail!("no move is planned") };
+    let step = Step::MoveShard { shard_id, from, to };
+    let held_up = HeldUp::new(world, shard_id).await?;
+    let task = tokio::spawn({
+        let (step, sessions) = (step.clone(), world.long_sessions(&step)?);
+        async move { perform(&step, &sessions).await }
+    });
+    let copied = async {
+        let subscribed = "SELECT count(*) FROM pg_stat_subscription WHERE subname LIKE 'citus_shard_move_%'
+                          AND latest_end_lsn IS NOT NULL AND relid IS NULL";
+        while world.number(to, subscribed).await? == 0 || !held_up.is_waited_for().await? {
+            ensure!(!task.is_finished(), "the move has ended before");
+        }
+        Ok(())
+    };
+    tokio::time::timeout(TO_COPY, copied).await.context("the move was not held up at its end")??;
+    world.server(who).stop(how)?;
+    drop(held_up);
+    ensure!(task.await?.is_err(), "{who} has gone, and the move was made");
+    Ok(step)
+}
+
+/// No trace of a move is left on any server.
+async fn assert_nothing_is_left(world: &World) -> Result<()> {
+    for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
+        for (what, of) in [
+            ("slots", "pg_replication_slots WHERE slot_name LIKE 'citus_%'"),
+            ("subscriptions", "pg_subscription"),
+            ("publications", "pg_publication WHERE pubname LIKE 'citus_shard_%'"),
+            ("records", "pg_dist_cleanup"),
+        ] {
+            let left = world.number(group, &format!("SELECT count(*) FROM {of}")).await?;
+            ensure!(left == 0, "{left} {what} are left on {group}");
+        }
+        let strays = "SELECT count(*) FROM pg_dist_shard JOIN pg_dist_placement USING (shardid)
+             JOIN pg_dist_partition USING (logicalrelid)
+             WHERE partmethod = 'h' AND to_regclass('public.' || shard_name(logicalrelid, shardid)) IS NOT NULL
+               AND groupid <> (SELECT groupid FROM pg_dist_local_group)";
+        let strays = world.number(group, strays).await?;
+        ensure!(strays == 0, "{group} stores {strays} shards that belong elsewhere");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_that_another_operator_has_made_is_not_counted_twice() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let open = few_shards(2);
+    let step = world.round_of(&open, 0).await?.plan.steps.first().cloned().context("no move is planned")?;
+    assert_eq!(world.try_carry_out(&open, &step).await?, Carried::Out);
+    assert_eq!(world.try_carry_out(&open, &step).await?, Carried::Needless);
+    Ok(())
+}

@@ -12,13 +12,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod defaults;
+mod heat;
 mod progress;
 mod quantity;
 mod rebalance;
 mod rules;
 mod table;
 
-pub use progress::{MoveStatus, RebalanceStatus};
+pub use heat::{
+    DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec, SizeStatus, StatisticsSpec,
+};
+pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus};
 pub use quantity::Amount;
 pub use rebalance::{
     PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy, RebalanceWindow, Threshold,
@@ -261,6 +265,14 @@ pub struct ShardingSpec {
     /// When and how shards move to where they are missed.
     #[serde(default)]
     pub rebalance: RebalanceSpec,
+    /// What is said about dialogs and users that take a large part of their worker.
+    #[serde(default)]
+    pub hot_tenants: HotTenantsSpec,
+    /// A shard, with those that move together with it, is too large above this, for example `20Gi`.
+    #[serde(default = "defaults::max_shard_size")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))")
+        .message("sharding.maxShardSize: must be greater than zero"))]
+    pub max_shard_size: Amount,
 }
 
 /// The HTTP service.
@@ -344,6 +356,14 @@ pub struct DialogClusterStatus {
     /// What would make the shards even, if anything would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
+    /// The tenants that take a large part of their worker, the hottest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into(), "tenant".into()]))]
+    pub hot: Vec<HotTenant>,
+    /// What follows from load and sizes; absent while nobody looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heat: Option<HeatStatus>,
     /// What holds and what does not, keyed by type; each with a reason for programs and a sentence that says what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
@@ -366,34 +386,4 @@ pub enum Phase {
     Paused,
     /// The object is being deleted.
     Deleting,
-}
-
-/// One database group as Citus sees it.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeStatus {
-    /// `coordinator`, `worker-0`, …
-    pub group: String,
-    /// The address in `pg_dist_node`: the group's Service.
-    pub host: String,
-    /// How far it is.
-    pub state: NodeState,
-    /// Shards of distributed tables that are placed here.
-    pub shards: i64,
-    /// Bytes of these shards, indexes and TOAST included; absent until they have been measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<i64>,
-}
-
-/// How far a node is.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub enum NodeState {
-    /// It does not answer.
-    Unreachable,
-    /// It answers and is not part of the Citus cluster (yet, or because the image has no Citus).
-    Standalone,
-    /// It is registered, and its metadata is not in sync.
-    Syncing,
-    /// It is registered, active and in sync.
-    Active,
 }

@@ -35,6 +35,25 @@ pub enum Command {
     /// The scenario describes a cluster and its load, or holds the recorded load of a real one. What is decided is decided
     /// by the same function as in a cluster.
     Simulate(Simulate),
+    /// Write the load of a cluster, as the operator has seen it, in the form that `simulate` reads.
+    ///
+    /// The operator keeps the last 1440 periods in the coordinator's database. This reads them with the operator's own
+    /// certificate, so it has to run where the Secret can be read and the cluster's Services be reached, such as in the
+    /// operator's pod.
+    Observe(Observe),
+}
+
+/// The flags of `observe`.
+#[derive(Clone, Debug, Args)]
+pub struct Observe {
+    /// Name of the `DialogCluster`.
+    pub name: String,
+    /// Its namespace; that of the current context if absent.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// The file to write; it is printed if absent.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// The flags of `simulate`.

@@ -30,6 +30,9 @@ pub const PARAMETERS_APPLIED: &str = "ParametersApplied";
 /// Shards: fewer workers are asked for than hold shards, and why they are kept.
 pub const SCALE_IN_BLOCKED: &str = "ScaleInBlocked";
 
+/// Shards: a tenant takes a large part of its worker; like [`SCALE_IN_BLOCKED`], true is what is to be looked at.
+pub const HOT_TENANT: &str = "HotTenant";
+
 /// Whether something holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {

@@ -5,30 +5,34 @@
 //! do. It gets a shard of its own on a worker that can bear it. There is no way back from a split but a rewrite of the
 //! tables, so that everything here is slow to act: periods in a row, a cooldown after each action, a budget.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::api::Amount;
+use crate::api::{Amount, ShardingSpec};
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role};
 
 mod decide;
 #[cfg(test)]
 mod fixture;
+mod history;
 mod imagine;
 mod measure;
 mod place;
 #[cfg(test)]
 mod properties;
+mod reason;
 #[cfg(test)]
 mod situations;
 mod watch;
 
 pub use decide::decide;
+pub use history::{History, Imagined, Streak};
 pub use measure::{Counters, median};
+pub use reason::Reason;
 
 /// When something is done about a tenant. What is left out has the value of [`Policy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +71,28 @@ impl Default for Policy {
             release_after: SignedDuration::from_hours(7 * 24),
             max_shard_bytes: Some(20 << 30),
             max_shard_groups: 10_000,
+        }
+    }
+}
+
+impl Policy {
+    /// What the resource asks for.
+    #[must_use]
+    pub fn new(spec: &ShardingSpec) -> Self {
+        let hot = &spec.hot_tenants;
+        // The schema lets nothing else in than these numbers can hold.
+        let number = |value: i32| usize::try_from(value).unwrap_or(0);
+        let time = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+        Self {
+            mode: Mode::Observe,
+            share_percent: u32::try_from(hot.share_percent).unwrap_or(0),
+            min_queries: u64::try_from(hot.min_queries).unwrap_or(0),
+            consecutive_periods: u32::try_from(hot.consecutive_periods).unwrap_or(0),
+            cooldown: time(hot.cooldown()),
+            max_isolated: number(hot.max_isolated),
+            release_after: time(hot.release_after()),
+            max_shard_bytes: spec.max_shard_size.units(),
+            max_shard_groups: number(hot.max_shard_groups),
         }
     }
 }
@@ -190,49 +216,6 @@ pub struct LargeShard {
     pub median: Option<i32>,
 }
 
-/// What is remembered between periods; bounded by the number of nodes and by the budget.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History {
-    /// End of the last period.
-    pub seen: Option<Timestamp>,
-    /// The tenants that are hot, or were and have not cooled down.
-    pub hot: BTreeMap<Tenant, Streak>,
-    /// Periods in a row that a node was busy and no tenant of it was hot.
-    pub busy: BTreeMap<Group, u32>,
-    /// Since when a pinned tenant has been quiet.
-    pub quiet: BTreeMap<Tenant, Timestamp>,
-    /// When something was done last.
-    pub acted: Option<Timestamp>,
-    /// What [`Mode::Isolate`] would have done.
-    pub imagined: Imagined,
-}
-
-/// How long a tenant has been hot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Streak {
-    /// Periods.
-    pub periods: u32,
-    /// Periods since then in which nobody could tell.
-    pub unseen: u32,
-    /// Where it was seen.
-    pub node: Group,
-}
-
-/// What would be different by now if [`Mode::Observe`] were [`Mode::Isolate`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Imagined {
-    /// When something would have been done last.
-    pub acted: Option<Timestamp>,
-    /// Where the tenants would be pinned.
-    pub pins: BTreeMap<Tenant, Group>,
-    /// Those that would not be pinned any more.
-    pub released: BTreeSet<Tenant>,
-    /// The shard groups that would have been split.
-    pub split: BTreeSet<i64>,
-    /// Shard groups that there would be besides those that there are.
-    pub groups: usize,
-}
-
 /// What to do now, and why that and no more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -315,31 +298,4 @@ pub struct Refused {
     pub shard_id: Option<i64>,
     /// Why not.
     pub reason: Reason,
-}
-
-/// Why something is not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
-pub enum Reason {
-    /// [`Policy::max_isolated`].
-    #[error("as many tenants are isolated as may be: release one, or raise maxIsolated")]
-    Budget,
-    /// [`Policy::max_shard_groups`].
-    #[error("there are as many shards as may be: every split costs connections and planning time")]
-    TooManyShards,
-    /// It would be too much for every node, even one that did nothing else.
-    #[error(
-        "it is more than any worker can do: give the workers more CPU, or read from standbys; to move it helps nobody"
-    )]
-    TooHot,
-    /// No node can take it besides what it does.
-    #[error("no other worker has so much CPU time and room to spare: add a worker, or dedicate one")]
-    NoHeadroom,
-    /// Every node that could take it would be as busy as its own is now.
-    #[error("any other worker would be as busy with it as its own is now: add a worker, or dedicate one")]
-    NothingGained,
-    /// All rows of a large shard group have one hash.
-    #[error(
-        "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
-    )]
-    Indivisible,
 }

@@ -14,6 +14,7 @@ pub mod names;
 pub mod pg;
 pub mod preview;
 pub mod reconcile;
+pub mod record;
 pub mod run;
 pub mod shards;
 pub mod simulate;

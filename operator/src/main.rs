@@ -18,6 +18,11 @@ fn main() -> anyhow::Result<ExitCode> {
             print!("{}", printed.text);
             Ok(if printed.moves { ExitCode::from(2) } else { ExitCode::SUCCESS })
         }
+        Command::Observe(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            print!("{}", runtime.block_on(dialog_operator::record::run(&arguments))?);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Simulate(arguments) => {
             print!("{}", dialog_operator::simulate::run(&arguments)?);
             Ok(ExitCode::SUCCESS)

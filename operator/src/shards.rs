@@ -6,6 +6,7 @@
 pub mod act;
 mod controller;
 mod findings;
+pub mod heat;
 pub mod lock;
 mod memory;
 pub mod metrics;

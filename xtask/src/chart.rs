@@ -20,7 +20,7 @@ const RENDERS: [&str; 2] = ["default", "everything"];
 /// The namespace the chart is rendered for, and the one that a render has the operator look after.
 const NAMESPACES: [&str; 2] = ["dialog-system", "chat"];
 /// Kinds whose definitions belong to other projects: there is nothing to hold them against.
-const FOREIGN: &str = "ServiceMonitor";
+const FOREIGN: &str = "ServiceMonitor,PrometheusRule";
 
 /// Checks the chart; with `bless`, writes the golden renders instead of comparing with them.
 pub(crate) fn run(cache: &Cache, progress: &Progress, bless: bool) -> Result<()> {
@@ -113,7 +113,8 @@ impl Check<'_> {
         for name in RENDERS {
             let mut kubectl = server.kubectl();
             kubectl.args(["apply", "--server-side", "--dry-run=server", "--filename", "-"]);
-            let render = self.render(name, &["--set", "metrics.serviceMonitor.enabled=false"])?;
+            let own = "metrics.serviceMonitor.enabled=false,metrics.prometheusRule.enabled=false";
+            let render = self.render(name, &["--set", own])?;
             command::run_with_input(&mut kubectl, render.as_bytes(), log)?;
         }
         Ok(())

@@ -2,8 +2,9 @@
 //! be read there.
 
 use super::{
-    Amount, ApiSpec, CoordinatorSpec, PlacementSpec, RebalanceMode, RebalanceSpec, RebalanceStrategy,
-    Reclaim, ResourcesSpec, ShardingSpec, StorageSpec, Threshold, WorkersSpec,
+    Amount, ApiSpec, CoordinatorSpec, HotTenantsMode, HotTenantsSpec, PlacementSpec, RebalanceMode,
+    RebalanceSpec, RebalanceStrategy, Reclaim, ResourcesSpec, ShardingSpec, StatisticsSpec, StorageSpec,
+    Threshold, WorkersSpec,
 };
 
 impl Default for StorageSpec {
@@ -37,7 +38,13 @@ impl Default for WorkersSpec {
 
 impl Default for ShardingSpec {
     fn default() -> Self {
-        Self { shard_count: shard_count(), tables: Vec::new(), rebalance: RebalanceSpec::default() }
+        Self {
+            shard_count: shard_count(),
+            tables: Vec::new(),
+            rebalance: RebalanceSpec::default(),
+            hot_tenants: HotTenantsSpec::default(),
+            max_shard_size: max_shard_size(),
+        }
     }
 }
 
@@ -51,6 +58,28 @@ impl Default for RebalanceSpec {
             windows: Vec::new(),
             stall_timeout: stall_timeout(),
         }
+    }
+}
+
+impl Default for HotTenantsSpec {
+    fn default() -> Self {
+        Self {
+            mode: HotTenantsMode::default(),
+            share_percent: share_percent(),
+            min_queries: min_queries(),
+            consecutive_periods: consecutive_periods(),
+            cooldown: cooldown(),
+            max_isolated: max_isolated(),
+            release_after: release_after(),
+            max_shard_groups: max_shard_groups(),
+            statistics: StatisticsSpec::default(),
+        }
+    }
+}
+
+impl Default for StatisticsSpec {
+    fn default() -> Self {
+        Self { period: statistics_period(), limit: statistics_limit(), sample_rate: sample_rate() }
     }
 }
 
@@ -88,4 +117,59 @@ pub(super) fn stall_timeout() -> String {
 /// The zone of a window that names none.
 pub(super) fn time_zone() -> String {
     "UTC".to_owned()
+}
+
+/// A fifth of a worker: one that does as much as all others of its shard together, and more.
+pub(super) fn share_percent() -> i32 {
+    20
+}
+
+/// Fewer in a period do no harm, whatever their share is.
+pub(super) fn min_queries() -> i64 {
+    100
+}
+
+/// Longer than a burst.
+pub(super) fn consecutive_periods() -> i32 {
+    3
+}
+
+/// Long enough for what was done to show.
+pub(super) fn cooldown() -> String {
+    "1h".to_owned()
+}
+
+/// Few enough to be looked at one by one.
+pub(super) fn max_isolated() -> i32 {
+    8
+}
+
+/// A week: who is busy on Mondays stays where it is.
+pub(super) fn release_after() -> String {
+    "168h".to_owned()
+}
+
+/// What Citus plans for without effort.
+pub(super) fn max_shard_groups() -> i32 {
+    10_000
+}
+
+/// As Citus has it.
+pub(super) fn statistics_period() -> String {
+    "1m".to_owned()
+}
+
+/// As Citus has it.
+pub(super) fn statistics_limit() -> i32 {
+    100
+}
+
+/// As Citus has it.
+pub(super) fn sample_rate() -> Threshold {
+    Threshold::new("1")
+}
+
+/// What can be copied in minutes.
+pub(super) fn max_shard_size() -> Amount {
+    Amount::new("20Gi")
 }

@@ -1,9 +1,39 @@
-//! How far the moves of shards are, for the status.
+//! How far nodes and the moves of shards are, for the status.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// One database group as Citus sees it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// `coordinator`, `worker-0`, …
+    pub group: String,
+    /// The address in `pg_dist_node`: the group's Service.
+    pub host: String,
+    /// How far it is.
+    pub state: NodeState,
+    /// Shards of distributed tables that are placed here.
+    pub shards: i64,
+    /// Bytes of these shards, indexes and TOAST included; absent until they have been measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+}
+
+/// How far a node is.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum NodeState {
+    /// It does not answer.
+    Unreachable,
+    /// It answers and is not part of the Citus cluster (yet, or because the image has no Citus).
+    Standalone,
+    /// It is registered, and its metadata is not in sync.
+    Syncing,
+    /// It is registered, active and in sync.
+    Active,
+}
 
 /// The moves of shards that are under way or were made last.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -27,6 +27,16 @@ impl Amount {
     /// The amount in whole units, rounded down; `None` if it is not a quantity or too large.
     #[must_use]
     pub fn units(&self) -> Option<u64> {
+        self.times(1.0)
+    }
+
+    /// The amount in thousandths of a unit, as CPU is counted, rounded down; `None` if it is not a quantity or too large.
+    #[must_use]
+    pub fn thousandths(&self) -> Option<u64> {
+        self.times(1000.0)
+    }
+
+    fn times(&self, unit: f64) -> Option<u64> {
         let end = self.0.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(self.0.len());
         let (number, suffix) = self.0.split_at(end);
         let number: f64 = number.parse().ok()?;
@@ -46,7 +56,7 @@ impl Amount {
                 (None, _) => power(1000.0, suffix)?,
             },
         };
-        let units = (number * factor).floor();
+        let units = (number * factor * unit).floor();
         // 2^53: below this every whole number is exact.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
         (0.0..=9_007_199_254_740_992.0).contains(&units).then_some(units as u64)
@@ -121,6 +131,15 @@ mod tests {
         ] {
             let expected = units.filter(|units| *units <= 1 << 53);
             assert_eq!(Amount::new(text).units(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn cores_are_counted_in_thousandths() {
+        for (text, thousandths) in
+            [("2", Some(2000)), ("300m", Some(300)), ("0.5", Some(500)), ("many", None)]
+        {
+            assert_eq!(Amount::new(text).thousandths(), thousandths, "{text}");
         }
     }
 }

@@ -83,6 +83,12 @@ impl Threshold {
         Self(text.into())
     }
 
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// In thousandths; what is no number is none.
     #[must_use]
     pub fn thousandths(&self) -> u32 {
@@ -138,7 +144,7 @@ impl RebalanceWindow {
 }
 
 /// Hours, minutes and seconds, for example `1h30m`.
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     text.parse::<jiff::SignedDuration>().ok()?.try_into().ok()
 }
 

@@ -4,13 +4,17 @@ use kube::core::{Message, Rule};
 
 /// Parameters that the operator sets, or that would take away what it relies on; Citus' own are how nodes reach each
 /// other, and what is declared elsewhere.
-const OWNED: [&str; 37] = [
+const OWNED: [&str; 41] = [
     "archive_mode",
     "citus.cluster_name",
     "citus.local_hostname",
     "citus.node_conninfo",
     "citus.shard_count",
     "citus.shard_replication_factor",
+    "citus.stat_tenants_limit",
+    "citus.stat_tenants_period",
+    "citus.stat_tenants_track",
+    "citus.stat_tenants_untracked_sample_rate",
     "citus.use_secondary_nodes",
     "cluster_name",
     "config_file",

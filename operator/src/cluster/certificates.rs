@@ -22,10 +22,21 @@ use time::{Duration, OffsetDateTime};
 
 use crate::error::Error;
 use crate::names::{Group, Names};
+use crate::pg::{Identity, IdentityError};
 
 mod inspect;
 
 use inspect::{Facts, inspect};
+
+/// What the operator shows to the databases, from the Secret that holds it.
+///
+/// # Errors
+/// When a part is missing, is not PEM, or does not fit the others.
+pub fn identity(secret: &Secret) -> Result<Identity, IdentityError> {
+    let data = secret.data.as_ref();
+    let part = |key: &str| data.and_then(|data| data.get(key)).map_or(&[][..], |bytes| &bytes.0);
+    Identity::from_pem(part(CA), part(CERTIFICATE), part(KEY))
+}
 
 /// The key in a Secret of the authority's certificate.
 pub const CA: &str = "ca.crt";

@@ -1,5 +1,7 @@
 //! Properties of the decision over random hours.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use proptest::prelude::{
     Just, ProptestConfig, Strategy as Values, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
+use super::heat;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
@@ -56,6 +57,10 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         Step::CreateExtension { group } => {
             let session = sessions.session(*group, Door::Dialog).await?;
             session.run("CREATE EXTENSION IF NOT EXISTS citus").await?;
+        }
+        Step::CreateOwnTables => {
+            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+            session.run(heat::store::CREATE).await?;
         }
         Step::ResetSetting { group, name } => {
             let session = sessions.session(*group, Door::Server).await?;

@@ -29,7 +29,7 @@ use super::step::Step;
 use super::topology::Topology;
 use super::wanted::{REBALANCE_ANNOTATION, Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
-use crate::cluster::certificates::{CA, CERTIFICATE, KEY};
+use crate::cluster::certificates::identity;
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
@@ -37,6 +37,8 @@ use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
 use crate::reconcile::{Outcome, Reconciler, owners, shorten};
 use crate::status;
+
+mod watching;
 
 /// While something happens by itself.
 const SOON: Duration = Duration::from_secs(5);
@@ -74,13 +76,9 @@ impl Controller {
         let name = names.operator_certificate();
         let secrets: Api<Secret> = Api::namespaced(self.context.client.clone(), names.namespace());
         let read = Error::kubernetes("read", format!("Secret {name}"));
-        let Some(data) = secrets.get_opt(&name).await.map_err(read)?.and_then(|secret| secret.data) else {
-            return Ok(None);
-        };
-        let part = |key: &str| data.get(key).map_or(&[][..], |bytes| &bytes.0);
-        Identity::from_pem(part(CA), part(CERTIFICATE), part(KEY))
-            .map(Some)
-            .map_err(|source| Error::Identity { secret: name, source })
+        let secret = secrets.get_opt(&name).await.map_err(read)?.filter(|secret| secret.data.is_some());
+        let identity = secret.as_ref().map(identity).transpose();
+        identity.map_err(|source| Error::Identity { secret: name, source })
     }
 
     /// Starts a step that takes long; it goes on while rounds come and go.
@@ -116,16 +114,7 @@ impl Controller {
     async fn tell(&self, cluster: &DialogCluster, step: &Step) {
         self.context.metrics.shards.step(step, true);
         info!(cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, "done");
-        let event = Event {
-            type_: EventType::Normal,
-            reason: step.kind().to_owned(),
-            note: Some(shorten(&format!("done: {step}"))),
-            action: "ChangeDatabase".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.context.recorder.publish(&event, &cluster.object_ref(&())).await {
-            debug!(cluster = %cluster.name_any(), %error, "could not publish an Event");
-        }
+        self.publish(cluster, EventType::Normal, step.kind(), &format!("done: {step}")).await;
     }
 
     /// Makes known that a long step failed, and puts it off.
@@ -139,15 +128,21 @@ impl Controller {
         let failures = self.memory(key, |memory| memory.put_off(step, error));
         self.context.metrics.shards.step(step, false);
         warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
+        let note = format!("could not {step}: {error}");
+        self.publish(cluster, EventType::Warning, "StepFailed", &note).await;
+    }
+
+    /// Publishes an Event about a cluster.
+    async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, note: &str) {
         let event = Event {
-            type_: EventType::Warning,
-            reason: "StepFailed".to_owned(),
-            note: Some(shorten(&format!("could not {step}: {error}"))),
+            type_,
+            reason: reason.to_owned(),
+            note: Some(shorten(note)),
             action: "ChangeDatabase".to_owned(),
             secondary: None,
         };
         if let Err(error) = self.context.recorder.publish(&event, &cluster.object_ref(&())).await {
-            debug!(cluster = %key, %error, "could not publish an Event");
+            debug!(cluster = %cluster.name_any(), %error, "could not publish an Event");
         }
     }
 
@@ -219,6 +214,7 @@ impl Reconciler for Controller {
             }
         }
         let last = self.memory(&key, |memory| memory.last.clone());
+        let heat = self.watch(&key, &wanted, cluster.spec.paused, &sessions).await;
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
@@ -233,6 +229,7 @@ impl Reconciler for Controller {
             held: self.memory(&key, |memory| memory.held.clone()),
             shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),
             overtaken: self.memory(&key, |memory| memory.overtaken.clone()),
+            heat: heat.as_ref(),
         };
         let mut round = round(&brief, &sessions).await;
         drop(sessions);
@@ -271,6 +268,7 @@ impl Reconciler for Controller {
 
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
         self.show(key, &DialogClusterStatus::default());
+        self.show_heat(key, None);
         // A step under way is left to the database; its session has nobody to report to any more.
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
@@ -304,6 +302,7 @@ impl Job {
             held: self.held.clone(),
             shown: None,
             overtaken: None,
+            heat: None,
         };
         let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
         carry_out(&brief, &sessions, step).await

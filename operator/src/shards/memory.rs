@@ -8,6 +8,7 @@ use futures::FutureExt;
 use tokio::task::JoinHandle;
 
 use super::act;
+use super::heat::Heat;
 use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
@@ -44,6 +45,8 @@ pub(super) struct Memory {
     pub(super) held: Option<MovePlan>,
     /// The last plan that could not be carried on with.
     pub(super) overtaken: Option<Dropped>,
+    /// What is known of load.
+    pub(super) heat: Option<Heat>,
 }
 
 struct Long {

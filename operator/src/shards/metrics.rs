@@ -11,6 +11,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::step::Step;
 use crate::api::{NodeState, NodeStatus, RebalanceStatus};
 
+mod heat;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStep {
     step: &'static str,
@@ -43,12 +45,14 @@ pub struct Metrics {
     shards: Family<ByNode, Gauge>,
     bytes: Family<ByNode, Gauge>,
     rounds: Counter,
+    /// Load.
+    pub heat: heat::Metrics,
 }
 
 impl Metrics {
     /// Metrics that are read through `registry`.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
+        let metrics = Self { heat: heat::Metrics::register(registry), ..Self::default() };
         registry.register("steps", "Changes of databases by kind and result", metrics.steps.clone());
         registry.register("node_up", "1 while the group's primary answers", metrics.up.clone());
         registry.register("node_shards", "Shards of distributed tables on the node", metrics.shards.clone());

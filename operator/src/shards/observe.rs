@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream;
 
+use super::heat::store;
 use super::observed::{Citus, Facts, Node, Observed, Role};
 use super::sessions::{Door, Sessions};
 use super::settings;
@@ -70,13 +71,14 @@ async fn coordinator(
     sizes: Sizes,
     observed: &mut Observed,
 ) -> Result<Node, pg::Error> {
-    let (node, session) = node(sessions, Group::Coordinator, wanted, sizes).await?;
-    if let (Node::Up(facts), Some(session)) = (&node, session) {
+    let (mut node, session) = node(sessions, Group::Coordinator, wanted, sizes).await?;
+    if let (Node::Up(facts), Some(session)) = (&mut node, session) {
         let citus = facts.citus.preloaded && facts.citus.installed.is_some();
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         observed.tables = catalog::tables(&session, &wanted.tables, citus).await?;
         if citus {
             observed.catalog = Some(catalog::read(&session).await?);
+            facts.own_tables = store::is_there(&session).await?;
         }
         session.run("COMMIT").await?;
     }

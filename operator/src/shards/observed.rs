@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::heat::Heat;
 use super::rebalance::{HashRange, MovePlan};
 use super::step::Step;
 use super::topology::Topology;
@@ -33,6 +34,8 @@ pub struct Observed {
     pub shown: Option<PlanStatus>,
     /// The last plan that could not be carried on with.
     pub overtaken: Option<Dropped>,
+    /// What is known of load; `None` before it was looked at.
+    pub heat: Option<Heat>,
     /// Steps that take long, failed lately, and are put off: what does not need them goes first.
     pub deferred: Vec<Step>,
 }
@@ -116,6 +119,8 @@ pub struct Facts {
     pub sizes: Option<BTreeMap<i64, i64>>,
     /// Citus' number of this server's group, by its own word; 0 before it was ever registered, and on the coordinator.
     pub local_group: i32,
+    /// The operator's own tables are here; looked for on the coordinator only.
+    pub own_tables: bool,
     /// What moves need here; `None` where Citus is not at work.
     pub resources: Option<Resources>,
 }

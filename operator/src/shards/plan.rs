@@ -16,8 +16,8 @@ mod moves;
 mod prepare;
 mod tables;
 
-pub(super) use moves::obstacle;
 pub use moves::{Cramped, Moves};
+pub(super) use moves::{layout, obstacle};
 pub use tables::{Problem, Report};
 
 /// What is to be done, what is waited for, and what is so.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::act::{self, perform};
+use super::heat::Heat;
 use super::lock::{self, Holder};
 use super::observe::{Sizes, observe};
 use super::observed::{Dropped, Observed, Stall};
@@ -15,7 +16,7 @@ use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::wanted::Wanted;
 use crate::api::PlanStatus;
-use crate::condition::{BALANCED, Finding, SCHEMA_DISTRIBUTED};
+use crate::condition::{BALANCED, Finding, HOT_TENANT, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
 
@@ -45,6 +46,8 @@ pub struct Brief<'a> {
     pub shown: Option<&'a PlanStatus>,
     /// The last plan that could not be carried on with.
     pub overtaken: Option<Dropped>,
+    /// What is known of load.
+    pub heat: Option<&'a Heat>,
 }
 
 /// What became of a round.
@@ -198,8 +201,9 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
 
 /// The next step that can be tried.
 fn next(round: &Round) -> Option<Step> {
-    // Steps assume the earlier ones; only tables and moves do not depend on each other.
-    let apart = |step: &Step| [SCHEMA_DISTRIBUTED, BALANCED].contains(&step.condition());
+    // Steps assume the earlier ones; only tables and moves do not depend on each other, nor anything on what is kept of
+    // load.
+    let apart = |step: &Step| [SCHEMA_DISTRIBUTED, BALANCED, HOT_TENANT].contains(&step.condition());
     if !round.failed.iter().all(|(step, _)| apart(step)) {
         return None;
     }
@@ -232,6 +236,7 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     observed.held = brief.held.clone();
     observed.shown = brief.shown.cloned();
     observed.overtaken = brief.overtaken.clone();
+    observed.heat = brief.heat.cloned();
     observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
     observed
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
+use super::heat::Heat;
 use super::observed::{Catalog, Facts, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
@@ -13,8 +14,8 @@ use super::wanted::{Gate, Wanted};
 use super::world::{World, members};
 use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus};
 use crate::condition::{
-    BALANCED, CITUS_AVAILABLE, Finding, Holds, METADATA_SYNCED, PARAMETERS_APPLIED, SCALE_IN_BLOCKED,
-    SCHEMA_DISTRIBUTED, SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
+    BALANCED, CITUS_AVAILABLE, Finding, HOT_TENANT, Holds, METADATA_SYNCED, PARAMETERS_APPLIED,
+    SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED, SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
 };
 use crate::names::Group;
 use crate::status::Part;
@@ -30,6 +31,8 @@ pub const PART: Part = Part {
         "plan",
         "rebalance",
         "lastHandledRebalance",
+        "hot",
+        "heat",
     ],
     conditions: &[
         CITUS_AVAILABLE,
@@ -39,6 +42,7 @@ pub const PART: Part = Part {
         SCHEMA_DISTRIBUTED,
         BALANCED,
         SCALE_IN_BLOCKED,
+        HOT_TENANT,
     ],
 };
 
@@ -101,6 +105,8 @@ pub fn status(
         plan: planned(round, before.and_then(|status| status.plan.as_ref())),
         rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref()), now),
         last_handled_rebalance: handled(wanted, round, before),
+        hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
+        heat: observed.heat.as_ref().map(Heat::status),
         ..DialogClusterStatus::default()
     }
 }

@@ -40,6 +40,9 @@ pub enum Step {
         /// Whose server.
         group: Group,
     },
+    /// Create the schema `dialog_operator` on the coordinator, with the tables in which the operator keeps what it has seen
+    /// of load and sizes.
+    CreateOwnTables,
     /// Take back an `ALTER SYSTEM` of a setting that is declared elsewhere.
     ResetSetting {
         /// Whose server.
@@ -169,12 +172,13 @@ pub enum Beside {
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 23] = [
+pub const KINDS: [&str; 24] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
     "SetDatabaseOwner",
     "CreateExtension",
+    "CreateOwnTables",
     "ResetSetting",
     "AllowLogin",
     "SetCoordinatorHost",
@@ -205,6 +209,7 @@ impl Step {
             Self::CreateDatabase { .. } => "CreateDatabase",
             Self::SetDatabaseOwner { .. } => "SetDatabaseOwner",
             Self::CreateExtension { .. } => "CreateExtension",
+            Self::CreateOwnTables => "CreateOwnTables",
             Self::ResetSetting { .. } => "ResetSetting",
             Self::AllowLogin { .. } => "AllowLogin",
             Self::SetCoordinatorHost => "SetCoordinatorHost",
@@ -287,6 +292,7 @@ impl Step {
             | Self::ForgetCleanup { .. }
             | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
             Self::RemoveNode { .. } => condition::SCALE_IN_BLOCKED,
+            Self::CreateOwnTables => condition::HOT_TENANT,
             Self::MoveShard { .. } | Self::CancelMove { .. } | Self::CleanUp => condition::BALANCED,
             Self::CreateReferenceTable { .. }
             | Self::ReplicateReferenceTables
@@ -306,6 +312,7 @@ impl fmt::Display for Step {
                 write!(f, "make {API_ROLE} the owner of the database on {group}")
             }
             Self::CreateExtension { group } => write!(f, "create the extension citus on {group}"),
+            Self::CreateOwnTables => f.write_str("create the operator's own tables on the coordinator"),
             Self::ResetSetting { group, name } => {
                 write!(f, "take back the ALTER SYSTEM of {name} on {group}")
             }

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::rebalance::{self, windows};
-use crate::api::{DialogClusterSpec, RebalanceMode, RebalanceSpec, Table};
+use crate::api::{
+    Amount, DialogClusterSpec, HotTenantsMode, RebalanceMode, RebalanceSpec, ResourcesSpec, Table,
+};
+use crate::heat;
 
 /// The annotation whose value is the hash of the plan that may be carried out.
 pub const APPROVE_ANNOTATION: &str = "dialogcluster.io/approve-plan";
@@ -26,6 +30,36 @@ pub struct Wanted {
     pub parameters: BTreeMap<String, String>,
     /// How shards are spread.
     pub rebalance: Rebalance,
+    /// How load is watched; `None` if nobody is to look.
+    pub watch: Option<Watch>,
+}
+
+/// How load is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// What is hot, and what follows.
+    pub policy: heat::Policy,
+    /// How long the servers count before it is looked at; at least a second.
+    pub period: SignedDuration,
+    /// CPU time that a worker may spend, in thousandths of a core; `None` if the resource does not say.
+    pub worker_cpu: Option<u64>,
+    /// The same of the coordinator.
+    pub coordinator_cpu: Option<u64>,
+}
+
+impl Watch {
+    /// What the resource asks for.
+    #[must_use]
+    pub fn new(spec: &DialogClusterSpec) -> Option<Self> {
+        let hot = &spec.sharding.hot_tenants;
+        let cpu = |resources: &ResourcesSpec| resources.limits.cpu.as_ref().and_then(Amount::thousandths);
+        (hot.mode != HotTenantsMode::Off).then(|| Self {
+            policy: heat::Policy::new(&spec.sharding),
+            period: SignedDuration::try_from(hot.statistics.period()).unwrap_or(SignedDuration::from_mins(1)),
+            worker_cpu: cpu(&spec.workers.resources),
+            coordinator_cpu: cpu(&spec.coordinator.resources),
+        })
+    }
 }
 
 /// How shards are spread, and whether they may be moved now.
@@ -71,6 +105,7 @@ impl From<&DialogClusterSpec> for Wanted {
                 stall_timeout: spec.sharding.rebalance.stall_timeout(),
                 request: None,
             },
+            watch: Watch::new(spec),
         }
     }
 }

@@ -12,7 +12,6 @@ use crate::heat::{Period, Policy};
 mod check;
 
 pub use check::Invalid;
-pub(super) use check::milli;
 
 /// A cluster, its load, and what is to be decided by. Either `synthetic` or `recorded` is given.
 #[derive(Clone, Debug, Deserialize)]

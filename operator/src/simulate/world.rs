@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::{SignedDuration, Timestamp};
 
 use super::number::{count, fraction, noise};
-use super::scenario::{Synthetic, milli};
+use super::scenario::Synthetic;
 use super::shards::{Id, Rate, Shards, colocation};
 use super::surges::Surges;
 use super::work::Job;
@@ -84,7 +84,7 @@ impl World {
             time: 0.0,
             copy_rate: fraction(workers.copy_rate.units().unwrap_or(1)),
             clock: SignedDuration::ZERO,
-            cpus: fraction(milli(&workers.cpu).unwrap_or(1)) / 1000.0,
+            cpus: fraction(workers.cpu.thousandths().unwrap_or(1)) / 1000.0,
             storage: workers.storage.units().unwrap_or(0),
             kinds: scenario.tables.iter().map(kind).collect(),
             shards,

@@ -12,6 +12,7 @@ mod faults;
 mod fresh;
 mod growth;
 mod hands;
+mod heat;
 mod held_up;
 mod journey;
 mod killer;

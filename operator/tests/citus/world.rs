@@ -248,6 +248,7 @@ pub fn brief<'a>(
         held: None,
         shown: None,
         overtaken: None,
+        heat: None,
     }
 }
 

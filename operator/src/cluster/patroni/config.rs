@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::api::{HotTenantsMode, HotTenantsSpec};
 use crate::cluster::build::meta;
 use crate::cluster::build::pod::{PATRONI_TLS_DIRECTORY, TLS_DIRECTORY};
 use crate::cluster::certificates::{API, CA, CERTIFICATE, KEY, NODE, OPERATOR};
@@ -201,10 +202,26 @@ fn parameters(target: &Target, group: Group) -> Map<String, Value> {
     for (name, value) in asked {
         set(name, value.clone());
     }
-    for (name, value) in owned(connections) {
+    for (name, value) in owned(connections).into_iter().chain(statistics(&target.spec.sharding.hot_tenants)) {
         set(name, value);
     }
     parameters
+}
+
+/// How Citus counts what tenants do, on every node: clients go to each of them.
+#[must_use]
+pub fn statistics(spec: &HotTenantsSpec) -> Vec<(&'static str, String)> {
+    let track = match spec.mode {
+        HotTenantsMode::Off => "none",
+        HotTenantsMode::Observe => "all",
+    };
+    let statistics = &spec.statistics;
+    vec![
+        ("citus.stat_tenants_track", track.to_owned()),
+        ("citus.stat_tenants_limit", statistics.limit.to_string()),
+        ("citus.stat_tenants_period", statistics.period().as_secs().to_string()),
+        ("citus.stat_tenants_untracked_sample_rate", statistics.sample_rate.as_str().to_owned()),
+    ]
 }
 
 /// What the operator owns, for servers with this many connections. The resource's schema refuses each of these.

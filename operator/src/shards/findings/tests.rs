@@ -11,6 +11,7 @@ use crate::condition::{
 };
 use crate::names::{Group, Names};
 use crate::pg::Endpoint;
+use crate::shards::heat::Heat;
 use crate::shards::observed::{
     Catalog, Citus, Facts, Member, Node, Observed, Parameter, Placement, Role, Spread, Table,
 };
@@ -19,6 +20,7 @@ use crate::shards::rebalance::HashRange;
 use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
 
+mod heat;
 mod moves;
 
 /// A cluster at rest with one worker.
@@ -39,6 +41,7 @@ fn at_rest() -> Observed {
         settings: BTreeMap::from([("wal_level".to_owned(), "logical".to_owned())]),
         parameters: BTreeMap::new(),
         overrides: Vec::new(),
+        own_tables: true,
         ..Facts::default()
     };
     let groups = [Group::Coordinator, Group::Worker(0)];
@@ -72,6 +75,7 @@ fn at_rest() -> Observed {
         }),
         tables: tables.collect(),
         existing: groups.into(),
+        heat: Some(Heat::default()),
         ..Observed::default()
     }
 }

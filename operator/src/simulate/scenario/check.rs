@@ -197,7 +197,7 @@ impl Workers {
         if self.noise_percent > 50 {
             return refuse("synthetic.workers.noisePercent", "is above 50: nothing could be told from it");
         }
-        if milli(&self.cpu).is_none_or(|milli| milli == 0) {
+        if self.cpu.thousandths().is_none_or(|cpu| cpu == 0) {
             return refuse(
                 "synthetic.workers.cpu",
                 format!("{:?} is no number of CPUs: write 8, or 500m", self.cpu.to_string()),
@@ -235,24 +235,6 @@ impl Tables {
         }
         Ok(())
     }
-}
-
-/// Thousandths of a CPU.
-pub(in crate::simulate) fn milli(cpu: &Amount) -> Option<u64> {
-    let text = cpu.to_string();
-    match text.strip_suffix('m') {
-        Some(milli) => Amount::new(milli).units(),
-        None => text.parse::<f64>().ok().filter(|cpus| (0.0..1e6).contains(cpus)).map(thousandths),
-    }
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the caller has checked the range"
-)]
-fn thousandths(cpus: f64) -> u64 {
-    (cpus * 1000.0).round() as u64
 }
 
 fn no_size(size: &Amount) -> String {

@@ -145,6 +145,7 @@ impl Truth {
                 facts.citus.installed = facts.citus.available.clone();
                 assert!(facts.citus.installed.is_some(), "the image has no extension");
             }
+            Step::CreateOwnTables => self.facts(Group::Coordinator).own_tables = true,
             Step::ResetSetting { group, name } => {
                 self.facts(*group).overrides.retain(|other| other != name);
             }

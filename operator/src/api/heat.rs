@@ -1,0 +1,185 @@
+//! What is watched of tenants, and what was found.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::defaults;
+use super::rebalance::{Threshold, duration};
+
+/// What is said about dialogs and users that take a large part of their worker.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HotTenantsSpec {
+    /// Whether they are looked for.
+    #[serde(default)]
+    pub mode: HotTenantsMode,
+    /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent, if the worker spends more
+    /// than 30 % of its CPU time.
+    #[serde(default = "defaults::share_percent")]
+    #[schemars(range(min = 5, max = 100))]
+    pub share_percent: i32,
+    /// A tenant with fewer queries in a period is not hot, nor one with fewer writes for its part of the writes.
+    #[serde(default = "defaults::min_queries")]
+    #[schemars(range(min = 1))]
+    pub min_queries: i64,
+    /// Periods in a row that a tenant has to be hot before anything follows from it.
+    #[serde(default = "defaults::consecutive_periods")]
+    #[schemars(range(min = 1, max = 100))]
+    pub consecutive_periods: i32,
+    /// The least time between two actions, for example `1h`.
+    #[serde(default = "defaults::cooldown")]
+    #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('720h')")
+        .message("sharding.hotTenants.cooldown: must be between 1s and 720h"))]
+    pub cooldown: String,
+    /// Tenants that may have a shard of their own at the same time.
+    #[serde(default = "defaults::max_isolated")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub max_isolated: i32,
+    /// A tenant with a shard of its own that was quiet for so long is one like the others again, for example `168h`.
+    #[serde(default = "defaults::release_after")]
+    #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('8760h')")
+        .message("sharding.hotTenants.releaseAfter: must be between 1m and 8760h"))]
+    pub release_after: String,
+    /// Neither isolation nor splitting makes more shards of all colocation groups than this, each with its tables counted
+    /// once.
+    #[serde(default = "defaults::max_shard_groups")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_shard_groups: i32,
+    /// How Citus counts what tenants do.
+    #[serde(default)]
+    pub statistics: StatisticsSpec,
+}
+
+/// Whether hot tenants are looked for.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum HotTenantsMode {
+    /// No: Citus counts nothing.
+    Off,
+    /// They are shown, with what would be done about them; nothing is done.
+    #[default]
+    Observe,
+}
+
+/// How Citus counts what tenants do (`citus_stat_tenants`).
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatisticsSpec {
+    /// How long it counts before the figures are looked at, for example `1m`. A day must be a multiple of it.
+    #[serde(default = "defaults::statistics_period")]
+    #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('5s') && duration(self) <= duration('1h') \
+        && 86400 % duration(self).getSeconds() == 0")
+        .message("sharding.hotTenants.statistics.period: must be between 5s and 1h, and a day a multiple of it"))]
+    pub period: String,
+    /// Tenants that each server keeps figures of: the busiest. Changing it restarts the servers.
+    #[serde(default = "defaults::statistics_limit")]
+    #[schemars(range(min = 10, max = 10_000))]
+    pub limit: i32,
+    /// Of the queries of tenants of which there are no figures yet, the part that is counted: fewer cost less, and find a
+    /// new tenant later.
+    #[serde(default = "defaults::sample_rate")]
+    pub sample_rate: Threshold,
+}
+
+impl StatisticsSpec {
+    /// How long Citus counts.
+    #[must_use]
+    pub fn period(&self) -> Duration {
+        // The schema lets nothing else in.
+        duration(&self.period).unwrap_or(Duration::from_mins(1))
+    }
+}
+
+impl HotTenantsSpec {
+    /// The least time between two actions.
+    #[must_use]
+    pub fn cooldown(&self) -> Duration {
+        duration(&self.cooldown).unwrap_or(Duration::from_hours(1))
+    }
+
+    /// How long a tenant has to be quiet to be one like the others again.
+    #[must_use]
+    pub fn release_after(&self) -> Duration {
+        duration(&self.release_after).unwrap_or(Duration::from_hours(168))
+    }
+}
+
+/// A tenant that takes a large part of its worker.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HotTenant {
+    /// The value of the distribution column: of the group `dialog` the dialog's id.
+    #[schemars(length(max = 100))]
+    pub tenant: String,
+    /// The group of tables, as in `spec.sharding.tables`.
+    #[schemars(length(max = 63))]
+    pub group: String,
+    /// The worker that it is on.
+    pub node: String,
+    /// Its part of what the worker does, in percent: of queries, writes or CPU time, whichever is most.
+    pub share_percent: i32,
+    /// Queries per second in the last period.
+    pub queries_per_second: i64,
+    /// Those of them that write.
+    pub writes_per_second: i64,
+    /// Periods in a row that it has been hot.
+    pub periods: i32,
+}
+
+/// What follows from the load.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeatStatus {
+    /// What was decided last; in the mode `Observe` it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<DecisionStatus>,
+    /// What should be done and cannot, and what would help.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub refused: Vec<String>,
+    /// When something can be done again that would be done now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cooling_until: Option<Time>,
+    /// How large the groups of tables are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]
+    pub sizes: Vec<SizeStatus>,
+}
+
+/// Something that was decided.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionStatus {
+    /// The end of the period that it was decided after.
+    pub at: Time,
+    /// `Isolate`, `Split`, `Spread` or `Release`.
+    pub kind: String,
+    /// What, why, and from where to where.
+    #[schemars(length(max = 512))]
+    pub message: String,
+}
+
+/// How large the tables of a colocation group are.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SizeStatus {
+    /// The group, as in `spec.sharding.tables`.
+    #[schemars(length(max = 63))]
+    pub group: String,
+    /// Shards, those that move together counted as one.
+    pub shards: i64,
+    /// Bytes of all of them, indexes and TOAST included, to the nearest MiB.
+    pub bytes: i64,
+    /// Bytes of the largest.
+    pub largest_bytes: i64,
+    /// By how many bytes they grew in an hour, over the last day at most; absent before an hour has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth_per_hour: Option<i64>,
+}

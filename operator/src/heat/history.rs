@@ -1,0 +1,111 @@
+//! What is remembered between periods. It is stored, so that an operator that is started anew forgets nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Tenant;
+use crate::names::Group;
+
+/// What is remembered between periods; bounded by the number of nodes and by the budget.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct History {
+    /// End of the last period.
+    pub seen: Option<Timestamp>,
+    /// The tenants that are hot, or were and have not cooled down.
+    #[serde(with = "pairs")]
+    pub hot: BTreeMap<Tenant, Streak>,
+    /// Periods in a row that a node was busy and no tenant of it was hot.
+    pub busy: BTreeMap<Group, u32>,
+    /// Since when a pinned tenant has been quiet.
+    #[serde(with = "pairs")]
+    pub quiet: BTreeMap<Tenant, Timestamp>,
+    /// When something was done last.
+    pub acted: Option<Timestamp>,
+    /// What [`super::Mode::Isolate`] would have done.
+    pub imagined: Imagined,
+}
+
+/// How long a tenant has been hot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Streak {
+    /// Periods.
+    pub periods: u32,
+    /// Periods since then in which nobody could tell.
+    pub unseen: u32,
+    /// Where it was seen.
+    pub node: Group,
+}
+
+/// What would be different by now if [`super::Mode::Observe`] were [`super::Mode::Isolate`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Imagined {
+    /// When something would have been done last.
+    pub acted: Option<Timestamp>,
+    /// Where the tenants would be pinned.
+    #[serde(with = "pairs")]
+    pub pins: BTreeMap<Tenant, Group>,
+    /// Those that would not be pinned any more.
+    pub released: BTreeSet<Tenant>,
+    /// The shard groups that would have been split.
+    pub split: BTreeSet<i64>,
+    /// Shard groups that there would be besides those that there are.
+    pub groups: usize,
+}
+
+/// Maps by tenant as lists of pairs: the keys of a JSON object are text.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::heat::Tenant;
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        map: &BTreeMap<Tenant, T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<Tenant, T>, D::Error> {
+        Ok(Vec::<(Tenant, T)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heat::fixture::{at, load, node, period, policy, tenant};
+    use crate::heat::{Mode, Policy, decide};
+    use crate::shards::rebalance::Role;
+
+    #[test]
+    fn what_is_stored_in_every_period_decides_as_what_is_kept() {
+        let policy = Policy { mode: Mode::Observe, ..policy() };
+        let nodes = [node(Role::Shared, 70), node(Role::Shared, 20), node(Role::Shared, 30)];
+        let (mut kept, mut stored) = (History::default(), History::default());
+        let mut acted = 0;
+        for minute in 0..200 {
+            // Hot for a while, then quiet, with another beside it.
+            let tenants = [load(1, 0, if minute % 90 < 40 { 40 } else { 1 }), load(2, 1, 15), load(3, 0, 10)];
+            let period = period(minute, &nodes, &tenants);
+            let (expected, next) = decide(&policy, &kept, &period);
+            kept = next;
+            let text = serde_json::to_string(&stored).unwrap();
+            let (decision, next) = decide(&policy, &serde_json::from_str(&text).unwrap(), &period);
+            stored = next;
+            assert_eq!((&decision, &stored), (&expected, &kept));
+            acted += usize::from(decision.action.is_some());
+        }
+        assert!(acted > 0, "nothing was decided");
+        assert!(!kept.imagined.pins.is_empty() && kept.imagined.pins.contains_key(&tenant(1)));
+        assert_eq!(kept.seen, Some(at(199)));
+    }
+}

@@ -1,0 +1,45 @@
+//! Why something that should be done is not.
+
+use serde::{Deserialize, Serialize};
+
+/// Why something is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+pub enum Reason {
+    /// [`super::Policy::max_isolated`].
+    #[error("as many tenants are isolated as may be: release one, or raise maxIsolated")]
+    Budget,
+    /// [`super::Policy::max_shard_groups`].
+    #[error("there are as many shards as may be: every split costs connections and planning time")]
+    TooManyShards,
+    /// It would be too much for every node, even one that did nothing else.
+    #[error(
+        "it is more than any worker can do: give the workers more CPU, or read from standbys; to move it helps nobody"
+    )]
+    TooHot,
+    /// No node can take it besides what it does.
+    #[error("no other worker has so much CPU time and room to spare: add a worker, or dedicate one")]
+    NoHeadroom,
+    /// Every node that could take it would be as busy as its own is now.
+    #[error("any other worker would be as busy with it as its own is now: add a worker, or dedicate one")]
+    NothingGained,
+    /// All rows of a large shard group have one hash.
+    #[error(
+        "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
+    )]
+    Indivisible,
+}
+
+impl Reason {
+    /// Its name, for programs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Budget => "Budget",
+            Self::TooManyShards => "TooManyShards",
+            Self::TooHot => "TooHot",
+            Self::NoHeadroom => "NoHeadroom",
+            Self::NothingGained => "NothingGained",
+            Self::Indivisible => "Indivisible",
+        }
+    }
+}

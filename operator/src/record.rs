@@ -1,0 +1,131 @@
+//! What `dialog-operator observe` does: the periods that the operator has recorded of a cluster, as a scenario for
+//! `dialog-operator simulate`.
+
+use std::fs;
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, Config};
+use serde_json::json;
+
+use crate::api::DialogCluster;
+use crate::cli::Observe;
+use crate::cluster::certificates::identity;
+use crate::heat::{Period, Policy};
+use crate::names::{Group, Names};
+use crate::pg::Identity;
+use crate::shards::heat::store;
+use crate::shards::sessions::{Door, Sessions};
+use crate::shards::topology::Topology;
+
+/// Writes what was recorded to a file, or returns it to be printed.
+///
+/// # Errors
+/// If Kubernetes or the coordinator cannot be asked, nothing was recorded, or the file cannot be written.
+pub async fn run(arguments: &Observe) -> anyhow::Result<String> {
+    let config =
+        Config::infer().await.context("cannot find out how to reach Kubernetes; is KUBECONFIG set?")?;
+    let namespace = arguments.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config).context("cannot make a client of Kubernetes")?;
+    let names = Names::new(&arguments.name, &namespace);
+    let cluster = Api::<DialogCluster>::namespaced(client.clone(), &namespace)
+        .get(&arguments.name)
+        .await
+        .with_context(|| format!("cannot read DialogCluster {namespace}/{}", arguments.name))?;
+    let sessions = Sessions::new(Topology::of_services(&names), certificate(&client, &names).await?);
+    let periods = recorded(&sessions).await?;
+    let count = periods.len();
+    let text = scenario(&format!("{namespace}/{}", arguments.name), &cluster, &periods)?;
+    let Some(file) = &arguments.out else { return Ok(text) };
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(format!("{count} periods written to {}\n", file.display()))
+}
+
+/// The operator's certificate.
+async fn certificate(client: &Client, names: &Names) -> anyhow::Result<Identity> {
+    let name = names.operator_certificate();
+    let secret = Api::<Secret>::namespaced(client.clone(), names.namespace())
+        .get(&name)
+        .await
+        .with_context(|| format!("cannot read Secret {name}, with which the operator enters the database"))?;
+    identity(&secret).with_context(|| format!("Secret {name} holds no certificate"))
+}
+
+/// The periods that were recorded, in order.
+///
+/// # Errors
+/// If the coordinator cannot be asked, or there are none.
+pub async fn recorded(sessions: &Sessions) -> anyhow::Result<Vec<Period>> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await.context(
+        "this has to run where the cluster's Services can be reached, such as in the operator's pod",
+    )?;
+    let periods = match store::periods(&session).await {
+        // Before the first node is registered there is nothing to be seen.
+        Ok(periods) => periods.into_iter().filter(|period| !period.nodes.is_empty()).collect::<Vec<_>>(),
+        Err(error) if error.sqlstate() == Some(&tokio_postgres::error::SqlState::UNDEFINED_TABLE) => {
+            bail!(
+                "nothing was recorded: spec.sharding.hotTenants.mode is Off, or the operator has not looked yet"
+            )
+        }
+        Err(error) => return Err(error.into()),
+    };
+    ensure!(!periods.is_empty(), "nothing was recorded yet: wait for two periods to pass");
+    Ok(periods)
+}
+
+/// A scenario, one period a line.
+fn scenario(name: &str, cluster: &DialogCluster, periods: &[Period]) -> anyhow::Result<String> {
+    let policy = Policy::new(&cluster.spec.sharding);
+    let description = format!("{name}, as the operator has seen it");
+    let lines: Vec<String> = periods.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    Ok(format!(
+        "{{\"description\": {}, \"policy\": {}, \"recorded\": [\n{}\n]}}\n",
+        json!(description),
+        serde_json::to_string(&policy)?,
+        lines.join(",\n")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::heat::NodeLoad;
+    use crate::shards::rebalance::Role;
+    use crate::simulate::Scenario;
+
+    #[test]
+    fn a_record_is_a_scenario() {
+        let load = NodeLoad {
+            role: Role::Shared,
+            queries: 6000,
+            writes: 1200,
+            cpu: 15_000_000,
+            cpu_limit: 18_000_000,
+            free_bytes: Some(1 << 30),
+            unseen: 0,
+        };
+        let period = |minute: i64| Period {
+            end: jiff::Timestamp::from_second(1_800_000_000 + 60 * minute).unwrap(),
+            length: SignedDuration::from_mins(1),
+            nodes: BTreeMap::from([(Group::Worker(0), load)]),
+            tenants: Vec::new(),
+            pins: Vec::new(),
+            large: Vec::new(),
+            shard_groups: 48,
+            underway: false,
+        };
+        let spec = json!({"sharding": {"hotTenants": {"sharePercent": 35}, "maxShardSize": "3Gi"}});
+        let cluster = DialogCluster::new("chat", serde_json::from_value(spec).unwrap());
+        let periods = [period(1), period(2)];
+        let text = scenario("ns/chat", &cluster, &periods).unwrap();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        let read = Scenario::read(&text).unwrap();
+        assert_eq!(read.recorded.as_deref(), Some(&periods[..]));
+        assert_eq!(read.policy, Policy::new(&cluster.spec.sharding));
+        assert_eq!((read.policy.share_percent, read.policy.max_shard_bytes), (35, Some(3 << 30)));
+    }
+}

@@ -1,0 +1,72 @@
+//! What is said of hot tenants.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::*;
+use crate::api::{DecisionStatus, HotTenant};
+use crate::condition::HOT_TENANT;
+use crate::heat::Reason;
+use crate::shards::heat::Refusal;
+use crate::shards::step::Step;
+
+fn at(minute: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + 60 * minute).unwrap()
+}
+
+fn hot(periods: i32) -> Heat {
+    let tenant = HotTenant {
+        tenant: "7".to_owned(),
+        group: "dialog".to_owned(),
+        node: "worker-0".to_owned(),
+        share_percent: 52,
+        queries_per_second: 610,
+        writes_per_second: 540,
+        periods,
+    };
+    Heat { end: Some(at(10)), hot: vec![tenant], ..Heat::default() }
+}
+
+fn decided(minute: i64) -> DecisionStatus {
+    let message = "dialog 7 would go".to_owned();
+    DecisionStatus { at: Time(at(minute)), kind: "Isolate".to_owned(), message }
+}
+
+#[test]
+fn a_hot_tenant_is_named_with_what_follows() {
+    let who = "hot: dialog 7 (52 % of worker-0)";
+    let lasting = || Heat { last: Some(decided(8)), ..hot(5) };
+    let refused = vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    for (heat, expected) in [
+        (Heat::default(), ("False", "NoneHot", String::from("no tenant takes a large part of its worker"))),
+        (hot(2), ("True", "Noticed", format!("{who}; something follows after 3 periods in a row"))),
+        (Heat { last: Some(decided(10)), ..hot(3) }, ("True", "WouldAct", "dialog 7 would go".to_owned())),
+        (lasting(), ("True", "WouldHaveActed", format!("{who}; dialog 7 would go"))),
+        (
+            Heat { cooling_until: Some(at(70)), ..lasting() },
+            ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
+        ),
+        (Heat { refused, ..hot(3) }, ("True", "NothingHelps", format!("{who}; it stays"))),
+        (
+            Heat { failure: Some("no answer".to_owned()), ..hot(3) },
+            ("Unknown", "NotObserved", "no answer".to_owned()),
+        ),
+    ] {
+        assert_eq!(say(HOT_TENANT, |observed| observed.heat = Some(heat)), expected);
+    }
+    let found = say(HOT_TENANT, |observed| observed.heat = None);
+    assert_eq!((found.0, found.1), ("Unknown", "NotObserved"));
+}
+
+#[test]
+fn who_does_not_watch_keeps_nothing() {
+    let mut observed = at_rest();
+    facts(&mut observed, Group::Coordinator).own_tables = false;
+    assert_eq!(plan(&wanted(), &topology(), &observed).steps, vec![Step::CreateOwnTables]);
+    let off = json!({"workers": {"count": 1}, "sharding": {"hotTenants": {"mode": "Off"}}});
+    let off = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(off).unwrap());
+    let plan = plan(&off, &topology(), &observed);
+    assert_eq!(plan.steps, vec![]);
+    let found = plan.findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+    assert_eq!((found.holds.as_str(), found.reason), ("Unknown", "NotWatched"));
+}

@@ -1,0 +1,274 @@
+//! From what the servers have counted to a [`Period`]: a pure function.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::read::{Reading, Usage};
+use crate::api::TableKind;
+use crate::heat::{Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad};
+use crate::names::Group;
+use crate::shards::observed::Spread;
+use crate::shards::rebalance::{Layout, Role, ShardGroup};
+use crate::shards::wanted::Watch;
+use crate::shards::world::World;
+
+/// Tenants of a node that are kept of a period: those with the largest part of what it does.
+const KEPT: usize = 10;
+/// A reading may be so much later than its period was long.
+const LATE: SignedDuration = SignedDuration::from_secs(15);
+
+/// What is seen at the end of a period.
+pub(super) struct Seen<'a> {
+    pub(super) world: &'a World<'a>,
+    pub(super) watch: &'a Watch,
+    pub(super) end: Timestamp,
+    pub(super) layout: &'a Layout,
+    /// The servers that answered.
+    pub(super) readings: &'a BTreeMap<Group, Reading>,
+    pub(super) large: Vec<LargeShard>,
+}
+
+/// What a server had counted when it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Mark {
+    at: Timestamp,
+    started: Timestamp,
+    counters: Counters,
+}
+
+/// Bytes of a colocation group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub(super) colocation_id: i32,
+    /// As the resource calls it.
+    pub(super) group: String,
+    pub(super) bytes: i64,
+    pub(super) largest: i64,
+    pub(super) shards: i64,
+}
+
+/// What tenants are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Names(Vec<(Tenant, String)>);
+
+impl Names {
+    /// The key of a tenant; of one that nobody has seen its hash.
+    pub(super) fn of(&self, tenant: Tenant) -> String {
+        let known = self.0.iter().find(|(known, _)| *known == tenant);
+        known.map_or_else(|| format!("hash {}", tenant.hash), |(_, key)| key.clone())
+    }
+
+    /// Adds those of `tenants` that only `others` know.
+    pub(super) fn add(&mut self, others: &Self, tenants: &[Tenant]) {
+        for (tenant, key) in &others.0 {
+            if tenants.contains(tenant) && !self.0.iter().any(|(known, _)| known == tenant) {
+                self.0.push((*tenant, key.clone()));
+            }
+        }
+    }
+
+    /// Forgets those that nobody will speak of.
+    pub(super) fn keep(&mut self, history: &History, period: &Period) {
+        let pinned: BTreeSet<Tenant> = period.pins.iter().map(Tenant::from).collect();
+        let spoken = |tenant: &Tenant| {
+            pinned.contains(tenant)
+                || history.hot.contains_key(tenant)
+                || history.imagined.pins.contains_key(tenant)
+        };
+        self.0.retain(|(tenant, _)| spoken(tenant));
+    }
+}
+
+/// The policy by which tenants are only watched: nothing ever follows.
+pub(super) fn only_watching(policy: &Policy) -> Policy {
+    Policy { mode: Mode::Isolate, consecutive_periods: u32::MAX, max_shard_bytes: None, ..*policy }
+}
+
+/// The period, what to compare the next reading with, and what its tenants are called. Of the tenants those are `kept` in
+/// any case, and otherwise the busiest.
+pub(super) fn period(
+    seen: &Seen<'_>,
+    before: &BTreeMap<Group, Mark>,
+    kept: &[Tenant],
+) -> (Period, BTreeMap<Group, Mark>, Names) {
+    let mut period = Period {
+        end: seen.end,
+        length: seen.watch.period,
+        nodes: BTreeMap::new(),
+        tenants: Vec::new(),
+        pins: Vec::new(),
+        large: seen.large.clone(),
+        shard_groups: seen.layout.groups.len(),
+        underway: is_underway(seen.world),
+    };
+    let shards = by_hash(&seen.layout.groups);
+    let mut keys: BTreeMap<Tenant, (u64, &str)> = BTreeMap::new();
+    for (group, node) in &seen.layout.nodes {
+        // It holds shards only where there are no workers, or not any more.
+        let aside = *group == Group::Coordinator
+            && seen.world.wanted.workers > 0
+            && !seen.layout.groups.iter().any(|shard| shard.node == *group);
+        if aside {
+            continue;
+        }
+        let unavailable = NodeLoad {
+            role: Role::Unavailable,
+            queries: 0,
+            writes: 0,
+            cpu: 0,
+            cpu_limit: 0,
+            free_bytes: node.free_bytes,
+            unseen: 0,
+        };
+        let reading = seen.readings.get(group);
+        let counted = reading.and_then(|reading| figures(seen.watch, *group, reading, before.get(group)));
+        let (Some(reading), Some((mut load, true))) =
+            (reading, counted.map(|load| (load, node.role != Role::Unavailable)))
+        else {
+            period.nodes.insert(*group, unavailable);
+            continue;
+        };
+        load.role = node.role;
+        load.free_bytes = node.free_bytes;
+        let (notable, dropped) = notable(&load, &reading.tenants, kept);
+        load.unseen = dropped.max(if reading.full { least(&reading.tenants) } else { 0 });
+        for Usage { tenant, key, counted } in notable {
+            let Some(shard) = shard_of(&shards, *tenant) else { continue };
+            let known = keys.entry(*tenant).or_insert((counted.queries, key));
+            if counted.queries > known.0 {
+                *known = (counted.queries, key);
+            }
+            period.tenants.push(TenantLoad {
+                tenant: *tenant,
+                node: *group,
+                queries: counted.queries,
+                writes: counted.writes,
+                cpu: counted.cpu,
+                shard_bytes: shard.bytes,
+                alone: shard.range.min == shard.range.max,
+            });
+        }
+        period.nodes.insert(*group, load);
+    }
+    let mark =
+        |reading: &Reading| Mark { at: reading.at, started: reading.started, counters: reading.counters };
+    let marks = seen.readings.iter().map(|(group, reading)| (*group, mark(reading))).collect();
+    let names = keys.into_iter().map(|(tenant, (_, key))| (tenant, key.to_owned())).collect();
+    (period, marks, Names(names))
+}
+
+/// Whether shards are being moved, split or made, by anybody.
+fn is_underway(world: &World<'_>) -> bool {
+    world.catalog().is_none_or(|catalog| !catalog.operations.is_empty() || !catalog.foreign.is_empty())
+}
+
+/// What a node did in the period; `None` if there is nothing to compare its reading with.
+///
+/// Transactions stand for queries: one of many statements counts too little, which the sum of the tenants' mends. What
+/// was counted between two readings, which are not as far apart as a period is long, is taken as even.
+fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) -> Option<NodeLoad> {
+    let before = before.filter(|before| before.started == now.started)?;
+    let counted = now.counters.since(before.counters)?;
+    let (length, apart) = (watch.period.as_millis(), now.at.duration_since(before.at));
+    let late = watch.period.saturating_mul(2).saturating_add(LATE);
+    if apart.as_millis() < length / 4 || apart > late {
+        return None;
+    }
+    let (length, apart) = (u128::try_from(length).ok()?, u128::try_from(apart.as_millis()).ok()?);
+    let even = |counted: u64| u64::try_from(u128::from(counted) * length / apart.max(1)).unwrap_or(u64::MAX);
+    let sum = |of: fn(&Counters) -> u64| {
+        now.tenants.iter().map(|tenant| of(&tenant.counted)).fold(0, u64::saturating_add)
+    };
+    let declared = if group == Group::Coordinator { watch.coordinator_cpu } else { watch.worker_cpu };
+    // Where nobody knows what was spent, what may be is of no use.
+    let millicores = now.cpu.map_or(0, |cpu| declared.unwrap_or(cpu));
+    Some(NodeLoad {
+        role: Role::Unavailable,
+        queries: even(counted.queries).max(sum(|counted| counted.queries)),
+        writes: even(counted.writes).max(sum(|counted| counted.writes)),
+        cpu: even(counted.cpu).max(sum(|counted| counted.cpu)),
+        // Thousandths of a core, for so many milliseconds: microseconds.
+        cpu_limit: u64::try_from(u128::from(millicores) * length).unwrap_or(u64::MAX),
+        free_bytes: None,
+        unseen: 0,
+    })
+}
+
+/// The tenants with the largest part of what the node did, and the most queries of those that are left out.
+fn notable<'a>(node: &NodeLoad, tenants: &'a [Usage], kept: &[Tenant]) -> (Vec<&'a Usage>, u64) {
+    let part =
+        |part: u64, whole: u64| (u128::from(part) * 10_000).checked_div(u128::from(whole)).unwrap_or(0);
+    let share = |one: &Usage| {
+        let Counters { queries, writes, cpu } = one.counted;
+        part(queries, node.queries).max(part(writes, node.writes)).max(part(cpu, node.cpu))
+    };
+    let mut all: Vec<&Usage> = tenants.iter().collect();
+    all.sort_by_key(|one| (!kept.contains(&one.tenant), Reverse(share(one)), one.tenant));
+    let known = all.iter().filter(|one| kept.contains(&one.tenant)).count();
+    let dropped = all.split_off((known + KEPT).min(all.len()));
+    (all, dropped.iter().map(|one| one.counted.queries).max().unwrap_or(0))
+}
+
+/// A tenant with fewer queries may be missing from a list that is full.
+fn least(tenants: &[Usage]) -> u64 {
+    tenants.iter().map(|one| one.counted.queries).min().unwrap_or(0)
+}
+
+/// The shard groups of each colocation group by their lowest hashes.
+fn by_hash(groups: &[ShardGroup]) -> BTreeMap<(i32, i32), &ShardGroup> {
+    groups.iter().map(|group| ((group.colocation_id, group.range.min), group)).collect()
+}
+
+fn shard_of<'a>(shards: &BTreeMap<(i32, i32), &'a ShardGroup>, tenant: Tenant) -> Option<&'a ShardGroup> {
+    let (_, shard) = shards.range(..=(tenant.colocation_id, tenant.hash)).next_back()?;
+    (shard.colocation_id == tenant.colocation_id && shard.range.contains(tenant.hash)).then_some(*shard)
+}
+
+/// What the resource calls a colocation group: the group of its tables. Tables of one group that somebody has put into
+/// several colocation groups give their name to the first.
+pub(super) fn group_name(world: &World<'_>, colocation_id: i32) -> String {
+    let named = world.wanted.tables.iter().filter(|table| table.kind == TableKind::Distributed);
+    let colocated = named.filter_map(|table| {
+        let Spread::Hash { colocation_id, .. } = world.observed.tables.get(&table.name)?.spread else {
+            return None;
+        };
+        Some((table.group.as_deref()?, colocation_id))
+    });
+    let colocated: BTreeSet<(&str, i32)> = colocated.collect();
+    let first = |name: &str| colocated.iter().find(|(group, _)| *group == name).map(|(_, id)| *id);
+    let mut own = colocated.iter().filter(|(_, id)| *id == colocation_id).map(|(name, _)| *name);
+    own.find(|name| first(name) == Some(colocation_id))
+        .map_or_else(|| format!("colocation {colocation_id}"), str::to_owned)
+}
+
+/// How large the colocation groups are; nothing until all shards were measured.
+pub(super) fn sizes(seen: &Seen<'_>) -> Vec<Size> {
+    let measured =
+        |group: &Group| seen.world.observed.facts(*group).is_some_and(|facts| facts.sizes.is_some());
+    if !seen.layout.nodes.keys().all(measured) {
+        return Vec::new();
+    }
+    let mut sizes: BTreeMap<i32, Size> = BTreeMap::new();
+    for shard in &seen.layout.groups {
+        let size = sizes.entry(shard.colocation_id).or_insert_with(|| Size {
+            colocation_id: shard.colocation_id,
+            group: group_name(seen.world, shard.colocation_id),
+            bytes: 0,
+            largest: 0,
+            shards: 0,
+        });
+        let bytes = i64::try_from(shard.bytes).unwrap_or(i64::MAX);
+        size.bytes = size.bytes.saturating_add(bytes);
+        size.largest = size.largest.max(bytes);
+        size.shards += 1;
+    }
+    sizes.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+use serde_json::json;
+
+use super::*;
+use crate::api::DialogClusterSpec;
+use crate::shards::observed::{Catalog, Observed, Table};
+use crate::shards::rebalance::{HashRange, Node};
+use crate::shards::topology::Topology;
+use crate::shards::wanted::Wanted;
+
+const MINUTE: SignedDuration = SignedDuration::from_mins(1);
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+fn tenant(hash: i32) -> Tenant {
+    Tenant { colocation_id: 1, hash }
+}
+
+fn counted(hash: i32, key: &str, queries: u64, writes: u64, cpu: u64) -> Usage {
+    Usage { tenant: tenant(hash), key: key.to_owned(), counted: Counters { queries, writes, cpu } }
+}
+
+/// A server that was read so many seconds after the period's end, with what it has counted since its start.
+fn reading(second: i64, queries: u64, writes: u64, cpu: u64) -> Reading {
+    Reading {
+        at: at(second),
+        started: at(-9000),
+        counters: Counters { queries, writes, cpu },
+        cpu: Some(2000),
+        tenants: Vec::new(),
+        full: false,
+    }
+}
+
+struct Scene {
+    wanted: Wanted,
+    topology: Topology,
+    observed: Observed,
+    layout: Layout,
+}
+
+impl Scene {
+    /// Two workers, with four shard groups that cover a hundred hashes each, and the last one a single one.
+    fn new(spec: &serde_json::Value) -> Self {
+        let spec: DialogClusterSpec = serde_json::from_value(spec.clone()).unwrap();
+        let shard = |shard_id: i64, min: i32, max: i32, worker: u32| ShardGroup {
+            colocation_id: 1,
+            shard_id,
+            range: HashRange { min, max },
+            node: Group::Worker(worker),
+            bytes: 1 << 20,
+            load: 0,
+        };
+        let node = Node { role: Role::Shared, free_bytes: Some(7) };
+        let draining = Node { role: Role::Draining, free_bytes: None };
+        let nodes = [(Group::Coordinator, draining), (Group::Worker(0), node), (Group::Worker(1), node)];
+        let groups =
+            vec![shard(1, 0, 99, 0), shard(2, 100, 199, 1), shard(3, 200, 299, 0), shard(4, 300, 300, 1)];
+        Self {
+            wanted: Wanted::from(&spec),
+            topology: [].into_iter().collect(),
+            observed: Observed { catalog: Some(Catalog::default()), ..Observed::default() },
+            layout: Layout { nodes: nodes.into_iter().collect(), groups, pins: Vec::new() },
+        }
+    }
+
+    fn period(
+        &self,
+        before: &BTreeMap<Group, Mark>,
+        readings: &BTreeMap<Group, Reading>,
+        kept: &[Tenant],
+    ) -> (Period, BTreeMap<Group, Mark>, Names) {
+        let world = World { wanted: &self.wanted, topology: &self.topology, observed: &self.observed };
+        let watch = self.wanted.watch.as_ref().unwrap();
+        let seen =
+            Seen { world: &world, watch, end: at(0), layout: &self.layout, readings, large: Vec::new() };
+        period(&seen, before, kept)
+    }
+}
+
+fn limited() -> serde_json::Value {
+    json!({"workers": {"count": 2, "resources": {"limits": {"cpu": "300m"}}}})
+}
+
+#[test]
+fn a_period_has_what_was_counted_in_it() {
+    let scene = Scene::new(&limited());
+    let workers = |reading: &Reading| BTreeMap::from([(Group::Worker(0), reading.clone())]);
+    let before = workers(&reading(-57, 1000, 100, 5_000_000));
+    let (first, marks, _) = scene.period(&BTreeMap::new(), &before, &[]);
+    assert_eq!(first.nodes[&Group::Worker(0)].role, Role::Unavailable, "there is nothing to compare with");
+    assert!(!first.nodes.contains_key(&Group::Coordinator), "it holds nothing");
+
+    // Six seconds later after its period than the one before: a tenth more than a period was counted.
+    let mut now = reading(9, 1000 + 6600, 100 + 1320, 5_000_000 + 11_000_000);
+    now.tenants = vec![counted(250, "b", 3000, 600, 5_000_000), counted(300, "own", 200, 200, 1)];
+    let (period, _, names) = scene.period(&marks, &workers(&now), &[]);
+    let load = period.nodes[&Group::Worker(0)];
+    assert_eq!((load.queries, load.writes, load.cpu), (6000, 1200, 10_000_000));
+    assert_eq!(load.cpu_limit, 18_000_000, "as the resource declares it");
+    assert_eq!((load.role, load.free_bytes, load.unseen), (Role::Shared, Some(7), 0));
+    assert_eq!(period.nodes[&Group::Worker(1)].role, Role::Unavailable, "it did not answer");
+    let [first, second] = &period.tenants[..] else { panic!("{:?}", period.tenants) };
+    assert_eq!((first.tenant, first.queries, first.alone), (tenant(250), 3000, false));
+    assert_eq!((second.tenant, second.shard_bytes, second.alone), (tenant(300), 1 << 20, true));
+    assert_eq!((names.of(tenant(250)), names.of(tenant(7))), ("b".to_owned(), "hash 7".to_owned()));
+    assert!(!period.underway);
+
+    // One transaction of many statements.
+    now.tenants = vec![counted(250, "b", 9000, 600, 1)];
+    let (period, ..) = scene.period(&marks, &workers(&now), &[]);
+    assert_eq!(period.nodes[&Group::Worker(0)].queries, 9000);
+}
+
+#[test]
+fn what_cannot_be_compared_tells_nothing() {
+    let scene = Scene::new(&json!({"workers": {"count": 2}}));
+    let one = |reading: Reading| BTreeMap::from([(Group::Worker(0), reading)]);
+    let (_, marks, _) = scene.period(&BTreeMap::new(), &one(reading(-60, 1000, 100, 5_000)), &[]);
+    let role = |reading: Reading| scene.period(&marks, &one(reading), &[]).0.nodes[&Group::Worker(0)].role;
+    assert_eq!(role(reading(0, 1500, 150, 6_000)), Role::Shared);
+    assert_eq!(role(reading(0, 999, 150, 6_000)), Role::Unavailable, "the statistics began anew");
+    assert_eq!(role(reading(500, 1500, 150, 6_000)), Role::Unavailable, "periods were missed");
+    assert_eq!(role(reading(-59, 1500, 150, 6_000)), Role::Unavailable, "hardly any time has passed");
+    let promoted = Reading { started: at(-30), ..reading(0, 1500, 150, 6_000) };
+    assert_eq!(role(promoted), Role::Unavailable, "it is another server");
+
+    let silent = Reading { cpu: None, ..reading(0, 1500, 150, 5_000) };
+    let (period, ..) = scene.period(&marks, &one(silent), &[]);
+    assert_eq!(period.nodes[&Group::Worker(0)].cpu_limit, 0, "nobody knows what was spent");
+    let (period, ..) = scene.period(&marks, &one(reading(0, 1500, 150, 6_000)), &[]);
+    let limit = u64::try_from(MINUTE.as_micros()).unwrap() * 2;
+    assert_eq!(period.nodes[&Group::Worker(0)].cpu_limit, limit, "the server's two cores");
+}
+
+#[test]
+fn of_many_tenants_the_largest_are_kept_and_those_that_are_spoken_of() {
+    let scene = Scene::new(&limited());
+    let one = |reading: Reading| BTreeMap::from([(Group::Worker(0), reading)]);
+    let (_, marks, _) = scene.period(&BTreeMap::new(), &one(reading(-60, 0, 0, 0)), &[]);
+    let mut now = reading(0, 10_000, 1000, 10_000_000);
+    now.tenants = (0..50).map(|hash| counted(hash, "k", 50 + u64::try_from(hash).unwrap(), 0, 0)).collect();
+    // Few queries, and half of the CPU time; and two keys of one hash.
+    now.tenants.push(counted(60, "slow", 5, 0, 5_000_000));
+    now.tenants.push(counted(49, "other", 500, 0, 0));
+    now.full = true;
+    let (period, _, names) = scene.period(&marks, &one(now.clone()), &[tenant(0)]);
+    let kept: Vec<i32> = period.tenants.iter().map(|load| load.tenant.hash).collect();
+    assert_eq!(kept, [0, 60, 49, 49, 48, 47, 46, 45, 44, 43, 42]);
+    assert_eq!(period.nodes[&Group::Worker(0)].unseen, 50 + 41);
+    assert_eq!(names.of(tenant(49)), "other", "the busier of the two");
+    now.tenants.truncate(3);
+    let (period, ..) = scene.period(&marks, &one(now.clone()), &[]);
+    assert_eq!(period.nodes[&Group::Worker(0)].unseen, 50, "one with fewer may be missing");
+
+    // A tenant of a colocation group that has gone.
+    now.tenants = vec![Usage { tenant: Tenant { colocation_id: 9, hash: 1 }, ..counted(1, "k", 900, 0, 0) }];
+    assert!(scene.period(&marks, &one(now), &[]).0.tenants.is_empty());
+}
+
+#[test]
+fn two_colocation_groups_are_never_called_the_same() {
+    let mut scene = Scene::new(&limited());
+    for (name, colocation_id) in [("messages", 4), ("dialogs", 4), ("dialog_state", 7), ("users", 5)] {
+        let spread = Spread::Hash { column: "id".to_owned(), colocation_id };
+        scene.observed.tables.insert(name.to_owned(), Table { spread, ..Table::default() });
+    }
+    let world = World { wanted: &scene.wanted, topology: &scene.topology, observed: &scene.observed };
+    let names: Vec<String> = [4, 5, 7, 9].map(|id| group_name(&world, id)).into();
+    assert_eq!(names, ["dialog", "user", "colocation 7", "colocation 9"]);
+}

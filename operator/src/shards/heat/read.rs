@@ -1,0 +1,155 @@
+//! Reads what one server has counted. Nothing here changes anything.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use tokio_postgres::types::Type;
+
+use crate::heat::{Counters, Tenant};
+use crate::names::Group;
+use crate::pg::{self, Session};
+use crate::shards::sessions::{Door, Sessions};
+
+/// Citus cuts keys after 99 bytes: what is as long may be a part of something else.
+const LONGEST_KEY: i32 = 98;
+
+/// What a server has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// When it was read, by the server's clock.
+    pub(super) at: Timestamp,
+    /// When the server was started: figures of another one are no earlier figures of this one.
+    pub(super) started: Timestamp,
+    /// What it did since its statistics began: transactions, rows written, and CPU time where that is known.
+    pub(super) counters: Counters,
+    /// CPU time that it may spend, in thousandths of a core; `None` if its operating system does not say, nor what it did
+    /// spend.
+    pub(super) cpu: Option<u64>,
+    /// What its tenants did in the last whole period.
+    pub(super) tenants: Vec<Usage>,
+    /// Whether there may be others: the list has as many as it may have.
+    pub(super) full: bool,
+}
+
+/// What a tenant did in the last whole period.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) tenant: Tenant,
+    /// The value of its distribution column.
+    pub(super) key: String,
+    /// Queries, those of them that write, and CPU time.
+    pub(super) counted: Counters,
+}
+
+/// Asks `group`'s server.
+pub(super) async fn read(sessions: &Sessions, group: Group) -> Result<Reading, pg::Error> {
+    let session = sessions.session(group, Door::Dialog).await?;
+    let (tenants, full) = tenants(&session).await?;
+    // A server whose operating system tells nothing is watched by its queries and writes.
+    let (spent, cpu) = cpu(&session).await.ok().unzip();
+    let row = session
+        .query_one(
+            "SELECT clock_timestamp(), pg_postmaster_start_time(), xact_commit + xact_rollback,
+                    tup_inserted + tup_updated + tup_deleted
+             FROM pg_stat_database WHERE datname = current_database()",
+            &[],
+        )
+        .await?;
+    let counters =
+        Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: spent.unwrap_or(0) };
+    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, full })
+}
+
+/// Nothing that is counted is less than nothing.
+fn number(counted: i64) -> u64 {
+    u64::try_from(counted).unwrap_or(0)
+}
+
+/// CPU time that the server's processes have spent, those that have ended included, in microseconds; and how much it may
+/// spend, in thousandths of a core.
+async fn cpu(session: &Session) -> Result<(u64, u64), pg::Error> {
+    let row = session
+        .query_one(
+            // After the name in brackets: the state is the first field; 12 to 15 are user and system time, own and of
+            // children that have ended, in hundredths of a second.
+            "WITH processes AS (
+                 SELECT pid FROM pg_stat_activity
+                 UNION SELECT split_part(pg_read_file('postmaster.pid', 0, 64), chr(10), 1)::int),
+             stats AS (
+                 SELECT string_to_array(
+                            regexp_replace(pg_read_file('/proc/' || pid || '/stat', 0, 4096, true), '^.*[)] ', ''), ' ') AS f
+                 FROM processes)
+             SELECT coalesce(sum(f[12]::int8 + f[13]::int8 + f[14]::int8 + f[15]::int8), 0)::int8 * 10000,
+                    (SELECT count(*) FROM regexp_matches(pg_read_file('/proc/stat', 0, 1000000), '^cpu[0-9]', 'gn')),
+                    pg_read_file('/sys/fs/cgroup/cpu.max', 0, 100, true)
+             FROM stats",
+            &[],
+        )
+        .await?;
+    let cores = number(row.get(1)).saturating_mul(1000);
+    let limit = row.get::<_, Option<String>>(2).and_then(|line| cgroup_limit(&line));
+    Ok((number(row.get(0)), limit.map_or(cores, |limit| limit.min(cores))))
+}
+
+/// Thousandths of a core that a control group may spend: `50000 100000` are 500, `max 100000` is no limit.
+fn cgroup_limit(line: &str) -> Option<u64> {
+    let mut words = line.split_whitespace().map(|word| word.parse::<u64>().ok());
+    let (quota, period) = (words.next()??, words.next()??);
+    quota.checked_mul(1000)?.checked_div(period)
+}
+
+/// The tenants with queries in the last whole period, and whether there may be others.
+async fn tenants(session: &Session) -> Result<(Vec<Usage>, bool), pg::Error> {
+    let rows = session
+        .query(
+            "SELECT colocation_id, tenant_attribute, query_count_in_last_period::int8,
+                    greatest(query_count_in_last_period - read_count_in_last_period, 0)::int8,
+                    (cpu_usage_in_last_period * 1000000)::int8, format_type(distributioncolumntype, NULL),
+                    count(*) OVER () >= current_setting('citus.stat_tenants_limit')::int
+             FROM citus_stat_tenants_local(true) JOIN pg_dist_colocation ON colocationid = colocation_id
+             WHERE distributioncolumntype <> 0 AND tenant_attribute IS NOT NULL AND octet_length(tenant_attribute) <= $1",
+            &[(&LONGEST_KEY, Type::INT4)],
+        )
+        .await?;
+    let full = rows.first().is_some_and(|row| row.get(6));
+    let mut by_type: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let busy = || rows.iter().filter(|row| row.get::<_, i64>(2) > 0);
+    for row in busy() {
+        by_type.entry(row.get(5)).or_default().push(row.get(1));
+    }
+    let mut hashes: BTreeMap<(String, String), i32> = BTreeMap::new();
+    for (name, keys) in by_type {
+        // The name of a type as the server writes it.
+        let statement = format!("SELECT key, worker_hash(key::{name}) FROM unnest($1) AS key");
+        for row in session.query(&statement, &[(&keys, Type::TEXT_ARRAY)]).await? {
+            hashes.insert((name.clone(), row.get(0)), row.get(1));
+        }
+    }
+    let counted = |row: &tokio_postgres::Row| {
+        let key: String = row.get(1);
+        let hash = *hashes.get(&(row.get(5), key.clone()))?;
+        let tenant = Tenant { colocation_id: row.get(0), hash };
+        let counted =
+            Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: number(row.get(4)) };
+        Some(Usage { tenant, key, counted })
+    };
+    Ok((busy().filter_map(counted).collect(), full))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_read_as_the_kernel_writes_it() {
+        for (line, limit) in [
+            ("30000 100000\n", Some(300)),
+            ("250000 100000\n", Some(2500)),
+            ("max 100000\n", None),
+            ("5 0\n", None),
+            ("", None),
+        ] {
+            assert_eq!(cgroup_limit(line), limit, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the operator keeps on the coordinator, in a schema of its own: small, bounded, and enough to go on from.
+
+use jiff::Timestamp;
+use tokio_postgres::types::{Json, Type};
+
+use super::period::Size;
+use super::{Heat, State};
+use crate::heat::Period;
+use crate::pg::{self, Session};
+
+/// Makes the schema and the tables that are not there; one message, so that all of it is done or nothing. They are of the
+/// coordinator alone.
+pub const CREATE: &str = "SET LOCAL citus.enable_ddl_propagation = off;
+CREATE SCHEMA IF NOT EXISTS dialog_operator;
+COMMENT ON SCHEMA dialog_operator IS 'Of dialog-operator: what it has seen of load and sizes';
+CREATE TABLE IF NOT EXISTS dialog_operator.heat (
+    one   boolean PRIMARY KEY DEFAULT true CHECK (one),
+    state jsonb   NOT NULL
+);
+COMMENT ON TABLE dialog_operator.heat IS 'What the next decision about load is made from';
+INSERT INTO dialog_operator.heat (state) VALUES ('{}') ON CONFLICT DO NOTHING;
+CREATE TABLE IF NOT EXISTS dialog_operator.periods (
+    ended  timestamptz PRIMARY KEY,
+    period jsonb       NOT NULL
+);
+COMMENT ON TABLE dialog_operator.periods IS 'The last periods, as they were decided about';
+CREATE TABLE IF NOT EXISTS dialog_operator.sizes (
+    hour          timestamptz NOT NULL,
+    colocation_id integer     NOT NULL,
+    measured      timestamptz NOT NULL,
+    bytes         bigint      NOT NULL,
+    PRIMARY KEY (hour, colocation_id)
+);
+COMMENT ON TABLE dialog_operator.sizes IS 'Bytes of colocation groups, hour by hour'";
+
+/// Whether the tables are there.
+pub(in crate::shards) async fn is_there(session: &Session) -> Result<bool, pg::Error> {
+    let row = session
+        .query_one(
+            "SELECT count(*) = 3 FROM pg_class
+             WHERE relnamespace = to_regnamespace('dialog_operator') AND relname IN ('heat', 'periods', 'sizes')",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// What was stored last.
+pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
+    let rows = session.query("SELECT state FROM dialog_operator.heat", &[]).await?;
+    Ok(rows.first().map(state).unwrap_or_default())
+}
+
+/// What another version has stored in another form is forgotten: a few periods bring it back.
+fn state(row: &tokio_postgres::Row) -> State {
+    row.try_get::<_, Json<State>>(0).map(|state| state.0).unwrap_or_default()
+}
+
+/// Replaces what is stored by what `judge` makes of it, and records the period; or does nothing if another operator has
+/// seen it before. What is shown then. The caller rolls back after an error.
+pub(super) async fn exchange(
+    session: &Session,
+    end: Timestamp,
+    judge: impl Fn(&State) -> (State, Period),
+    sizes: &[Size],
+) -> Result<Heat, pg::Error> {
+    session.run("BEGIN").await?;
+    let rows = session.query("SELECT state FROM dialog_operator.heat FOR UPDATE", &[]).await?;
+    let before = rows.first().map(state).unwrap_or_default();
+    if before.heat.end == Some(end) {
+        session.run("COMMIT").await?;
+        return Ok(before.heat);
+    }
+    let (mut next, period) = judge(&before);
+    for size in sizes {
+        let growth = grow(session, end, size).await?;
+        if let Some(shown) = next.heat.sizes.iter_mut().find(|shown| shown.group == size.group) {
+            shown.growth_per_hour = growth;
+        }
+    }
+    session
+        .query(
+            "INSERT INTO dialog_operator.heat (state) VALUES ($1) ON CONFLICT (one) DO UPDATE SET state = excluded.state",
+            &[(&Json(&next), Type::JSONB)],
+        )
+        .await?;
+    session
+        .query(
+            "INSERT INTO dialog_operator.periods (ended, period) VALUES ($1, $2)
+             ON CONFLICT (ended) DO UPDATE SET period = excluded.period",
+            &[(&end, Type::TIMESTAMPTZ), (&Json(&period), Type::JSONB)],
+        )
+        .await?;
+    // A day of minutes, and two weeks of hours.
+    session
+        .run(
+            "DELETE FROM dialog_operator.periods WHERE ended <= (
+                 SELECT ended FROM dialog_operator.periods ORDER BY ended DESC OFFSET 1440 LIMIT 1);
+             DELETE FROM dialog_operator.sizes WHERE hour <= (
+                 SELECT DISTINCT hour FROM dialog_operator.sizes ORDER BY hour DESC OFFSET 336 LIMIT 1);
+             COMMIT",
+        )
+        .await?;
+    Ok(next.heat)
+}
+
+/// Notes a size, and says by how many bytes it has grown in an hour: over the last day, or as long as is known; `None`
+/// before an hour has passed.
+async fn grow(session: &Session, end: Timestamp, size: &Size) -> Result<Option<i64>, pg::Error> {
+    let now = (&end as &(dyn tokio_postgres::types::ToSql + Sync), Type::TIMESTAMPTZ);
+    session
+        .query(
+            "INSERT INTO dialog_operator.sizes (hour, colocation_id, measured, bytes)
+             VALUES (date_trunc('hour', $1), $2, $1, $3)
+             ON CONFLICT (hour, colocation_id) DO UPDATE SET measured = excluded.measured, bytes = excluded.bytes",
+            &[now.clone(), (&size.colocation_id, Type::INT4), (&size.bytes, Type::INT8)],
+        )
+        .await?;
+    let rows = session
+        .query(
+            "SELECT (($3 - bytes) / (extract(epoch FROM $1 - measured) / 3600))::int8 FROM dialog_operator.sizes
+             WHERE colocation_id = $2 AND measured BETWEEN $1 - interval '25 hours' AND $1 - interval '1 hour'
+             ORDER BY measured LIMIT 1",
+            &[now, (&size.colocation_id, Type::INT4), (&size.bytes, Type::INT8)],
+        )
+        .await?;
+    Ok(rows.first().map(|row| row.get(0)))
+}
+
+/// The recorded periods, in order, as they are: not all of them need to be of this version.
+///
+/// # Errors
+/// When the server does not answer, or has no such table: then nobody has watched yet.
+pub async fn periods(session: &Session) -> Result<Vec<Period>, pg::Error> {
+    let rows = session.query("SELECT period FROM dialog_operator.periods ORDER BY ended", &[]).await?;
+    let period = |row: &tokio_postgres::Row| row.try_get::<_, Json<Period>>(0).ok().map(|period| period.0);
+    Ok(rows.iter().filter_map(period).collect())
+}

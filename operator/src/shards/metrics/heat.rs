@@ -1,0 +1,248 @@
+//! What is measured of load: per node, per group of tables, and of the hot tenants, of which there are few.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{ByCluster, ByNode};
+use crate::api::{HotTenant, SizeStatus};
+use crate::heat::{NodeLoad, Reason};
+use crate::names::Group;
+use crate::shards::heat::Heat;
+
+/// A gauge of parts and rates.
+type Fraction = Gauge<f64, AtomicU64>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByTenant {
+    namespace: String,
+    cluster: String,
+    group: String,
+    tables: String,
+    tenant: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByTables {
+    namespace: String,
+    cluster: String,
+    tables: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    namespace: String,
+    cluster: String,
+    reason: &'static str,
+}
+
+/// The metrics; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    queries: Family<ByNode, Fraction>,
+    writes: Family<ByNode, Fraction>,
+    cpu: Family<ByNode, Fraction>,
+    cpu_limit: Family<ByNode, Fraction>,
+    hot: Family<ByCluster, Gauge>,
+    share: Family<ByTenant, Fraction>,
+    refused: Family<ByReason, Gauge>,
+    size: Family<ByTables, Gauge>,
+    largest: Family<ByTables, Gauge>,
+}
+
+impl Metrics {
+    /// Metrics that are read through `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let queries = "Queries per second of the node in the last period";
+        registry.register("node_query_rate", queries, metrics.queries.clone());
+        let writes = "Those of them that write";
+        registry.register("node_write_rate", writes, metrics.writes.clone());
+        let cpu = "Cores that the node's processes kept busy in the last period";
+        registry.register("node_cpu_cores", cpu, metrics.cpu.clone());
+        let limit = "Cores that they may keep busy; absent where nobody knows";
+        registry.register("node_cpu_limit_cores", limit, metrics.cpu_limit.clone());
+        registry.register("hot_tenants", "Tenants that take a large part of their node", metrics.hot.clone());
+        let share = "The part of its node's queries, writes or CPU time that a hot tenant takes";
+        registry.register_with_unit("hot_tenant_share", share, Unit::Ratios, metrics.share.clone());
+        let refused = "What should be done about load and is not, by reason";
+        registry.register("refused_actions", refused, metrics.refused.clone());
+        let size = "Bytes of a group of tables, indexes and TOAST included";
+        registry.register_with_unit("tables_size", size, Unit::Bytes, metrics.size.clone());
+        let largest = "Bytes of its largest shard, with those that move together with it";
+        registry.register_with_unit(
+            "tables_largest_shard_size",
+            largest,
+            Unit::Bytes,
+            metrics.largest.clone(),
+        );
+        metrics
+    }
+
+    /// Shows what is known of a cluster's load, and nothing that was known `before` and is not any more.
+    pub fn show(&self, namespace: &str, cluster: &str, before: Option<&Heat>, now: Option<&Heat>) {
+        let names = Names { namespace, cluster };
+        if let Some(before) = before {
+            self.forget(&names, before);
+        }
+        let Some(now) = now else {
+            self.hot.remove(&names.cluster());
+            return;
+        };
+        for (group, load) in &now.nodes {
+            self.node(&names.node(*group), load, now.length.as_secs_f64());
+        }
+        self.hot.get_or_create(&names.cluster()).set(i64::try_from(now.hot.len()).unwrap_or(i64::MAX));
+        for hot in &now.hot {
+            self.share.get_or_create(&names.tenant(hot)).set(f64::from(hot.share_percent) / 100.0);
+        }
+        for refusal in &now.refused {
+            self.refused.get_or_create(&names.reason(refusal.reason)).inc();
+        }
+        for size in &now.sizes {
+            self.size.get_or_create(&names.tables(size)).set(size.bytes);
+            self.largest.get_or_create(&names.tables(size)).set(size.largest_bytes);
+        }
+    }
+
+    fn node(&self, label: &ByNode, load: &NodeLoad, seconds: f64) {
+        if load.role == crate::shards::rebalance::Role::Unavailable {
+            return;
+        }
+        let rate = |count: u64| per(count, seconds);
+        self.queries.get_or_create(label).set(rate(load.queries));
+        self.writes.get_or_create(label).set(rate(load.writes));
+        self.cpu.get_or_create(label).set(rate(load.cpu) / 1e6);
+        if load.cpu_limit > 0 {
+            self.cpu_limit.get_or_create(label).set(rate(load.cpu_limit) / 1e6);
+        }
+    }
+
+    fn forget(&self, names: &Names<'_>, heat: &Heat) {
+        for group in heat.nodes.keys() {
+            let label = names.node(*group);
+            for family in [&self.queries, &self.writes, &self.cpu, &self.cpu_limit] {
+                family.remove(&label);
+            }
+        }
+        for hot in &heat.hot {
+            self.share.remove(&names.tenant(hot));
+        }
+        for refusal in &heat.refused {
+            self.refused.remove(&names.reason(refusal.reason));
+        }
+        for size in &heat.sizes {
+            self.size.remove(&names.tables(size));
+            self.largest.remove(&names.tables(size));
+        }
+    }
+}
+
+/// What was counted per second.
+#[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+fn per(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds.max(1.0)
+}
+
+struct Names<'a> {
+    namespace: &'a str,
+    cluster: &'a str,
+}
+
+impl Names<'_> {
+    fn cluster(&self) -> ByCluster {
+        ByCluster { namespace: self.namespace.to_owned(), cluster: self.cluster.to_owned() }
+    }
+
+    fn node(&self, group: Group) -> ByNode {
+        let ByCluster { namespace, cluster } = self.cluster();
+        ByNode { namespace, cluster, group: group.to_string() }
+    }
+
+    fn tenant(&self, hot: &HotTenant) -> ByTenant {
+        let ByCluster { namespace, cluster } = self.cluster();
+        let HotTenant { tenant, group: tables, node: group, .. } = hot.clone();
+        ByTenant { namespace, cluster, group, tables, tenant }
+    }
+
+    fn tables(&self, size: &SizeStatus) -> ByTables {
+        let ByCluster { namespace, cluster } = self.cluster();
+        ByTables { namespace, cluster, tables: size.group.clone() }
+    }
+
+    fn reason(&self, reason: Reason) -> ByReason {
+        let ByCluster { namespace, cluster } = self.cluster();
+        ByReason { namespace, cluster, reason: reason.name() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::shards::heat::Refusal;
+    use crate::shards::rebalance::Role;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn what_is_over_is_not_shown() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let load = NodeLoad {
+            role: Role::Shared,
+            queries: 6000,
+            writes: 1200,
+            cpu: 15_000_000,
+            cpu_limit: 18_000_000,
+            free_bytes: None,
+            unseen: 0,
+        };
+        let hot = HotTenant {
+            tenant: "a".to_owned(),
+            group: "dialog".to_owned(),
+            node: "worker-0".to_owned(),
+            share_percent: 52,
+            queries_per_second: 50,
+            writes_per_second: 10,
+            periods: 3,
+        };
+        let heat = Heat {
+            length: SignedDuration::from_mins(1),
+            nodes: BTreeMap::from([(Group::Worker(0), load)]),
+            hot: vec![hot],
+            refused: vec![Refusal { reason: Reason::TooHot, message: String::new() }],
+            ..Heat::default()
+        };
+        metrics.show("ns", "chat", None, Some(&heat));
+        metrics.show("ns", "chat", Some(&heat), Some(&heat));
+        let shown = text(&registry);
+        for line in [
+            "node_query_rate{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 100.0",
+            "node_cpu_cores{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 0.25",
+            "node_cpu_limit_cores{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 0.3",
+            "hot_tenants{namespace=\"ns\",cluster=\"chat\"} 1",
+            "group=\"worker-0\",tables=\"dialog\",tenant=\"a\"} 0.52",
+            "refused_actions{namespace=\"ns\",cluster=\"chat\",reason=\"TooHot\"} 1",
+        ] {
+            assert!(shown.contains(line), "{line} is not in:\n{shown}");
+        }
+        let calm = Heat { hot: Vec::new(), refused: Vec::new(), ..heat.clone() };
+        metrics.show("ns", "chat", Some(&heat), Some(&calm));
+        let shown = text(&registry);
+        assert!(shown.contains("hot_tenants{namespace=\"ns\",cluster=\"chat\"} 0"), "{shown}");
+        assert!(!shown.contains("tenant=") && !shown.contains("reason="), "{shown}");
+        metrics.show("ns", "chat", Some(&calm), None);
+        assert!(!text(&registry).contains("chat"), "{}", text(&registry));
+    }
+}

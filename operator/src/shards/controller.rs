@@ -20,9 +20,8 @@ use tracing::{debug, info, warn};
 use super::act;
 use super::memory::Memory;
 use super::observe::{Sizes, stall};
-use super::observed::{Observed, Stall};
-use super::rebalance::MovePlan;
-use super::round::{Brief, Carried, Round, carry_out, round};
+use super::observed::Stall;
+use super::round::{Brief, Carried, Handover, Round, carry_out, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
@@ -253,11 +252,9 @@ impl Reconciler for Controller {
         let job = Job {
             client: self.context.client.clone(),
             names,
-            wanted: wanted.clone(),
             topology: topology.clone(),
             identity,
-            before: Arc::new(round.observed.clone()),
-            held: round.held_plan(),
+            handover: Handover::of(&wanted, &round),
         };
         for step in &round.long {
             self.start(&key, &job, step);
@@ -281,11 +278,9 @@ impl Reconciler for Controller {
 struct Job {
     client: Client,
     names: Names,
-    wanted: Wanted,
     topology: Topology,
     identity: Identity,
-    before: Arc<Observed>,
-    held: Option<MovePlan>,
+    handover: Handover,
 }
 
 impl Job {
@@ -293,20 +288,8 @@ impl Job {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.client, &self.names).await.unwrap_or_default() }.boxed()
         };
-        let brief = Brief {
-            wanted: &self.wanted,
-            existing: &ask,
-            sizes: Sizes::Skip,
-            before: Some(&self.before),
-            most: 1,
-            deferred: &[],
-            stalls: &[],
-            held: self.held.clone(),
-            shown: None,
-            overtaken: None,
-        };
         let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
-        carry_out(&brief, &sessions, step).await
+        carry_out(&self.handover.brief(&ask), &sessions, step).await
     }
 }
 

@@ -106,6 +106,49 @@ impl Round {
     }
 }
 
+/// What a round leaves to the steps that take long: they are judged by what it knew.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    wanted: Wanted,
+    before: Arc<Observed>,
+    deferred: Vec<(Step, String)>,
+    held: Option<MovePlan>,
+}
+
+impl Handover {
+    /// What `round` leaves.
+    #[must_use]
+    pub fn of(wanted: &Wanted, round: &Round) -> Self {
+        Self {
+            wanted: wanted.clone(),
+            before: Arc::new(round.observed.clone()),
+            deferred: round.deferred.clone(),
+            held: round.held_plan(),
+        }
+    }
+
+    /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
+    /// it, and not ask for the one that goes first meanwhile.
+    #[must_use]
+    pub fn brief<'a>(
+        &'a self,
+        existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+    ) -> Brief<'a> {
+        Brief {
+            wanted: &self.wanted,
+            existing,
+            sizes: Sizes::Skip,
+            before: Some(&self.before),
+            most: 1,
+            deferred: &self.deferred,
+            stalls: &[],
+            held: self.held.clone(),
+            shown: None,
+            overtaken: None,
+        }
+    }
+}
+
 /// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
 pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
     let observed = look(brief, brief.before, sessions, brief.sizes).await;
@@ -227,13 +270,19 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     if let Some(before) = before {
         observed.keep_sizes(before);
     }
-    observed.existing = (brief.existing)().await;
+    let existing = (brief.existing)().await;
+    remember(&mut observed, brief, existing);
+    observed
+}
+
+/// Adds what is not asked of the servers.
+fn remember(observed: &mut Observed, brief: &Brief<'_>, existing: BTreeSet<Group>) {
+    observed.existing = existing;
     observed.stalls = brief.stalls.to_vec();
     observed.held = brief.held.clone();
     observed.shown = brief.shown.cloned();
     observed.overtaken = brief.overtaken.clone();
     observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
-    observed
 }
 
 async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions, sizes: Sizes) {
@@ -262,3 +311,6 @@ async fn give_back(session: &Arc<Session>, sessions: &Sessions) {
         sessions.close(Group::Coordinator, Door::Dialog).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use crate::shards::wanted::Wanted;
 mod moves;
 
 /// A cluster at rest with one worker.
-fn at_rest() -> Observed {
+pub(in crate::shards) fn at_rest() -> Observed {
     let topology = topology();
     let facts = Facts {
         version: "15.20".to_owned(),
@@ -77,7 +77,11 @@ fn at_rest() -> Observed {
 }
 
 /// Some of the 48 ranges of a colocation group of three tables, on one node.
-fn ranges(colocation_id: i32, group_id: i32, which: std::ops::Range<i32>) -> impl Iterator<Item = Placement> {
+pub(in crate::shards) fn ranges(
+    colocation_id: i32,
+    group_id: i32,
+    which: std::ops::Range<i32>,
+) -> impl Iterator<Item = Placement> {
     which.map(move |number| Placement {
         colocation_id,
         group_id,
@@ -87,11 +91,11 @@ fn ranges(colocation_id: i32, group_id: i32, which: std::ops::Range<i32>) -> imp
     })
 }
 
-fn topology() -> Topology {
+pub(in crate::shards) fn topology() -> Topology {
     Topology::of_services(&Names::new("chat", "ns"))
 }
 
-fn wanted() -> Wanted {
+pub(in crate::shards) fn wanted() -> Wanted {
     let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": 1}})).unwrap();
     Wanted::from(&spec)
 }
@@ -107,14 +111,14 @@ fn say(kind: &str, change: impl FnOnce(&mut Observed)) -> (&'static str, &'stati
     (holds.as_str(), reason, message)
 }
 
-fn facts(observed: &mut Observed, group: Group) -> &mut Facts {
+pub(in crate::shards) fn facts(observed: &mut Observed, group: Group) -> &mut Facts {
     match observed.nodes.get_mut(&group).unwrap() {
         Node::Up(facts) => facts,
         Node::Down(_) => panic!("{group} is down"),
     }
 }
 
-fn catalog(observed: &mut Observed) -> &mut Catalog {
+pub(in crate::shards) fn catalog(observed: &mut Observed) -> &mut Catalog {
     observed.catalog.as_mut().unwrap()
 }
 

@@ -109,6 +109,19 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The groups that hold a shard group of unknown size: nothing can be said of how evenly shards are spread.
+    #[must_use]
+    pub fn unmeasured(&self) -> BTreeSet<Group> {
+        let sizes = self.observed.sizes();
+        let Some(catalog) = self.catalog() else { return BTreeSet::new() };
+        let unknown = |group: &Group| {
+            let Some(member) = self.member(*group) else { return false };
+            let mut here = catalog.placements.iter().filter(|at| at.group_id == member.group_id);
+            here.any(|at| !sizes.contains_key(&at.shard_id))
+        };
+        self.groups().into_iter().filter(unknown).collect()
+    }
+
     /// Shards of distributed tables that the catalogs place on `group`.
     #[must_use]
     pub fn shards_on(&self, group: Group) -> i64 {

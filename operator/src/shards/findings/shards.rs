@@ -61,6 +61,14 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         let total = left + moves.running.len();
         return finding(Holds::False, "Moving", format!("{total} moves are left; now: {}", named.join(", ")));
     }
+    if !moves.unmeasured.is_empty() {
+        let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
+        let message = format!(
+            "the sizes of the shards on {} are not known yet, and nothing is moved before they were measured",
+            nodes.join(", ")
+        );
+        return finding(Holds::Unknown, "NotMeasured", message);
+    }
     let missing: Vec<String> = (0..world.wanted.workers)
         .map(Group::Worker)
         .filter(|group| world.member(*group).is_none())

@@ -39,6 +39,9 @@ pub(in crate::shards) fn at_rest() -> Observed {
         settings: BTreeMap::from([("wal_level".to_owned(), "logical".to_owned())]),
         parameters: BTreeMap::new(),
         overrides: Vec::new(),
+        sizes: Some(
+            [1000, 2000].into_iter().flat_map(|first| first..first + 48).map(|shard| (shard, 0)).collect(),
+        ),
         ..Facts::default()
     };
     let groups = [Group::Coordinator, Group::Worker(0)];

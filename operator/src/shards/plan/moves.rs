@@ -1,6 +1,6 @@
 //! Which shards move next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Draft;
 use crate::names::Group;
@@ -30,6 +30,8 @@ pub struct Moves {
     pub overtaken: Option<Dropped>,
     /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
     pub cramped: Option<Cramped>,
+    /// The nodes with shard groups of unknown size: nothing is moved by guesses.
+    pub unmeasured: BTreeSet<Group>,
 }
 
 /// A shard group that stays where it is because its place is full.
@@ -105,14 +107,19 @@ fn with_all_back(world: &World<'_>, layout: &Layout) -> Layout {
 pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let layout = layout(world);
     let policy = |goal| Policy { goal, ..world.wanted.rebalance.policy };
-    let goal = if complete { Goal::Balance } else { Goal::Settle };
+    let unmeasured = world.unmeasured();
+    let goal = if complete && unmeasured.is_empty() { Goal::Balance } else { Goal::Settle };
     let fresh = || rebalance::plan(&layout, &policy(goal));
     // A plan that has begun is carried out as it was made, unless the world is no longer what it was made for. A node that
     // is away for a moment is no reason: nothing moves until it is back.
     let back = with_all_back(world, &layout);
     let resumed = || MovePlan::resumed(world.observed.shown.as_ref()?, &back, &policy(goal));
     let held = world.observed.held.clone().or_else(resumed);
-    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, held.rest(&back, &policy(goal)))) {
+    // Nor is a size that nobody knows.
+    let judge = |held: &MovePlan| {
+        if unmeasured.is_empty() { held.rest(&back, &policy(goal)) } else { Ok(held.clone()) }
+    };
+    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, judge(held))) {
         Some((_, Ok(rest))) => (Some(rest), None),
         Some((held, Err(why))) => (None, Some(Dropped { hash: held.hash.clone(), why: why.to_string() })),
         None => (None, None),
@@ -131,7 +138,7 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
         world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
     let settled = plan.moves.is_empty() && running.is_empty();
     let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
-    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped }
+    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped, unmeasured }
 }
 
 /// What would move if there were room for it.
@@ -186,6 +193,11 @@ pub(crate) fn obstacle(stuck: &rebalance::Stuck) -> String {
 pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Moves {
     if !moves.running.is_empty() {
         draft.wait(format!("moves of shards are under way ({})", moves.running.len()));
+    }
+    if !moves.unmeasured.is_empty() {
+        let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
+        draft.wait(format!("the sizes of the shards on {} are not known yet", nodes.join(", ")));
+        return moves;
     }
     if draft.hold_moves {
         return moves;

@@ -3,8 +3,9 @@
 use super::{at_rest, catalog, facts, ranges, topology, wanted};
 use crate::condition::{BALANCED, SCALE_IN_BLOCKED};
 use crate::names::Group;
-use crate::shards::observed::{Change, Observed, Resources, Transaction};
+use crate::shards::observed::{Change, Node, Observed, Resources, Transaction};
 use crate::shards::plan::plan;
+use crate::shards::rebalance::Strategy;
 use crate::shards::step::Step;
 
 #[test]
@@ -134,6 +135,65 @@ fn what_cannot_move_does_not_keep_the_rest() {
     let found = plan(&wanted(), &topology(), &observed).findings;
     let found = found.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
     assert_eq!(found.reason, "NoReplicaIdentity", "{}", found.message);
+}
+
+#[test]
+fn who_was_away_for_a_moment_is_not_empty() {
+    let mut two = wanted();
+    two.workers = 2;
+    two.rebalance.policy.strategy = Strategy::BySize;
+    let mut before = two_workers();
+    let fresh = |observed: &Observed| {
+        // The second look after the failover: nobody is asked for sizes.
+        let mut next = observed.clone();
+        next.away.clear();
+        for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
+            facts(&mut next, group).sizes = None;
+        }
+        next
+    };
+    assert_eq!(plan(&two, &topology(), &before).steps, vec![], "it is even");
+    let mut down = fresh(&before);
+    down.nodes.insert(Group::Worker(1), Node::Down("connection refused".to_owned()));
+    down.keep_sizes(&before);
+    let mut back = fresh(&before);
+    back.keep_sizes(&down);
+    assert_eq!(back.sizes(), before.sizes());
+    assert_eq!(plan(&two, &topology(), &back).steps, vec![]);
+
+    // A plan that was made before is not judged by sizes that nobody knows, and nothing of it begins.
+    catalog(&mut before).placements =
+        [1, 2].into_iter().flat_map(|id| ranges(id, 1, 0..40).chain(ranges(id, 2, 40..48))).collect();
+    let held = plan(&two, &topology(), &before).moves.unwrap().plan;
+    assert_ne!(held.moves, []);
+    let mut unknown = fresh(&before);
+    unknown.held = Some(held.clone());
+    let plan = plan(&two, &topology(), &unknown);
+    assert_eq!((plan.steps, plan.moves.unwrap().plan.hash), (vec![], held.hash));
+    let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+    assert_eq!((found.holds.as_str(), found.reason), ("Unknown", "NotMeasured"), "{}", found.message);
+}
+
+/// Two workers that hold the same, 4 GiB in each shard group.
+fn two_workers() -> Observed {
+    let mut observed = at_rest();
+    let worker = facts(&mut observed, Group::Worker(0)).clone();
+    observed.nodes.insert(Group::Worker(1), Node::Up(Box::new(worker)));
+    observed.existing.insert(Group::Worker(1));
+    let catalog = catalog(&mut observed);
+    let mut second = catalog.members[1].clone();
+    (second.group_id, second.node_id) = (2, 3);
+    second.endpoint = topology().endpoint(Group::Worker(1)).unwrap().clone();
+    catalog.members.push(second);
+    catalog.placements =
+        [1, 2].into_iter().flat_map(|id| ranges(id, 1, 0..24).chain(ranges(id, 2, 24..48))).collect();
+    let placements = catalog.placements.clone();
+    for (group, group_id) in [(Group::Coordinator, 0), (Group::Worker(0), 1), (Group::Worker(1), 2)] {
+        let here = placements.iter().filter(|at| at.group_id == group_id);
+        facts(&mut observed, group).sizes = Some(here.map(|at| (at.shard_id, 4 << 30)).collect());
+        facts(&mut observed, group).resources = Some(enough());
+    }
+    observed
 }
 
 /// What many moves need.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -103,10 +103,10 @@ impl Controller {
         sessions: &Sessions,
         limit: Duration,
     ) -> Vec<Stall> {
-        let stalled = self.memory(key, |memory| memory.watch.stalled(limit, Instant::now()));
+        let stalled = self.memory(key, |memory| memory.watch.stalled(limit));
         let mut stalls = Vec::new();
         for stalled in stalled {
-            stalls.push(stall::diagnose(sessions, &stalled).await);
+            stalls.extend(stall::diagnose(sessions, &stalled).await);
         }
         stalls
     }
@@ -154,9 +154,8 @@ impl Controller {
     fn show(&self, key: &ObjectRef<DialogCluster>, status: &DialogClusterStatus) {
         let nodes = &status.nodes;
         let now = nodes.iter().map(|node| node.group.clone()).collect();
-        let (shown, idle) = self.memory(key, |memory| {
-            (std::mem::replace(&mut memory.shown, now), memory.watch.longest_idle(Instant::now()))
-        });
+        let (shown, idle) = self
+            .memory(key, |memory| (std::mem::replace(&mut memory.shown, now), memory.watch.longest_idle()));
         let namespace = key.namespace.as_deref().unwrap_or_default();
         self.context.metrics.shards.nodes(namespace, &key.name, &shown, nodes);
         self.context.metrics.shards.moves(namespace, &key.name, status.rebalance.as_ref(), idle);

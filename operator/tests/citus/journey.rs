@@ -128,7 +128,7 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
     };
     let stalled = Stalled { running, phase: "Setting Up".to_owned(), idle: Duration::from_mins(10) };
     let stall = loop {
-        let stall = diagnose(&world.sessions()?, &stalled).await;
+        let stall = diagnose(&world.sessions()?, &stalled).await.context("it is at work")?;
         if stall.cause.contains(&format!("(pid {pid}")) {
             break stall;
         }

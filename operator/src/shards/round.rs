@@ -15,7 +15,7 @@ use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::wanted::Wanted;
 use crate::api::PlanStatus;
-use crate::condition::{BALANCED, Finding, SCHEMA_DISTRIBUTED};
+use crate::condition::{BALANCED, Finding, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
 
@@ -87,7 +87,9 @@ impl Round {
         let mut say = |kind: &'static str, reason, message: String, anyway: bool| {
             for finding in findings.iter_mut().filter(|finding| finding.kind == kind) {
                 if anyway || finding.holds != crate::condition::Holds::True {
-                    *finding = Finding::new(kind, false, reason, message.clone());
+                    // A failure is what is meant by blocked; a wait is not.
+                    let holds = kind == SCALE_IN_BLOCKED && anyway;
+                    *finding = Finding::new(kind, holds, reason, message.clone());
                 }
             }
         };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::observed::{Catalog, Facts, Member, Node, Observed};
+use super::observed::{Catalog, Facts, Member, Node, Observed, Placement};
 use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::names::Group;
@@ -107,6 +107,14 @@ impl<'a> World<'a> {
             Group::Coordinator => self.wanted.workers == 0,
             Group::Worker(number) => number < self.wanted.workers,
         }
+    }
+
+    /// Shards of distributed tables that the catalogs place on nodes that are not registered.
+    #[must_use]
+    pub fn shards_out_of_reach(&self) -> i64 {
+        let Some(catalog) = self.catalog() else { return 0 };
+        let lost = |at: &&Placement| catalog.members.iter().all(|member| member.group_id != at.group_id);
+        catalog.placements.iter().filter(lost).map(|at| at.shards).sum()
     }
 
     /// The groups that hold a shard group of unknown size: nothing can be said of how evenly shards are spread.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;

@@ -59,7 +59,11 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         .collect();
     if !named.is_empty() {
         let total = left + moves.running.len();
-        return finding(Holds::False, "Moving", format!("{total} moves are left; now: {}", named.join(", ")));
+        return finding(
+            Holds::False,
+            "Moving",
+            format!("moves that are left: {total}; now: {}", named.join(", ")),
+        );
     }
     if !moves.unmeasured.is_empty() {
         let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
@@ -83,8 +87,8 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
     }
     if let Some(Cramped { next, room }) = moves.cramped {
         let message = format!(
-            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: enlarge \
-             its volume, or add a worker",
+            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: delete \
+             what takes the room there, or add a worker",
             next.shard_id, next.bytes, next.to
         );
         return finding(Holds::False, "NoPlace", message);
@@ -153,10 +157,24 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     if let Some(check) = moves.and_then(|moves| moves.checks.first()) {
         return finding(true, check.reason, check.message.clone());
     }
+    let unregistered: Vec<Group> =
+        surplus.iter().copied().filter(|group| world.member(*group).is_none()).collect();
+    let lost = world.shards_out_of_reach();
+    if !unregistered.is_empty() && lost > 0 {
+        let message = format!(
+            "{} have servers and are not registered, and the catalogs place {lost} shards on nodes that are not registered: \
+             these servers may be the only ones that have them, and nothing of them is deleted; raise spec.workers.count, so \
+             that they are registered again",
+            list(&unregistered)
+        );
+        return finding(true, "NotRegistered", message);
+    }
     if registered.is_empty() {
-        let groups: Vec<Group> = surplus.into_iter().collect();
-        let message =
-            format!("{} hold nothing any more; their servers and volumes are being deleted", list(&groups));
+        let message = format!(
+            "no shard is placed on {} any more; servers and volumes are deleted as soon as the servers say the same, and \
+             until then the condition Progressing says what keeps them",
+            list(&unregistered)
+        );
         return finding(false, "Removing", message);
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();

@@ -296,7 +296,7 @@ fn a_group_too_many_leaves_and_nobody_leaves_while_nothing_answers() {
         observed.existing.insert(Group::Worker(3));
     });
     assert_eq!((status, reason), ("False", "Removing"));
-    assert!(message.contains("worker-3 hold nothing"), "{message}");
+    assert!(message.contains("no shard is placed on worker-3"), "{message}");
 
     let (status, reason, message) = say(SCALE_IN_BLOCKED, |observed| {
         observed.existing.insert(Group::Worker(1));

@@ -123,8 +123,8 @@ async fn replication(
         }
         if !runs {
             return Ok(Some(format!(
-                "the subscription {name} on {to} has no background worker: raise max_worker_processes and \
-                 max_logical_replication_workers, or end other subscriptions"
+                "the subscription {name} on {to} has no background worker: see pg_stat_subscription and \
+                 pg_stat_activity there for who has them, and drop subscriptions that are not needed"
             )));
         }
     }

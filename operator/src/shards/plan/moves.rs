@@ -61,7 +61,11 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
         let bytes = sizes.get(&at.shard_id).map_or(0, |bytes| u64::try_from(*bytes).unwrap_or(0));
         let underway = running.iter().find(|running| running.shard_id == at.shard_id);
         if let Some(running) = underway {
-            *arriving.entry(running.to).or_default() += bytes;
+            // What was copied is missing from the free bytes already.
+            let own = catalog.progress.iter().filter(|progress| progress.pid == running.pid);
+            let there: i64 = own.map(|progress| progress.target_bytes.max(0)).sum();
+            *arriving.entry(running.to).or_default() +=
+                bytes.saturating_sub(u64::try_from(there).unwrap_or(0));
         }
         groups.push(ShardGroup {
             colocation_id: at.colocation_id,
@@ -161,7 +165,8 @@ fn cramped(layout: &Layout, policy: &Policy) -> Option<Cramped> {
 /// Why surplus workers cannot leave, if nobody can take their shards. It is asked before any of them is told to go.
 pub(super) fn refusal(world: &World<'_>, moves: &Moves) -> Option<String> {
     let surplus = world.surplus();
-    let told = surplus.iter().any(|group| world.member(*group).is_some_and(|it| !it.should_have_shards));
+    // Those that were told earlier are no reason to tell more.
+    let told = surplus.iter().all(|group| world.member(*group).is_none_or(|it| !it.should_have_shards));
     let stuck: Vec<_> = moves.plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
     let first = stuck.first().filter(|_| !told)?;
     let bytes: u64 = stuck.iter().map(|stuck| stuck.bytes).sum();

@@ -49,3 +49,28 @@ fn under_the_lock_the_next_move_is_asked_for_while_a_failed_one_is_put_off() {
     let steps = plan(&wanted, &topology(), &seen).steps;
     assert!(steps.contains(&next), "{next} is not asked for any more: {steps:?}");
 }
+
+#[test]
+fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
+    let step = Step::RemoveNode { group: Group::Worker(3) };
+    let mut observed = at_rest();
+    observed.existing.insert(Group::Worker(3));
+    let mut plan = plan(&wanted(), &topology(), &observed);
+    plan.steps = vec![step.clone()];
+    let mut round = Round {
+        observed,
+        plan,
+        performed: Vec::new(),
+        failed: Vec::new(),
+        deferred: vec![(step, "it is the only one with a shard".to_owned())],
+        held: None,
+        long: Vec::new(),
+    };
+    let say = |round: &Round| {
+        let found = round.findings().into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+        (found.holds.as_str(), found.reason)
+    };
+    assert_eq!(say(&round), ("True", "StepFailed"));
+    round.deferred.clear();
+    assert_eq!(say(&round), ("False", "Removing"));
+}

@@ -178,6 +178,8 @@ pub struct Catalog {
     pub cleanup: Vec<Cleanup>,
     /// Distributed tables that logical replication cannot follow: names by colocation group.
     pub unfollowable: BTreeMap<i32, Vec<String>>,
+    /// Tables that are placed on workers without being cut by a hash, by Citus' number of the node: nobody moves these.
+    pub immovable: BTreeMap<i32, Vec<String>>,
     /// Changes of distributed tables that are under way in somebody's session.
     pub changes: Vec<Change>,
     /// How far the moves are; empty while none is running.

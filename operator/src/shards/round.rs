@@ -281,9 +281,9 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
 fn remember(observed: &mut Observed, brief: &Brief<'_>, existing: BTreeSet<Group>) {
     observed.existing = existing;
     observed.stalls = brief.stalls.to_vec();
-    observed.held = brief.held.clone();
+    observed.held.clone_from(&brief.held);
     observed.shown = brief.shown.cloned();
-    observed.overtaken = brief.overtaken.clone();
+    observed.overtaken.clone_from(&brief.overtaken);
     observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
 }
 

@@ -53,6 +53,7 @@ impl<'a> World<'a> {
             foreign: Vec::new(),
             cleanup: Vec::new(),
             unfollowable: BTreeMap::new(),
+            immovable: BTreeMap::new(),
             changes: Vec::new(),
             progress: Vec::new(),
         };
@@ -107,6 +108,13 @@ impl<'a> World<'a> {
             Group::Coordinator => self.wanted.workers == 0,
             Group::Worker(number) => number < self.wanted.workers,
         }
+    }
+
+    /// Tables on `group` that no move takes away from there.
+    #[must_use]
+    pub fn immovable_on(&self, group: Group) -> &'a [String] {
+        let (Some(member), Some(catalog)) = (self.member(group), self.catalog()) else { return &[] };
+        catalog.immovable.get(&member.group_id).map_or(&[], Vec::as_slice)
     }
 
     /// Shards of distributed tables that the catalogs place on nodes that are not registered.

@@ -65,13 +65,8 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
             format!("moves that are left: {total}; now: {}", named.join(", ")),
         );
     }
-    if !moves.unmeasured.is_empty() {
-        let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
-        let message = format!(
-            "the sizes of the shards on {} are not known yet, and nothing is moved before they were measured",
-            nodes.join(", ")
-        );
-        return finding(Holds::Unknown, "NotMeasured", message);
+    if let Some(unknown) = not_measured(moves) {
+        return unknown;
     }
     let missing: Vec<String> = (0..world.wanted.workers)
         .map(Group::Worker)
@@ -120,6 +115,16 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
     }
 }
 
+/// What is said while the size of a shard group is unknown.
+fn not_measured(moves: &Moves) -> Option<Finding> {
+    let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
+    let message = format!(
+        "the sizes of the shards on {} are not known yet, and nothing is moved before they were measured",
+        nodes.join(", ")
+    );
+    (!nodes.is_empty()).then(|| Finding::new(BALANCED, Holds::Unknown, "NotMeasured", message))
+}
+
 pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
@@ -154,15 +159,23 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     if let Some(stuck) = stuck.clone().find(|stuck| surplus.contains(&stuck.node)) {
         return finding(true, "NoPlace", obstacle(stuck));
     }
+    if let Some(group) = registered.iter().find(|group| !world.immovable_on(**group).is_empty()) {
+        let message = format!(
+            "{group} has tables that are not cut by a hash, which nothing here moves: {}; SELECT undistribute_table('TABLE'), \
+             or move their shards with citus_move_shard_placement, and it can leave",
+            world.immovable_on(*group).join(", ")
+        );
+        return finding(true, "TableNotMovable", message);
+    }
     if let Some(check) = moves.and_then(|moves| moves.checks.first()) {
         return finding(true, check.reason, check.message.clone());
     }
     let unregistered: Vec<Group> =
         surplus.iter().copied().filter(|group| world.member(*group).is_none()).collect();
-    let lost = world.shards_out_of_reach();
-    if !unregistered.is_empty() && lost > 0 {
+    let out_of_reach = world.shards_out_of_reach();
+    if !unregistered.is_empty() && out_of_reach > 0 {
         let message = format!(
-            "{} have servers and are not registered, and the catalogs place {lost} shards on nodes that are not registered: \
+            "{} have servers and are not registered, and the catalogs place {out_of_reach} shards on nodes that are not registered: \
              these servers may be the only ones that have them, and nothing of them is deleted; raise spec.workers.count, so \
              that they are registered again",
             list(&unregistered)

@@ -67,8 +67,8 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
     Ok(())
 }
 
-/// What stands in the way of moves, whoever makes them: what is still to be taken away, and tables that logical
-/// replication cannot follow.
+/// What stands in the way of moves, whoever makes them: what is still to be taken away, tables that logical replication
+/// cannot follow, and tables that are not cut by a hash (those that are copied to every node leave with it).
 async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
     let rows = session
         .query(
@@ -80,12 +80,17 @@ async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::E
                         WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
                         WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
                         ELSE false END)
+             UNION ALL
+             SELECT DISTINCT groupid, -1, relname::text FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
+             JOIN pg_dist_partition USING (logicalrelid) JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE groupid <> 0 AND partmethod <> 'h' AND repmodel <> 't'
              ORDER BY 1, 3",
             &[],
         )
         .await?;
     for row in &rows {
         match row.get::<_, Option<i64>>(1) {
+            Some(-1) => catalog.immovable.entry(row.get(0)).or_default().push(row.get(2)),
             Some(records) => catalog.cleanup.push(Cleanup { group_id: row.get(0), records }),
             None => catalog.unfollowable.entry(row.get(0)).or_default().push(row.get(2)),
         }
@@ -178,13 +183,14 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
     Ok(Local { group_id: row.get(0), release, resources })
 }
 
-/// Shards of distributed tables that are physically on this server, whatever the catalogs say.
+/// Shards of tables that are physically on this server, whatever the catalogs say; of tables that are copied whole to every
+/// node nothing is lost with one.
 pub(in crate::shards) async fn stored_shards(session: &Session) -> Result<i64, pg::Error> {
     let row = session
         .query_one(
             "SELECT count(*) FROM pg_dist_shard JOIN pg_dist_partition USING (logicalrelid)
              JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE partmethod = 'h' AND to_regclass(
+             WHERE repmodel <> 't' AND to_regclass(
                  CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
                  || shard_name(logicalrelid, shardid)) IS NOT NULL",
             &[],

@@ -230,6 +230,34 @@ fn who_is_asked_to_leave_after_others_is_refused_as_well() {
 }
 
 #[test]
+fn a_table_that_nothing_moves_keeps_its_own_worker_only() {
+    let mut three = two_workers();
+    let worker = facts(&mut three, Group::Worker(1)).clone();
+    three.nodes.insert(Group::Worker(2), Node::Up(Box::new(worker)));
+    facts(&mut three, Group::Worker(2)).sizes = Some([].into());
+    facts(&mut three, Group::Worker(2)).resources.as_mut().unwrap().stored_shards = Some(0);
+    three.existing.insert(Group::Worker(2));
+    let mut last = catalog(&mut three).members[2].clone();
+    (last.group_id, last.node_id, last.should_have_shards) = (3, 4, false);
+    last.endpoint = topology().endpoint(Group::Worker(2)).unwrap().clone();
+    catalog(&mut three).members.push(last);
+    catalog(&mut three).members[2].should_have_shards = false;
+    let plan = |observed: &Observed| plan(&wanted(), &topology(), observed);
+    // Both leave; the one that is empty goes first.
+    assert_eq!(plan(&three).steps[0], Step::RemoveNode { group: Group::Worker(2) });
+    catalog(&mut three).immovable = [(3, vec!["notes".to_owned()])].into();
+    let plan = plan(&three);
+    assert!(matches!(plan.steps[..], [Step::MoveShard { from: Group::Worker(1), .. }]), "{:?}", plan.steps);
+    let found = plan.findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+    assert_eq!((found.holds.as_str(), found.reason), ("True", "TableNotMovable"), "{}", found.message);
+    assert!(
+        found.message.contains("worker-2 has tables") && found.message.contains("notes"),
+        "{}",
+        found.message
+    );
+}
+
+#[test]
 fn who_may_hold_something_is_not_said_to_be_empty() {
     let mut observed = two_workers();
     // Somebody has deleted the row of a worker that is not asked for any more.

@@ -29,7 +29,7 @@ use super::topology::Topology;
 use super::wanted::{REBALANCE_ANNOTATION, Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::cluster::certificates::{CA, CERTIFICATE, KEY};
-use crate::condition::{Finding, Holds, SHARDS_MANAGER};
+use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
@@ -198,6 +198,9 @@ impl Reconciler for Controller {
         let now = Timestamp::now();
         let handled = cluster.status.as_ref().and_then(|status| status.last_handled_rebalance.as_deref());
         wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), handled, now);
+        let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        wanted.rebalance.hold =
+            condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
         wanted.rebalance.request = cluster.annotations().get(REBALANCE_ANNOTATION).cloned();
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());

@@ -235,9 +235,10 @@ async fn a_table_that_is_not_cut_by_a_hash_keeps_its_worker_and_nothing_else() -
         .batch_execute(
             "CREATE TABLE public.notes (id int PRIMARY KEY);
              SELECT create_distributed_table('public.notes', NULL);
-             SELECT citus_move_shard_placement(shardid, it.nodeid, to_.nodeid, 'block_writes')
-             FROM pg_dist_shard JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node AS it USING (groupid)
-             JOIN pg_dist_node AS to_ ON to_.groupid = 2 WHERE logicalrelid = 'public.notes'::regclass AND groupid <> 2",
+             SELECT citus_move_shard_placement(shardid, source.nodeid, target.nodeid, 'block_writes')
+             FROM pg_dist_shard JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node AS source USING (groupid)
+             CROSS JOIN pg_dist_node AS target
+             WHERE logicalrelid = 'public.notes'::regclass AND source.groupid <> 2 AND target.groupid = 2",
         )
         .await?;
     world.settle(&few_shards(1)).await?;

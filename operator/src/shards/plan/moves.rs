@@ -204,6 +204,10 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
         draft.wait(format!("the sizes of the shards on {} are not known yet", nodes.join(", ")));
         return moves;
     }
+    if world.wanted.rebalance.hold {
+        draft.wait("servers are updated first: see the condition Progressing");
+        return moves;
+    }
     if draft.hold_moves {
         return moves;
     }

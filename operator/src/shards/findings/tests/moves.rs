@@ -269,6 +269,22 @@ fn who_may_hold_something_is_not_said_to_be_empty() {
 }
 
 #[test]
+fn no_move_begins_while_an_update_waits_for_those_under_way() {
+    let mut observed = at_rest();
+    catalog(&mut observed).placements = ranges(1, 0, 0..2).collect();
+    for group in [Group::Coordinator, Group::Worker(0)] {
+        facts(&mut observed, group).resources = Some(enough());
+    }
+    let mut wanted = wanted();
+    assert!(matches!(plan(&wanted, &topology(), &observed).steps[..], [Step::MoveShard { .. }]));
+    wanted.rebalance.hold = true;
+    let plan = plan(&wanted, &topology(), &observed);
+    assert_eq!(plan.steps, vec![]);
+    let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+    assert!(found.reason == "Waiting" && found.message.contains("updated first"), "{}", found.message);
+}
+
+#[test]
 fn who_was_away_for_a_moment_is_not_empty() {
     let mut two = wanted();
     two.workers = 2;

@@ -201,7 +201,9 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
     }
     if !moves.unmeasured.is_empty() {
         let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
-        draft.wait(format!("the sizes of the shards on {} are not known yet", nodes.join(", ")));
+        if !moves.plan.moves.is_empty() {
+            draft.wait(format!("the sizes of the shards on {} are not known yet", nodes.join(", ")));
+        }
         return moves;
     }
     if world.wanted.rebalance.hold {

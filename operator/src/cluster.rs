@@ -1,5 +1,6 @@
 //! The controller of Kubernetes objects: observe → validate → build → apply → one step of an update → status.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::api::{DialogCluster, Phase};
 use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Names};
+use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::reconcile::{Outcome, Reconciler, owners};
 use crate::status;
 
@@ -87,18 +88,28 @@ impl Controller {
         target: &Target,
         observed: &Observed,
         certificates: &Certificates,
+        moving: &BTreeSet<Group>,
         now: Timestamp,
     ) -> Result<Step, Error> {
         retire::forget_state(&self.context, &target.names, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
-        let step = act::next(target, observed, now);
+        let step = act::next(target, observed, moving, now);
         let step = act::act(&self.context, target, observed, certificates, step, now).await?;
         // Nothing else is held up by a group that cannot leave yet.
         match retire::step(&self.context, target, observed).await? {
-            stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::Wait(stay.join("; "))),
+            stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::ScaleIn(format!(
+                "workers that are not asked for any more are emptied and leave ({}); see the condition ScaleInBlocked and \
+                 status.rebalance",
+                stay.join("; ")
+            ))),
             _ if step == Step::Nothing && !observed.leaving.is_empty() => {
-                Ok(Step::Wait("groups that have left to be deleted".to_owned()))
+                let groups: Vec<String> = observed.leaving.iter().map(ToString::to_string).collect();
+                Ok(Step::ScaleIn(format!(
+                    "Kubernetes deletes the StatefulSets, pods and volumes of {}; if that lasts, kubectl describe says what \
+                     keeps a pod: on a node that is dead it is deleted with --force",
+                    groups.join(", ")
+                )))
             }
             _ => Ok(step),
         }
@@ -132,10 +143,11 @@ impl Controller {
         };
         let groups = target.groups.keys().copied().collect();
         let certificates = Certificates::ensure(&observed.secrets, &names, &groups, now)?;
+        let moving = rollout::moving(cluster.status.as_ref());
         let changed = if cluster.spec.paused {
-            Ok(act::next(&target, &observed, now))
+            Ok(act::next(&target, &observed, &moving, now))
         } else {
-            self.change(&target, &observed, &certificates, now).await
+            self.change(&target, &observed, &certificates, &moving, now).await
         };
         let mut problems = problems::problems(cluster, &target, &observed, now);
         let (step, failure) = match changed {

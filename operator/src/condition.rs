@@ -12,6 +12,8 @@ pub const SHARDS_MANAGER: &str = "dialog-operator-shards";
 pub const READY: &str = "Ready";
 /// Cluster: a change of the objects is under way.
 pub const PROGRESSING: &str = "Progressing";
+/// A reason of [`PROGRESSING`]: an update waits for moves of shards to end, and no other may begin before it has gone on.
+pub const AFTER_MOVES: &str = "WaitingForMoves";
 /// Cluster: every certificate is within its validity.
 pub const CERTIFICATES_VALID: &str = "CertificatesValid";
 
@@ -87,6 +89,17 @@ impl Finding {
         Self { kind, holds: holds.into(), reason, message: message.into() }
     }
 
+    /// Whether this is bad news where the condition's status was `before`.
+    #[must_use]
+    pub fn is_worse_than(&self, before: Option<&str>) -> bool {
+        match self.kind {
+            // That something ends or begins is neither good nor bad.
+            PROGRESSING => false,
+            SCALE_IN_BLOCKED => self.holds == Holds::True,
+            _ => before == Some("True") && self.holds != Holds::True,
+        }
+    }
+
     /// The condition to write: the time of the last transition is kept where the status has not changed since.
     #[must_use]
     pub fn into_condition(self, before: &[Condition], generation: Option<i64>, now: Timestamp) -> Condition {
@@ -117,6 +130,16 @@ mod runbook;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bad_news_is_what_is_worse_and_not_what_ends() {
+        let say = |kind, holds: bool, before| Finding::new(kind, holds, "Reason", "").is_worse_than(before);
+        assert!(
+            say(READY, false, Some("True")) && !say(READY, false, None) && !say(READY, true, Some("False"))
+        );
+        assert!(say(SCALE_IN_BLOCKED, true, Some("False")) && !say(SCALE_IN_BLOCKED, false, Some("True")));
+        assert!(!say(PROGRESSING, false, Some("True")));
+    }
 
     #[test]
     fn the_transition_time_moves_only_with_the_status() {

@@ -148,10 +148,9 @@ async fn announce(context: &Context, cluster: &DialogCluster, finding: &Finding)
         cluster = %cluster.name_any(), namespace = cluster.namespace(), condition = finding.kind,
         status = finding.holds.as_str(), reason = finding.reason, message = %finding.message, "changed"
     );
-    let lost =
-        before.is_some_and(|before| before.status == "True") && finding.holds != condition::Holds::True;
+    let worse = finding.is_worse_than(before.map(|before| before.status.as_str()));
     let event = Event {
-        type_: if lost { EventType::Warning } else { EventType::Normal },
+        type_: if worse { EventType::Warning } else { EventType::Normal },
         reason: finding.reason.to_owned(),
         note: Some(shorten(&format!("{}={}: {}", finding.kind, finding.holds.as_str(), finding.message))),
         action: finding.kind.to_owned(),

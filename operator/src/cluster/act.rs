@@ -1,5 +1,7 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
+use std::collections::BTreeSet;
+
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -30,15 +32,15 @@ const NOTICED: SignedDuration = SignedDuration::from_secs(15);
 /// Groups that are spoken to at the same time.
 const PARALLEL: usize = 8;
 
-/// The next step of an update.
+/// The next step of an update, with shards `moving` from and to some groups.
 #[must_use]
-pub fn next(target: &Target, observed: &Observed, now: Timestamp) -> Step {
+pub fn next(target: &Target, observed: &Observed, moving: &BTreeSet<Group>, now: Timestamp) -> Step {
     let groups = observed
         .groups
         .iter()
         .map(|(&group, there)| (group, (there, target.group(group).instances)))
         .collect();
-    rollout::next(&groups, now)
+    rollout::next(&groups, moving, now)
 }
 
 /// Brings Patroni's dynamic configuration up to date, or else takes the step. Returns what is under way.

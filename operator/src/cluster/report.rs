@@ -9,7 +9,7 @@ use super::problems::Problem;
 use super::rollout::Step;
 use super::target::Target;
 use crate::api::{DialogCluster, DialogClusterStatus, Phase};
-use crate::condition::{self, CERTIFICATES_VALID, CLUSTER_MANAGER, Finding, PROGRESSING, READY};
+use crate::condition::{self, AFTER_MOVES, CERTIFICATES_VALID, CLUSTER_MANAGER, Finding, PROGRESSING, READY};
 use crate::names::{API_PORT, CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::status::Part;
 
@@ -60,6 +60,12 @@ pub fn report(
         // While a cluster is made, every part of it waits for others: what it waits for says more.
         (Some(_), Some(problem)) if matches!(step, Step::Wait(_)) && !served(cluster) => {
             Finding::new(PROGRESSING, true, problem.reason, problem.message.clone())
+        }
+        (Some(text), _) if matches!(step, Step::ScaleIn(_)) => {
+            Finding::new(PROGRESSING, true, "ScalingIn", text)
+        }
+        (Some(text), _) if matches!(step, Step::AfterMoves(_)) => {
+            Finding::new(PROGRESSING, true, AFTER_MOVES, text)
         }
         (Some(step), _) => Finding::new(PROGRESSING, true, "Updating", step),
         (None, Some(problem)) => Finding::new(PROGRESSING, true, problem.reason, problem.message.clone()),

@@ -4,13 +4,15 @@
 //! standby has taken over, if there is one. An instance that serves is touched only while everything else is ready;
 //! one that does not serve and is out of date is replaced at once, so that a mistake can be corrected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::instance::{Change, Instance};
 use super::observe::ObservedGroup;
+use crate::api::DialogClusterStatus;
+use crate::condition::{self, BALANCED};
 use crate::names::Group;
 
 /// An instance that is out of date and not ready for this long is taken for stuck.
@@ -32,6 +34,10 @@ pub enum Step {
     Nothing,
     /// Something is out of date, and this has to be ready first.
     Wait(String),
+    /// A server is out of date, and a shard is being moved from or to its group: a restart would undo what was copied.
+    AfterMoves(Group),
+    /// Everything is up to date, and groups that are not asked for any more leave; the sentence says how far they are.
+    ScaleIn(String),
     /// Delete a pod, so that it comes back as its StatefulSet wants it now.
     Replace {
         /// The pod.
@@ -73,6 +79,10 @@ impl Step {
         match self {
             Self::Nothing => None,
             Self::Wait(what) => Some(format!("an update waits for {what}")),
+            Self::AfterMoves(group) => Some(format!(
+                "an update waits for the moves of shards that are under way and need {group}; no other begins before"
+            )),
+            Self::ScaleIn(how_far) => Some(how_far.clone()),
             Self::Replace { pod, why } => Some(format!("{pod} is replaced because {why}")),
             Self::SwitchOver { group, from, to } => {
                 Some(format!("{group} switches over from {from} to {to}"))
@@ -88,9 +98,26 @@ impl Step {
     }
 }
 
-/// The next step for groups, each with the instances that are asked for.
+/// The groups that the moves under way need: sources, targets, and the coordinator, whose sessions carry them out. What
+/// was seen before the database stopped answering counts no more.
 #[must_use]
-pub fn next(groups: &BTreeMap<Group, (&ObservedGroup, i32)>, now: Timestamp) -> Step {
+pub fn moving(status: Option<&DialogClusterStatus>) -> BTreeSet<Group> {
+    let Some(status) = status else { return BTreeSet::new() };
+    let known = condition::find(&status.conditions, BALANCED).is_some_and(|found| found.status != "Unknown");
+    let current = status.rebalance.iter().filter(|_| known).flat_map(|rebalance| &rebalance.current);
+    let ends =
+        current.flat_map(|one| [Group::parse(&one.from), Group::parse(&one.to), Some(Group::Coordinator)]);
+    ends.flatten().collect()
+}
+
+/// The next step for groups, each with the instances that are asked for; nothing that works is touched in the groups that
+/// are `moving` shards.
+#[must_use]
+pub fn next(
+    groups: &BTreeMap<Group, (&ObservedGroup, i32)>,
+    moving: &BTreeSet<Group>,
+    now: Timestamp,
+) -> Step {
     let broken = groups.values().find_map(|(group, _)| {
         group
             .instances
@@ -103,14 +130,20 @@ pub fn next(groups: &BTreeMap<Group, (&ObservedGroup, i32)>, now: Timestamp) -> 
     // Workers are greater than the coordinator; among themselves they go by number.
     let workers = groups.iter().filter(|(group, _)| **group != Group::Coordinator);
     let ordered = workers.chain(groups.get_key_value(&Group::Coordinator));
-    let mut steps: Vec<Step> =
-        ordered.filter_map(|(group, (observed, asked))| in_group(*group, observed, *asked)).collect();
+    let step_of = |(group, (observed, asked)): (&Group, &(&ObservedGroup, i32))| {
+        Some((*group, in_group(*group, observed, *asked)?))
+    };
+    let mut steps: Vec<(Group, Step)> = ordered.filter_map(step_of).collect();
     // Replacing a pod restarts its server as well.
-    steps.sort_by_key(|step| matches!(step, Step::Restart { .. }));
-    let Some(step) = steps.into_iter().next() else {
+    steps.sort_by_key(|(_, step)| matches!(step, Step::Restart { .. }));
+    let Some((group, step)) = steps.into_iter().next() else {
         return Step::Nothing;
     };
-    groups.iter().find_map(|(group, (observed, _))| unready(*group, observed)).map_or(step, Step::Wait)
+    match groups.iter().find_map(|(group, (observed, _))| unready(*group, observed)) {
+        Some(unready) => Step::Wait(unready),
+        None if moving.contains(&group) => Step::AfterMoves(group),
+        None => step,
+    }
 }
 
 /// What would be done in a group if everything were ready.

@@ -81,7 +81,8 @@ impl Error {
                 "the operator creates the database; wait, or look for its last error"
             }
             &SqlState::QUERY_CANCELED => {
-                "the statement ran into its time limit: look for a lock or a long transaction in pg_stat_activity"
+                "the statement was cancelled, by its time limit, the watch over moves that stall, or by hand: look for a lock or a \
+                 long transaction in pg_stat_activity"
             }
             &SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED => {
                 "another session holds the lock: see pg_locks; it is tried again"

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -20,9 +20,8 @@ use tracing::{debug, info, warn};
 use super::act;
 use super::memory::Memory;
 use super::observe::{Sizes, stall};
-use super::observed::{Observed, Stall};
-use super::rebalance::MovePlan;
-use super::round::{Brief, Carried, Round, carry_out, round};
+use super::observed::Stall;
+use super::round::{Brief, Carried, Handover, Round, carry_out, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
@@ -30,7 +29,7 @@ use super::topology::Topology;
 use super::wanted::{REBALANCE_ANNOTATION, Wanted, gate};
 use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::cluster::certificates::identity;
-use crate::condition::{Finding, Holds, SHARDS_MANAGER};
+use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
@@ -102,10 +101,10 @@ impl Controller {
         sessions: &Sessions,
         limit: Duration,
     ) -> Vec<Stall> {
-        let stalled = self.memory(key, |memory| memory.watch.stalled(limit, Instant::now()));
+        let stalled = self.memory(key, |memory| memory.watch.stalled(limit));
         let mut stalls = Vec::new();
         for stalled in stalled {
-            stalls.push(stall::diagnose(sessions, &stalled).await);
+            stalls.extend(stall::diagnose(sessions, &stalled).await);
         }
         stalls
     }
@@ -150,9 +149,8 @@ impl Controller {
     fn show(&self, key: &ObjectRef<DialogCluster>, status: &DialogClusterStatus) {
         let nodes = &status.nodes;
         let now = nodes.iter().map(|node| node.group.clone()).collect();
-        let (shown, idle) = self.memory(key, |memory| {
-            (std::mem::replace(&mut memory.shown, now), memory.watch.longest_idle(Instant::now()))
-        });
+        let (shown, idle) = self
+            .memory(key, |memory| (std::mem::replace(&mut memory.shown, now), memory.watch.longest_idle()));
         let namespace = key.namespace.as_deref().unwrap_or_default();
         self.context.metrics.shards.nodes(namespace, &key.name, &shown, nodes);
         self.context.metrics.shards.moves(namespace, &key.name, status.rebalance.as_ref(), idle);
@@ -195,6 +193,9 @@ impl Reconciler for Controller {
         let now = Timestamp::now();
         let handled = cluster.status.as_ref().and_then(|status| status.last_handled_rebalance.as_deref());
         wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), handled, now);
+        let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        wanted.rebalance.hold =
+            condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
         wanted.rebalance.request = cluster.annotations().get(REBALANCE_ANNOTATION).cloned();
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
@@ -250,11 +251,9 @@ impl Reconciler for Controller {
         let job = Job {
             client: self.context.client.clone(),
             names,
-            wanted: wanted.clone(),
             topology: topology.clone(),
             identity,
-            before: Arc::new(round.observed.clone()),
-            held: round.held_plan(),
+            handover: Handover::of(&wanted, &round),
         };
         for step in &round.long {
             self.start(&key, &job, step);
@@ -279,11 +278,9 @@ impl Reconciler for Controller {
 struct Job {
     client: Client,
     names: Names,
-    wanted: Wanted,
     topology: Topology,
     identity: Identity,
-    before: Arc<Observed>,
-    held: Option<MovePlan>,
+    handover: Handover,
 }
 
 impl Job {
@@ -291,21 +288,8 @@ impl Job {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.client, &self.names).await.unwrap_or_default() }.boxed()
         };
-        let brief = Brief {
-            wanted: &self.wanted,
-            existing: &ask,
-            sizes: Sizes::Skip,
-            before: Some(&self.before),
-            most: 1,
-            deferred: &[],
-            stalls: &[],
-            held: self.held.clone(),
-            shown: None,
-            overtaken: None,
-            heat: None,
-        };
         let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
-        carry_out(&brief, &sessions, step).await
+        carry_out(&self.handover.brief(&ask), &sessions, step).await
     }
 }
 

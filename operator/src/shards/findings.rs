@@ -285,4 +285,4 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

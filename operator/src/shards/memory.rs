@@ -31,6 +31,8 @@ pub(super) type Ended = Result<Carried, act::Error>;
 pub(super) struct Memory {
     /// When shards were measured last.
     measured: Option<Instant>,
+    /// A server that answers has shards of unknown size.
+    unmeasured: bool,
     /// The groups shown in metrics.
     pub(super) shown: Vec<String>,
     /// The steps that take long and are being carried out by this process.
@@ -64,7 +66,7 @@ struct Failure {
 impl Memory {
     /// Whether it is time to measure shards again.
     pub(super) fn sizes(&self) -> Sizes {
-        if self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
+        if !self.unmeasured && self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
             Sizes::Skip
         } else {
             Sizes::Measure
@@ -121,6 +123,7 @@ impl Memory {
         // Catalogs that could not be read say nothing about the plan.
         if let Some(moves) = &round.plan.moves {
             self.held = round.held_plan();
+            self.unmeasured = moves.unmeasured.iter().any(|group| round.observed.facts(*group).is_some());
             self.overtaken.clone_from(&moves.overtaken);
         }
     }

@@ -26,6 +26,8 @@ pub struct Observed {
     /// The groups that have servers in Kubernetes, asked for or not, registered or not. One that is being deleted is not
     /// among them.
     pub existing: BTreeSet<Group>,
+    /// The last sizes of shard groups on servers that do not answer now: who is away for a moment is not empty.
+    pub away: BTreeMap<Group, BTreeMap<i64, i64>>,
     /// Moves without progress for longer than is allowed, each with what was found out about it.
     pub stalls: Vec<Stall>,
     /// The plan that is being carried out, as it was made. What is left of it goes on as long as the world allows.
@@ -53,10 +55,11 @@ impl Observed {
     /// Takes over the sizes that were measured `before`, where they were not measured this time.
     pub fn keep_sizes(&mut self, before: &Self) {
         for (group, node) in &mut self.nodes {
-            if let Node::Up(facts) = node
-                && facts.sizes.is_none()
-            {
-                facts.sizes = before.facts(*group).and_then(|facts| facts.sizes.clone());
+            let measured = before.facts(*group).and_then(|facts| facts.sizes.as_ref());
+            let Some(sizes) = measured.or(before.away.get(group)) else { continue };
+            match node {
+                Node::Up(facts) => drop(facts.sizes.get_or_insert_with(|| sizes.clone())),
+                Node::Down(_) => drop(self.away.insert(*group, sizes.clone())),
             }
         }
     }
@@ -66,12 +69,9 @@ impl Observed {
     /// A shard group that has just moved was measured where it was.
     #[must_use]
     pub fn sizes(&self) -> BTreeMap<i64, i64> {
-        let nodes = self.nodes.keys().filter_map(|group| self.facts(*group));
-        nodes
-            .filter_map(|facts| facts.sizes.as_ref())
-            .flatten()
-            .map(|(shard, bytes)| (*shard, *bytes))
-            .collect()
+        let up = self.nodes.keys().filter_map(|group| self.facts(*group)?.sizes.as_ref());
+        // What is known of those that answer is newer.
+        self.away.values().chain(up).flatten().map(|(shard, bytes)| (*shard, *bytes)).collect()
     }
 }
 
@@ -183,6 +183,8 @@ pub struct Catalog {
     pub cleanup: Vec<Cleanup>,
     /// Distributed tables that logical replication cannot follow: names by colocation group.
     pub unfollowable: BTreeMap<i32, Vec<String>>,
+    /// Tables that are placed on workers without being cut by a hash, by Citus' number of the node: nobody moves these.
+    pub immovable: BTreeMap<i32, Vec<String>>,
     /// Changes of distributed tables that are under way in somebody's session.
     pub changes: Vec<Change>,
     /// How far the moves are; empty while none is running.

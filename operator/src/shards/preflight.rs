@@ -68,42 +68,24 @@ fn source(world: &World<'_>, group: Group, facts: &Facts, fail: &mut impl FnMut(
     let Some(resources) = &facts.resources else { return };
     if resources.free_slots < OWNERS {
         let message = format!(
-            "{group} has {} replication slots free and a move needs {OWNERS}: look for slots nobody uses in \
-             pg_replication_slots, or raise max_replication_slots",
+            "{group} has {} replication slots free and a move needs {OWNERS}: drop slots that nobody uses \
+             (pg_replication_slots, pg_drop_replication_slot)",
             resources.free_slots
         );
         fail("NoReplicationSlot", message);
     }
     if resources.free_senders < OWNERS {
         let message = format!(
-            "{group} has {} WAL senders free and a move needs {OWNERS}: look at pg_stat_replication, or raise \
-             max_wal_senders",
+            "{group} has {} WAL senders free and a move needs {OWNERS}: see pg_stat_replication for who has them, \
+             and end what is not needed",
             resources.free_senders
         );
         fail("NoWalSender", message);
     }
-    if let Some(writer) = &resources.oldest_writer
-        && writer.seconds > OLD_TRANSACTION
-        && !is_of_a_move(world, writer)
-    {
-        let Transaction { pid, name, seconds } = writer;
-        let (who, remedy) = match pid {
-            // Citus' own may be committed already where it began: whoever ends one by hand loses a part of it.
-            0 if name.starts_with("citus_") => (
-                format!("the prepared transaction {name}"),
-                "Citus ends it as it began; SELECT recover_prepared_transactions() on the node that began it has it done \
-                 now. Never COMMIT or ROLLBACK PREPARED it by hand"
-                    .to_owned(),
-            ),
-            0 => (
-                format!("the prepared transaction {name}"),
-                "COMMIT PREPARED or ROLLBACK PREPARED it".to_owned(),
-            ),
-            pid => {
-                let who = format!("a transaction of {name} (pid {pid})");
-                (who, format!("let it end, or SELECT pg_terminate_backend({pid}) there"))
-            }
-        };
+    let old = |writer: &&Transaction| writer.seconds > OLD_TRANSACTION && !is_of_a_move(world, writer);
+    if let Some(writer) = resources.writers.iter().find(old) {
+        let (who, remedy) = owner(world, writer);
+        let seconds = writer.seconds;
         let message = format!(
             "{who} on {group} has written and is open for {seconds} s, and a move waits for it: {remedy}"
         );
@@ -111,29 +93,66 @@ fn source(world: &World<'_>, group: Group, facts: &Facts, fail: &mut impl FnMut(
     }
 }
 
-/// Whether a transaction belongs to a move that is under way: its name holds the process on the coordinator.
-fn is_of_a_move(world: &World<'_>, writer: &Transaction) -> bool {
-    // `citus_internal gpid=` and a number of the node, ten digits of which are the process.
+/// Whose transaction it is, and how it is ended without loss.
+fn owner(world: &World<'_>, writer: &Transaction) -> (String, String) {
+    let Transaction { pid, name, .. } = writer;
+    if *pid == 0 {
+        let who = format!("the prepared transaction {name}");
+        // Citus' own may be committed already where it began: whoever ends one by hand loses a part of it.
+        let remedy = if name.starts_with("citus_") {
+            "Citus ends it as it began; SELECT recover_prepared_transactions() on the node that began it has it done now. \
+             Never COMMIT or ROLLBACK PREPARED it by hand"
+        } else {
+            "COMMIT PREPARED or ROLLBACK PREPARED it"
+        };
+        return (who, remedy.to_owned());
+    }
+    let origin = gpid(name).and_then(|(node_id, pid)| {
+        let mut members = world.catalog()?.members.iter();
+        let member = members.find(|member| i64::from(member.node_id) == node_id)?;
+        Some((world.topology.group(&member.endpoint)?, pid))
+    });
+    match origin {
+        Some((node, pid)) => (
+            format!("a transaction that came through {node} (pid {pid} there)"),
+            format!("let it end, or SELECT pg_terminate_backend({pid}) on {node}"),
+        ),
+        None => (
+            format!("a transaction of {name} (pid {pid})"),
+            format!("let it end, or SELECT pg_terminate_backend({pid}) there"),
+        ),
+    }
+}
+
+/// The node and the process that a session works for, if another node's server has opened it: its name is
+/// `citus_internal gpid=` and a number of the node, ten digits of which are the process.
+fn gpid(name: &str) -> Option<(i64, i64)> {
     const PROCESSES: i64 = 10_000_000_000;
-    let pid = writer.name.strip_prefix("citus_internal gpid=").and_then(|gpid| gpid.parse::<i64>().ok());
+    let gpid: i64 = name.strip_prefix("citus_internal gpid=")?.parse().ok()?;
+    Some((gpid / PROCESSES, gpid % PROCESSES))
+}
+
+/// Whether a transaction belongs to a move that is under way.
+fn is_of_a_move(world: &World<'_>, writer: &Transaction) -> bool {
     let operations = || world.catalog().into_iter().flat_map(|catalog| &catalog.operations);
-    pid.is_some_and(|gpid| operations().any(|operation| i64::from(operation.pid) == gpid % PROCESSES))
+    let of = |(_, pid)| operations().any(|operation| i64::from(operation.pid) == pid);
+    gpid(&writer.name).is_some_and(of)
 }
 
 fn target(group: Group, facts: &Facts, fail: &mut impl FnMut(&'static str, String)) {
     let Some(resources) = &facts.resources else { return };
     if resources.free_appliers < OWNERS {
         let message = format!(
-            "{group} has {} logical replication workers free and a move needs {OWNERS}: look at pg_stat_subscription, or \
-             raise max_logical_replication_workers",
+            "{group} has {} logical replication workers free and a move needs {OWNERS}: see pg_stat_subscription for \
+             who has them, and drop subscriptions that are not needed",
             resources.free_appliers
         );
         fail("NoReplicationWorker", message);
     }
     if resources.free_workers < OWNERS {
         let message = format!(
-            "{group} has {} background workers free and a move needs {OWNERS}: look at pg_stat_activity for who has them, \
-             or raise max_worker_processes",
+            "{group} has {} background workers free and a move needs {OWNERS}: see pg_stat_activity for who has them, \
+             and end what is not needed",
             resources.free_workers
         );
         fail("NoBackgroundWorker", message);

@@ -44,6 +44,9 @@ pub async fn retire<E>(
     outcome
 }
 
+/// Whether a server is a standby, to which a Service may lead for a moment, and whether it has Citus.
+const STATE: &str = "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
+
 /// Why `group` has to stay.
 async fn obstacle(
     sessions: &Sessions,
@@ -54,9 +57,15 @@ async fn obstacle(
         return Ok(Some(format!("{group} has no address")));
     };
     let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let citus = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
+    let row = coordinator.query_one(STATE, &[]).await?;
+    if row.get(0) {
+        // Its catalogs may be old, and a lock there keeps nobody out.
+        return Ok(Some(
+            "the coordinator that answers is a standby: wait for the failover to end".to_owned(),
+        ));
+    }
     let mut registered = Vec::new();
-    if coordinator.query_one(citus, &[]).await?.get(0) {
+    if row.get(1) {
         let port = i32::from(endpoint.port);
         let row = coordinator
             .query_one(
@@ -88,7 +97,8 @@ async fn holds_something(
 ) -> Result<Option<String>, pg::Error> {
     let silent = |error: &pg::Error| {
         format!(
-            "{group} does not answer, so nobody knows what it holds ({error}): bring it back, or delete its claims"
+            "{group} does not answer, so nobody knows what it holds ({error}): bring it back, or, if it is known to be \
+             empty, delete its StatefulSet and then its claims"
         )
     };
     let session = match sessions.session(group, Door::Dialog).await {
@@ -98,9 +108,14 @@ async fn holds_something(
         Err(error) if error.sqlstate().is_some() => return fresh(sessions, group, &error).await,
         Err(error) => return Ok(Some(silent(&error))),
     };
-    let question = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
     let asked = async {
-        if !session.query_one(question, &[]).await?.get::<_, bool>(0) {
+        let row = session.query_one(STATE, &[]).await?;
+        if row.get(0) {
+            return Ok(Some(format!(
+                "the server of {group} that answers is a standby: wait for the failover to end"
+            )));
+        }
+        if !row.get::<_, bool>(1) {
             return Ok(None);
         }
         let number: i32 = session.query_one("SELECT groupid FROM pg_dist_local_group", &[]).await?.get(0);
@@ -108,7 +123,8 @@ async fn holds_something(
             return Ok(Some(format!("{group} is registered under another address")));
         }
         let shards = stored_shards(&session).await?;
-        Ok((shards > 0).then(|| format!("{group} stores {shards} shards")))
+        let remedy = "raise spec.workers.count, and see ScaleInBlocked and the table pg_dist_placement for where they belong";
+        Ok((shards > 0).then(|| format!("its server stores shards ({shards}): {remedy}")))
     };
     Ok(asked.await.unwrap_or_else(|error: pg::Error| Some(silent(&error))))
 }

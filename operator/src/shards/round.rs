@@ -16,7 +16,7 @@ use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::wanted::Wanted;
 use crate::api::PlanStatus;
-use crate::condition::{BALANCED, Finding, HOT_TENANT, SCHEMA_DISTRIBUTED};
+use crate::condition::{BALANCED, Finding, HOT_TENANT, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
 
@@ -90,7 +90,9 @@ impl Round {
         let mut say = |kind: &'static str, reason, message: String, anyway: bool| {
             for finding in findings.iter_mut().filter(|finding| finding.kind == kind) {
                 if anyway || finding.holds != crate::condition::Holds::True {
-                    *finding = Finding::new(kind, false, reason, message.clone());
+                    // A failure is what is meant by blocked; a wait is not.
+                    let holds = kind == SCALE_IN_BLOCKED && anyway;
+                    *finding = Finding::new(kind, holds, reason, message.clone());
                 }
             }
         };
@@ -106,6 +108,50 @@ impl Round {
             say(step.condition(), "StepFailed", format!("could not {step}: {error}"), true);
         }
         findings
+    }
+}
+
+/// What a round leaves to the steps that take long: they are judged by what it knew.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    wanted: Wanted,
+    before: Arc<Observed>,
+    deferred: Vec<(Step, String)>,
+    held: Option<MovePlan>,
+}
+
+impl Handover {
+    /// What `round` leaves.
+    #[must_use]
+    pub fn of(wanted: &Wanted, round: &Round) -> Self {
+        Self {
+            wanted: wanted.clone(),
+            before: Arc::new(round.observed.clone()),
+            deferred: round.deferred.clone(),
+            held: round.held_plan(),
+        }
+    }
+
+    /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
+    /// it, and not ask for the one that goes first meanwhile.
+    #[must_use]
+    pub fn brief<'a>(
+        &'a self,
+        existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+    ) -> Brief<'a> {
+        Brief {
+            wanted: &self.wanted,
+            existing,
+            sizes: Sizes::Skip,
+            before: Some(&self.before),
+            most: 1,
+            deferred: &self.deferred,
+            stalls: &[],
+            held: self.held.clone(),
+            shown: None,
+            overtaken: None,
+            heat: None,
+        }
     }
 }
 
@@ -231,14 +277,20 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     if let Some(before) = before {
         observed.keep_sizes(before);
     }
-    observed.existing = (brief.existing)().await;
+    let existing = (brief.existing)().await;
+    remember(&mut observed, brief, existing);
+    observed
+}
+
+/// Adds what is not asked of the servers.
+fn remember(observed: &mut Observed, brief: &Brief<'_>, existing: BTreeSet<Group>) {
+    observed.existing = existing;
     observed.stalls = brief.stalls.to_vec();
-    observed.held = brief.held.clone();
+    observed.held.clone_from(&brief.held);
     observed.shown = brief.shown.cloned();
-    observed.overtaken = brief.overtaken.clone();
+    observed.overtaken.clone_from(&brief.overtaken);
     observed.heat = brief.heat.cloned();
     observed.deferred = brief.deferred.iter().map(|(step, _)| step.clone()).collect();
-    observed
 }
 
 async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions, sizes: Sizes) {
@@ -267,3 +319,6 @@ async fn give_back(session: &Arc<Session>, sessions: &Sessions) {
         sessions.close(Group::Coordinator, Door::Dialog).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,8 @@ pub struct Rebalance {
     pub policy: rebalance::Policy,
     /// Whether moves that only make the spread more even may be made now.
     pub gate: Gate,
+    /// Whether an update of servers waits for the moves under way: no other begins before it has gone on.
+    pub hold: bool,
     /// How long a move may make no progress.
     pub stall_timeout: Duration,
     /// The value by which somebody asks for one rebalance.
@@ -102,6 +104,7 @@ impl From<&DialogClusterSpec> for Wanted {
             rebalance: Rebalance {
                 policy: rebalance::Policy::new(&spec.sharding.rebalance, rebalance::Goal::Balance),
                 gate: Gate::Open,
+                hold: false,
                 stall_timeout: spec.sharding.rebalance.stall_timeout(),
                 request: None,
             },

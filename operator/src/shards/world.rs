@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::observed::{Catalog, Facts, Member, Node, Observed};
+use super::observed::{Catalog, Facts, Member, Node, Observed, Placement};
 use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::names::Group;
@@ -53,6 +53,7 @@ impl<'a> World<'a> {
             foreign: Vec::new(),
             cleanup: Vec::new(),
             unfollowable: BTreeMap::new(),
+            immovable: BTreeMap::new(),
             changes: Vec::new(),
             progress: Vec::new(),
         };
@@ -107,6 +108,34 @@ impl<'a> World<'a> {
             Group::Coordinator => self.wanted.workers == 0,
             Group::Worker(number) => number < self.wanted.workers,
         }
+    }
+
+    /// Tables on `group` that no move takes away from there.
+    #[must_use]
+    pub fn immovable_on(&self, group: Group) -> &'a [String] {
+        let (Some(member), Some(catalog)) = (self.member(group), self.catalog()) else { return &[] };
+        catalog.immovable.get(&member.group_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Shards of distributed tables that the catalogs place on nodes that are not registered.
+    #[must_use]
+    pub fn shards_out_of_reach(&self) -> i64 {
+        let Some(catalog) = self.catalog() else { return 0 };
+        let lost = |at: &&Placement| catalog.members.iter().all(|member| member.group_id != at.group_id);
+        catalog.placements.iter().filter(lost).map(|at| at.shards).sum()
+    }
+
+    /// The groups that hold a shard group of unknown size: nothing can be said of how evenly shards are spread.
+    #[must_use]
+    pub fn unmeasured(&self) -> BTreeSet<Group> {
+        let sizes = self.observed.sizes();
+        let Some(catalog) = self.catalog() else { return BTreeSet::new() };
+        let unknown = |group: &Group| {
+            let Some(member) = self.member(*group) else { return false };
+            let mut here = catalog.placements.iter().filter(|at| at.group_id == member.group_id);
+            here.any(|at| !sizes.contains_key(&at.shard_id))
+        };
+        self.groups().into_iter().filter(unknown).collect()
     }
 
     /// Shards of distributed tables that the catalogs place on `group`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
@@ -128,7 +128,7 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
     };
     let stalled = Stalled { running, phase: "Setting Up".to_owned(), idle: Duration::from_mins(10) };
     let stall = loop {
-        let stall = diagnose(&world.sessions()?, &stalled).await;
+        let stall = diagnose(&world.sessions()?, &stalled).await.context("it is at work")?;
         if stall.cause.contains(&format!("(pid {pid}")) {
             break stall;
         }

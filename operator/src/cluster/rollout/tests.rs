@@ -35,7 +35,7 @@ fn group(name: Group, revisions: &[&str]) -> ObservedGroup {
 
 fn step(groups: &[(Group, ObservedGroup)]) -> Step {
     let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
-    next(&groups, now())
+    next(&groups, &BTreeSet::new(), now())
 }
 
 fn replaced(step: &Step) -> &str {
@@ -43,6 +43,46 @@ fn replaced(step: &Step) -> &str {
         Step::Replace { pod, .. } => pod,
         other => panic!("{other:?} replaces nothing"),
     }
+}
+
+#[test]
+fn who_gives_or_takes_a_shard_is_restarted_after_that() {
+    let status = |balanced: &str| -> DialogClusterStatus {
+        serde_json::from_value(serde_json::json!({
+            "conditions": [{"type": "Balanced", "status": balanced, "reason": "Moving", "message": "",
+                            "lastTransitionTime": "2026-03-01T00:00:00Z"}],
+            "rebalance": {"movesDone": 0, "movesTotal": 1, "bytesDone": 0, "bytesLeft": 9, "current": [
+                {"shardId": 102_008, "from": "worker-0", "to": "worker-2", "phase": "", "bytesDone": 0, "bytesTotal": 9}]},
+        }))
+        .unwrap()
+    };
+    let moving = moving(Some(&status("False")));
+    assert_eq!(moving, BTreeSet::from([Group::Coordinator, Group::Worker(0), Group::Worker(2)]));
+    assert_eq!(
+        super::moving(Some(&status("Unknown"))),
+        BTreeSet::new(),
+        "nobody knows whether it still runs"
+    );
+
+    let workers = |revisions: [&'static str; 3]| -> Vec<(Group, ObservedGroup)> {
+        (0..3)
+            .map(Group::Worker)
+            .zip(revisions)
+            .map(|(name, revision)| (name, group(name, &[revision])))
+            .collect()
+    };
+    let step = |groups: &[(Group, ObservedGroup)]| {
+        let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
+        next(&groups, &moving, now())
+    };
+    assert_eq!(step(&workers([OLD, OLD, OLD])), Step::AfterMoves(Group::Worker(0)));
+    assert_eq!(replaced(&step(&workers([NEW, OLD, NEW]))), "chat-worker-1-0", "it has no part in a move");
+    assert_eq!(step(&workers([NEW, NEW, OLD])), Step::AfterMoves(Group::Worker(2)));
+    // One that does not serve is of no use to the move.
+    let mut broken = workers([OLD, NEW, NEW]);
+    broken[0].1.instances[0].is_ready = false;
+    broken[0].1.instances[0].trouble = Some(Trouble::Crash("exit code 1".to_owned()));
+    assert_eq!(replaced(&step(&broken)), "chat-worker-0-0");
 }
 
 #[test]
@@ -161,7 +201,7 @@ fn a_primary_that_is_to_go_hands_over_first() {
     coordinator.leader = Some("chat-coordinator-1".to_owned());
     let groups = BTreeMap::from([(Group::Coordinator, (&coordinator, 1))]);
     assert_eq!(
-        next(&groups, now()),
+        next(&groups, &BTreeSet::new(), now()),
         Step::SwitchOver {
             group: Group::Coordinator,
             from: "chat-coordinator-1".to_owned(),

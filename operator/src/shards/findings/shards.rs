@@ -59,7 +59,14 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         .collect();
     if !named.is_empty() {
         let total = left + moves.running.len();
-        return finding(Holds::False, "Moving", format!("{total} moves are left; now: {}", named.join(", ")));
+        return finding(
+            Holds::False,
+            "Moving",
+            format!("moves that are left: {total}; now: {}", named.join(", ")),
+        );
+    }
+    if let Some(unknown) = not_measured(moves) {
+        return unknown;
     }
     let missing: Vec<String> = (0..world.wanted.workers)
         .map(Group::Worker)
@@ -75,8 +82,8 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
     }
     if let Some(Cramped { next, room }) = moves.cramped {
         let message = format!(
-            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: enlarge \
-             its volume, or add a worker",
+            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: delete \
+             what takes the room there, or add a worker",
             next.shard_id, next.bytes, next.to
         );
         return finding(Holds::False, "NoPlace", message);
@@ -106,6 +113,16 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
             finding(Holds::False, "Waiting", message)
         }
     }
+}
+
+/// What is said while the size of a shard group is unknown.
+fn not_measured(moves: &Moves) -> Option<Finding> {
+    let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
+    let message = format!(
+        "the sizes of the shards on {} are not known yet, and nothing is moved before they were measured",
+        nodes.join(", ")
+    );
+    (!nodes.is_empty()).then(|| Finding::new(BALANCED, Holds::Unknown, "NotMeasured", message))
 }
 
 pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
@@ -142,13 +159,35 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     if let Some(stuck) = stuck.clone().find(|stuck| surplus.contains(&stuck.node)) {
         return finding(true, "NoPlace", obstacle(stuck));
     }
+    if let Some(group) = registered.iter().find(|group| !world.immovable_on(**group).is_empty()) {
+        let message = format!(
+            "{group} has tables that are not cut by a hash, which nothing here moves: {}; SELECT undistribute_table('TABLE'), \
+             or move their shards with citus_move_shard_placement, and it can leave",
+            world.immovable_on(*group).join(", ")
+        );
+        return finding(true, "TableNotMovable", message);
+    }
     if let Some(check) = moves.and_then(|moves| moves.checks.first()) {
         return finding(true, check.reason, check.message.clone());
     }
+    let unregistered: Vec<Group> =
+        surplus.iter().copied().filter(|group| world.member(*group).is_none()).collect();
+    let out_of_reach = world.shards_out_of_reach();
+    if !unregistered.is_empty() && out_of_reach > 0 {
+        let message = format!(
+            "{} have servers and are not registered, and the catalogs place {out_of_reach} shards on nodes that are not registered: \
+             these servers may be the only ones that have them, and nothing of them is deleted; raise spec.workers.count, so \
+             that they are registered again",
+            list(&unregistered)
+        );
+        return finding(true, "NotRegistered", message);
+    }
     if registered.is_empty() {
-        let groups: Vec<Group> = surplus.into_iter().collect();
-        let message =
-            format!("{} hold nothing any more; their servers and volumes are being deleted", list(&groups));
+        let message = format!(
+            "no shard is placed on {} any more; servers and volumes are deleted as soon as the servers say the same, and \
+             until then the condition Progressing says what keeps them",
+            list(&unregistered)
+        );
         return finding(false, "Removing", message);
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();

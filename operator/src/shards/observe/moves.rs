@@ -67,8 +67,8 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
     Ok(())
 }
 
-/// What stands in the way of moves, whoever makes them: what is still to be taken away, and tables that logical
-/// replication cannot follow.
+/// What stands in the way of moves, whoever makes them: what is still to be taken away, tables that logical replication
+/// cannot follow, and tables that are not cut by a hash (those that are copied to every node leave with it).
 async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
     let rows = session
         .query(
@@ -80,12 +80,17 @@ async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::E
                         WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
                         WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
                         ELSE false END)
+             UNION ALL
+             SELECT DISTINCT groupid, -1, relname::text FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
+             JOIN pg_dist_partition USING (logicalrelid) JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE groupid <> 0 AND partmethod <> 'h' AND repmodel <> 't'
              ORDER BY 1, 3",
             &[],
         )
         .await?;
     for row in &rows {
         match row.get::<_, Option<i64>>(1) {
+            Some(-1) => catalog.immovable.entry(row.get(0)).or_default().push(row.get(2)),
             Some(records) => catalog.cleanup.push(Cleanup { group_id: row.get(0), records }),
             None => catalog.unfollowable.entry(row.get(0)).or_default().push(row.get(2)),
         }
@@ -125,6 +130,9 @@ pub(super) struct Local {
     pub(super) resources: Resources,
 }
 
+/// Transactions that are named; those of moves under way are among them, and there are few.
+const WRITERS: i64 = 16;
+
 /// What the server of `session` says of Citus and of what moves need; of one that is to leave also whether it still stores
 /// shards.
 pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg::Error> {
@@ -133,8 +141,9 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
             "WITH writers AS (
                  SELECT pid, application_name AS name, xact_start AS since FROM pg_stat_activity
                  WHERE backend_xid IS NOT NULL AND backend_type = 'client backend'
-                   AND NOT starts_with(application_name, $1) AND NOT starts_with(application_name, 'citus_')
-                 UNION ALL SELECT 0, gid, prepared FROM pg_prepared_xacts)
+                   AND NOT starts_with(application_name, $1)
+                 UNION ALL SELECT 0, gid, prepared FROM pg_prepared_xacts),
+             oldest AS (SELECT * FROM writers ORDER BY since LIMIT $2)
              SELECT (SELECT groupid FROM pg_dist_local_group), space.available_disk_size, space.total_disk_size,
                     current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots),
                     current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
@@ -144,16 +153,19 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
                         - (SELECT count(*) FROM pg_stat_activity WHERE backend_type NOT IN (
                                'client backend', 'walsender', 'walreceiver', 'walwriter', 'startup', 'checkpointer',
                                'background writer', 'archiver', 'logger', 'autovacuum launcher', 'autovacuum worker')),
-                    oldest.pid, oldest.name, extract(epoch FROM clock_timestamp() - oldest.since)::int8, citus_version()
-             FROM citus_local_disk_space_stats() AS space
-             LEFT JOIN (SELECT * FROM writers ORDER BY since LIMIT 1) AS oldest ON true",
-            &[(&APPLICATION, Type::TEXT)],
+                    ARRAY (SELECT pid FROM oldest ORDER BY since), ARRAY (SELECT name FROM oldest ORDER BY since),
+                    ARRAY (SELECT extract(epoch FROM clock_timestamp() - since)::int8 FROM oldest ORDER BY since),
+                    citus_version()
+             FROM citus_local_disk_space_stats() AS space",
+            &[(&APPLICATION, Type::TEXT), (&WRITERS, Type::INT8)],
         )
         .await?;
-    let oldest_writer = row.get::<_, Option<i32>>(7).map(|pid| Transaction {
+    let (pids, names, ages): (Vec<i32>, Vec<Option<String>>, Vec<Option<i64>>) =
+        (row.get(7), row.get(8), row.get(9));
+    let writers = pids.into_iter().zip(names).zip(ages).map(|((pid, name), seconds)| Transaction {
         pid,
-        name: row.get::<_, Option<_>>(8).unwrap_or_default(),
-        seconds: row.get::<_, Option<_>>(9).unwrap_or_default(),
+        name: name.unwrap_or_default(),
+        seconds: seconds.unwrap_or_default(),
     });
     let resources = Resources {
         free_bytes: row.get(1),
@@ -162,7 +174,7 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
         free_senders: row.get(4),
         free_appliers: row.get(5),
         free_workers: row.get(6),
-        oldest_writer,
+        writers: writers.collect(),
         stored_shards: if leaving { Some(stored_shards(session).await?) } else { None },
     };
     // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
@@ -171,13 +183,14 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
     Ok(Local { group_id: row.get(0), release, resources })
 }
 
-/// Shards of distributed tables that are physically on this server, whatever the catalogs say.
+/// Shards of tables that are physically on this server, whatever the catalogs say; of tables that are copied whole to every
+/// node nothing is lost with one.
 pub(in crate::shards) async fn stored_shards(session: &Session) -> Result<i64, pg::Error> {
     let row = session
         .query_one(
             "SELECT count(*) FROM pg_dist_shard JOIN pg_dist_partition USING (logicalrelid)
              JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE partmethod = 'h' AND to_regclass(
+             WHERE repmodel <> 't' AND to_regclass(
                  CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
                  || shard_name(logicalrelid, shardid)) IS NOT NULL",
             &[],

@@ -22,9 +22,19 @@ const BLOCKED: &str = "
        OR (waiting.backend_type = 'walsender' AND waiting.state = 'active')
     LIMIT 1";
 
-/// What `stalled` waits for, with the process or object to look at.
-pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Stall {
+/// Whether the move builds an index on its target, and waits for nobody: that has no progress which Citus shows, however
+/// long it takes. `$1` and `$2` are as for [`BLOCKED`].
+const BUILDS: &str = "
+    SELECT EXISTS (SELECT FROM pg_stat_progress_create_index JOIN pg_stat_activity AS at USING (pid)
+                   WHERE (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2)
+                     AND wait_event_type IS DISTINCT FROM 'Lock')";
+
+/// What `stalled` waits for, with the process or object to look at; `None` if it is at work all the same.
+pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     let running = stalled.running;
+    if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) {
+        return None;
+    }
     let mut cause = None;
     for group in [Group::Coordinator, running.from, running.to] {
         cause = match cause {
@@ -47,12 +57,20 @@ pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Stall {
         )
     };
     let application = Operation::name_of(running.shard_id, running.from, running.to);
-    Stall {
+    Some(Stall {
         pid: running.pid,
         application,
         seconds: stalled.idle.as_secs(),
         cause: cause.unwrap_or_else(unknown),
-    }
+    })
+}
+
+/// Whether the move whose process on the coordinator is `pid` builds an index on `target`.
+async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -> Result<bool, pg::Error> {
+    let session = sessions.session(target, Door::Dialog).await?;
+    let here = if target == Group::Coordinator { pid } else { 0 };
+    let row = session.query_one(BUILDS, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await?;
+    Ok(row.get(0))
 }
 
 /// Who keeps the move waiting on `group`'s server.
@@ -105,8 +123,8 @@ async fn replication(
         }
         if !runs {
             return Ok(Some(format!(
-                "the subscription {name} on {to} has no background worker: raise max_worker_processes and \
-                 max_logical_replication_workers, or end other subscriptions"
+                "the subscription {name} on {to} has no background worker: see pg_stat_subscription and \
+                 pg_stat_activity there for who has them, and drop subscriptions that are not needed"
             )));
         }
     }

@@ -89,7 +89,8 @@ impl fmt::Display for Foreign {
             Self::Statement { pid, application } => {
                 write!(
                     f,
-                    "{application} (pid {pid} on the coordinator) is moving or splitting shards by hand"
+                    "{application} (pid {pid} on the coordinator) is moving or splitting shards by hand; SELECT \
+                     pg_terminate_backend({pid}) there ends it"
                 )
             }
         }
@@ -152,8 +153,8 @@ pub struct Resources {
     pub free_appliers: i64,
     /// Background workers that nobody has, of which logical replication workers are some.
     pub free_workers: i64,
-    /// The oldest transaction that has written: a move waits for it to end before it begins to copy.
-    pub oldest_writer: Option<Transaction>,
+    /// The oldest transactions that have written, oldest first: a move waits for them to end before it begins to copy.
+    pub writers: Vec<Transaction>,
     /// Shards of distributed tables that are physically here; asked of nodes that are to leave only.
     pub stored_shards: Option<i64>,
 }

@@ -139,6 +139,7 @@ fn removals(world: &World<'_>, catalog: &Catalog) -> impl Iterator<Item = Step> 
         // New shards may come at any moment to one that may hold them, unless it is away.
         (!member.should_have_shards || world.server(*group).is_err())
             && world.shards_on(*group) == 0
+            && world.immovable_on(*group).is_empty()
             && catalog.cleanup_of(member.group_id) == 0
             && stored == Some(0)
     };

@@ -1,6 +1,6 @@
 //! Which shards move next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Draft;
 use crate::names::Group;
@@ -30,6 +30,8 @@ pub struct Moves {
     pub overtaken: Option<Dropped>,
     /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
     pub cramped: Option<Cramped>,
+    /// The nodes with shard groups of unknown size: nothing is moved by guesses.
+    pub unmeasured: BTreeSet<Group>,
 }
 
 /// A shard group that stays where it is because its place is full.
@@ -59,7 +61,11 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
         let bytes = sizes.get(&at.shard_id).map_or(0, |bytes| u64::try_from(*bytes).unwrap_or(0));
         let underway = running.iter().find(|running| running.shard_id == at.shard_id);
         if let Some(running) = underway {
-            *arriving.entry(running.to).or_default() += bytes;
+            // What was copied is missing from the free bytes already.
+            let own = catalog.progress.iter().filter(|progress| progress.pid == running.pid);
+            let there: i64 = own.map(|progress| progress.target_bytes.max(0)).sum();
+            *arriving.entry(running.to).or_default() +=
+                bytes.saturating_sub(u64::try_from(there).unwrap_or(0));
         }
         groups.push(ShardGroup {
             colocation_id: at.colocation_id,
@@ -105,14 +111,19 @@ fn with_all_back(world: &World<'_>, layout: &Layout) -> Layout {
 pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let layout = layout(world);
     let policy = |goal| Policy { goal, ..world.wanted.rebalance.policy };
-    let goal = if complete { Goal::Balance } else { Goal::Settle };
+    let unmeasured = world.unmeasured();
+    let goal = if complete && unmeasured.is_empty() { Goal::Balance } else { Goal::Settle };
     let fresh = || rebalance::plan(&layout, &policy(goal));
     // A plan that has begun is carried out as it was made, unless the world is no longer what it was made for. A node that
     // is away for a moment is no reason: nothing moves until it is back.
     let back = with_all_back(world, &layout);
     let resumed = || MovePlan::resumed(world.observed.shown.as_ref()?, &back, &policy(goal));
     let held = world.observed.held.clone().or_else(resumed);
-    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, held.rest(&back, &policy(goal)))) {
+    // Nor is a size that nobody knows.
+    let judge = |held: &MovePlan| {
+        if unmeasured.is_empty() { held.rest(&back, &policy(goal)) } else { Ok(held.clone()) }
+    };
+    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, judge(held))) {
         Some((_, Ok(rest))) => (Some(rest), None),
         Some((held, Err(why))) => (None, Some(Dropped { hash: held.hash.clone(), why: why.to_string() })),
         None => (None, None),
@@ -131,7 +142,7 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
         world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
     let settled = plan.moves.is_empty() && running.is_empty();
     let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
-    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped }
+    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped, unmeasured }
 }
 
 /// What would move if there were room for it.
@@ -154,7 +165,8 @@ fn cramped(layout: &Layout, policy: &Policy) -> Option<Cramped> {
 /// Why surplus workers cannot leave, if nobody can take their shards. It is asked before any of them is told to go.
 pub(super) fn refusal(world: &World<'_>, moves: &Moves) -> Option<String> {
     let surplus = world.surplus();
-    let told = surplus.iter().any(|group| world.member(*group).is_some_and(|it| !it.should_have_shards));
+    // Those that were told earlier are no reason to tell more.
+    let told = surplus.iter().all(|group| world.member(*group).is_none_or(|it| !it.should_have_shards));
     let stuck: Vec<_> = moves.plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
     let first = stuck.first().filter(|_| !told)?;
     let bytes: u64 = stuck.iter().map(|stuck| stuck.bytes).sum();
@@ -186,6 +198,17 @@ pub(crate) fn obstacle(stuck: &rebalance::Stuck) -> String {
 pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Moves {
     if !moves.running.is_empty() {
         draft.wait(format!("moves of shards are under way ({})", moves.running.len()));
+    }
+    if !moves.unmeasured.is_empty() {
+        let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
+        if !moves.plan.moves.is_empty() {
+            draft.wait(format!("the sizes of the shards on {} are not known yet", nodes.join(", ")));
+        }
+        return moves;
+    }
+    if world.wanted.rebalance.hold {
+        draft.wait("servers are updated first: see the condition Progressing");
+        return moves;
     }
     if draft.hold_moves {
         return moves;

@@ -72,6 +72,7 @@ impl Truth {
                 .iter()
                 .filter(|at| Some(at.group_id) == member.map(|it| it.group_id))
                 .count();
+            facts.sizes = Some(self.placements().iter().map(|at| (at.shard_id, 0)).collect());
             facts.resources = Some(Resources {
                 free_bytes: 1 << 40,
                 total_bytes: 1 << 40,

@@ -20,7 +20,8 @@ mod rules;
 mod table;
 
 pub use heat::{
-    DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec, SizeStatus, StatisticsSpec,
+    ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
+    SizeStatus, StatisticsSpec,
 };
 pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus};
 pub use quantity::Amount;

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::api::{Amount, ShardingSpec};
+use crate::api::{Amount, HotTenantsMode, ShardingSpec};
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role};
 
@@ -32,7 +32,11 @@ mod watch;
 pub use decide::decide;
 pub use history::{History, Imagined, Streak};
 pub use measure::{Counters, median};
+pub(crate) use place::retarget;
 pub use reason::Reason;
+
+/// A shard group of no more bytes is copied so quickly that nobody minds being kept from writing meanwhile.
+pub const QUICK_BYTES: u64 = 16 << 20;
 
 /// When something is done about a tenant. What is left out has the value of [`Policy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +88,10 @@ impl Policy {
         let number = |value: i32| usize::try_from(value).unwrap_or(0);
         let time = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
         Self {
-            mode: Mode::Observe,
+            mode: match hot.mode {
+                HotTenantsMode::Off | HotTenantsMode::Observe => Mode::Observe,
+                HotTenantsMode::Isolate => Mode::Isolate,
+            },
             share_percent: u32::try_from(hot.share_percent).unwrap_or(0),
             min_queries: u64::try_from(hot.min_queries).unwrap_or(0),
             consecutive_periods: u32::try_from(hot.consecutive_periods).unwrap_or(0),
@@ -286,6 +293,28 @@ pub enum Action {
         /// Which.
         tenant: Tenant,
     },
+}
+
+impl Action {
+    /// The kind, for programs.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Isolate { .. } => "Isolate",
+            Self::Split { .. } => "Split",
+            Self::Spread { .. } => "Spread",
+            Self::Release { .. } => "Release",
+        }
+    }
+
+    /// Whom it is about, if it is about one tenant.
+    #[must_use]
+    pub fn tenant(self) -> Option<Tenant> {
+        match self {
+            Self::Isolate { tenant, .. } | Self::Release { tenant } => Some(tenant),
+            Self::Split { .. } | Self::Spread { .. } => None,
+        }
+    }
 }
 
 /// Something that should be done and is not.

@@ -56,7 +56,7 @@ pub struct HotTenantsSpec {
     pub statistics: StatisticsSpec,
 }
 
-/// Whether hot tenants are looked for.
+/// Whether hot tenants are looked for, and what follows.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum HotTenantsMode {
     /// No: Citus counts nothing.
@@ -64,6 +64,9 @@ pub enum HotTenantsMode {
     /// They are shown, with what would be done about them; nothing is done.
     #[default]
     Observe,
+    /// What follows is done: a hot tenant gets a shard of its own on another worker, and a shard that is too large is
+    /// split. Neither can be taken back but by rewriting the tables.
+    Isolate,
 }
 
 /// How Citus counts what tenants do (`citus_stat_tenants`).
@@ -146,6 +149,11 @@ pub struct HeatStatus {
     /// When something can be done again that would be done now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cooling_until: Option<Time>,
+    /// What was done last, or is being done, newest first. The table `dialog_operator.actions` on the coordinator has more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub actions: Vec<ActionStatus>,
     /// How large the groups of tables are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -164,6 +172,61 @@ pub struct DecisionStatus {
     /// What, why, and from where to where.
     #[schemars(length(max = 512))]
     pub message: String,
+}
+
+/// Something that was done, or is being done.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionStatus {
+    /// Its number.
+    pub id: i64,
+    /// The end of the period that it was decided after.
+    pub decided: Time,
+    /// When it was done, or given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Time>,
+    /// `Isolate`, `Split`, `Spread` or `Release`.
+    pub kind: String,
+    /// The value of the tenant's distribution column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Who asked for it: `policy` if it follows from `spec.sharding.hotTenants`.
+    pub asked_by: String,
+    /// What, why, and from where to where.
+    pub why: String,
+    /// `Done`, `Failed` or `Dropped`; absent while it is being done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Why it failed, or was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// How long it took, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub milliseconds: Option<i64>,
+    /// Figures of the last period before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<ActionFigures>,
+    /// Figures of the first whole period after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<ActionFigures>,
+}
+
+/// What the nodes of an action and its tenant did in a period. What nobody knows is absent.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActionFigures {
+    /// CPU time of the worker that it was taken from, of what the worker may spend, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_cpu_percent: Option<i64>,
+    /// The same of the worker that it was given to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_cpu_percent: Option<i64>,
+    /// Queries per second of the tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_queries_per_second: Option<i64>,
+    /// Those of them that write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_writes_per_second: Option<i64>,
 }
 
 /// How large the tables of a colocation group are.

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::watch::{BUSY_PERCENT, WARM, above};
-use super::{Action, History, LargeShard, NodeLoad, Period, Policy, Reason, Refused, Tenant, TenantLoad};
+use super::{
+    Action, History, LargeShard, NodeLoad, Period, Policy, QUICK_BYTES, Reason, Refused, Tenant, TenantLoad,
+};
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role};
 
@@ -72,6 +74,10 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
         .min_by_key(|(group, node)| (*group == to, permille(node), **group))
         .filter(|_| !load.alone)
         .map(|(group, _)| *group);
+    // The rest may stay on the source only where nobody writes during the split.
+    if rest.is_none() && !load.alone && load.shard_bytes > QUICK_BYTES {
+        return Err(Reason::NoHeadroom);
+    }
     Ok(Action::Isolate { tenant: load.tenant, from: load.node, to: *to, rest })
 }
 
@@ -144,7 +150,7 @@ pub(super) fn spread(policy: &Policy, history: &History, period: &Period) -> Opt
 }
 
 /// New nodes for the pins of those that leave or have left.
-pub(super) fn retarget(period: &Period, refused: &mut Vec<Refused>) -> Vec<Pin> {
+pub(crate) fn retarget(period: &Period, refused: &mut Vec<Refused>) -> Vec<Pin> {
     let leaves = |pin: &&Pin| period.nodes.get(&pin.node).is_none_or(|node| node.role == Role::Draining);
     let mut gone: Vec<Pin> = period.pins.iter().filter(leaves).copied().collect();
     gone.sort_unstable();

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::heat;
+use super::heat::{self, actions};
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
 mod moves;
+mod split;
 
 /// How long a change of Citus' catalogs may take: a new node is sent all of them. What copies rows has no limit, in
 /// sessions of its own.
@@ -86,6 +87,13 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         }
         Step::CleanUp => catalogs(sessions).await?.run("CALL citus_cleanup_orphaned_resources()").await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
+        Step::SplitShard(split) => split::perform(sessions, split).await?,
+        Step::SetPin { pin } => {
+            let endpoint = endpoint(sessions, pin.node)?;
+            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+            actions::pin(&session, pin.into(), endpoint).await?;
+        }
+        Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
         Step::CancelMove { pid, application } => {
             let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
             let statement = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::act;
 use super::memory::Memory;
-use super::observe::{Sizes, stall};
+use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
 use super::round::{Brief, Carried, Handover, Round, carry_out, round};
 use super::sessions::Sessions;
@@ -94,7 +94,7 @@ impl Controller {
         });
     }
 
-    /// The moves without progress for too long, and what keeps them.
+    /// The moves and splits without progress for too long, and what keeps them.
     async fn stalls(
         &self,
         key: &ObjectRef<DialogCluster>,
@@ -105,6 +105,11 @@ impl Controller {
         let mut stalls = Vec::new();
         for stalled in stalled {
             stalls.extend(stall::diagnose(sessions, &stalled).await);
+        }
+        let last = self.memory(key, |memory| memory.last.clone());
+        if let Some(catalog) = last.as_ref().and_then(|last| last.catalog.as_ref()) {
+            let running = splits::marks(sessions, sessions.topology(), catalog).await;
+            stalls.extend(self.memory(key, |memory| memory.splits.look(running, Instant::now(), limit)));
         }
         stalls
     }

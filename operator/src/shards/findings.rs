@@ -28,7 +28,7 @@ pub(super) fn of(world: &World<'_>, tables: &Report, moves: Option<&Moves>, draf
         schema_distributed(world, tables, draft),
         shards::balanced(world, moves, draft),
         shards::scale_in_blocked(world, moves, draft),
-        heat::hot_tenant(world),
+        heat::hot_tenant(world, draft),
     ]
 }
 

@@ -16,18 +16,21 @@ use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
 use crate::api::{DecisionStatus, HeatStatus, HotTenant, SizeStatus};
-use crate::heat::{History, NodeLoad, Reason, decide};
+use crate::heat::{History, Mode, NodeLoad, Reason, decide};
 use crate::names::Group;
 use crate::pg;
 
+pub mod actions;
 mod period;
 mod read;
 mod sample;
 pub mod store;
 mod words;
 
+use actions::{Act, Begun};
 use period::{Mark, Names, Seen};
 use read::Reading;
+use store::Judged;
 
 /// Servers that are asked at the same time.
 const AT_ONCE: usize = 16;
@@ -70,10 +73,11 @@ pub struct Refusal {
 }
 
 impl Heat {
-    /// What the status shows beside the hot tenants.
+    /// What the status shows beside the hot tenants, with what was done.
     #[must_use]
-    pub fn status(&self) -> HeatStatus {
+    pub fn status(&self, acts: &[Act]) -> HeatStatus {
         HeatStatus {
+            actions: acts.iter().rev().map(Act::status).collect(),
             last: self.last.clone(),
             refused: self.refused.iter().map(|refusal| refusal.message.clone()).collect(),
             cooling_until: self.cooling_until.map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time),
@@ -138,7 +142,8 @@ pub async fn look(
         .await;
     let large = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
     let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large };
-    let stored = store::exchange(&session, end, |state| judge(state, &seen), &period::sizes(&seen)).await;
+    let stored =
+        store::exchange(&session, end, |state, open| judge(state, open, &seen), &period::sizes(&seen)).await;
     if stored.is_err() && session.run("ROLLBACK").await.is_err() {
         sessions.close(Group::Coordinator, Door::Dialog).await;
     }
@@ -160,11 +165,12 @@ fn last_end(watch: &Watch, now: Timestamp) -> Option<Timestamp> {
     Timestamp::from_second(now.as_second().div_euclid(length) * length).ok()
 }
 
-/// From what was stored and what is seen to what is to be stored, and the period to be recorded.
-fn judge(before: &State, seen: &Seen<'_>) -> (State, crate::heat::Period) {
+/// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
+fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     let kept: Vec<_> =
         before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied().collect();
-    let (period, marks, mut names) = period::period(seen, &before.marks, &kept);
+    let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
+    period.underway |= open;
     let policy = &seen.watch.policy;
     let (decision, history) = decide(policy, &before.history, &period);
     let (real, mut real_history) = decide(&period::only_watching(policy), &before.real, &period);
@@ -173,8 +179,13 @@ fn judge(before: &State, seen: &Seen<'_>) -> (State, crate::heat::Period) {
     // Who is not seen now may still be spoken of.
     names.add(&before.names, &kept);
     let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
+    let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
+        action,
+        tenant: action.tenant().map(|tenant| names.of(tenant)),
+        why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
+    });
     names.keep(&history, &period);
-    (State { history, real: real_history, marks, names, heat }, period)
+    Judged { state: State { history, real: real_history, marks, names, heat }, period, begun }
 }
 
 #[cfg(test)]

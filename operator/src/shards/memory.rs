@@ -14,7 +14,7 @@ use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
 use super::round::{Carried, Round};
 use super::step::Step;
-use super::supervise::Watch;
+use super::supervise::{Splits, Watch};
 
 /// How often shards are measured.
 const MEASURE: Duration = Duration::from_mins(1);
@@ -41,6 +41,8 @@ pub(super) struct Memory {
     failures: BTreeMap<Step, Failure>,
     /// How far the moves were when they were seen to get on.
     pub(super) watch: Watch,
+    /// How far the splits were.
+    pub(super) splits: Splits,
     /// What was seen last: the sizes in it count until they are measured again.
     pub(super) last: Option<Arc<Observed>>,
     /// The plan of moves that is being carried out.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream;
 
-use super::heat::store;
+use super::heat::{actions, store};
 use super::observed::{Citus, Facts, Node, Observed, Role};
 use super::sessions::{Door, Sessions};
 use super::settings;
@@ -22,6 +22,7 @@ use tokio_postgres::types::Type;
 mod catalog;
 pub(in crate::shards) mod moves;
 mod parameters;
+pub mod splits;
 pub mod stall;
 
 /// Servers that are asked at the same time.
@@ -71,14 +72,16 @@ async fn coordinator(
     sizes: Sizes,
     observed: &mut Observed,
 ) -> Result<Node, pg::Error> {
-    let (mut node, session) = node(sessions, Group::Coordinator, wanted, sizes).await?;
-    if let (Node::Up(facts), Some(session)) = (&mut node, session) {
+    let (node, session) = node(sessions, Group::Coordinator, wanted, sizes).await?;
+    if let (Node::Up(facts), Some(session)) = (&node, session) {
         let citus = facts.citus.preloaded && facts.citus.installed.is_some();
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         observed.tables = catalog::tables(&session, &wanted.tables, citus).await?;
         if citus {
             observed.catalog = Some(catalog::read(&session).await?);
-            facts.own_tables = store::is_there(&session).await?;
+            if facts.own_tables {
+                observed.kept = actions::read(&session).await?;
+            }
         }
         session.run("COMMIT").await?;
     }
@@ -165,11 +168,18 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                     (SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $3),
                     (SELECT default_version::text FROM pg_available_extensions WHERE name = 'citus'),
                     (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
-                    (SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries')
+                    (SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries'),
+                    (SELECT count(*) FROM pg_class
+                     WHERE relnamespace = to_regnamespace('dialog_operator') AND relname = ANY ($4))
              FROM (VALUES (1)) AS one
              LEFT JOIN pg_roles AS me ON me.rolname = $1
              LEFT JOIN pg_roles AS api ON api.rolname = $2",
-            &[(&OPERATOR_ROLE, Type::TEXT), (&API_ROLE, Type::TEXT), (&DATABASE, Type::TEXT)],
+            &[
+                (&OPERATOR_ROLE, Type::TEXT),
+                (&API_ROLE, Type::TEXT),
+                (&DATABASE, Type::TEXT),
+                (&store::TABLES.as_slice(), Type::TEXT_ARRAY),
+            ],
         )
         .await?;
     let role = |login: usize, superuser: usize| {
@@ -188,6 +198,7 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
         api: role(4, 5),
         database_owner: row.get(6),
         citus: Citus { available: row.get(7), installed: row.get(8), preloaded, release: None },
+        own_tables: usize::try_from(row.get::<_, i64>(10)) == Ok(store::TABLES.len()),
         ..Facts::default()
     };
     Ok((facts, row.get(1)))

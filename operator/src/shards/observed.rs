@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::heat::Heat;
+use super::heat::actions::Kept;
 use super::rebalance::{HashRange, MovePlan};
 use super::step::Step;
 use super::topology::Topology;
@@ -38,6 +39,8 @@ pub struct Observed {
     pub overtaken: Option<Dropped>,
     /// What is known of load; `None` before it was looked at.
     pub heat: Option<Heat>,
+    /// What was decided about load and is being done, and where tenants are pinned.
+    pub kept: Kept,
     /// Steps that take long, failed lately, and are put off: what does not need them goes first.
     pub deferred: Vec<Step>,
 }

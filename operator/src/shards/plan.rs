@@ -11,6 +11,7 @@ use crate::condition::Finding;
 use crate::names::Group;
 use membership::Nodes;
 
+mod actions;
 mod membership;
 mod moves;
 mod prepare;
@@ -58,6 +59,9 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
         Nodes::Complete => tables::plan(&world, &mut draft),
         Nodes::Incomplete | Nodes::Unsettled => tables::inspect(&world),
     };
+    if nodes == Nodes::Complete {
+        actions::plan(&world, &mut draft);
+    }
     let moves = moves::plan(&world, moves, &mut draft);
     draft.waits.extend(refused.clone());
     draft.refused = refused;
@@ -77,6 +81,8 @@ pub(super) struct Draft {
     pub(super) waits: Vec<String>,
     /// No move may begin: something else waits for those that are under way.
     pub(super) hold_moves: bool,
+    /// What is being done about load or size, or what it waits for.
+    pub(super) acting: Option<String>,
     /// Why surplus workers cannot leave.
     pub(super) refused: Option<String>,
 }

@@ -21,6 +21,14 @@ pub struct Check {
     pub message: String,
 }
 
+impl Check {
+    /// Whether it stands in the way of copying while nobody writes, too, which needs no logical replication.
+    #[must_use]
+    pub fn keeps_everybody(&self) -> bool {
+        ["NodeUnreachable", "TableChanging"].contains(&self.reason)
+    }
+}
+
 /// What stands in the way of `next` now; disks aside, which the planner looks at.
 #[must_use]
 pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {

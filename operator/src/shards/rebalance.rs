@@ -161,7 +161,7 @@ impl HashRange {
 }
 
 /// Binds the shard group that covers a hash to a node. It is kept where it is while that node cannot take it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pin {
     /// The colocation group.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::heat::Heat;
 use super::observed::{Catalog, Facts, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
@@ -106,7 +105,7 @@ pub fn status(
         rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref()), now),
         last_handled_rebalance: handled(wanted, round, before),
         hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
-        heat: observed.heat.as_ref().map(Heat::status),
+        heat: observed.heat.as_ref().map(|heat| heat.status(&observed.kept.acts)),
         ..DialogClusterStatus::default()
     }
 }

@@ -1,10 +1,12 @@
 //! What the controller can do to the database: one change each, and safe to repeat.
 
-use std::fmt;
-
+use super::heat::actions::Outcome;
 use super::observed::RunningMove;
+use super::rebalance::Pin;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
+
+mod words;
 
 /// The operator's everyday role.
 pub const OPERATOR_ROLE: &str = "dialog_operator";
@@ -128,7 +130,23 @@ pub enum Step {
         /// Where they go.
         to: Group,
     },
-    /// Cancel a move that makes no progress; it is planned again.
+    /// Cut the shards of one range of one colocation group, and put each part on a node. Takes as long as they are large.
+    SplitShard(Split),
+    /// Write down where a tenant's shard group belongs.
+    SetPin {
+        /// Whose, and where.
+        pin: Pin,
+    },
+    /// Write down what became of an action.
+    EndAction {
+        /// Its number in `dialog_operator.actions`.
+        id: i64,
+        /// What became of it.
+        outcome: Outcome,
+        /// Why it was not done.
+        note: Option<String>,
+    },
+    /// Cancel a move or a split that makes no progress; it is planned again.
     CancelMove {
         /// The server process on the coordinator.
         pid: i32,
@@ -146,6 +164,28 @@ pub struct Distribution {
     pub column: String,
     /// Which tables it lies beside.
     pub beside: Beside,
+}
+
+/// How the shards of one range are cut.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Split {
+    /// Number of the action that asks for it.
+    pub action: i64,
+    /// The lowest id among the shards.
+    pub shard_id: i64,
+    /// Where they are.
+    pub from: Group,
+    /// The last hash of each part but the last.
+    pub points: Vec<i32>,
+    /// Where the parts go, in order.
+    pub nodes: Vec<Group>,
+    /// Whether writers wait meanwhile: quick, and needs nothing. Otherwise they go on, and no part may stay on its node.
+    pub blocking: bool,
+}
+
+impl Split {
+    /// What begins the purpose of a session that splits.
+    pub const PURPOSE: &str = "split ";
 }
 
 /// How the topology lock is held while a step is performed.
@@ -172,7 +212,7 @@ pub enum Beside {
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 24] = [
+pub const KINDS: [&str; 27] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
@@ -196,6 +236,9 @@ pub const KINDS: [&str; 24] = [
     "DistributeTable",
     "DistributeConcurrently",
     "MoveShard",
+    "SplitShard",
+    "SetPin",
+    "EndAction",
     "CancelMove",
 ];
 
@@ -227,6 +270,9 @@ impl Step {
             Self::DistributeTable(_) => "DistributeTable",
             Self::DistributeConcurrently(_) => "DistributeConcurrently",
             Self::MoveShard { .. } => "MoveShard",
+            Self::SplitShard(_) => "SplitShard",
+            Self::SetPin { .. } => "SetPin",
+            Self::EndAction { .. } => "EndAction",
             Self::CancelMove { .. } => "CancelMove",
         }
     }
@@ -240,13 +286,14 @@ impl Step {
                 | Self::ReplicateReferenceTables
                 | Self::CreateReferenceTable { holds_rows: true, .. }
                 | Self::MoveShard { .. }
+                | Self::SplitShard(_)
         )
     }
 
     /// Whether there are shards after it that were not there before it.
     #[must_use]
     pub fn makes_shards(&self) -> bool {
-        matches!(self, Self::DistributeTable(_) | Self::DistributeConcurrently(_))
+        matches!(self, Self::DistributeTable(_) | Self::DistributeConcurrently(_) | Self::SplitShard(_))
     }
 
     /// How the session that performs it holds the topology lock.
@@ -268,6 +315,8 @@ impl Step {
     pub fn purpose(&self) -> String {
         match self {
             Self::MoveShard { shard_id, from, to } => RunningMove::purpose(*shard_id, *from, *to),
+            // The server cuts names after 63 bytes.
+            Self::SplitShard(split) => format!("{}{} {}", Split::PURPOSE, split.shard_id, split.from),
             step => step.to_string(),
         }
     }
@@ -292,70 +341,14 @@ impl Step {
             | Self::ForgetCleanup { .. }
             | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
             Self::RemoveNode { .. } => condition::SCALE_IN_BLOCKED,
-            Self::CreateOwnTables => condition::HOT_TENANT,
+            Self::CreateOwnTables | Self::SplitShard(_) | Self::SetPin { .. } | Self::EndAction { .. } => {
+                condition::HOT_TENANT
+            }
             Self::MoveShard { .. } | Self::CancelMove { .. } | Self::CleanUp => condition::BALANCED,
             Self::CreateReferenceTable { .. }
             | Self::ReplicateReferenceTables
             | Self::DistributeTable(_)
             | Self::DistributeConcurrently(_) => SCHEMA_DISTRIBUTED,
-        }
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CreateOperatorRole { group } => write!(f, "create the role {OPERATOR_ROLE} on {group}"),
-            Self::CreateApiRole { group } => write!(f, "create the role {API_ROLE} on {group}"),
-            Self::CreateDatabase { group } => write!(f, "create the database on {group}"),
-            Self::SetDatabaseOwner { group } => {
-                write!(f, "make {API_ROLE} the owner of the database on {group}")
-            }
-            Self::CreateExtension { group } => write!(f, "create the extension citus on {group}"),
-            Self::CreateOwnTables => f.write_str("create the operator's own tables on the coordinator"),
-            Self::ResetSetting { group, name } => {
-                write!(f, "take back the ALTER SYSTEM of {name} on {group}")
-            }
-            Self::AllowLogin { group } => write!(f, "let {API_ROLE} log in on {group}"),
-            Self::SetCoordinatorHost => f.write_str("register the coordinator's address"),
-            Self::AddNode { group } => write!(f, "register {group}"),
-            Self::ActivateNode { group } => write!(f, "activate {group}"),
-            Self::UpdateNode { group, .. } => write!(f, "correct the address of {group}"),
-            Self::RestoreNode { group, group_id } => {
-                write!(f, "register {group} again as the node of group {group_id}, which it is")
-            }
-            Self::SyncMetadata { group } => write!(f, "send the catalogs to {group}"),
-            Self::RemoveNode { group } => write!(f, "take {group} out of the cluster"),
-            Self::ForgetCleanup { group_id } => {
-                write!(f, "forget what was to be taken away on the node of group {group_id}, which is gone")
-            }
-            Self::CleanUp => f.write_str("take away what moves have left behind"),
-            Self::SetShouldHaveShards { group, value: true } => {
-                write!(f, "let new shards be placed on {group}")
-            }
-            Self::SetShouldHaveShards { group, value: false } => write!(f, "keep new shards off {group}"),
-            Self::CreateReferenceTable { table, .. } => write!(f, "copy the table {table} to every node"),
-            Self::ReplicateReferenceTables => f.write_str("copy the reference tables to every node"),
-            Self::DistributeTable(distribution) => write!(f, "distribute {distribution}"),
-            Self::DistributeConcurrently(distribution) => {
-                write!(f, "distribute {distribution}, while it is written to")
-            }
-            Self::MoveShard { shard_id, from, to } => {
-                write!(f, "move shard {shard_id} from {from} to {to}")
-            }
-            Self::CancelMove { pid, application } => {
-                write!(f, "cancel {application} (pid {pid}), which makes no progress")
-            }
-        }
-    }
-}
-
-impl fmt::Display for Distribution {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {}", self.table, self.column)?;
-        match &self.beside {
-            Beside::Nothing { shard_count } => write!(f, " into {shard_count} shards"),
-            Beside::Table(table) => write!(f, " beside {table}"),
         }
     }
 }

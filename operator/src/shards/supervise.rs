@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::observed::{Catalog, Progress, RunningMove};
+use super::observed::{Catalog, Operation, Progress, RunningMove, Stall};
+
+/// Failures to follow a change after which a split is hopeless: the same change is tried again every few seconds, and a
+/// connection that breaks once is none.
+const HOPELESS: i64 = 3;
 
 /// How far the moves were when they were last seen to get on. A new operator begins to watch anew.
 ///
@@ -105,6 +109,62 @@ impl Watch {
 impl Seen {
     fn idle(&self) -> Duration {
         self.looked.saturating_duration_since(self.since)
+    }
+}
+
+/// How far a split is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SplitMark {
+    /// What the servers show of it, each in its own words.
+    pub progress: Vec<String>,
+    /// How often a change that it follows could not be made. In a split that will come to its end there is none.
+    pub errors: i64,
+}
+
+/// How far the splits were when they were last seen to get on.
+#[derive(Debug, Default)]
+pub struct Splits {
+    seen: BTreeMap<i32, SeenSplit>,
+}
+
+#[derive(Debug)]
+struct SeenSplit {
+    application: String,
+    mark: SplitMark,
+    since: Instant,
+}
+
+impl Splits {
+    /// Takes in how far the splits under way are at `now`; those that have made no progress for `limit`, or will make none.
+    pub fn look(
+        &mut self,
+        running: Vec<(Operation, SplitMark)>,
+        now: Instant,
+        limit: Duration,
+    ) -> Vec<Stall> {
+        let mut seen = BTreeMap::new();
+        let mut stalls = Vec::new();
+        for (Operation { pid, application }, mark) in running {
+            let before = self.seen.remove(&pid).filter(|before| before.application == application);
+            let same = before.filter(|before| before.mark.progress == mark.progress);
+            let since = same.map_or(now, |before| before.since);
+            let idle = now.saturating_duration_since(since);
+            let cause = if mark.errors >= HOPELESS {
+                Some(format!(
+                    "its target failed {} times to follow the changes of its source, and will go on to: its log says why",
+                    mark.errors
+                ))
+            } else {
+                (idle >= limit)
+                    .then(|| "nothing is copied or followed: look at the logs of its nodes".to_owned())
+            };
+            if let Some(cause) = cause {
+                stalls.push(Stall { pid, application: application.clone(), seconds: idle.as_secs(), cause });
+            }
+            seen.insert(pid, SeenSplit { application, mark, since });
+        }
+        self.seen = seen;
+        stalls
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::api::HotTenant;
@@ -21,6 +21,7 @@ use futures::future::{BoxFuture, ready};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
 
 use crate::needs_citus;
 use crate::world::{SHARDS, World, brief, condition};
@@ -29,7 +30,7 @@ use crate::world::{SHARDS, World, brief, condition};
 const PERIOD: i64 = 5;
 
 /// Workers that may use so many thousandths of a core.
-fn watched(workers: u32, millicores: u64) -> Wanted {
+pub fn watched(workers: u32, millicores: u64) -> Wanted {
     let spec = serde_json::from_value(json!({
         "workers": {"count": workers, "resources": {"limits": {"cpu": format!("{millicores}m")}}},
         "sharding": {
@@ -43,7 +44,7 @@ fn watched(workers: u32, millicores: u64) -> Wanted {
 }
 
 /// Servers that count as such a resource has them count.
-async fn start(workers: u32, wanted: &Wanted, limit: i32) -> Result<World> {
+pub async fn start(workers: u32, wanted: &Wanted, limit: i32) -> Result<World> {
     let spec = serde_json::from_value(
         json!({"mode": "Observe", "statistics": {"period": format!("{PERIOD}s"), "limit": limit}}),
     )?;
@@ -61,20 +62,28 @@ async fn start(workers: u32, wanted: &Wanted, limit: i32) -> Result<World> {
 }
 
 /// People who write to dialogs: each session to one of `dialogs` after the other.
-struct Crowd {
+pub struct Crowd {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicI64>,
+    longest: Arc<AtomicI64>,
     sessions: Vec<JoinHandle<Result<()>>>,
 }
 
 impl Crowd {
-    async fn start(world: &World, sessions: usize, dialogs: Vec<String>, pause: Duration) -> Result<Self> {
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
+    pub async fn start(
+        world: &World,
+        sessions: usize,
+        dialogs: Vec<String>,
+        pause: Duration,
+    ) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (written, longest) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
         let mut tasks = Vec::new();
         for number in 0..sessions {
             let client = world.ask_client(Group::Coordinator).await?;
             client.batch_execute("SET search_path = public").await?;
-            let (stop, written, dialogs) = (Arc::clone(&stop), Arc::clone(&written), dialogs.clone());
+            let (stop, dialogs) = (Arc::clone(&stop), dialogs.clone());
+            let (written, longest) = (Arc::clone(&written), Arc::clone(&longest));
             tasks.push(tokio::spawn(async move {
                 let insert = client
                     .prepare(
@@ -86,18 +95,33 @@ impl Crowd {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    client.execute(&insert, &[dialog]).await?;
+                    let begun = Instant::now();
+                    // Refused because a split has just replaced the shard: dialog-api tries again then, too.
+                    while let Err(error) = client.execute(&insert, &[dialog]).await {
+                        ensure!(error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{error:?}");
+                    }
+                    longest.fetch_max(i64::try_from(begun.elapsed().as_millis())?, Ordering::Relaxed);
                     written.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(pause).await;
                 }
                 Ok(())
             }));
         }
-        Ok(Self { stop, written, sessions: tasks })
+        Ok(Self { stop, written, longest, sessions: tasks })
+    }
+
+    /// The longest time that anybody waited for a message to be acknowledged since this was asked last.
+    pub fn longest(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.longest.swap(0, Ordering::Relaxed)).unwrap_or(0))
+    }
+
+    /// Messages that were acknowledged so far.
+    pub fn written(&self) -> i64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Ends it; how many messages were acknowledged.
-    async fn end(self) -> Result<i64> {
+    pub async fn end(self) -> Result<i64> {
         self.stop.store(true, Ordering::Relaxed);
         for session in self.sessions {
             session.await??;
@@ -107,19 +131,19 @@ impl Crowd {
 }
 
 /// An operator that looks as often as there is something new.
-struct Operator<'a> {
+pub struct Operator<'a> {
     world: &'a World,
     wanted: &'a Wanted,
     observed: Observed,
 }
 
 impl<'a> Operator<'a> {
-    async fn new(world: &'a World, wanted: &'a Wanted) -> Result<Self> {
+    pub async fn new(world: &'a World, wanted: &'a Wanted) -> Result<Self> {
         Ok(Self { world, wanted, observed: world.round(wanted).await?.observed })
     }
 
     /// Waits for the next period to be over, and looks at it.
-    async fn look(&self, last: Option<&Heat>) -> Result<Heat> {
+    pub async fn look(&self, last: Option<&Heat>) -> Result<Heat> {
         let watch = self.wanted.watch.as_ref().context("nobody is to look")?;
         let topology = self.world.topology();
         let sight = Sight { wanted: self.wanted, topology: &topology, observed: &self.observed };
@@ -131,7 +155,7 @@ impl<'a> Operator<'a> {
     }
 
     /// What a round makes of it.
-    async fn round(&self, heat: &Heat) -> Round {
+    pub async fn round(&self, heat: &Heat) -> Round {
         let existing = self.world.existing();
         let ask = || -> BoxFuture<'_, _> { Box::pin(ready(existing.clone())) };
         let brief = Brief { heat: Some(heat), ..brief(self.wanted, &ask) };
@@ -146,20 +170,20 @@ async fn recorded(world: &World) -> Result<Vec<Period>> {
     Ok(store::periods(&*sessions.session(Group::Coordinator, door).await?).await?)
 }
 
-fn uuid(number: u32) -> String {
+pub fn uuid(number: u32) -> String {
     format!("00000000-0000-4000-8000-{number:012}")
 }
 
 /// Millicores that nobody comes near.
-const MANY: u64 = 64_000;
+pub const MANY: u64 = 64_000;
 
 /// One dialog that is written to all the time.
-async fn spammer(world: &World) -> Result<Crowd> {
+pub async fn spammer(world: &World) -> Result<Crowd> {
     Crowd::start(world, 3, vec![uuid(0)], Duration::from_millis(4)).await
 }
 
 /// What the spammer's worker spends on it: how fast a machine is, nobody knows before.
-async fn millicores_of_the_spammer(world: &World) -> Result<u64> {
+pub async fn millicores_of_the_spammer(world: &World) -> Result<u64> {
     let wanted = watched(3, MANY);
     let operator = Operator::new(world, &wanted).await?;
     let spammer = spammer(world).await?;
@@ -256,7 +280,7 @@ async fn what_is_kept_stays_small_and_survives_what_is_found_in_it() -> Result<(
     let world = start(1, &wanted, 10).await?;
     let operator = Operator::new(&world, &wanted).await?;
     let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('dialog_operator') AND relkind = 'r'";
-    assert_eq!(world.number(Group::Coordinator, tables).await?, 3);
+    assert_eq!(world.number(Group::Coordinator, tables).await?, 5);
     assert_eq!(world.number(Group::Worker(0), tables).await?, 0, "they are the coordinator's");
 
     // More periods and hours than are kept, and a state of another version.

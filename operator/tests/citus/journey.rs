@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dialog_operator::condition::BALANCED;
+use dialog_operator::heat::{Action, Mode};
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
+use dialog_operator::shards::heat::actions::Outcome;
 use dialog_operator::shards::observe::stall::diagnose;
 use dialog_operator::shards::step::{KINDS, Step};
 use dialog_operator::shards::supervise::Stalled;
 use dialog_operator::shards::wanted::{Gate, Wanted};
 
+use crate::acting::{covering, decide, isolation, with_mode};
 use crate::killer::Killer;
 use crate::needs_citus;
 use crate::world::{World, condition, few_shards, placements, reference, wanted};
@@ -87,6 +90,8 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
     wanted.rebalance.gate = Gate::Open;
     a_move_that_waits_is_cancelled_and_made_later(&mut killer, &world, &wanted).await?;
 
+    a_tenant_is_isolated_once(&mut killer, &world, &wanted).await?;
+
     wanted.workers = 2;
     killer.settle(&world, &wanted).await?;
     assert_eq!(api.query_one("SELECT count(*) FROM pins", &[]).await?.get::<_, i64>(0), 1000);
@@ -96,6 +101,26 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
     world.remove(Group::Worker(2));
     let at_rest = world.round(&wanted).await?;
     assert!(at_rest.performed.is_empty() && at_rest.is_settled(), "{:?}", at_rest.plan);
+    Ok(())
+}
+
+/// An action that was decided is done once, whenever who does it is killed.
+async fn a_tenant_is_isolated_once(killer: &mut Killer, world: &World, wanted: &Wanted) -> Result<()> {
+    let wanted = with_mode(wanted.clone(), Mode::Isolate);
+    let count = "SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = 'public.messages'::regclass";
+    let before = world.number(Group::Coordinator, count).await?;
+    let hash = covering(world, 4711).await?.range.min + 7;
+    let action = isolation(world, hash).await?;
+    let id = decide(world, action).await?;
+    let steps = killer.settle(world, &wanted).await?;
+    let split = steps.iter().filter(|step| step.kind() == "SplitShard").count();
+    assert_eq!(split, 1, "{steps:?}");
+    assert_eq!(world.number(Group::Coordinator, count).await?, before + 2);
+    let Action::Isolate { to, .. } = action else { panic!("{action:?}") };
+    assert_eq!(covering(world, hash).await?.node, to);
+    let kept = world.round(&wanted).await?.observed.kept;
+    let act = kept.acts.iter().find(|act| act.id == id).context("it was not written down")?;
+    assert_eq!((act.outcome, kept.pins.len()), (Some(Outcome::Done), 1), "{act:?}");
     Ok(())
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
 
+mod acting;
+mod acting_under_load;
 mod adopt;
 mod crashes;
 mod drift;

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
-use dialog_operator::pg::Session;
+use dialog_operator::pg::{Parameter, Session};
 use tokio::task::JoinHandle;
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::world::World;
@@ -52,26 +54,36 @@ impl Traffic {
     }
 }
 
+/// One statement, again while a split has just replaced its shard: dialog-api tries again then, too.
+async fn persist(session: &Session, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
+    loop {
+        match session.query(statement, parameters).await {
+            Err(error) if error.sqlstate() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {}
+            answer => return Ok(answer?),
+        }
+    }
+}
+
 async fn write(session: Session, writer: usize, stop: Arc<AtomicBool>) -> Result<i64> {
     let mut acknowledged = 0_i64;
     while !stop.load(Ordering::Relaxed) {
         let text = format!("writer {writer} {acknowledged}");
-        let row = session
-            .query_one(
-                "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-                 VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1, now())
-                 RETURNING dialog_id::text, message_id::text",
-                &[(&text, Type::TEXT)],
-            )
-            .await?;
+        let rows = persist(
+            &session,
+            "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+             VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1, now())
+             RETURNING dialog_id::text, message_id::text",
+            &[(&text, Type::TEXT)],
+        )
+        .await?;
         acknowledged += 1;
-        let (dialog, message): (String, String) = (row.get(0), row.get(1));
-        session
-            .query(
-                "UPDATE messages SET edited_at = now() WHERE dialog_id = $1::text::uuid AND message_id = $2::text::uuid",
-                &[(&dialog, Type::TEXT), (&message, Type::TEXT)],
-            )
-            .await?;
+        let (dialog, message): (String, String) = (rows[0].get(0), rows[0].get(1));
+        persist(
+            &session,
+            "UPDATE messages SET edited_at = now() WHERE dialog_id = $1::text::uuid AND message_id = $2::text::uuid",
+            &[(&dialog, Type::TEXT), (&message, Type::TEXT)],
+        )
+        .await?;
     }
     Ok(acknowledged)
 }

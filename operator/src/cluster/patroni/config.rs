@@ -213,7 +213,7 @@ fn parameters(target: &Target, group: Group) -> Map<String, Value> {
 pub fn statistics(spec: &HotTenantsSpec) -> Vec<(&'static str, String)> {
     let track = match spec.mode {
         HotTenantsMode::Off => "none",
-        HotTenantsMode::Observe => "all",
+        HotTenantsMode::Observe | HotTenantsMode::Isolate => "all",
     };
     let statistics = &spec.statistics;
     vec![

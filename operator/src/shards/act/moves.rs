@@ -35,7 +35,7 @@ pub(super) async fn perform(sessions: &Sessions, shard_id: i64, from: Group, to:
 }
 
 /// Makes sure that `group`'s server reaches `other`'s.
-async fn reaches(sessions: &Sessions, group: Group, other: Group) -> Result<(), Error> {
+pub(super) async fn reaches(sessions: &Sessions, group: Group, other: Group) -> Result<(), Error> {
     let session = sessions.session(group, Door::Dialog).await?;
     let endpoint = endpoint(sessions, other)?;
     let port = i32::from(endpoint.port);

@@ -1,11 +1,17 @@
 //! Whether a tenant takes a large part of its worker.
 
 use crate::condition::{Finding, HOT_TENANT, Holds};
+use crate::heat::Mode;
+use crate::shards::heat::actions::{Act, Outcome};
+use crate::shards::plan::Draft;
 use crate::shards::world::{Support, World};
 
 /// The condition `HotTenant`: true is what is to be looked at.
-pub(super) fn hot_tenant(world: &World<'_>) -> Finding {
+pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
+    if let Some(acting) = acting(world, draft) {
+        return finding(Holds::True, "Acting", acting);
+    }
     let Some(watch) = &world.wanted.watch else {
         let message = "nobody looks: spec.sharding.hotTenants.mode is Off".to_owned();
         return finding(Holds::Unknown, "NotWatched", message);
@@ -35,8 +41,19 @@ pub(super) fn hot_tenant(world: &World<'_>) -> Finding {
         let who = if names.is_empty() { String::new() } else { format!("{who}; ") };
         return finding(Holds::True, "NothingHelps", format!("{who}{}", refusal.message));
     }
-    if let Some(decided) = decided {
+    let acts = watch.policy.mode == Mode::Isolate;
+    if let Some(decided) = decided.filter(|_| !acts) {
         return finding(Holds::True, "WouldAct", decided.message.clone());
+    }
+    // It is said for as long as nothing else can be done.
+    let recent = |act: &&Act| {
+        let over = act.decided.checked_add(watch.policy.cooldown).ok();
+        heat.end.zip(over).is_some_and(|(end, over)| end < over)
+    };
+    let last = world.observed.kept.acts.iter().rev().find(|act| act.ended.is_some());
+    if let Some(act) = last.filter(recent).filter(|act| acts && act.outcome == Some(Outcome::Failed)) {
+        let note = act.note.as_deref().unwrap_or("nobody knows why");
+        return finding(Holds::True, "ActionFailed", format!("{}; it could not be done: {note}", act.why));
     }
     if names.is_empty() {
         return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
@@ -49,7 +66,14 @@ pub(super) fn hot_tenant(world: &World<'_>) -> Finding {
         (Some(until), _) => {
             finding(Holds::True, "CoolingDown", format!("{who}; nothing more is done before {until}"))
         }
+        (None, _) if acts => finding(Holds::True, "Noticed", who),
         (None, Some(last)) => finding(Holds::True, "WouldHaveActed", format!("{who}; {}", last.message)),
         (None, None) => finding(Holds::True, "Noticed", who),
     }
+}
+
+/// What is being done, and what it waits for.
+fn acting(world: &World<'_>, draft: &Draft) -> Option<String> {
+    let open = world.observed.kept.open()?;
+    Some(draft.acting.clone().unwrap_or_else(|| open.why.clone()))
 }

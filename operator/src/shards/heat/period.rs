@@ -101,7 +101,7 @@ pub(super) fn period(
         length: seen.watch.period,
         nodes: BTreeMap::new(),
         tenants: Vec::new(),
-        pins: Vec::new(),
+        pins: seen.layout.pins.clone(),
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),

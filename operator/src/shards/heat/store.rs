@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use tokio_postgres::types::{Json, Type};
 
+use super::actions::{self, Begun};
 use super::period::Size;
 use super::{Heat, State};
 use crate::heat::Period;
@@ -12,7 +13,7 @@ use crate::pg::{self, Session};
 /// coordinator alone.
 pub const CREATE: &str = "SET LOCAL citus.enable_ddl_propagation = off;
 CREATE SCHEMA IF NOT EXISTS dialog_operator;
-COMMENT ON SCHEMA dialog_operator IS 'Of dialog-operator: what it has seen of load and sizes';
+COMMENT ON SCHEMA dialog_operator IS 'Of dialog-operator: what it has seen of load and sizes, and what it did about them';
 CREATE TABLE IF NOT EXISTS dialog_operator.heat (
     one   boolean PRIMARY KEY DEFAULT true CHECK (one),
     state jsonb   NOT NULL
@@ -31,19 +32,36 @@ CREATE TABLE IF NOT EXISTS dialog_operator.sizes (
     bytes         bigint      NOT NULL,
     PRIMARY KEY (hour, colocation_id)
 );
-COMMENT ON TABLE dialog_operator.sizes IS 'Bytes of colocation groups, hour by hour'";
+COMMENT ON TABLE dialog_operator.sizes IS 'Bytes of colocation groups, hour by hour';
+CREATE TABLE IF NOT EXISTS dialog_operator.pins (
+    colocation_id integer NOT NULL,
+    hash          integer NOT NULL,
+    nodename      text    NOT NULL,
+    nodeport      integer NOT NULL,
+    PRIMARY KEY (colocation_id, hash)
+);
+COMMENT ON TABLE dialog_operator.pins IS 'Which shards of one hash belong on which node, by its address in pg_dist_node';
+CREATE TABLE IF NOT EXISTS dialog_operator.actions (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    decided  timestamptz NOT NULL,
+    begun    timestamptz,
+    ended    timestamptz,
+    action   jsonb       NOT NULL,
+    tenant   text,
+    asked_by text        NOT NULL,
+    why      text        NOT NULL,
+    attempts integer     NOT NULL DEFAULT 0,
+    outcome  text CHECK (outcome IN ('Done', 'Failed', 'Dropped')),
+    note     text,
+    before   jsonb,
+    after    jsonb,
+    CHECK ((ended IS NULL) = (outcome IS NULL))
+);
+COMMENT ON TABLE dialog_operator.actions IS 'What was done about load and size, and why; one thing at a time';
+CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actions ((true)) WHERE ended IS NULL";
 
-/// Whether the tables are there.
-pub(in crate::shards) async fn is_there(session: &Session) -> Result<bool, pg::Error> {
-    let row = session
-        .query_one(
-            "SELECT count(*) = 3 FROM pg_class
-             WHERE relnamespace = to_regnamespace('dialog_operator') AND relname IN ('heat', 'periods', 'sizes')",
-            &[],
-        )
-        .await?;
-    Ok(row.get(0))
-}
+/// The tables that [`CREATE`] makes.
+pub(in crate::shards) const TABLES: [&str; 5] = ["heat", "periods", "sizes", "pins", "actions"];
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
@@ -56,12 +74,23 @@ fn state(row: &tokio_postgres::Row) -> State {
     row.try_get::<_, Json<State>>(0).map(|state| state.0).unwrap_or_default()
 }
 
+/// What is to be stored.
+pub(super) struct Judged {
+    /// What the next decision is made from.
+    pub(super) state: State,
+    /// The period, to be recorded.
+    pub(super) period: Period,
+    /// What is to be done; it is written down in the same transaction as the decision, so that it is done once.
+    pub(super) begun: Option<Begun>,
+}
+
 /// Replaces what is stored by what `judge` makes of it, and records the period; or does nothing if another operator has
-/// seen it before. What is shown then. The caller rolls back after an error.
+/// seen it before. What is shown then. `judge` is told whether something that was decided earlier is still to be done. The
+/// caller rolls back after an error.
 pub(super) async fn exchange(
     session: &Session,
     end: Timestamp,
-    judge: impl Fn(&State) -> (State, Period),
+    judge: impl Fn(&State, bool) -> Judged,
     sizes: &[Size],
 ) -> Result<Heat, pg::Error> {
     session.run("BEGIN").await?;
@@ -71,7 +100,8 @@ pub(super) async fn exchange(
         session.run("COMMIT").await?;
         return Ok(before.heat);
     }
-    let (mut next, period) = judge(&before);
+    let open = actions::is_open(session).await?;
+    let Judged { state: mut next, period, begun } = judge(&before, open);
     for size in sizes {
         let growth = grow(session, end, size).await?;
         if let Some(shown) = next.heat.sizes.iter_mut().find(|shown| shown.group == size.group) {
@@ -91,13 +121,19 @@ pub(super) async fn exchange(
             &[(&end, Type::TIMESTAMPTZ), (&Json(&period), Type::JSONB)],
         )
         .await?;
-    // A day of minutes, and two weeks of hours.
+    actions::compare(session, &period).await?;
+    if let Some(begun) = begun {
+        actions::begin(session, &period, &begun).await?;
+    }
+    // A day of minutes, two weeks of hours, and a thousand actions.
     session
         .run(
             "DELETE FROM dialog_operator.periods WHERE ended <= (
                  SELECT ended FROM dialog_operator.periods ORDER BY ended DESC OFFSET 1440 LIMIT 1);
              DELETE FROM dialog_operator.sizes WHERE hour <= (
                  SELECT DISTINCT hour FROM dialog_operator.sizes ORDER BY hour DESC OFFSET 336 LIMIT 1);
+             DELETE FROM dialog_operator.actions WHERE id <= (
+                 SELECT id FROM dialog_operator.actions ORDER BY id DESC OFFSET 1000 LIMIT 1);
              COMMIT",
         )
         .await?;

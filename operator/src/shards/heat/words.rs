@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::period::{Names, Seen, group_name, sizes};
 use super::{Heat, Refusal};
 use crate::api::{DecisionStatus, HotTenant, SizeStatus};
-use crate::heat::{Action, Decision, Hot, Period, Refused, Tenant};
+use crate::heat::{Action, Decision, Hot, Mode, Period, Refused, Tenant};
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
@@ -22,7 +22,7 @@ pub(super) fn heat(
     let speaker = Speaker { seen, period, names };
     let decided = decision.action.map(|action| DecisionStatus {
         at: Time(period.end),
-        kind: kind(action).to_owned(),
+        kind: action.kind().to_owned(),
         message: speaker.action(action, decision),
     });
     Heat {
@@ -52,16 +52,6 @@ fn shown_sizes(seen: &Seen<'_>, before: &Heat) -> Vec<SizeStatus> {
         growth_per_hour: None,
     };
     sizes.into_iter().map(size).collect()
-}
-
-/// The kind of an action, for programs.
-fn kind(action: Action) -> &'static str {
-    match action {
-        Action::Isolate { .. } => "Isolate",
-        Action::Split { .. } => "Split",
-        Action::Spread { .. } => "Spread",
-        Action::Release { .. } => "Release",
-    }
 }
 
 struct Speaker<'a> {
@@ -96,36 +86,43 @@ impl Speaker<'_> {
     }
 
     fn action(&self, action: Action, decision: &Decision) -> String {
+        // In the mode Observe it stays a thought.
+        let done = self.seen.watch.policy.mode == Mode::Isolate;
+        let say = |done_so: &'static str, thought: &'static str| if done { done_so } else { thought };
         match action {
             Action::Isolate { tenant, from, to, rest } => {
                 let hot = decision.hot.iter().find(|hot| hot.tenant == tenant);
                 let why = hot.map_or_else(String::new, |hot| format!(" takes {} % of {from} and", hot.share));
                 let alone = self.period.tenants.iter().any(|load| load.tenant == tenant && load.alone);
                 let name = self.name(tenant);
+                let gets = say("gets", "would get");
                 match rest {
-                    _ if alone => format!("{name}{why} has a shard of its own: it would be moved to {to}"),
+                    _ if alone => {
+                        let moved = say("is moved", "would be moved");
+                        format!("{name}{why} has a shard of its own: it {moved} to {to}")
+                    }
                     Some(rest) => format!(
-                        "{name}{why} would get a shard of its own on {to}; the rest of its shard would go to {rest}"
+                        "{name}{why} {gets} a shard of its own on {to}; the rest of its shard {} to {rest}",
+                        say("goes", "would go")
                     ),
-                    None => format!("{name}{why} would get a shard of its own on {to}"),
+                    None => format!("{name}{why} {gets} a shard of its own on {to}"),
                 }
             }
             Action::Split { shard_id, from, to: [first, second], .. } => {
                 let large = self.period.large.iter().find(|large| large.shard_id == shard_id);
                 let bytes = large.map_or(0, |large| large.bytes);
-                format!(
-                    "shard {shard_id} on {from} has {bytes} bytes and would be split, onto {first} and {second}"
-                )
+                let split = say("is split", "would be split");
+                format!("shard {shard_id} on {from} has {bytes} bytes and {split}, onto {first} and {second}")
             }
             Action::Spread { from, to } => format!(
-                "{from} has too much to do and no tenant is to blame: it would share its load with {to}"
+                "{from} has too much to do and no tenant is to blame: it {} its load with {to}",
+                say("should share", "would share")
             ),
-            Action::Release { tenant } => {
-                format!(
-                    "{} has been quiet for long and would be one like the others again",
-                    self.name(tenant)
-                )
-            }
+            Action::Release { tenant } => format!(
+                "{} has been quiet for long and {} one like the others again",
+                self.name(tenant),
+                say("is", "would be")
+            ),
         }
     }
 

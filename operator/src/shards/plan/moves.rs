@@ -93,7 +93,10 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
         });
         Some((*group, Node { role, free_bytes }))
     };
-    Layout { nodes: groups_of.values().filter_map(node).collect(), groups, pins: Vec::new() }
+    let mut layout =
+        Layout { nodes: groups_of.values().filter_map(node).collect(), groups, pins: Vec::new() };
+    layout.pins = super::actions::pins(world, &layout);
+    layout
 }
 
 /// `layout` as it is once every node that is away has come back.

@@ -147,6 +147,8 @@ impl Truth {
                 assert!(facts.citus.installed.is_some(), "the image has no extension");
             }
             Step::CreateOwnTables => self.facts(Group::Coordinator).own_tables = true,
+            // Nothing was decided in these worlds.
+            Step::SplitShard(_) | Step::SetPin { .. } | Step::EndAction { .. } => panic!("{step}"),
             Step::ResetSetting { group, name } => {
                 self.facts(*group).overrides.retain(|other| other != name);
             }

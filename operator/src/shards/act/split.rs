@@ -1,0 +1,121 @@
+//! Cuts the shards that cover one range, and puts the parts where they belong.
+
+use tokio_postgres::types::Type;
+
+use super::{Error, endpoint, moves};
+use crate::names::Group;
+use crate::pg::{self, Session};
+use crate::shards::heat::actions::{self, Outcome};
+use crate::shards::sessions::{Door, Sessions};
+use crate::shards::step::Split;
+
+/// How long the quick way may wait for writers, and all of it may take: writers wait for it meanwhile.
+const QUICK: &str = "SET lock_timeout = '1s'; SET statement_timeout = '10s'";
+/// As the session began.
+const PATIENT: &str = "RESET lock_timeout; RESET statement_timeout";
+
+/// Cuts as `split` says. The coordinator's session of `sessions` has no time limit, and its name says what it is for.
+pub(super) async fn perform(sessions: &Sessions, split: &Split) -> Result<(), Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    actions::note_begin(&session, split.action).await?;
+    let done = cut(sessions, &session, split).await;
+    if let Err(error) = &done {
+        // If this is not noted either, the coordinator has gone, which is no fault of the action.
+        let _ = actions::note_failure(&session, split.action, &error.to_string()).await;
+    }
+    done
+}
+
+async fn cut(sessions: &Sessions, session: &Session, split: &Split) -> Result<(), Error> {
+    for group in &split.nodes {
+        if *group != split.from {
+            moves::reaches(sessions, *group, split.from).await?;
+            moves::reaches(sessions, split.from, *group).await?;
+        }
+    }
+    let mut nodes: Vec<i32> = Vec::with_capacity(split.nodes.len());
+    for group in &split.nodes {
+        nodes.push(node_id(sessions, session, *group).await?);
+    }
+    let points: Vec<String> = split.points.iter().map(ToString::to_string).collect();
+    let mode = if split.blocking { "block_writes" } else { "force_logical" };
+    if split.blocking {
+        session.run(QUICK).await?;
+    }
+    let done = session
+        .query(
+            "SELECT citus_split_shard_by_split_points($1, $2, $3, $4::text::citus.shard_transfer_mode)",
+            &[
+                (&split.shard_id, Type::INT8),
+                (&points, Type::TEXT_ARRAY),
+                (&nodes, Type::INT4_ARRAY),
+                (&mode, Type::TEXT),
+            ],
+        )
+        .await;
+    if split.blocking {
+        session.run(PATIENT).await?;
+    }
+    done.map(drop).map_err(Error::from)
+}
+
+/// Citus' number of the node.
+async fn node_id(sessions: &Sessions, session: &Session, group: Group) -> Result<i32, Error> {
+    let endpoint = endpoint(sessions, group)?;
+    let port = i32::from(endpoint.port);
+    let address: [pg::Parameter<'_>; 2] = [(&endpoint.host, Type::TEXT), (&port, Type::INT4)];
+    let rows = session
+        .query("SELECT nodeid FROM pg_dist_node WHERE nodename = $1 AND nodeport = $2", &address)
+        .await?;
+    let row = rows.first().ok_or_else(|| Error::Moved(format!("{group} is not registered any more")))?;
+    Ok(row.get(0))
+}
+
+/// Notes what became of an action, once nothing is left behind of its splits: a slot would keep its node's log, a
+/// subscription would be in the way of the next.
+pub(super) async fn end(
+    sessions: &Sessions,
+    id: i64,
+    outcome: Outcome,
+    note: Option<&str>,
+) -> Result<(), Error> {
+    let session = super::catalogs(sessions).await?;
+    session.run("CALL citus_cleanup_orphaned_resources()").await?;
+    let left = left_behind(sessions).await?;
+    if !left.is_empty() {
+        let message =
+            format!("a split has left behind what Citus is still to take away: {}", left.join(", "));
+        return Err(Error::Moved(message));
+    }
+    actions::end(&session, id, outcome, note).await?;
+    Ok(())
+}
+
+/// What splits have left on the servers, by name.
+async fn left_behind(sessions: &Sessions) -> Result<Vec<String>, Error> {
+    let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let nodes = coordinator
+        .query(
+            "SELECT nodename::text, nodeport FROM pg_dist_node WHERE isactive AND noderole = 'primary'",
+            &[],
+        )
+        .await?;
+    let mut left = Vec::new();
+    for row in &nodes {
+        let port: i32 = row.get(1);
+        let address = pg::Endpoint::new(row.get::<_, String>(0), u16::try_from(port).unwrap_or(0));
+        let Some(group) = sessions.topology().group(&address) else { continue };
+        let session = sessions.session(group, Door::Dialog).await?;
+        let names = session
+            .query(
+                "SELECT 'the slot ' || slot_name FROM pg_replication_slots WHERE starts_with(slot_name, $1)
+                 UNION ALL SELECT 'the subscription ' || subname FROM pg_subscription WHERE starts_with(subname, $1)
+                 UNION ALL SELECT 'the publication ' || pubname FROM pg_publication WHERE starts_with(pubname, $1)
+                 UNION ALL SELECT 'the role ' || rolname FROM pg_roles WHERE starts_with(rolname, $1)",
+                &[(&"citus_shard_split_", Type::TEXT)],
+            )
+            .await?;
+        left.extend(names.iter().map(|row| format!("{} on {group}", row.get::<_, String>(0))));
+    }
+    Ok(left)
+}

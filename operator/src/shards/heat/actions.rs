@@ -1,0 +1,338 @@
+//! What is being done, what was done, and where tenants are pinned, as it is written down on the coordinator.
+//!
+//! A decision to do something is a row of `dialog_operator.actions` from the moment it is made until it has an outcome, and
+//! there is one such row at most. Whoever reads it does what is left of it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::{Json, Type};
+
+use crate::api::ActionStatus;
+use crate::heat::{Action, Period, Tenant};
+use crate::names::Group;
+use crate::pg::{self, Endpoint, Session};
+
+/// Actions that are read: what the status shows.
+const RECENT: i64 = 10;
+/// Who asks for what follows from a decision.
+const POLICY: &str = "policy";
+
+/// What is written down.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// Where shard groups of one hash belong.
+    pub pins: Vec<KeptPin>,
+    /// The last actions, oldest first.
+    pub acts: Vec<Act>,
+}
+
+impl Kept {
+    /// What is still to be done.
+    #[must_use]
+    pub fn open(&self) -> Option<&Act> {
+        self.acts.iter().find(|act| act.ended.is_none())
+    }
+}
+
+/// Where a shard group of one hash belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptPin {
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The node.
+    pub endpoint: Endpoint,
+}
+
+/// Something that was decided, and what became of it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Act {
+    /// Its number.
+    pub id: i64,
+    /// The end of the period that it was decided after.
+    pub decided: Timestamp,
+    /// When somebody began to do it.
+    pub begun: Option<Timestamp>,
+    /// When it had an outcome.
+    pub ended: Option<Timestamp>,
+    /// What it is.
+    pub action: Action,
+    /// What the tenant is called.
+    pub tenant: Option<String>,
+    /// Who asked for it.
+    pub asked_by: String,
+    /// Why it is done.
+    pub why: String,
+    /// Attempts that failed.
+    pub attempts: i32,
+    /// What became of it.
+    pub outcome: Option<Outcome>,
+    /// Why it failed or was dropped.
+    pub note: Option<String>,
+    /// Figures of the period before it.
+    pub before: Option<Figures>,
+    /// Figures of the first whole period after it.
+    pub after: Option<Figures>,
+}
+
+impl Act {
+    /// As the status shows it.
+    #[must_use]
+    pub fn status(&self) -> ActionStatus {
+        let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+        let lasted = self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun));
+        ActionStatus {
+            id: self.id,
+            decided: time(self.decided),
+            ended: self.ended.map(time),
+            kind: self.action.kind().to_owned(),
+            tenant: self.tenant.clone(),
+            asked_by: self.asked_by.clone(),
+            why: self.why.clone(),
+            outcome: self.outcome.map(|outcome| outcome.name().to_owned()),
+            note: self.note.clone(),
+            milliseconds: lasted.and_then(|lasted| i64::try_from(lasted.as_millis()).ok()),
+            before: self.before.map(Figures::status),
+            after: self.after.map(Figures::status),
+        }
+    }
+}
+
+/// What became of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It was tried, and could not be done.
+    Failed,
+    /// It was not to be done any more.
+    Dropped,
+}
+
+impl Outcome {
+    /// Its name, as it is written down.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "Done",
+            Self::Failed => "Failed",
+            Self::Dropped => "Dropped",
+        }
+    }
+}
+
+/// What the nodes of an action and its tenant did in a period.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Figures {
+    /// CPU time of the source of what it may spend, in percent; `None` where nobody knows, here and below.
+    source_cpu_percent: Option<u64>,
+    /// The same of the target.
+    target_cpu_percent: Option<u64>,
+    /// Queries per second of the tenant.
+    tenant_queries_per_second: Option<u64>,
+    /// Those of them that write.
+    tenant_writes_per_second: Option<u64>,
+}
+
+impl Figures {
+    fn of(period: &Period, action: Action) -> Self {
+        let (source, target, tenant) = match action {
+            Action::Isolate { tenant, from, to, .. } => (Some(from), Some(to), Some(tenant)),
+            Action::Split { from, to: [to, _], .. } | Action::Spread { from, to } => {
+                (Some(from), Some(to), None)
+            }
+            Action::Release { tenant } => (None, None, Some(tenant)),
+        };
+        let percent = |group: Option<Group>| {
+            let node = period.nodes.get(&group?)?;
+            u64::try_from((u128::from(node.cpu) * 100).checked_div(u128::from(node.cpu_limit))?).ok()
+        };
+        let seconds = u64::try_from(period.length.as_secs()).unwrap_or(1).max(1);
+        let sum = |of: fn(&crate::heat::TenantLoad) -> u64| {
+            let tenant = tenant?;
+            let loads = period.tenants.iter().filter(|load| load.tenant == tenant);
+            Some(loads.map(of).fold(0, u64::saturating_add) / seconds)
+        };
+        Self {
+            source_cpu_percent: percent(source),
+            target_cpu_percent: percent(target),
+            tenant_queries_per_second: sum(|load| load.queries),
+            tenant_writes_per_second: sum(|load| load.writes),
+        }
+    }
+
+    fn status(self) -> crate::api::ActionFigures {
+        let number = |figure: Option<u64>| figure.and_then(|figure| i64::try_from(figure).ok());
+        crate::api::ActionFigures {
+            source_cpu_percent: number(self.source_cpu_percent),
+            target_cpu_percent: number(self.target_cpu_percent),
+            tenant_queries_per_second: number(self.tenant_queries_per_second),
+            tenant_writes_per_second: number(self.tenant_writes_per_second),
+        }
+    }
+}
+
+/// Something that was just decided.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Begun {
+    pub(super) action: Action,
+    pub(super) tenant: Option<String>,
+    pub(super) why: String,
+}
+
+/// A row of `dialog_operator.pins`.
+#[derive(Deserialize)]
+struct PinRow {
+    colocation_id: i32,
+    hash: i32,
+    nodename: String,
+    nodeport: u16,
+}
+
+/// What is written down. The tables are there.
+pub(in crate::shards) async fn read(session: &Session) -> Result<Kept, pg::Error> {
+    let row = session
+        .query_one(
+            "SELECT (SELECT coalesce(jsonb_agg(to_jsonb(pin) ORDER BY colocation_id, hash), '[]') FROM dialog_operator.pins AS pin),
+                    (SELECT coalesce(jsonb_agg(to_jsonb(act) ORDER BY id), '[]')
+                     FROM (SELECT * FROM dialog_operator.actions ORDER BY id DESC LIMIT $1) AS act)",
+            &[(&RECENT, Type::INT8)],
+        )
+        .await?;
+    let (pins, acts): (Json<Vec<serde_json::Value>>, Json<Vec<serde_json::Value>>) = (row.get(0), row.get(1));
+    // What another version has written in another form is none of this one's; it is dropped when its time is over.
+    let pins = pins.0.into_iter().filter_map(|pin| serde_json::from_value::<PinRow>(pin).ok());
+    let pins = pins.map(|pin| KeptPin {
+        tenant: Tenant { colocation_id: pin.colocation_id, hash: pin.hash },
+        endpoint: Endpoint::new(pin.nodename, pin.nodeport),
+    });
+    let acts = acts.0.into_iter().filter_map(|act| serde_json::from_value(act).ok());
+    Ok(Kept { pins: pins.collect(), acts: acts.collect() })
+}
+
+/// Whether something is still to be done.
+pub(super) async fn is_open(session: &Session) -> Result<bool, pg::Error> {
+    let open = "SELECT EXISTS (SELECT FROM dialog_operator.actions WHERE ended IS NULL)";
+    Ok(session.query_one(open, &[]).await?.get(0))
+}
+
+/// Writes down what is to be done from now on. What needs no change of shards is done with it.
+pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> Result<(), pg::Error> {
+    let (outcome, note) = match begun.action {
+        Action::Isolate { .. } | Action::Split { .. } => (None, None),
+        Action::Release { tenant } => {
+            unpin(session, tenant).await?;
+            (Some(Outcome::Done), None)
+        }
+        Action::Spread { .. } => {
+            let note = "shards are not spread by load: add a worker, or spread them by hand";
+            (Some(Outcome::Dropped), Some(note))
+        }
+    };
+    let figures = Figures::of(period, begun.action);
+    session
+        .query(
+            "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before, begun, ended, outcome, note)
+             SELECT $1, $2, $3, $4, $5, $6, moment, moment, $7, $8
+             FROM (SELECT CASE WHEN $7 IS NOT NULL THEN clock_timestamp() END AS moment) AS moments",
+            &[
+                (&period.end, Type::TIMESTAMPTZ),
+                (&Json(begun.action), Type::JSONB),
+                (&begun.tenant, Type::TEXT),
+                (&POLICY, Type::TEXT),
+                (&begun.why, Type::TEXT),
+                (&Json(figures), Type::JSONB),
+                (&outcome.map(Outcome::name), Type::TEXT),
+                (&note, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Adds what is so after an action, once a whole period has passed since; and ends one that nobody could do for long.
+pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg::Error> {
+    let start = period.end.checked_sub(period.length).unwrap_or(period.end);
+    let rows = session
+        .query(
+            "SELECT id, action FROM dialog_operator.actions
+             WHERE outcome = 'Done' AND after IS NULL AND ended <= $1 ORDER BY id DESC LIMIT 1",
+            &[(&start, Type::TIMESTAMPTZ)],
+        )
+        .await?;
+    for row in &rows {
+        let Ok(Json(action)) = row.try_get::<_, Json<Action>>(1) else { continue };
+        let (id, figures): (i64, _) = (row.get(0), Figures::of(period, action));
+        session
+            .query(
+                "UPDATE dialog_operator.actions SET after = $2 WHERE id = $1",
+                &[(&id, Type::INT8), (&Json(figures), Type::JSONB)],
+            )
+            .await?;
+    }
+    if !period.underway {
+        let late = "UPDATE dialog_operator.actions
+                    SET ended = clock_timestamp(), outcome = 'Failed',
+                        note = coalesce(note, 'what it needs did not come within an hour')
+                    WHERE ended IS NULL AND decided < $1 - interval '1 hour'";
+        session.query(late, &[(&period.end, Type::TIMESTAMPTZ)]).await?;
+    }
+    Ok(())
+}
+
+/// Notes that somebody has begun to do it.
+pub(in crate::shards) async fn note_begin(session: &Session, id: i64) -> Result<(), pg::Error> {
+    let begun = "UPDATE dialog_operator.actions SET begun = coalesce(begun, clock_timestamp()) WHERE id = $1";
+    session.query(begun, &[(&id, Type::INT8)]).await.map(drop)
+}
+
+/// Notes that an attempt has failed.
+pub(in crate::shards) async fn note_failure(session: &Session, id: i64, why: &str) -> Result<(), pg::Error> {
+    let failed = "UPDATE dialog_operator.actions SET attempts = attempts + 1, note = $2 WHERE id = $1 AND ended IS NULL";
+    session.query(failed, &[(&id, Type::INT8), (&why, Type::TEXT)]).await.map(drop)
+}
+
+/// Notes what became of it, unless somebody has. The figures after it follow.
+pub(in crate::shards) async fn end(
+    session: &Session,
+    id: i64,
+    outcome: Outcome,
+    note: Option<&str>,
+) -> Result<(), pg::Error> {
+    let statement = "UPDATE dialog_operator.actions
+                     SET ended = clock_timestamp(), begun = coalesce(begun, clock_timestamp()), outcome = $2, note = $3
+                     WHERE id = $1 AND ended IS NULL";
+    let parameters: [pg::Parameter<'_>; 3] =
+        [(&id, Type::INT8), (&outcome.name(), Type::TEXT), (&note, Type::TEXT)];
+    session.query(statement, &parameters).await.map(drop)
+}
+
+/// Pins a tenant to a node.
+pub(in crate::shards) async fn pin(
+    session: &Session,
+    tenant: Tenant,
+    endpoint: &Endpoint,
+) -> Result<(), pg::Error> {
+    let port = i32::from(endpoint.port);
+    session
+        .query(
+            "INSERT INTO dialog_operator.pins (colocation_id, hash, nodename, nodeport) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (colocation_id, hash) DO UPDATE SET nodename = excluded.nodename, nodeport = excluded.nodeport",
+            &[
+                (&tenant.colocation_id, Type::INT4),
+                (&tenant.hash, Type::INT4),
+                (&endpoint.host, Type::TEXT),
+                (&port, Type::INT4),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Takes a tenant's pin away.
+pub(in crate::shards) async fn unpin(session: &Session, tenant: Tenant) -> Result<(), pg::Error> {
+    let statement = "DELETE FROM dialog_operator.pins WHERE colocation_id = $1 AND hash = $2";
+    let parameters: [pg::Parameter<'_>; 2] =
+        [(&tenant.colocation_id, Type::INT4), (&tenant.hash, Type::INT4)];
+    session.query(statement, &parameters).await.map(drop)
+}

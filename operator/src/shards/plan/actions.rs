@@ -1,0 +1,277 @@
+//! What is next of an action that was decided, and where pinned shard groups belong.
+
+use std::collections::BTreeMap;
+
+use super::Draft;
+use super::moves::layout;
+use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Tenant, TenantLoad};
+use crate::names::Group;
+use crate::shards::heat::actions::{Act, Outcome};
+use crate::shards::preflight;
+use crate::shards::rebalance::{Cause, Layout, Move, Pin, Role, ShardGroup};
+use crate::shards::step::{Split, Step};
+use crate::shards::world::World;
+
+/// Attempts that may fail before an action is given up.
+const MOST_ATTEMPTS: i32 = 3;
+
+/// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
+/// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
+pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
+    let mut pins = kept(world);
+    // What is on its way is not to be taken for something to be spread.
+    if let Some(Act { action: Action::Isolate { tenant, to, .. }, .. }) = world.observed.kept.open()
+        && layout.nodes.get(to).is_some_and(|node| node.role != Role::Draining)
+        && !pins.iter().any(|pin| Tenant::from(pin) == *tenant)
+    {
+        pins.push(tenant.pin(*to));
+    }
+    if pins.is_empty() {
+        return pins;
+    }
+    let alone: BTreeMap<Tenant, &ShardGroup> = layout
+        .groups
+        .iter()
+        .filter(|group| group.range.min == group.range.max)
+        .map(|group| (Tenant { colocation_id: group.colocation_id, hash: group.range.min }, group))
+        .collect();
+    pins.retain(|pin| alone.contains_key(&pin.into()));
+    let loads = world.observed.heat.as_ref().map(|heat| &heat.nodes);
+    let nodes = layout.nodes.iter().map(|(group, node)| {
+        let known = loads.and_then(|loads| loads.get(group)).copied();
+        let load = known.unwrap_or(NodeLoad {
+            role: node.role,
+            queries: 0,
+            writes: 0,
+            cpu: 0,
+            cpu_limit: 0,
+            free_bytes: None,
+            unseen: 0,
+        });
+        (*group, NodeLoad { role: node.role, free_bytes: node.free_bytes, ..load })
+    });
+    let tenants = alone.iter().map(|(tenant, group)| TenantLoad {
+        tenant: *tenant,
+        node: group.node,
+        queries: 0,
+        writes: 0,
+        cpu: 0,
+        shard_bytes: group.bytes,
+        alone: true,
+    });
+    let period = Period {
+        end: jiff::Timestamp::UNIX_EPOCH,
+        length: jiff::SignedDuration::ZERO,
+        nodes: nodes.collect(),
+        tenants: tenants.collect(),
+        pins: pins.clone(),
+        large: Vec::new(),
+        shard_groups: layout.groups.len(),
+        underway: false,
+    };
+    // Who finds no place stays pinned to where it is, and the moves say so.
+    for retargeted in heat::retarget(&period, &mut Vec::new()) {
+        for pin in pins.iter_mut().filter(|pin| Tenant::from(&**pin) == Tenant::from(&retargeted)) {
+            pin.node = retargeted.node;
+        }
+    }
+    pins
+}
+
+/// The pins that are written down.
+fn kept(world: &World<'_>) -> Vec<Pin> {
+    let pin = |kept: &crate::shards::heat::actions::KeptPin| {
+        Some(kept.tenant.pin(world.topology.group(&kept.endpoint)?))
+    };
+    world.observed.kept.pins.iter().filter_map(pin).collect()
+}
+
+/// Plans what is next.
+pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
+    let layout = layout(world);
+    let written = kept(world);
+    for pin in &layout.pins {
+        let other = |kept: &&Pin| Tenant::from(*kept) == Tenant::from(pin) && kept.node != pin.node;
+        if written.iter().any(|kept| other(&kept)) {
+            draft.step(Step::SetPin { pin: *pin });
+            draft.hold_moves = true;
+        }
+    }
+    let Some(act) = world.observed.kept.open() else { return };
+    let what = act.why.clone();
+    match next(world, &layout, &written, act) {
+        Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
+        Next::Pin(pin) => draft.step(Step::SetPin { pin }),
+        Next::Wait(reason) => {
+            draft.wait(reason.clone());
+            draft.acting = Some(format!("{what}; it waits: {reason}"));
+            return;
+        }
+        Next::Move => {}
+        Next::Split(split) => {
+            let step = Step::SplitShard(split);
+            if !world.observed.deferred.contains(&step) {
+                // Nothing else is begun that it would have to wait for.
+                draft.hold_moves = true;
+                if let Some(count @ 1..) = world.catalog().map(|catalog| catalog.moves().count()) {
+                    draft.wait(format!(
+                        "moves that are under way ({count}) come to their end first; then: {step}"
+                    ));
+                    draft.acting = Some(format!("{what}; moves that are under way come to their end first"));
+                    return;
+                }
+            }
+            draft.step(step);
+        }
+    }
+    draft.acting = Some(what);
+}
+
+/// What is next of an action.
+enum Next {
+    End(Outcome, Option<String>),
+    Pin(Pin),
+    /// The moves do it.
+    Move,
+    Split(Split),
+    Wait(String),
+}
+
+fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next {
+    let dropped = |why: &str| Next::End(Outcome::Dropped, Some(why.to_owned()));
+    // Whoever takes the permission back stops what has not begun.
+    let allowed = world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
+    let forbidden = "spec.sharding.hotTenants.mode is not Isolate any more";
+    match act.action {
+        Action::Isolate { tenant, to, rest, .. } => {
+            let covers = |group: &&ShardGroup| {
+                group.colocation_id == tenant.colocation_id && group.range.contains(tenant.hash)
+            };
+            let Some(shard) = layout.groups.iter().find(covers) else {
+                return dropped("its tables are gone");
+            };
+            let pinned = written.contains(&tenant.pin(to));
+            if shard.range.min != shard.range.max {
+                return if allowed {
+                    isolate(world, layout, act, shard, (tenant.hash, to, rest))
+                } else {
+                    dropped(forbidden)
+                };
+            }
+            match (pinned, shard.node == to) {
+                (true, true) => Next::End(Outcome::Done, None),
+                (true, false) => match layout.nodes.get(&to).map(|node| node.role) {
+                    Some(Role::Shared | Role::Dedicated) => Next::Move,
+                    // The pin is retargeted.
+                    _ => dropped("the worker that it was to go to leaves"),
+                },
+                (false, _) if written.iter().any(|pin| Tenant::from(pin) == tenant) && shard.node != to => {
+                    dropped("it is pinned to another worker by now")
+                }
+                (false, false) if !allowed => dropped(forbidden),
+                (false, _) => Next::Pin(tenant.pin(to)),
+            }
+        }
+        Action::Split { shard_id, at, to, .. } => {
+            let Some(shard) = layout.groups.iter().find(|group| group.shard_id == shard_id) else {
+                let there = layout.groups.iter().any(|group| group.range.max == at);
+                return if there { Next::End(Outcome::Done, None) } else { dropped("the shard is gone") };
+            };
+            if !allowed {
+                return dropped(forbidden);
+            }
+            if !(shard.range.min..shard.range.max).contains(&at) {
+                return dropped("the shard does not cover both halves any more");
+            }
+            split(world, layout, act, shard, vec![at], to.to_vec())
+        }
+        Action::Spread { .. } | Action::Release { .. } => dropped("there is nothing left to do"),
+    }
+}
+
+/// Cuts the hash out of its shard group.
+fn isolate(
+    world: &World<'_>,
+    layout: &Layout,
+    act: &Act,
+    shard: &ShardGroup,
+    (hash, to, rest): (i32, Group, Option<Group>),
+) -> Next {
+    // Where there is no other place the rest stays, which only works while nobody writes.
+    let rest = rest.unwrap_or(shard.node);
+    let (mut points, mut nodes) = (Vec::new(), Vec::new());
+    if shard.range.min < hash {
+        points.push(hash - 1);
+        nodes.push(rest);
+    }
+    nodes.push(to);
+    if hash < shard.range.max {
+        points.push(hash);
+        nodes.push(rest);
+    }
+    split(world, layout, act, shard, points, nodes)
+}
+
+/// Cuts a shard group after `points`; the parts go to `nodes`, in order.
+fn split(
+    world: &World<'_>,
+    layout: &Layout,
+    act: &Act,
+    shard: &ShardGroup,
+    points: Vec<i32>,
+    nodes: Vec<Group>,
+) -> Next {
+    if act.attempts >= MOST_ATTEMPTS {
+        return Next::End(Outcome::Failed, act.note.clone());
+    }
+    if world.unmeasured().contains(&shard.node) {
+        return Next::Wait(format!("the sizes of the shards on {} are not known yet", shard.node));
+    }
+    let quick = shard.bytes <= QUICK_BYTES;
+    let stays = nodes.contains(&shard.node);
+    if stays && !quick {
+        let note = format!("its shard is on {} by now, where a part of it was to go", shard.node);
+        return Next::End(Outcome::Dropped, Some(note));
+    }
+    let role = |group: &Group| layout.nodes.get(group).map(|node| node.role);
+    let able =
+        |group: &&Group| matches!(role(group), Some(Role::Shared | Role::Dedicated)) || **group == shard.node;
+    if let Some(unable) = nodes.iter().find(|group| !able(group)) {
+        return match role(unable) {
+            Some(Role::Unavailable) => Next::Wait(format!("{unable} cannot take part now")),
+            _ => Next::End(Outcome::Dropped, Some(format!("{unable} leaves, or has left"))),
+        };
+    }
+    // Somebody writes so much that the quick way did not come through: then the other one, if there is one.
+    let blocking = quick && (act.attempts == 0 || stays);
+    let mut targets: Vec<Group> = nodes.iter().copied().filter(|group| *group != shard.node).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    for to in targets {
+        let next = Move {
+            colocation_id: shard.colocation_id,
+            shard_id: shard.shard_id,
+            range: shard.range,
+            from: shard.node,
+            to,
+            bytes: shard.bytes,
+            cause: Cause::Pin,
+            wave: 1,
+        };
+        let failed = preflight::checks(world, &next);
+        if let Some(check) = failed.iter().find(|check| !blocking || check.keeps_everybody()) {
+            return Next::Wait(check.message.clone());
+        }
+        let room = layout.nodes.get(&to).and_then(|node| node.free_bytes);
+        if room.is_some_and(|room| room < shard.bytes) {
+            return Next::Wait(format!(
+                "{to} has no room for shard {} ({} bytes)",
+                shard.shard_id, shard.bytes
+            ));
+        }
+    }
+    Next::Split(Split { action: act.id, shard_id: shard.shard_id, from: shard.node, points, nodes, blocking })
+}
+
+#[cfg(test)]
+mod tests;

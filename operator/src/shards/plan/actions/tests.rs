@@ -1,0 +1,247 @@
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::*;
+use crate::condition::{BALANCED, HOT_TENANT};
+use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
+use crate::shards::heat::actions::{Kept, KeptPin};
+use crate::shards::observed::{Member, Node, Observed, Operation, Placement, Resources};
+use crate::shards::plan::{Plan, plan};
+use crate::shards::rebalance::HashRange;
+use crate::shards::wanted::Wanted;
+
+const TENANT: Tenant = Tenant { colocation_id: 1, hash: 4750 };
+
+fn wanted(workers: u32) -> Wanted {
+    let spec = json!({"workers": {"count": workers}, "sharding": {"hotTenants": {"mode": "Isolate"}}});
+    Wanted::from(&serde_json::from_value(spec).unwrap())
+}
+
+/// Three workers, with sixteen shard groups of two colocation groups each.
+fn observed() -> Observed {
+    let mut observed = at_rest();
+    let worker = observed.nodes[&Group::Worker(0)].clone();
+    for number in 1..3_u32 {
+        let group = Group::Worker(number);
+        observed.nodes.insert(group, worker.clone());
+        observed.existing.insert(group);
+        let group_id = i32::try_from(number).unwrap() + 1;
+        let endpoint = topology().endpoint(group).unwrap().clone();
+        let first = catalog(&mut observed).members[1].clone();
+        catalog(&mut observed).members.push(Member { endpoint, group_id, node_id: group_id + 1, ..first });
+    }
+    let spread = |id| (0..3).flat_map(move |node| ranges(id, node + 1, node * 16..node * 16 + 16));
+    catalog(&mut observed).placements = [1, 2].into_iter().flat_map(spread).collect();
+    let enough = Resources {
+        free_bytes: 1 << 40,
+        total_bytes: 1 << 40,
+        free_slots: 9,
+        free_senders: 9,
+        free_appliers: 9,
+        free_workers: 9,
+        ..Resources::default()
+    };
+    for group in (0..3).map(Group::Worker).chain([Group::Coordinator]) {
+        facts(&mut observed, group).resources = Some(enough.clone());
+    }
+    observed
+}
+
+fn act(action: Action) -> Act {
+    Act {
+        id: 5,
+        decided: "2026-01-05T09:00:00Z".parse().unwrap(),
+        begun: None,
+        ended: None,
+        action,
+        tenant: None,
+        asked_by: "policy".to_owned(),
+        why: "it is hot".to_owned(),
+        attempts: 0,
+        outcome: None,
+        note: None,
+        before: None,
+        after: None,
+    }
+}
+
+/// The dialog is on worker-2; it is to go to worker-0, and the rest of its shard to worker-1.
+fn isolation(hash: i32) -> Act {
+    let tenant = Tenant { hash, ..TENANT };
+    act(Action::Isolate {
+        tenant,
+        from: Group::Worker(2),
+        to: Group::Worker(0),
+        rest: Some(Group::Worker(1)),
+    })
+}
+
+fn planned(observed: &Observed, workers: u32) -> Plan {
+    plan(&wanted(workers), &topology(), observed)
+}
+
+fn with(acts: Vec<Act>) -> Observed {
+    Observed { kept: Kept { pins: Vec::new(), acts }, ..observed() }
+}
+
+/// Puts the tenant's hash alone on a node, as a split leaves it.
+fn cut_out(observed: &mut Observed, group_id: i32) {
+    let placements = &mut catalog(observed).placements;
+    let whole =
+        placements.iter().position(|at| at.colocation_id == 1 && at.range.contains(TENANT.hash)).unwrap();
+    let whole = placements.remove(whole);
+    let part = |shard_id, min, max, group_id| Placement {
+        shard_id,
+        range: HashRange { min, max },
+        group_id,
+        ..whole.clone()
+    };
+    let HashRange { min, max } = whole.range;
+    placements.extend([
+        part(3000, min, TENANT.hash - 1, 2),
+        part(3001, TENANT.hash, TENANT.hash, group_id),
+        part(3002, TENANT.hash + 1, max, 2),
+    ]);
+    for group in (0..3).map(Group::Worker) {
+        facts(observed, group).sizes.as_mut().unwrap().extend([(3000, 0), (3001, 0), (3002, 0)]);
+    }
+}
+
+fn pin(node: Group) -> KeptPin {
+    KeptPin { tenant: TENANT, endpoint: topology().endpoint(node).unwrap().clone() }
+}
+
+#[test]
+fn a_shard_is_cut_around_the_hash_wherever_it_is() {
+    let (to, rest) = (Group::Worker(0), Group::Worker(1));
+    for (hash, points, nodes) in [
+        (4750, vec![4749, 4750], vec![rest, to, rest]),
+        (4700, vec![4700], vec![to, rest]),
+        (4799, vec![4798], vec![rest, to]),
+    ] {
+        let plan = planned(&with(vec![isolation(hash)]), 3);
+        let expected =
+            Split { action: 5, shard_id: 1047, from: Group::Worker(2), points, nodes, blocking: true };
+        assert_eq!(plan.steps, [Step::SplitShard(expected)], "{hash}: {:?}", plan.waits);
+        let finding = plan.findings.iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        assert_eq!(finding.reason, "Acting");
+    }
+}
+
+#[test]
+fn a_shard_of_two_hashes_is_cut_once() {
+    let mut observed = with(vec![isolation(4750)]);
+    for at in catalog(&mut observed).placements.iter_mut().filter(|at| at.shard_id == 1047) {
+        at.range = HashRange { min: 4750, max: 4751 };
+    }
+    let Step::SplitShard(split) = &planned(&observed, 3).steps[0] else { panic!("nothing is split") };
+    assert_eq!(
+        (split.points.as_slice(), split.nodes.as_slice()),
+        (&[4750][..], &[Group::Worker(0), Group::Worker(1)][..])
+    );
+}
+
+#[test]
+fn what_is_large_is_cut_while_people_write_and_never_with_a_part_on_its_node() {
+    let mut observed = with(vec![isolation(4750)]);
+    facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
+    let Step::SplitShard(split) = &planned(&observed, 3).steps[0] else { panic!("nothing is split") };
+    assert!(!split.blocking && !split.nodes.contains(&split.from));
+    // It needs what moves need.
+    facts(&mut observed, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    let plan = planned(&observed, 3);
+    assert!(plan.steps.is_empty() && plan.waits[0].contains("replication slots"), "{plan:?}");
+    // Its rest has no place but its own node: then it stays whole.
+    observed.kept.acts = vec![act(Action::Isolate {
+        tenant: TENANT,
+        from: Group::Worker(2),
+        to: Group::Worker(0),
+        rest: None,
+    })];
+    let [Step::EndAction { outcome: Outcome::Dropped, .. }] = &planned(&observed, 3).steps[..] else {
+        panic!("it is cut")
+    };
+}
+
+#[test]
+fn what_fails_again_and_again_is_given_up() {
+    let mut often = isolation(4750);
+    often.attempts = 3;
+    often.note = Some("canceling statement due to lock timeout".to_owned());
+    let Step::EndAction { id, outcome, note } = &planned(&with(vec![often]), 3).steps[0] else {
+        panic!("it goes on")
+    };
+    assert_eq!((*id, *outcome), (5, Outcome::Failed));
+    assert!(note.as_ref().unwrap().contains("lock timeout"));
+}
+
+#[test]
+fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
+    let mut observed = with(vec![isolation(4750)]);
+    // Two more than its share.
+    for at in catalog(&mut observed).placements.iter_mut().filter(|at| at.group_id == 1) {
+        at.group_id = if at.shard_id % 8 == 0 { 2 } else { at.group_id };
+    }
+    let first = Observed { kept: Kept::default(), ..observed.clone() };
+    let begun = planned(&first, 3).steps;
+    let [Step::MoveShard { shard_id, from, to }] = begun[..] else { panic!("{begun:?}") };
+    let application = Operation::name_of(shard_id, from, to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let plan = planned(&observed, 3);
+    assert!(plan.steps.is_empty(), "{:?}", plan.steps);
+    assert!(plan.waits.iter().any(|wait| wait.contains("come to their end first; then: split shard 1047")));
+}
+
+#[test]
+fn a_tenant_is_pinned_and_stays_where_it_is_pinned() {
+    let mut observed = with(vec![isolation(TENANT.hash)]);
+    cut_out(&mut observed, 1);
+    let home = TENANT.pin(Group::Worker(0));
+    assert_eq!(planned(&observed, 3).steps, [Step::SetPin { pin: home }]);
+    observed.kept.pins = vec![pin(Group::Worker(0))];
+    let done = Step::EndAction { id: 5, outcome: Outcome::Done, note: None };
+    assert_eq!(planned(&observed, 3).steps, [done]);
+    observed.kept.acts.clear();
+    // Somebody moves it away: it comes back, whatever the windows say.
+    for at in catalog(&mut observed).placements.iter_mut().filter(|at| at.shard_id == 3001) {
+        at.group_id = 3;
+    }
+    let steps = planned(&observed, 3).steps;
+    assert_eq!(steps, [Step::MoveShard { shard_id: 3001, from: Group::Worker(2), to: Group::Worker(0) }]);
+}
+
+#[test]
+fn pins_are_retargeted_before_their_node_is_drained() {
+    let mut observed = observed();
+    cut_out(&mut observed, 3);
+    observed.kept.pins = vec![pin(Group::Worker(2))];
+    let steps = planned(&observed, 2).steps;
+    let position = |kind: &str| steps.iter().position(|step| step.kind() == kind);
+    let refused =
+        planned(&observed, 2).findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+    assert!(
+        position("SetPin").is_some() && position("MoveShard").is_none(),
+        "{steps:?}: {}",
+        refused.message
+    );
+    let Some(Step::SetPin { pin: next }) = steps.iter().find(|step| step.kind() == "SetPin") else {
+        panic!("{steps:?}")
+    };
+    assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));
+}
+
+#[test]
+fn a_pin_of_a_shard_that_covers_more_means_nothing() {
+    let mut observed = observed();
+    observed.kept.pins = vec![pin(Group::Worker(0))];
+    assert_eq!(planned(&observed, 3).steps, []);
+}
+
+#[test]
+fn nothing_is_begun_while_a_worker_is_away() {
+    let mut observed = with(vec![isolation(4750)]);
+    observed.nodes.insert(Group::Worker(1), Node::Down("connection refused".to_owned()));
+    let steps: BTreeSet<&str> = planned(&observed, 3).steps.iter().map(Step::kind).collect();
+    assert!(!steps.contains("SplitShard"), "{steps:?}");
+}

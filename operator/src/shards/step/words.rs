@@ -1,0 +1,83 @@
+//! What each step is called in logs, Events and messages.
+
+use std::fmt;
+
+use super::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Split, Step};
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateOperatorRole { group } => write!(f, "create the role {OPERATOR_ROLE} on {group}"),
+            Self::CreateApiRole { group } => write!(f, "create the role {API_ROLE} on {group}"),
+            Self::CreateDatabase { group } => write!(f, "create the database on {group}"),
+            Self::SetDatabaseOwner { group } => {
+                write!(f, "make {API_ROLE} the owner of the database on {group}")
+            }
+            Self::CreateExtension { group } => write!(f, "create the extension citus on {group}"),
+            Self::CreateOwnTables => f.write_str("create the operator's own tables on the coordinator"),
+            Self::ResetSetting { group, name } => {
+                write!(f, "take back the ALTER SYSTEM of {name} on {group}")
+            }
+            Self::AllowLogin { group } => write!(f, "let {API_ROLE} log in on {group}"),
+            Self::SetCoordinatorHost => f.write_str("register the coordinator's address"),
+            Self::AddNode { group } => write!(f, "register {group}"),
+            Self::ActivateNode { group } => write!(f, "activate {group}"),
+            Self::UpdateNode { group, .. } => write!(f, "correct the address of {group}"),
+            Self::RestoreNode { group, group_id } => {
+                write!(f, "register {group} again as the node of group {group_id}, which it is")
+            }
+            Self::SyncMetadata { group } => write!(f, "send the catalogs to {group}"),
+            Self::RemoveNode { group } => write!(f, "take {group} out of the cluster"),
+            Self::ForgetCleanup { group_id } => {
+                write!(f, "forget what was to be taken away on the node of group {group_id}, which is gone")
+            }
+            Self::CleanUp => f.write_str("take away what moves have left behind"),
+            Self::SetShouldHaveShards { group, value: true } => {
+                write!(f, "let new shards be placed on {group}")
+            }
+            Self::SetShouldHaveShards { group, value: false } => write!(f, "keep new shards off {group}"),
+            Self::CreateReferenceTable { table, .. } => write!(f, "copy the table {table} to every node"),
+            Self::ReplicateReferenceTables => f.write_str("copy the reference tables to every node"),
+            Self::DistributeTable(distribution) => write!(f, "distribute {distribution}"),
+            Self::DistributeConcurrently(distribution) => {
+                write!(f, "distribute {distribution}, while it is written to")
+            }
+            Self::MoveShard { shard_id, from, to } => {
+                write!(f, "move shard {shard_id} from {from} to {to}")
+            }
+            Self::SplitShard(split) => split.fmt(f),
+            Self::SetPin { pin } => {
+                write!(f, "pin hash {} of colocation group {} to {}", pin.hash, pin.colocation_id, pin.node)
+            }
+            Self::EndAction { id, outcome, note: None } => {
+                write!(f, "note action {id} as {}", outcome.name())
+            }
+            Self::EndAction { id, outcome, note: Some(note) } => {
+                write!(f, "note action {id} as {}: {note}", outcome.name())
+            }
+            Self::CancelMove { pid, application } => {
+                write!(f, "cancel {application} (pid {pid}), which makes no progress")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.table, self.column)?;
+        match &self.beside {
+            Beside::Nothing { shard_count } => write!(f, " into {shard_count} shards"),
+            Beside::Table(table) => write!(f, " beside {table}"),
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |parts: Vec<String>| parts.join(", ");
+        let points = list(self.points.iter().map(ToString::to_string).collect());
+        let nodes = list(self.nodes.iter().map(ToString::to_string).collect());
+        write!(f, "split shard {} on {} after {points}, onto {nodes}", self.shard_id, self.from)?;
+        if self.blocking { f.write_str(", while writers wait") } else { Ok(()) }
+    }
+}

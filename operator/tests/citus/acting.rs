@@ -1,0 +1,379 @@
+//! What is done about load and size, on real servers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dialog_operator::condition::HOT_TENANT;
+use dialog_operator::heat::{Action, Mode, Tenant};
+use dialog_operator::names::Group;
+use dialog_operator::shards::act::perform;
+use dialog_operator::shards::heat::actions::{Act, Outcome};
+use dialog_operator::shards::observe::Sizes;
+use dialog_operator::shards::rebalance::HashRange;
+use dialog_operator::shards::round::{Carried, Round};
+use dialog_operator::shards::step::Step;
+use dialog_operator::shards::wanted::Wanted;
+use tokio_postgres::types::Json;
+
+use crate::needs_citus;
+use crate::traffic::Traffic;
+use crate::world::{World, condition, few_shards};
+
+/// A resource whose hot tenants are isolated.
+pub fn isolating(workers: u32) -> Wanted {
+    with_mode(few_shards(workers), Mode::Isolate)
+}
+
+pub fn with_mode(mut wanted: Wanted, mode: Mode) -> Wanted {
+    if let Some(watch) = &mut wanted.watch {
+        watch.policy.mode = mode;
+    }
+    wanted
+}
+
+/// A shard group, as the catalogs say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub shard_id: i64,
+    pub range: HashRange,
+    pub node: Group,
+    /// Tables that have a shard in it.
+    pub shards: i64,
+}
+
+/// The shard group of `messages` that covers `hash`, with its whole colocation group.
+pub async fn covering(world: &World, hash: i32) -> Result<Placed> {
+    let statement = format!(
+        "SELECT min(shardid), shardminvalue::int, shardmaxvalue::int, nodename::text, nodeport, count(*)
+         FROM pg_dist_shard JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node USING (groupid)
+         JOIN pg_dist_partition USING (logicalrelid)
+         WHERE colocationid = {} AND {hash} BETWEEN shardminvalue::int AND shardmaxvalue::int GROUP BY 2, 3, 4, 5",
+        colocation(world).await?
+    );
+    let rows = world.ask(Group::Coordinator, &statement).await?;
+    ensure!(rows.len() == 1, "the shards of one range are on {} nodes", rows.len());
+    let row = &rows[0];
+    let port: i32 = row.get(4);
+    let endpoint = dialog_operator::pg::Endpoint::new(row.get::<_, String>(3), u16::try_from(port)?);
+    Ok(Placed {
+        shard_id: row.get(0),
+        range: HashRange { min: row.get(1), max: row.get(2) },
+        node: world.topology().group(&endpoint).context("a node of nobody")?,
+        shards: row.get(5),
+    })
+}
+
+/// The colocation group of `messages`.
+pub async fn colocation(world: &World) -> Result<i32> {
+    let statement =
+        "SELECT colocationid FROM pg_dist_partition WHERE logicalrelid = 'public.messages'::regclass";
+    Ok(world.ask(Group::Coordinator, statement).await?[0].get(0))
+}
+
+/// The hash of a dialog.
+pub async fn hash(world: &World, dialog: &str) -> Result<i32> {
+    Ok(world.ask(Group::Coordinator, &format!("SELECT worker_hash('{dialog}'::uuid)")).await?[0].get(0))
+}
+
+/// Writes an action down as a decision does.
+pub async fn decide(world: &World, action: Action) -> Result<i64> {
+    let client = world.ask_client(Group::Coordinator).await?;
+    let row = client
+        .query_one(
+            "INSERT INTO dialog_operator.actions (decided, action, asked_by, why) VALUES (now(), $1, 'test', 'a test says so')
+             RETURNING id",
+            &[&Json(action)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// The isolation of a hash onto a worker where it is not, the rest onto the other one of three.
+pub async fn isolation(world: &World, hash: i32) -> Result<Action> {
+    let Placed { node: from, .. } = covering(world, hash).await?;
+    let mut others = (0..3).map(Group::Worker).filter(|group| *group != from);
+    let (to, rest) = (others.next().context("no other worker")?, others.next());
+    let tenant = Tenant { colocation_id: colocation(world).await?, hash };
+    Ok(Action::Isolate { tenant, from, to, rest })
+}
+
+/// What became of an action.
+pub async fn outcome(round: &Round, id: i64) -> Result<Act> {
+    round.observed.kept.acts.iter().find(|act| act.id == id).cloned().context("it was not written down")
+}
+
+/// No trace of a split is left on any server, nor a shard where it does not belong.
+pub async fn assert_nothing_is_left(world: &World, workers: u32) -> Result<()> {
+    // What was split is dropped a moment later.
+    world
+        .ask_client(Group::Coordinator)
+        .await?
+        .batch_execute("CALL citus_cleanup_orphaned_resources()")
+        .await?;
+    for group in (0..workers).map(Group::Worker).chain([Group::Coordinator]) {
+        for (what, of) in [
+            ("slots", "pg_replication_slots WHERE slot_name LIKE 'citus_%'"),
+            ("subscriptions", "pg_subscription"),
+            ("publications", "pg_publication WHERE pubname LIKE 'citus_shard_%'"),
+            ("roles", "pg_roles WHERE rolname LIKE 'citus_shard_%'"),
+            ("records", "pg_dist_cleanup"),
+        ] {
+            let left = world.number(group, &format!("SELECT count(*) FROM {of}")).await?;
+            ensure!(left == 0, "{left} {what} are left on {group}");
+        }
+        let strays = "SELECT count(*) FROM pg_dist_shard JOIN pg_dist_placement USING (shardid)
+             JOIN pg_dist_partition USING (logicalrelid)
+             WHERE partmethod = 'h' AND to_regclass('public.' || shard_name(logicalrelid, shardid)) IS NOT NULL
+               AND groupid <> (SELECT groupid FROM pg_dist_local_group)";
+        let strays = world.number(group, strays).await?;
+        ensure!(strays == 0, "{group} stores {strays} shards that belong elsewhere");
+    }
+    Ok(())
+}
+
+/// Has everything done that is to be done, and says what that was.
+async fn settle(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>> {
+    Ok(world.settle(wanted).await?.iter().map(Step::kind).collect())
+}
+
+#[tokio::test]
+async fn every_hash_of_a_shard_gets_its_own_under_writes_and_stays_where_it_is_pinned() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    let traffic = Traffic::start(&world).await?;
+    let shards = covering(&world, 0).await?.shards;
+    // The lowest of all, the highest of all, both ends of one range, and one between.
+    let inner = covering(&world, 0).await?.range;
+    for hash in [i32::MIN, i32::MAX, inner.min, inner.max, inner.min + 1000] {
+        let action = isolation(&world, hash).await?;
+        let Action::Isolate { tenant, to, .. } = action else { panic!("{action:?}") };
+        let before = covering(&world, hash).await?;
+        let id = decide(&world, action).await?;
+        let kinds = settle(&world, &wanted).await?;
+        for kind in ["SplitShard", "SetPin", "EndAction"] {
+            assert_eq!(kinds.iter().filter(|other| **other == kind).count(), 1, "{hash}: {kinds:?}");
+        }
+        let placed = covering(&world, hash).await?;
+        assert_eq!(placed.range, HashRange { min: hash, max: hash });
+        assert_eq!((placed.node, placed.shards), (to, shards), "all tables of the group go together");
+        for (neighbour, there) in
+            [(hash.checked_sub(1), before.range.min < hash), (hash.checked_add(1), hash < before.range.max)]
+        {
+            if let Some(neighbour) = neighbour.filter(|_| there) {
+                assert_eq!(covering(&world, neighbour).await?.shards, shards);
+            }
+        }
+        let round = world.round(&wanted).await?;
+        let act = outcome(&round, id).await?;
+        assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 0), "{:?}", act.note);
+        assert!(round.observed.kept.pins.iter().any(|pin| pin.tenant == tenant));
+        assert!(round.is_settled() && round.performed.is_empty(), "{:?}", round.plan);
+
+        // Once more: nothing is cut twice.
+        let again = decide(&world, action).await?;
+        let kinds = settle(&world, &wanted).await?;
+        assert_eq!(kinds, ["EndAction"], "{hash}");
+        assert_eq!(outcome(&world.round(&wanted).await?, again).await?.outcome, Some(Outcome::Done));
+        assert_eq!(covering(&world, hash).await?, placed);
+    }
+    traffic.verify(&world).await?;
+    assert_nothing_is_left(&world, 3).await?;
+
+    // A worker that leaves: who is pinned there is pinned elsewhere first, and goes there.
+    let fewer = isolating(2);
+    let kinds = settle(&world, &fewer).await?;
+    let position = |kind: &str| kinds.iter().position(|other| *other == kind).context("not done");
+    if covering(&world, i32::MIN).await?.node != Group::Worker(2) {
+        assert!(kinds.contains(&"MoveShard") && kinds.contains(&"RemoveNode"), "{kinds:?}");
+    }
+    if kinds.contains(&"SetPin") {
+        assert!(position("SetPin")? < position("MoveShard")?, "{kinds:?}");
+    }
+    let round = world.round(&fewer).await?;
+    for pin in &round.observed.kept.pins {
+        let placed = covering(&world, pin.tenant.hash).await?;
+        assert_eq!(world.topology().endpoint(placed.node), Some(&pin.endpoint), "{pin:?}");
+        assert_ne!(placed.node, Group::Worker(2));
+    }
+    Ok(())
+}
+
+/// Fills one shard group with so many bytes that the quick way is not for it.
+async fn make_large(world: &World, dialog: &str) -> Result<()> {
+    let rows = format!(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT '{dialog}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(),
+                (SELECT string_agg(md5(row || ' ' || part), '') FROM generate_series(1, 60) AS part), now()
+         FROM generate_series(1, 9000) AS row"
+    );
+    world.api(Group::Coordinator).await?.run(&rows).await?;
+    Ok(())
+}
+
+const DIALOG: &str = "00000000-0000-4000-8000-000000000007";
+
+/// The only step of a round that does nothing.
+async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
+    let round = world.round_of(wanted, 0).await?;
+    let step = round.plan.steps.first().cloned();
+    step.with_context(|| format!("nothing is planned: {:?}", round.plan.waits))
+}
+
+#[tokio::test]
+async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_where_writers_do_not_let_go()
+-> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    make_large(&world, DIALOG).await?;
+    let large = hash(&world, DIALOG).await?;
+    let traffic = Traffic::start(&world).await?;
+    let id = decide(&world, isolation(&world, large).await?).await?;
+    let Step::SplitShard(split) = planned(&world, &wanted).await? else { panic!("nothing is split") };
+    assert!(!split.blocking && !split.nodes.contains(&split.from), "{split:?}");
+    settle(&world, &wanted).await?;
+    let placed = covering(&world, large).await?;
+    assert_eq!(placed.range.min, placed.range.max);
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 0), "{:?}", act.note);
+
+    // A transaction that has written to a small shard, and does not end: the quick way gives up soon.
+    let other = "00000000-0000-4000-8000-000000000001";
+    let small = hash(&world, other).await?;
+    assert_ne!(covering(&world, small).await?.shard_id, placed.shard_id);
+    let id = decide(&world, isolation(&world, small).await?).await?;
+    let step = planned(&world, &wanted).await?;
+    assert!(matches!(&step, Step::SplitShard(split) if split.blocking), "{step}");
+    let mut writer = world.ask_client(Group::Coordinator).await?;
+    let open = writer.transaction().await?;
+    open.batch_execute(&format!(
+        "INSERT INTO public.messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         VALUES ('{other}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'open', now())"
+    ))
+    .await?;
+    let started = Instant::now();
+    assert!(world.try_carry_out(&wanted, &step).await.is_err(), "it did not wait for the writer");
+    assert!(started.elapsed() < Duration::from_secs(8), "writers waited for {:?}", started.elapsed());
+    let act = outcome(&world.round_of(&wanted, 0).await?, id).await?;
+    assert!(act.attempts == 1 && act.note.is_some_and(|note| note.contains("lock timeout")));
+    // The other way waits for it, and then goes through.
+    let patient = planned(&world, &wanted).await?;
+    assert!(matches!(&patient, Step::SplitShard(split) if !split.blocking), "{patient}");
+    open.commit().await?;
+    settle(&world, &wanted).await?;
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
+    traffic.verify(&world).await?;
+    assert_nothing_is_left(&world, 3).await
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    let shards = "SELECT count(*) FROM pg_dist_shard";
+    let before = world.number(Group::Coordinator, shards).await?;
+    let dropped = async |wanted: &Wanted, action: Action, why: &str| -> Result<()> {
+        let id = decide(&world, action).await?;
+        let kinds = settle(&world, wanted).await?;
+        ensure!(kinds == ["EndAction"], "{why}: {kinds:?}");
+        let act = outcome(&world.round(wanted).await?, id).await?;
+        ensure!(act.outcome == Some(Outcome::Dropped), "{why}: {act:?}");
+        ensure!(act.note.as_deref().is_some_and(|note| note.contains(why)), "{why}: {act:?}");
+        Ok(())
+    };
+    // The policy was edited meanwhile.
+    let action = isolation(&world, 7).await?;
+    dropped(&with_mode(wanted.clone(), Mode::Observe), action, "not Isolate any more").await?;
+    let Action::Isolate { tenant, from, to, rest } = action else { panic!("{action:?}") };
+    // Its tables are gone, or the worker that it was to go to.
+    let nowhere = Tenant { colocation_id: 4711, ..tenant };
+    dropped(&wanted, Action::Isolate { tenant: nowhere, from, to, rest }, "tables are gone").await?;
+    let left = Action::Isolate { tenant, from, to: Group::Worker(7), rest };
+    dropped(&wanted, left, "worker-7 leaves, or has left").await?;
+    let shard = covering(&world, 7).await?;
+    let gone = Action::Split { shard_id: 1, from, at: shard.range.min + 10, to: [to, to] };
+    dropped(&wanted, gone, "the shard is gone").await?;
+    let beyond = Action::Split { shard_id: shard.shard_id, from, at: shard.range.max, to: [to, to] };
+    dropped(&wanted, beyond, "does not cover both halves").await?;
+    assert_eq!(world.number(Group::Coordinator, shards).await?, before);
+
+    // One thing at a time, whoever decides.
+    decide(&world, action).await?;
+    assert!(decide(&world, action).await.is_err(), "two things at the same time");
+    let (status, reason, message) = condition(&world.round_of(&wanted, 0).await?, HOT_TENANT);
+    assert_eq!((status, reason), ("True", "Acting"), "{message}");
+    // Two operators: one of them does it.
+    let step = planned(&world, &wanted).await?;
+    let (one, other) = tokio::join!(world.try_carry_out(&wanted, &step), world.try_carry_out(&wanted, &step));
+    let carried = [one?, other?];
+    assert_eq!(carried.iter().filter(|carried| **carried == Carried::Out).count(), 1, "{carried:?}");
+    settle(&world, &wanted).await?;
+    assert_eq!(covering(&world, 7).await?.node, to);
+
+    // A shard that is too large, in the middle.
+    let shard = covering(&world, 1 << 20).await?;
+    let mut others = (0..3).map(Group::Worker).filter(|group| *group != shard.node);
+    let to = [others.next().unwrap(), others.next().unwrap()];
+    let at = shard.range.min + 100;
+    let id = decide(&world, Action::Split { shard_id: shard.shard_id, from: shard.node, at, to }).await?;
+    world.settle(&wanted).await?;
+    assert_eq!(outcome(&world.round(&wanted).await?, id).await?.outcome, Some(Outcome::Done));
+    assert_eq!(covering(&world, at).await?.range, HashRange { min: shard.range.min, max: at });
+    assert_eq!(covering(&world, at + 1).await?.range, HashRange { min: at + 1, max: shard.range.max });
+    assert_nothing_is_left(&world, 3).await
+}
+
+/// A split that leaves a part on its source hangs as soon as a row is changed: what the operator never asks for is asked
+/// for by hand here, to have one that hangs.
+#[tokio::test]
+async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
+    needs_citus!();
+    let world = Arc::new(World::start(2)?);
+    let wanted = isolating(2);
+    world.serve(&wanted).await?;
+    let traffic = Traffic::start(&world).await?;
+    let shard = covering(&world, 0).await?;
+    let split = dialog_operator::shards::step::Split {
+        action: 0,
+        shard_id: shard.shard_id,
+        from: shard.node,
+        points: vec![-1, 0],
+        nodes: vec![shard.node; 3],
+        blocking: false,
+    };
+    let step = Step::SplitShard(split);
+    let task = tokio::spawn({
+        let (sessions, step) = (world.long_sessions(&step)?, step.clone());
+        async move { perform(&step, &sessions).await }
+    });
+    let mut watch = dialog_operator::shards::supervise::Splits::default();
+    let sessions = world.sessions()?;
+    let stall = loop {
+        ensure!(!task.is_finished(), "it did not hang");
+        let round = world.look(&wanted, Sizes::Skip).await?;
+        let catalog = round.observed.catalog.as_ref().context("no catalogs")?;
+        let marks =
+            dialog_operator::shards::observe::splits::marks(&sessions, sessions.topology(), catalog).await;
+        let stalls = watch.look(marks, Instant::now(), Duration::from_mins(10));
+        if let Some(stall) = stalls.into_iter().next() {
+            break stall;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert!(stall.cause.contains("failed"), "{}", stall.cause);
+    let cancel = Step::CancelMove { pid: stall.pid, application: stall.application };
+    perform(&cancel, &sessions).await?;
+    let error = task.await?.unwrap_err();
+    assert!(error.to_string().contains("cancel"), "{error}");
+    world.settle(&wanted).await?;
+    traffic.verify(&world).await?;
+    assert_eq!(covering(&world, 0).await?.shard_id, shard.shard_id);
+    assert_nothing_is_left(&world, 2).await
+}

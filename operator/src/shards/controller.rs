@@ -178,7 +178,7 @@ impl Reconciler for Controller {
     /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
     /// controller has taken it up, it is named within 30 s. More often would cost a coordinator that has nothing to do more
     /// than a statement per second.
-    const REST: Duration = Duration::from_secs(12);
+    const REST: Duration = Duration::from_secs(18);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();

@@ -11,7 +11,6 @@ use futures::stream;
 use super::heat::{actions, store};
 use super::observed::{Citus, Facts, Node, Observed, Role};
 use super::sessions::{Door, Sessions};
-use super::settings;
 use super::step::{API_ROLE, OPERATOR_ROLE};
 use super::wanted::Wanted;
 use super::world::members;
@@ -108,9 +107,8 @@ async fn node(
         return Err(refusal);
     }
     if whole || door == Door::Bootstrap {
-        settings_in_force(&session, &mut facts).await?;
         let names: Vec<&str> = wanted.parameters.keys().map(String::as_str).collect();
-        facts.parameters = parameters::read(&session, &names).await?;
+        parameters::read(&session, &names, &mut facts).await?;
     }
     facts.inside = door == Door::Dialog;
     if !(facts.inside && whole) {
@@ -202,27 +200,4 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
         ..Facts::default()
     };
     Ok((facts, row.get(1)))
-}
-
-/// Reads the settings that the operator asks for, and which of its own somebody has changed by `ALTER SYSTEM`.
-async fn settings_in_force(session: &Session, facts: &mut Facts) -> Result<(), pg::Error> {
-    let names: Vec<&str> = settings::REQUIRED.iter().map(|(name, _)| *name).collect();
-    let owned = settings::owned();
-    let rows = session
-        .query(
-            "SELECT name, setting FROM pg_settings WHERE name = ANY ($1)
-             UNION ALL
-             SELECT DISTINCT name, NULL FROM pg_file_settings
-             WHERE sourcefile LIKE '%/postgresql.auto.conf' AND name = ANY ($2)
-             ORDER BY 1",
-            &[(&names, Type::TEXT_ARRAY), (&owned, Type::TEXT_ARRAY)],
-        )
-        .await?;
-    for row in &rows {
-        match row.get(1) {
-            Some(setting) => drop(facts.settings.insert(row.get(0), setting)),
-            None => facts.overrides.push(row.get(0)),
-        }
-    }
-    Ok(())
 }

@@ -88,40 +88,40 @@ pub(super) async fn tables(
 ) -> Result<BTreeMap<String, Table>, pg::Error> {
     let names: Vec<&str> = policy.iter().map(|table| table.name.as_str()).collect();
     let columns: Vec<Option<&str>> = policy.iter().map(|table| table.column.as_deref()).collect();
-    let rows = session
-        .query(
-            "SELECT wanted.name, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition,
-                    (SELECT format_type(atttypid, NULL) FROM pg_attribute
-                     WHERE attrelid = pg_class.oid AND attname = wanted.column AND attnum > 0 AND NOT attisdropped),
-                    CASE relreplident
-                        WHEN 'f' THEN true
-                        WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
-                        WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
-                        ELSE false END
-             FROM unnest($1, $2) AS wanted (name, \"column\")
-             JOIN pg_class ON relname = wanted.name AND relnamespace = 'public'::regnamespace",
-            &[(&names, Type::TEXT_ARRAY), (&columns, Type::TEXT_ARRAY)],
+    // One statement, because it is asked all the time; where there is no Citus there are no catalogs of it.
+    let (columns_of_citus, catalogs_of_citus) = if citus {
+        (
+            "partmethod::text, repmodel::text, colocationid, column_to_column_name(logicalrelid, partkey),
+             CASE partmethod WHEN 'n' THEN ARRAY (
+                 SELECT groupid FROM pg_dist_shard AS s JOIN pg_dist_placement USING (shardid)
+                 WHERE s.logicalrelid = t.logicalrelid ORDER BY groupid) END",
+            "LEFT JOIN pg_dist_partition AS t ON t.logicalrelid = pg_class.oid",
         )
-        .await?;
-    let mut tables: BTreeMap<String, Table> = rows
-        .iter()
-        .map(|row| {
-            let table = Table {
-                ordinary: row.get(1),
-                column_type: row.get(2),
-                replica_identity: row.get(3),
-                spread: Spread::PlainEmpty,
-            };
-            (row.get(0), table)
-        })
-        .collect();
-    if citus {
-        for (name, spread) in spreads(session, &names).await? {
-            if let Some(table) = tables.get_mut(&name) {
-                table.spread = spread;
-            }
-        }
-    }
+    } else {
+        ("NULL::text, NULL::text, NULL::int, NULL::text, NULL::int[]", "")
+    };
+    let statement = format!(
+        "SELECT wanted.name, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition,
+                (SELECT format_type(atttypid, NULL) FROM pg_attribute
+                 WHERE attrelid = pg_class.oid AND attname = wanted.column AND attnum > 0 AND NOT attisdropped),
+                CASE relreplident
+                    WHEN 'f' THEN true
+                    WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
+                    WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
+                    ELSE false END,
+                {columns_of_citus}
+         FROM unnest($1, $2) AS wanted (name, \"column\")
+         JOIN pg_class ON relname = wanted.name AND relnamespace = 'public'::regnamespace
+         {catalogs_of_citus}"
+    );
+    let rows = session.query(&statement, &[(&names, Type::TEXT_ARRAY), (&columns, Type::TEXT_ARRAY)]).await?;
+    let table = |row: &tokio_postgres::Row| Table {
+        ordinary: row.get(1),
+        column_type: row.get(2),
+        replica_identity: row.get(3),
+        spread: spread(row),
+    };
+    let mut tables: BTreeMap<String, Table> = rows.iter().map(|row| (row.get(0), table(row))).collect();
     for name in with_rows(session, &tables).await? {
         if let Some(table) = tables.get_mut(&name) {
             table.spread = Spread::PlainWithRows;
@@ -130,31 +130,17 @@ pub(super) async fn tables(
     Ok(tables)
 }
 
-/// How Citus spreads the tables that it knows.
-async fn spreads(session: &Session, names: &[&str]) -> Result<Vec<(String, Spread)>, pg::Error> {
-    let rows = session
-        .query(
-            "SELECT relname::text, partmethod::text, repmodel::text, colocationid,
-                    column_to_column_name(logicalrelid, partkey),
-                    CASE partmethod WHEN 'n' THEN ARRAY (
-                        SELECT groupid FROM pg_dist_shard AS s JOIN pg_dist_placement USING (shardid)
-                        WHERE s.logicalrelid = t.logicalrelid ORDER BY groupid) END
-             FROM pg_dist_partition AS t JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE relname = ANY ($1) AND relnamespace = 'public'::regnamespace",
-            &[(&names, Type::TEXT_ARRAY)],
-        )
-        .await?;
-    let spread = |row: &tokio_postgres::Row| {
-        let colocation_id: i32 = row.get(3);
-        match (row.get(1), row.get(2), row.get::<_, Option<String>>(4)) {
-            ("h", _, Some(column)) => Spread::Hash { column, colocation_id },
-            ("n", "t", _) => Spread::Reference { group_ids: row.get::<_, Option<_>>(5).unwrap_or_default() },
-            // Citus took a local table in, because a foreign key leads to it: it can be distributed as if plain.
-            ("n", "s", _) if colocation_id == 0 => Spread::PlainEmpty,
-            _ => Spread::Other,
-        }
-    };
-    Ok(rows.iter().map(|row| (row.get(0), spread(row))).collect())
+/// How Citus spreads a table; one that it does not know is plain.
+fn spread(row: &tokio_postgres::Row) -> Spread {
+    let Some(method) = row.get::<_, Option<&str>>(4) else { return Spread::PlainEmpty };
+    let colocation_id: i32 = row.get(6);
+    match (method, row.get(5), row.get::<_, Option<String>>(7)) {
+        ("h", _, Some(column)) => Spread::Hash { column, colocation_id },
+        ("n", "t", _) => Spread::Reference { group_ids: row.get::<_, Option<_>>(8).unwrap_or_default() },
+        // Citus took a local table in, because a foreign key leads to it: it can be distributed as if plain.
+        ("n", "s", _) if colocation_id == 0 => Spread::PlainEmpty,
+        _ => Spread::Other,
+    }
 }
 
 /// Which of the plain tables hold rows.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream;
 
-use super::heat::{actions, store};
+use super::heat::store;
 use super::observed::{Citus, Facts, Node, Observed, Role};
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, OPERATOR_ROLE};
@@ -77,10 +77,8 @@ async fn coordinator(
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         observed.tables = catalog::tables(&session, &wanted.tables, citus).await?;
         if citus {
-            observed.catalog = Some(catalog::read(&session).await?);
-            if facts.own_tables {
-                observed.kept = actions::read(&session).await?;
-            }
+            let (catalog, kept) = catalog::read(&session, facts.own_tables).await?;
+            (observed.catalog, observed.kept) = (Some(catalog), kept);
         }
         session.run("COMMIT").await?;
     }

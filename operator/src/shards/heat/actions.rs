@@ -12,8 +12,6 @@ use crate::heat::{Action, Period, Tenant};
 use crate::names::Group;
 use crate::pg::{self, Endpoint, Session};
 
-/// Actions that are read: what the status shows.
-const RECENT: i64 = 10;
 /// Who asks for what follows from a decision.
 const POLICY: &str = "policy";
 
@@ -189,25 +187,29 @@ struct PinRow {
     nodeport: u16,
 }
 
-/// What is written down. The tables are there.
-pub(in crate::shards) async fn read(session: &Session) -> Result<Kept, pg::Error> {
-    let row = session
-        .query_one(
-            "SELECT (SELECT coalesce(jsonb_agg(to_jsonb(pin) ORDER BY colocation_id, hash), '[]') FROM dialog_operator.pins AS pin),
-                    (SELECT coalesce(jsonb_agg(to_jsonb(act) ORDER BY id), '[]')
-                     FROM (SELECT * FROM dialog_operator.actions ORDER BY id DESC LIMIT $1) AS act)",
-            &[(&RECENT, Type::INT8)],
-        )
-        .await?;
-    let (pins, acts): (Json<Vec<serde_json::Value>>, Json<Vec<serde_json::Value>>) = (row.get(0), row.get(1));
-    // What another version has written in another form is none of this one's; it is dropped when its time is over.
-    let pins = pins.0.into_iter().filter_map(|pin| serde_json::from_value::<PinRow>(pin).ok());
-    let pins = pins.map(|pin| KeptPin {
-        tenant: Tenant { colocation_id: pin.colocation_id, hash: pin.hash },
-        endpoint: Endpoint::new(pin.nodename, pin.nodeport),
-    });
-    let acts = acts.0.into_iter().filter_map(|act| serde_json::from_value(act).ok());
-    Ok(Kept { pins: pins.collect(), acts: acts.collect() })
+/// An expression for what is written down, as text. The tables are there. It is a part of another statement: each look at
+/// a cluster is to cost few.
+pub(in crate::shards) const KEPT: &str = "(
+    SELECT jsonb_build_object(
+        'pins', (SELECT jsonb_agg(to_jsonb(pin) ORDER BY colocation_id, hash) FROM dialog_operator.pins AS pin),
+        'acts', (SELECT jsonb_agg(to_jsonb(act) ORDER BY id)
+                 FROM (SELECT * FROM dialog_operator.actions ORDER BY id DESC LIMIT 10) AS act)))::text";
+
+impl Kept {
+    /// Understands the value of [`KEPT`]. What another version has written in another form is none of this one's; it is
+    /// dropped when its time is over.
+    pub(in crate::shards) fn parse(text: &str) -> Self {
+        let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+        let list =
+            |name: &str| value.get(name).and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+        let pins = list("pins").into_iter().filter_map(|pin| serde_json::from_value::<PinRow>(pin).ok());
+        let pins = pins.map(|pin| KeptPin {
+            tenant: Tenant { colocation_id: pin.colocation_id, hash: pin.hash },
+            endpoint: Endpoint::new(pin.nodename, pin.nodeport),
+        });
+        let acts = list("acts").into_iter().filter_map(|act| serde_json::from_value(act).ok());
+        Self { pins: pins.collect(), acts: acts.collect() }
+    }
 }
 
 /// Whether something is still to be done.

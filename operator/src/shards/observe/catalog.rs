@@ -6,12 +6,13 @@ use tokio_postgres::types::Type;
 
 use crate::api::Table as Policy;
 use crate::pg::{self, Endpoint, Session, identifier, literal};
+use crate::shards::heat::actions::Kept;
 use crate::shards::observe::moves;
 use crate::shards::observed::{Catalog, Member, Placement, Spread, Table};
 use crate::shards::rebalance::HashRange;
 
-/// Citus' own catalogs.
-pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
+/// Citus' own catalogs, and what is written down in the operator's `own_tables` if they are there.
+pub(super) async fn read(session: &Session, own_tables: bool) -> Result<(Catalog, Kept), pg::Error> {
     let members = session
         .query(
             "SELECT nodename::text, nodeport, groupid, isactive, hasmetadata, metadatasynced, shouldhaveshards, nodeid
@@ -53,8 +54,8 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, pg::Error> {
             .collect(),
         ..Catalog::default()
     };
-    moves::read(session, &mut catalog).await?;
-    Ok(catalog)
+    let kept = moves::read(session, own_tables, &mut catalog).await?;
+    Ok((catalog, kept))
 }
 
 /// A number that is no port names no server of ours.

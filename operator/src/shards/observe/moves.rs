@@ -3,18 +3,23 @@
 use tokio_postgres::types::Type;
 
 use crate::pg::{self, APPLICATION, Session};
+use crate::shards::heat::actions::{KEPT, Kept};
 use crate::shards::observed::{
     Catalog, Change, Cleanup, Foreign, Operation, Progress, Resources, Transaction,
 };
 
-/// What Citus' catalogs say beside nodes and placements.
-pub(super) async fn read(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
+/// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
+pub(super) async fn read(
+    session: &Session,
+    own_tables: bool,
+    catalog: &mut Catalog,
+) -> Result<Kept, pg::Error> {
     activity(session, catalog).await?;
-    obstacles(session, catalog).await?;
+    let kept = obstacles(session, own_tables, catalog).await?;
     if catalog.moves().next().is_some() {
         catalog.progress = progress(session).await?;
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// Who is at work on shards and their tables: the operator's own sessions, Citus' jobs, statements by hand, and changes of
@@ -69,10 +74,11 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
 
 /// What stands in the way of moves, whoever makes them: what is still to be taken away, tables that logical replication
 /// cannot follow, and tables that are not cut by a hash (those that are copied to every node leave with it).
-async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
+async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -> Result<Kept, pg::Error> {
+    let kept = if own_tables { KEPT } else { "NULL::text" };
     let rows = session
         .query(
-            "SELECT node_group_id, count(*), NULL FROM pg_dist_cleanup GROUP BY 1
+            &format!("SELECT node_group_id, count(*), NULL FROM pg_dist_cleanup GROUP BY 1
              UNION ALL
              SELECT colocationid, NULL, relname::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
              WHERE partmethod = 'h' AND (relpersistence <> 'p' OR NOT CASE relreplident
@@ -84,18 +90,25 @@ async fn obstacles(session: &Session, catalog: &mut Catalog) -> Result<(), pg::E
              SELECT DISTINCT groupid, -1, relname::text FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
              JOIN pg_dist_partition USING (logicalrelid) JOIN pg_class ON pg_class.oid = logicalrelid
              WHERE groupid <> 0 AND partmethod <> 'h' AND repmodel <> 't'
-             ORDER BY 1, 3",
+             UNION ALL
+             SELECT NULL, -2, {kept}
+             ORDER BY 1, 3"),
             &[],
         )
         .await?;
+    let mut written = Kept::default();
     for row in &rows {
         match row.get::<_, Option<i64>>(1) {
+            Some(-2) => {
+                written =
+                    row.get::<_, Option<String>>(2).map_or_else(Kept::default, |text| Kept::parse(&text));
+            }
             Some(-1) => catalog.immovable.entry(row.get(0)).or_default().push(row.get(2)),
             Some(records) => catalog.cleanup.push(Cleanup { group_id: row.get(0), records }),
             None => catalog.unfollowable.entry(row.get(0)).or_default().push(row.get(2)),
         }
     }
-    Ok(())
+    Ok(written)
 }
 
 /// How far the moves are. This asks every node that takes part, so it is asked only while something moves.

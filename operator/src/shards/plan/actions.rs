@@ -18,7 +18,7 @@ const MOST_ATTEMPTS: i32 = 3;
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
 /// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
 pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
-    let mut pins = kept(world);
+    let mut pins = written(world);
     // What is on its way is not to be taken for something to be spread.
     if let Some(Act { action: Action::Isolate { tenant, to, .. }, .. }) = world.observed.kept.open()
         && layout.nodes.get(to).is_some_and(|node| node.role != Role::Draining)
@@ -79,7 +79,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
 }
 
 /// The pins that are written down.
-fn kept(world: &World<'_>) -> Vec<Pin> {
+fn written(world: &World<'_>) -> Vec<Pin> {
     let pin = |kept: &crate::shards::heat::actions::KeptPin| {
         Some(kept.tenant.pin(world.topology.group(&kept.endpoint)?))
     };
@@ -88,8 +88,12 @@ fn kept(world: &World<'_>) -> Vec<Pin> {
 
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
+    let kept = &world.observed.kept;
+    if kept.pins.is_empty() && kept.open().is_none() {
+        return;
+    }
     let layout = layout(world);
-    let written = kept(world);
+    let written = written(world);
     for pin in &layout.pins {
         let other = |kept: &&Pin| Tenant::from(*kept) == Tenant::from(pin) && kept.node != pin.node;
         if written.iter().any(|kept| other(&kept)) {

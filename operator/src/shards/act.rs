@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::heat;
+use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
@@ -86,11 +87,17 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         }
         Step::CleanUp => catalogs(sessions).await?.run("CALL citus_cleanup_orphaned_resources()").await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
-        Step::CancelMove { pid, application } => {
+        Step::CancelMove { pid, application, end } => {
             let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            let statement = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
-                             WHERE pid = $1 AND application_name = $2 AND state <> 'idle'";
-            session.query(statement, &[(pid, Type::INT4), (application, Type::TEXT)]).await?;
+            let function = match end {
+                End::Cancel => "pg_cancel_backend",
+                End::Terminate => "pg_terminate_backend",
+            };
+            let statement = format!(
+                "SELECT {function}(pid) FROM pg_stat_activity
+                 WHERE pid = $1 AND application_name = $2 AND state <> 'idle'"
+            );
+            session.query(&statement, &[(pid, Type::INT4), (application, Type::TEXT)]).await?;
         }
         Step::SetShouldHaveShards { group, value } => {
             let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");

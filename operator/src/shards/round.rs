@@ -14,7 +14,7 @@ use super::plan::{Plan, plan};
 use super::rebalance::MovePlan;
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
-use super::wanted::Wanted;
+use super::wanted::{Gate, Wanted};
 use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
@@ -132,6 +132,11 @@ impl Handover {
         }
     }
 
+    /// Replaces what says whether moves that only make the spread more even may be made.
+    pub fn permit(&mut self, gate: Gate) {
+        self.wanted.rebalance.gate = gate;
+    }
+
     /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
     /// it, and not ask for the one that goes first meanwhile.
     #[must_use]
@@ -243,6 +248,26 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
     };
     give_back(&session, sessions).await;
     carried
+}
+
+/// The moves that can begin now, where nothing else comes first: for who has just made one, and does not wait for the next
+/// round.
+pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
+    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let plan = plan(brief.wanted, sessions.topology(), &observed);
+    let round = Round {
+        observed,
+        plan,
+        performed: Vec::new(),
+        failed: Vec::new(),
+        deferred: brief.deferred.to_vec(),
+        held: None,
+        long: Vec::new(),
+    };
+    match next(&round) {
+        Some(step) if step.hold() == Hold::Shared => together(&round, step),
+        _ => Vec::new(),
+    }
 }
 
 /// The next step that can be tried.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::observed::RunningMove;
+use super::observed::{End, RunningMove};
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 
@@ -128,12 +128,14 @@ pub enum Step {
         /// Where they go.
         to: Group,
     },
-    /// Cancel a move that makes no progress; it is planned again.
+    /// End a move that does not get on; it is planned again.
     CancelMove {
         /// The server process on the coordinator.
         pid: i32,
         /// The session's name, so that nobody else is cancelled.
         application: String,
+        /// Whether its statement or the session is ended.
+        end: End,
     },
 }
 
@@ -343,8 +345,12 @@ impl fmt::Display for Step {
             Self::MoveShard { shard_id, from, to } => {
                 write!(f, "move shard {shard_id} from {from} to {to}")
             }
-            Self::CancelMove { pid, application } => {
-                write!(f, "cancel {application} (pid {pid}), which makes no progress")
+            Self::CancelMove { pid, application, end } => {
+                let (verb, why) = match end {
+                    End::Cancel => ("cancel", "which does not get on"),
+                    End::Terminate => ("terminate", "which was cancelled and has not ended"),
+                };
+                write!(f, "{verb} {application} (pid {pid}), {why}")
             }
         }
     }

@@ -266,6 +266,9 @@ impl Reconciler for Controller {
             }),
         }));
         jobs.start(&round.long);
+        for step in jobs.begun() {
+            self.publish(cluster, EventType::Normal, step.kind(), &format!("begun: {step}")).await;
+        }
 
         let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.show(&key, &facts);

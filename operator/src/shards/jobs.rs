@@ -94,6 +94,7 @@ pub struct Jobs(Arc<Mutex<State>>);
 struct State {
     job: Option<Job>,
     under_way: Vec<UnderWay>,
+    begun: Vec<Step>,
 }
 
 struct UnderWay {
@@ -116,6 +117,7 @@ impl Jobs {
             if !state.under_way.iter().any(|one| one.step == *step) {
                 let task = tokio::spawn(self.clone().run(Arc::clone(&job), step.clone()));
                 state.under_way.push(UnderWay { step: step.clone(), task });
+                state.begun.push(step.clone());
             }
         }
     }
@@ -147,6 +149,12 @@ impl Jobs {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.state().under_way.iter().all(|one| one.task.is_finished())
+    }
+
+    /// Takes the list of the steps that have begun, in order.
+    #[must_use]
+    pub fn begun(&self) -> Vec<Step> {
+        std::mem::take(&mut self.state().begun)
     }
 
     /// Takes the results of the steps that have ended, in the order in which they began.

@@ -9,9 +9,9 @@ use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
 use super::observe::{Sizes, observe};
-use super::observed::{Dropped, Observed, Stall};
-use super::plan::{Plan, plan};
-use super::rebalance::MovePlan;
+use super::observed::{Dropped, Observed, RunningMove, Stall};
+use super::plan::{Moves, Plan, plan};
+use super::rebalance::{Move, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::wanted::{Gate, Wanted};
@@ -76,11 +76,30 @@ impl Round {
         self.plan.steps.is_empty() && self.plan.waits.is_empty()
     }
 
-    /// The plan of moves that is to be carried on with.
+    /// The plan of moves that is to be carried on with. Those under way are part of it until they were made: one that
+    /// fails is still to be done.
     #[must_use]
     pub fn held_plan(&self) -> Option<MovePlan> {
-        let moves = self.plan.moves.as_ref().map(|moves| &moves.plan)?;
-        (!moves.moves.is_empty()).then(|| moves.clone())
+        let Moves { plan: rest, running, .. } = self.plan.moves.as_ref()?;
+        let is_under_way = |next: &Move| {
+            let under_way =
+                |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
+            running.iter().any(under_way)
+        };
+        let mut held = rest.clone();
+        if let Some(before) = &self.observed.held
+            && (rest.moves.is_empty() || rest.hash == before.hash)
+            && before.moves.iter().any(is_under_way)
+        {
+            let left = |next: &&Move| {
+                is_under_way(next) || rest.moves.iter().any(|one| one.shard_id == next.shard_id)
+            };
+            held.moves = before.moves.iter().filter(left).copied().collect();
+            held.bytes = held.moves.iter().map(|next| next.bytes).fold(0, u64::saturating_add);
+            held.hash.clone_from(&before.hash);
+            held.over.clone_from(&before.over);
+        }
+        (!held.moves.is_empty()).then_some(held)
     }
 
     /// The conditions, with what could not be done among them.

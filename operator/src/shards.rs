@@ -7,6 +7,7 @@ pub mod act;
 mod controller;
 mod findings;
 pub mod heat;
+pub mod jobs;
 pub mod lock;
 mod memory;
 pub mod metrics;

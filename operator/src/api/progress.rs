@@ -48,7 +48,7 @@ pub struct RebalanceStatus {
     pub bytes_done: i64,
     /// Bytes that are still to be moved.
     pub bytes_left: i64,
-    /// When the first of these moves was planned.
+    /// When the first of these moves began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
     /// When a move got on last: it ended, or more of its bytes or of the changes meanwhile had arrived.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::heat::{self, actions};
+use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use crate::names::{DATABASE, Group};
@@ -94,11 +95,17 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             actions::pin(&session, pin.into(), endpoint).await?;
         }
         Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
-        Step::CancelMove { pid, application } => {
+        Step::CancelMove { pid, application, end } => {
             let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            let statement = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
-                             WHERE pid = $1 AND application_name = $2 AND state <> 'idle'";
-            session.query(statement, &[(pid, Type::INT4), (application, Type::TEXT)]).await?;
+            let function = match end {
+                End::Cancel => "pg_cancel_backend",
+                End::Terminate => "pg_terminate_backend",
+            };
+            let statement = format!(
+                "SELECT {function}(pid) FROM pg_stat_activity
+                 WHERE pid = $1 AND application_name = $2 AND state <> 'idle'"
+            );
+            session.query(&statement, &[(pid, Type::INT4), (application, Type::TEXT)]).await?;
         }
         Step::SetShouldHaveShards { group, value } => {
             let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");

@@ -18,10 +18,11 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tracing::{debug, info, warn};
 
 use super::act;
+use super::jobs::{Existing, Job, Permission, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
-use super::round::{Brief, Carried, Handover, Round, carry_out, round};
+use super::round::{Brief, Carried, Handover, Round, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
@@ -80,18 +81,19 @@ impl Controller {
         identity.map_err(|source| Error::Identity { secret: name, source })
     }
 
-    /// Starts a step that takes long; it goes on while rounds come and go.
-    fn start(&self, key: &ObjectRef<DialogCluster>, job: &Job, step: &Step) {
-        let (job, context) = (job.clone(), self.context.clone());
-        let (of, task_step) = (key.clone(), step.clone());
-        self.memory(key, |memory| {
-            memory.begin(step, async move {
-                let done = job.carry_out(&task_step).await;
-                // The next step is due now.
-                context.wake(of);
-                done
-            });
-        });
+    /// Tells the groups of a cluster that have servers in Kubernetes; nobody if that does not answer.
+    fn existing(&self, names: &Names) -> Existing {
+        let (client, names) = (self.context.client.clone(), names.clone());
+        Arc::new(move || {
+            let (client, names) = (client.clone(), names.clone());
+            async move { existing(&client, &names).await.unwrap_or_default() }.boxed()
+        })
+    }
+
+    /// Has every controller look at a cluster.
+    fn wake(&self, key: &ObjectRef<DialogCluster>) -> Wake {
+        let (context, key) = (self.context.clone(), key.clone());
+        Arc::new(move || context.wake(key.clone()))
     }
 
     /// The moves and splits without progress for too long, and what keeps them.
@@ -182,10 +184,11 @@ impl Reconciler for Controller {
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
         let cluster = cluster.as_ref();
+        let key = ObjectRef::from_obj(cluster);
         if cluster.metadata.deletion_timestamp.is_some() {
+            self.memory(&key, |memory| memory.jobs.set(None));
             return Ok(Outcome::Done);
         }
-        let key = ObjectRef::from_obj(cluster);
         let names = Names::new(cluster.name_any(), cluster.namespace().unwrap_or_default());
         let Some(identity) = self.identity(&names).await? else {
             let why = format!(
@@ -204,9 +207,11 @@ impl Reconciler for Controller {
         wanted.rebalance.request = cluster.annotations().get(REBALANCE_ANNOTATION).cloned();
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
-        let ended = self.memory(&key, Memory::ended);
-        // Without the list nothing can be decided; later it is only asked again.
+        let jobs = self.memory(&key, |memory| memory.jobs.clone());
+        // Without the list nothing can be decided; later it is only asked again. Results are taken after it: they are not
+        // there a second time.
         existing(&self.context.client, &names).await?;
+        let ended = jobs.ended();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.context.client, &names).await.unwrap_or_default() }.boxed()
         };
@@ -253,15 +258,21 @@ impl Reconciler for Controller {
             // Log and Event are made of the error that is returned.
             self.context.metrics.shards.step(step, false);
         }
-        let job = Job {
-            client: self.context.client.clone(),
-            names,
+        jobs.set((!cluster.spec.paused).then(|| Job {
+            existing: self.existing(&names),
+            wake: self.wake(&key),
             topology: topology.clone(),
             identity,
             handover: Handover::of(&wanted, &round),
-        };
-        for step in &round.long {
-            self.start(&key, &job, step);
+            permission: Some(Permission {
+                spec: cluster.spec.sharding.rebalance.clone(),
+                annotations: cluster.annotations().clone(),
+                handled: handled.map(str::to_owned),
+            }),
+        }));
+        jobs.start(&round.long);
+        for step in jobs.begun() {
+            self.publish(cluster, EventType::Normal, step.kind(), &format!("begun: {step}")).await;
         }
 
         let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
@@ -274,27 +285,8 @@ impl Reconciler for Controller {
         self.show(key, &DialogClusterStatus::default());
         self.show_heat(key, None);
         // A step under way is left to the database; its session has nobody to report to any more.
+        self.memory(key, |memory| memory.jobs.set(None));
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-}
-
-/// What a long step is carried out with, when the round that found it is over.
-#[derive(Clone)]
-struct Job {
-    client: Client,
-    names: Names,
-    topology: Topology,
-    identity: Identity,
-    handover: Handover,
-}
-
-impl Job {
-    async fn carry_out(&self, step: &Step) -> Result<Carried, act::Error> {
-        let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
-            async { existing(&self.client, &self.names).await.unwrap_or_default() }.boxed()
-        };
-        let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
-        carry_out(&self.handover.brief(&ask), &sessions, step).await
     }
 }
 

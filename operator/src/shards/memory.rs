@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
-use tokio::task::JoinHandle;
-
 use super::act;
 use super::heat::Heat;
+use super::jobs::Jobs;
 use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
-use super::round::{Carried, Round};
+use super::round::Round;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
 
@@ -22,9 +20,6 @@ const MEASURE: Duration = Duration::from_mins(1);
 const FIRST_RETRY: Duration = Duration::from_secs(10);
 /// And for no longer than this.
 const LAST_RETRY: Duration = Duration::from_mins(10);
-
-/// What came of a step that takes long.
-pub(super) type Ended = Result<Carried, act::Error>;
 
 /// What is remembered of one cluster.
 #[derive(Default)]
@@ -36,7 +31,7 @@ pub(super) struct Memory {
     /// The groups shown in metrics.
     pub(super) shown: Vec<String>,
     /// The steps that take long and are being carried out by this process.
-    long: Vec<Long>,
+    pub(super) jobs: Jobs,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Failure>,
     /// How far the moves were when they were seen to get on.
@@ -51,11 +46,6 @@ pub(super) struct Memory {
     pub(super) overtaken: Option<Dropped>,
     /// What is known of load.
     pub(super) heat: Option<Heat>,
-}
-
-struct Long {
-    step: Step,
-    task: JoinHandle<Ended>,
 }
 
 /// A step that takes long and failed.
@@ -81,24 +71,6 @@ impl Memory {
         self.measured = any.then(Instant::now);
     }
 
-    /// Begins a step that takes long, unless it is under way: moves go together; anything else goes alone, and the lock
-    /// sees to it.
-    pub(super) fn begin(&mut self, step: &Step, work: impl Future<Output = Ended> + Send + 'static) {
-        if !self.long.iter().any(|long| long.step == *step) {
-            self.long.push(Long { step: step.clone(), task: tokio::spawn(work) });
-        }
-    }
-
-    /// The results of the long steps that have ended.
-    pub(super) fn ended(&mut self) -> Vec<(Step, Ended)> {
-        let (over, under_way): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.long).into_iter().partition(|long| long.task.is_finished());
-        self.long = under_way;
-        // A task that panicked says nothing; what it left undone is planned again.
-        let result = |long: Long| Some((long.step, long.task.now_or_never()?.ok()?));
-        over.into_iter().filter_map(result).collect()
-    }
-
     /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
     pub(super) fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
         let count = self.failures.get(step).map_or(0, |failure| failure.count).saturating_add(1);
@@ -117,10 +89,16 @@ impl Memory {
 
     /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.
     pub(super) fn remember(&mut self, round: &Round) {
-        self.watch.look(round.observed.catalog.as_ref(), Instant::now());
+        let now = Instant::now();
+        self.watch.look(round.observed.catalog.as_ref(), now);
+        for step in &round.performed {
+            if let Step::CancelMove { pid, .. } = step {
+                self.watch.ended(*pid, now);
+                self.splits.ended(*pid, now);
+            }
+        }
         // One that is tried again just now is of interest, too: it may fail once more.
-        let under_way = |step: &Step| self.long.iter().any(|long| long.step == *step);
-        self.failures.retain(|step, _| round.plan.steps.contains(step) || under_way(step));
+        self.failures.retain(|step, _| round.plan.steps.contains(step) || self.jobs.has(step));
         self.last = Some(Arc::new(round.observed.clone()));
         // Catalogs that could not be read say nothing about the plan.
         if let Some(moves) = &round.plan.moves {

@@ -39,6 +39,9 @@ struct ByCluster {
 pub struct Metrics {
     moves_left: Family<ByCluster, Gauge>,
     bytes_left: Family<ByCluster, Gauge>,
+    moves_done: Family<ByCluster, Gauge>,
+    bytes_done: Family<ByCluster, Gauge>,
+    eta: Family<ByCluster, Gauge>,
     idle: Family<ByCluster, Gauge>,
     steps: Family<ByStep, Counter>,
     up: Family<ByNode, Gauge>,
@@ -62,6 +65,13 @@ impl Metrics {
         registry.register("rebalance_moves_left", moves, metrics.moves_left.clone());
         let bytes = "Bytes that these still have to copy";
         registry.register_with_unit("rebalance_left", bytes, Unit::Bytes, metrics.bytes_left.clone());
+        let moves = "Moves of shards of this rebalance that were made";
+        registry.register("rebalance_moves_done", moves, metrics.moves_done.clone());
+        let bytes = "Bytes that these have copied";
+        registry.register_with_unit("rebalance_done", bytes, Unit::Bytes, metrics.bytes_done.clone());
+        let eta =
+            "When this rebalance is expected to end, as seconds since 1970; absent while nobody can know";
+        registry.register_with_unit("rebalance_end_timestamp", eta, Unit::Seconds, metrics.eta.clone());
         let idle = "How long the slowest move under way has made no progress";
         registry.register_with_unit("rebalance_idle", idle, Unit::Seconds, metrics.idle.clone());
         registry.register("rounds", "Looks at a cluster's databases", metrics.rounds.clone());
@@ -86,11 +96,20 @@ impl Metrics {
         let Some(moves) = moves else {
             self.moves_left.remove(&label);
             self.bytes_left.remove(&label);
+            self.moves_done.remove(&label);
+            self.bytes_done.remove(&label);
+            self.eta.remove(&label);
             self.idle.remove(&label);
             return;
         };
         self.moves_left.get_or_create(&label).set(moves.moves_total - moves.moves_done);
         self.bytes_left.get_or_create(&label).set(moves.bytes_left);
+        self.moves_done.get_or_create(&label).set(moves.moves_done);
+        self.bytes_done.get_or_create(&label).set(moves.bytes_done);
+        match &moves.eta {
+            Some(eta) => drop(self.eta.get_or_create(&label).set(eta.0.as_second())),
+            None => drop(self.eta.remove(&label)),
+        }
         let idle = idle.map_or(0, |idle| i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
         self.idle.get_or_create(&label).set(idle);
     }
@@ -122,6 +141,9 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
     use crate::names::Group;
 
@@ -157,7 +179,9 @@ mod tests {
         let moves = RebalanceStatus {
             moves_done: 6,
             moves_total: 24,
+            bytes_done: 1024,
             bytes_left: 4096,
+            eta: Some(Time(Timestamp::from_second(1_767_225_600).unwrap())),
             ..RebalanceStatus::default()
         };
         metrics.moves("ns", "chat", Some(&moves), Some(Duration::from_secs(7)));
@@ -165,6 +189,9 @@ mod tests {
         for line in [
             "moves_left{namespace=\"ns\",cluster=\"chat\"} 18",
             "left_bytes{namespace=\"ns\",cluster=\"chat\"} 4096",
+            "moves_done{namespace=\"ns\",cluster=\"chat\"} 6",
+            "done_bytes{namespace=\"ns\",cluster=\"chat\"} 1024",
+            "end_timestamp_seconds{namespace=\"ns\",cluster=\"chat\"} 1767225600",
             "idle_seconds{namespace=\"ns\",cluster=\"chat\"} 7",
         ] {
             assert!(during.contains(&format!("rebalance_{line}")), "{line} is not in:\n{during}");

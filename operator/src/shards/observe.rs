@@ -21,6 +21,7 @@ use tokio_postgres::types::Type;
 mod catalog;
 pub(in crate::shards) mod moves;
 mod parameters;
+mod slots;
 pub mod splits;
 pub mod stall;
 
@@ -55,6 +56,9 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
         .collect()
         .await;
     observed.nodes.insert(Group::Coordinator, first);
+    if let Some(catalog) = &mut observed.catalog {
+        catalog.lost_slots = slots::lost(sessions, catalog).await;
+    }
     observed
 }
 

@@ -13,7 +13,9 @@ use crate::pg::Endpoint;
 
 mod moves;
 
-pub use moves::{Change, Cleanup, Foreign, Operation, Progress, Resources, RunningMove, Transaction};
+pub use moves::{
+    Change, Cleanup, Foreign, LostSlot, Operation, Progress, Resources, RunningMove, Transaction,
+};
 
 /// The cluster as its servers describe it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -192,6 +194,8 @@ pub struct Catalog {
     pub changes: Vec<Change>,
     /// How far the moves are; empty while none is running.
     pub progress: Vec<Progress>,
+    /// Moves whose target follows a replication slot that is not there.
+    pub lost_slots: Vec<LostSlot>,
 }
 
 impl Catalog {
@@ -254,7 +258,7 @@ pub struct Placement {
     pub shards: i64,
 }
 
-/// A move without progress for longer than is allowed.
+/// A move that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
     /// The server process on the coordinator.
@@ -263,8 +267,56 @@ pub struct Stall {
     pub application: String,
     /// How long there has been no progress, in seconds.
     pub seconds: u64,
+    /// What kind of thing keeps it.
+    pub kind: StallKind,
     /// What it waits for, and what to look at.
     pub cause: String,
+    /// How it is to be ended now; `None` while it is given time to end after it was asked to.
+    pub end: Option<End>,
+}
+
+/// What keeps a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StallKind {
+    /// Somebody's lock or open transaction.
+    Blocked,
+    /// The subscription has no process that applies what comes.
+    NoWorker,
+    /// What comes cannot be applied.
+    ReplicationFailed,
+    /// The source has lost the replication slot that the target follows.
+    SlotLost,
+    /// A volume is full.
+    DiskFull,
+    /// A server that takes part does not answer.
+    Unreachable,
+    /// Nothing that is known.
+    Unknown,
+}
+
+impl StallKind {
+    /// The reason, for programs.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Blocked => "MoveBlocked",
+            Self::NoWorker => "NoReplicationWorker",
+            Self::ReplicationFailed => "ReplicationFailed",
+            Self::SlotLost => "ReplicationSlotLost",
+            Self::DiskFull => "DiskFull",
+            Self::Unreachable => "NodeUnreachable",
+            Self::Unknown => "Stalled",
+        }
+    }
+}
+
+/// How somebody else's session is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// Its statement is cancelled.
+    Cancel,
+    /// It is terminated, because a cancellation had no effect.
+    Terminate,
 }
 
 /// A table of the policy.

@@ -2,7 +2,7 @@
 //! observation.
 
 use super::findings;
-use super::observed::Observed;
+use super::observed::{Observed, Stall};
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
@@ -41,7 +41,11 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     let world = World { wanted, topology, observed };
     let mut draft = Draft::default();
     for stall in &observed.stalls {
-        draft.step(Step::CancelMove { pid: stall.pid, application: stall.application.clone() });
+        let Stall { pid, application, .. } = stall;
+        match stall.end {
+            Some(end) => draft.step(Step::CancelMove { pid: *pid, application: application.clone(), end }),
+            None => draft.wait(format!("{application} (pid {pid}) was cancelled, and has not ended yet")),
+        }
     }
     prepare::plan(&world, &mut draft);
     if world.support() != Support::Citus || world.catalog().is_none() {

@@ -22,6 +22,11 @@ pub async fn retire<E>(
     has_database: bool,
     delete: impl AsyncFnOnce() -> Result<(), E>,
 ) -> Result<Option<String>, E> {
+    // Who has to stay for a reason of its own is told that, and not who has the lock, which comes and goes with each move;
+    // and nobody waits for the lock because of it.
+    if let Ok(Some(stay)) = obstacle(sessions, group, has_database).await {
+        return Ok(Some(stay));
+    }
     let locked = async {
         let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
         Ok::<_, pg::Error>((lock::try_acquire(&session).await?, session))

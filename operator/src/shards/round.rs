@@ -9,12 +9,12 @@ use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
 use super::observe::{Sizes, observe};
-use super::observed::{Dropped, Observed, Stall};
-use super::plan::{Plan, plan};
-use super::rebalance::MovePlan;
+use super::observed::{Dropped, Observed, RunningMove, Stall};
+use super::plan::{Moves, Plan, plan};
+use super::rebalance::{Move, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
-use super::wanted::Wanted;
+use super::wanted::{Gate, Wanted};
 use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
@@ -76,11 +76,30 @@ impl Round {
         self.plan.steps.is_empty() && self.plan.waits.is_empty()
     }
 
-    /// The plan of moves that is to be carried on with.
+    /// The plan of moves that is to be carried on with. Those under way are part of it until they were made: one that
+    /// fails is still to be done.
     #[must_use]
     pub fn held_plan(&self) -> Option<MovePlan> {
-        let moves = self.plan.moves.as_ref().map(|moves| &moves.plan)?;
-        (!moves.moves.is_empty()).then(|| moves.clone())
+        let Moves { plan: rest, running, .. } = self.plan.moves.as_ref()?;
+        let is_under_way = |next: &Move| {
+            let under_way =
+                |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
+            running.iter().any(under_way)
+        };
+        let mut held = rest.clone();
+        if let Some(before) = &self.observed.held
+            && (rest.moves.is_empty() || rest.hash == before.hash)
+            && before.moves.iter().any(is_under_way)
+        {
+            let left = |next: &&Move| {
+                is_under_way(next) || rest.moves.iter().any(|one| one.shard_id == next.shard_id)
+            };
+            held.moves = before.moves.iter().filter(left).copied().collect();
+            held.bytes = held.moves.iter().map(|next| next.bytes).fold(0, u64::saturating_add);
+            held.hash.clone_from(&before.hash);
+            held.over.clone_from(&before.over);
+        }
+        (!held.moves.is_empty()).then_some(held)
     }
 
     /// The conditions, with what could not be done among them.
@@ -130,6 +149,11 @@ impl Handover {
             deferred: round.deferred.clone(),
             held: round.held_plan(),
         }
+    }
+
+    /// Replaces what says whether moves that only make the spread more even may be made.
+    pub fn permit(&mut self, gate: Gate) {
+        self.wanted.rebalance.gate = gate;
     }
 
     /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
@@ -243,6 +267,26 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
     };
     give_back(&session, sessions).await;
     carried
+}
+
+/// The moves that can begin now, where nothing else comes first: for who has just made one, and does not wait for the next
+/// round.
+pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
+    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let plan = plan(brief.wanted, sessions.topology(), &observed);
+    let round = Round {
+        observed,
+        plan,
+        performed: Vec::new(),
+        failed: Vec::new(),
+        deferred: brief.deferred.to_vec(),
+        held: None,
+        long: Vec::new(),
+    };
+    match next(&round) {
+        Some(step) if step.hold() == Hold::Shared => together(&round, step),
+        _ => Vec::new(),
+    }
 }
 
 /// The next step that can be tried.

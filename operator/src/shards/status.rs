@@ -138,7 +138,7 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let sizes = round.observed.sizes();
     let made: Vec<i64> = round.performed.iter().filter_map(|step| moved_bytes(step, &sizes)).collect();
-    let none = RebalanceStatus { started_at: Some(Time(now)), ..RebalanceStatus::default() };
+    let none = RebalanceStatus::default();
     let before = before.unwrap_or(&none);
     let moves_done = before.moves_done.saturating_add(number(made.len()));
     let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
@@ -148,13 +148,16 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let bytes_left = i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way);
     let current: Vec<MoveStatus> = current.into_iter().take(CURRENT).collect();
     let got_on = !made.is_empty() || current != before.current;
+    // A plan may wait for somebody's word for days: time counts from the first move on.
+    let begun = !made.is_empty() || !moves.running.is_empty();
+    let started_at = before.started_at.clone().or_else(|| begun.then_some(Time(now)));
     Some(RebalanceStatus {
         moves_done,
         moves_total: moves_done.saturating_add(number(left)),
         bytes_done,
         bytes_left,
-        eta: eta(before.started_at.as_ref(), now, bytes_done.saturating_add(arrived), bytes_left),
-        started_at: before.started_at.clone(),
+        eta: eta(started_at.as_ref(), now, bytes_done.saturating_add(arrived), bytes_left),
+        started_at,
         last_progress_at: if got_on { Some(Time(now)) } else { before.last_progress_at.clone() },
         current,
     })

@@ -1,7 +1,7 @@
 //! What the controller can do to the database: one change each, and safe to repeat.
 
 use super::heat::actions::Outcome;
-use super::observed::RunningMove;
+use super::observed::{End, RunningMove};
 use super::rebalance::Pin;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
@@ -146,12 +146,14 @@ pub enum Step {
         /// Why it was not done.
         note: Option<String>,
     },
-    /// Cancel a move or a split that makes no progress; it is planned again.
+    /// End a move or a split that does not get on; a move is planned again.
     CancelMove {
         /// The server process on the coordinator.
         pid: i32,
         /// The session's name, so that nobody else is cancelled.
         application: String,
+        /// Whether its statement or the session is ended.
+        end: End,
     },
 }
 

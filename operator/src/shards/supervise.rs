@@ -3,11 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::observed::{Catalog, Operation, Progress, RunningMove, Stall};
+use super::observed::{Catalog, End, Progress, RunningMove};
 
-/// Failures to follow a change after which a split is hopeless: the same change is tried again every few seconds, and a
-/// connection that breaks once is none.
-const HOPELESS: i64 = 3;
+mod splits;
+
+pub use splits::{SplitMark, Splits};
+
+/// Looks in a row in which a slot has to be missing: the end of a move takes its slots away, too.
+const LOOKS: u32 = 2;
+/// A move that was cancelled is given this long to end, and twice as long each time after, before it is terminated.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest of these times.
+const LAST_PATIENCE: Duration = Duration::from_mins(10);
 
 /// How far the moves were when they were last seen to get on. A new operator begins to watch anew.
 ///
@@ -59,9 +66,35 @@ struct Seen {
     marks: Vec<Mark>,
     since: Instant,
     looked: Instant,
+    lost_slot: Option<Lost>,
+    endings: Endings,
 }
 
-/// A move without progress.
+/// How often a session was cancelled or terminated, and when last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Endings(Option<(u32, Instant)>);
+
+impl Endings {
+    /// How it is to be ended at `now`; `None` while it is given time to.
+    fn next(self, now: Instant) -> Option<End> {
+        let Some((times, last)) = self.0 else { return Some(End::Cancel) };
+        let patience = PATIENCE.saturating_mul(1 << times.saturating_sub(1).min(8)).min(LAST_PATIENCE);
+        (now.saturating_duration_since(last) >= patience).then_some(End::Terminate)
+    }
+
+    fn count(&mut self, now: Instant) {
+        self.0 = Some((self.0.map_or(0, |(times, _)| times).saturating_add(1), now));
+    }
+}
+
+/// A slot that was not there in the last looks.
+#[derive(Clone, Debug)]
+struct Lost {
+    slot: String,
+    looks: u32,
+}
+
+/// A move that does not get on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stalled {
     /// The move.
@@ -70,6 +103,10 @@ pub struct Stalled {
     pub phase: String,
     /// How long there has been no progress.
     pub idle: Duration,
+    /// The replication slot that it cannot end without, if that is gone.
+    pub lost_slot: Option<String>,
+    /// How it is to be ended now; `None` while it is given time to.
+    pub end: Option<End>,
 }
 
 impl Watch {
@@ -82,21 +119,46 @@ impl Watch {
             let own = catalog.progress.iter().filter(|progress| progress.pid == running.pid);
             let known = before.as_ref().map_or(&[][..], |before| &before.marks);
             let marks: Vec<Mark> = own.map(|progress| Mark::of(progress, known)).collect();
+            let lost_slot = catalog.lost_slots.iter().find(|lost| lost.pid == running.pid).map(|lost| {
+                let earlier = before.as_ref().and_then(|before| before.lost_slot.as_ref());
+                let earlier = earlier.filter(|earlier| earlier.slot == lost.slot);
+                Lost {
+                    slot: lost.slot.clone(),
+                    looks: earlier.map_or(0, |earlier| earlier.looks).saturating_add(1),
+                }
+            });
+            let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
             let since = before.filter(|before| before.marks == marks).map_or(now, |before| before.since);
-            seen.insert(running.pid, Seen { running, marks, since, looked: now });
+            seen.insert(running.pid, Seen { running, marks, since, looked: now, lost_slot, endings });
         }
         self.seen = seen;
     }
 
-    /// The moves that had made no progress for `limit` when they were last looked at.
+    /// The moves that had made no progress for `limit` when they were last looked at, and those that cannot end any more.
     #[must_use]
     pub fn stalled(&self, limit: Duration) -> Vec<Stalled> {
         let stalled = |seen: &Seen| {
             let idle = seen.idle();
+            let lost_slot =
+                seen.lost_slot.as_ref().filter(|lost| lost.looks >= LOOKS).map(|lost| lost.slot.clone());
             let phase = seen.marks.first().map(|mark| mark.phase.clone()).unwrap_or_default();
-            (idle >= limit).then_some(Stalled { running: seen.running, phase, idle })
+            let end = seen.endings.next(seen.looked);
+            (lost_slot.is_some() || idle >= limit).then_some(Stalled {
+                running: seen.running,
+                phase,
+                idle,
+                lost_slot,
+                end,
+            })
         };
         self.seen.values().filter_map(stalled).collect()
+    }
+
+    /// Remembers that the move of the process `pid` was cancelled or terminated at `now`.
+    pub fn ended(&mut self, pid: i32, now: Instant) {
+        if let Some(seen) = self.seen.get_mut(&pid) {
+            seen.endings.count(now);
+        }
     }
 
     /// The longest time that one of the moves under way was seen to make no progress.
@@ -112,66 +174,10 @@ impl Seen {
     }
 }
 
-/// How far a split is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SplitMark {
-    /// What the servers show of it, each in its own words.
-    pub progress: Vec<String>,
-    /// How often a change that it follows could not be made. In a split that will come to its end there is none.
-    pub errors: i64,
-}
-
-/// How far the splits were when they were last seen to get on.
-#[derive(Debug, Default)]
-pub struct Splits {
-    seen: BTreeMap<i32, SeenSplit>,
-}
-
-#[derive(Debug)]
-struct SeenSplit {
-    application: String,
-    mark: SplitMark,
-    since: Instant,
-}
-
-impl Splits {
-    /// Takes in how far the splits under way are at `now`; those that have made no progress for `limit`, or will make none.
-    pub fn look(
-        &mut self,
-        running: Vec<(Operation, SplitMark)>,
-        now: Instant,
-        limit: Duration,
-    ) -> Vec<Stall> {
-        let mut seen = BTreeMap::new();
-        let mut stalls = Vec::new();
-        for (Operation { pid, application }, mark) in running {
-            let before = self.seen.remove(&pid).filter(|before| before.application == application);
-            let same = before.filter(|before| before.mark.progress == mark.progress);
-            let since = same.map_or(now, |before| before.since);
-            let idle = now.saturating_duration_since(since);
-            let cause = if mark.errors >= HOPELESS {
-                Some(format!(
-                    "its target failed {} times to follow the changes of its source, and will go on to: its log says why",
-                    mark.errors
-                ))
-            } else {
-                (idle >= limit)
-                    .then(|| "nothing is copied or followed: look at the logs of its nodes".to_owned())
-            };
-            if let Some(cause) = cause {
-                stalls.push(Stall { pid, application: application.clone(), seconds: idle.as_secs(), cause });
-            }
-            seen.insert(pid, SeenSplit { application, mark, since });
-        }
-        self.seen = seen;
-        stalls
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shards::observed::Operation;
+    use crate::shards::observed::{LostSlot, Operation};
 
     /// Somebody writes on the source all the time.
     fn catalog(source: i64, target_bytes: i64, lsn: &str) -> Catalog {
@@ -209,6 +215,42 @@ mod tests {
         assert_eq!(stalled.phase, "Copying Data");
         watch.look(Some(&Catalog::default()), at(212));
         assert_eq!(watch.stalled(Duration::ZERO), [], "it has ended");
+    }
+
+    #[test]
+    fn a_slot_that_is_gone_is_no_matter_of_time() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut watch = Watch::default();
+        let mut look = |second: u64, slots: &[&str]| {
+            let lost = |slot: &&str| LostSlot { pid: 7, slot: (*slot).to_owned() };
+            // It gets on all the time: the target still applies what it was sent before.
+            let target = i64::try_from(second).unwrap();
+            let catalog =
+                Catalog { lost_slots: slots.iter().map(lost).collect(), ..catalog(0, target, "0/1") };
+            watch.look(Some(&catalog), at(second));
+            watch.stalled(Duration::from_mins(10)).into_iter().next().and_then(|stalled| stalled.lost_slot)
+        };
+        assert_eq!([look(0, &[]), look(1, &["a"]), look(2, &[]), look(3, &["a"])], [const { None }; 4]);
+        assert_eq!(look(4, &["b"]), None, "another one");
+        assert_eq!(look(5, &["b"]).as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn a_move_that_does_not_end_when_it_is_cancelled_is_terminated() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        let mut end = |second: u64| {
+            let now = start + Duration::from_secs(second);
+            watch.look(Some(&catalog(0, 1, "0/1")), now);
+            let end = watch.stalled(Duration::ZERO)[0].end;
+            if end.is_some() {
+                watch.ended(7, now);
+            }
+            end
+        };
+        assert_eq!([end(0), end(5), end(29), end(30)], [Some(End::Cancel), None, None, Some(End::Terminate)]);
+        assert_eq!([end(31), end(89), end(90)], [None, None, Some(End::Terminate)], "not all the time");
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl<'a> World<'a> {
             immovable: BTreeMap::new(),
             changes: Vec::new(),
             progress: Vec::new(),
+            lost_slots: Vec::new(),
         };
         let fresh = || {
             let facts = self.observed.facts(Group::Coordinator)?;

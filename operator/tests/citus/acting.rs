@@ -368,7 +368,11 @@ async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     assert!(stall.cause.contains("failed"), "{}", stall.cause);
-    let cancel = Step::CancelMove { pid: stall.pid, application: stall.application };
+    let cancel = Step::CancelMove {
+        pid: stall.pid,
+        application: stall.application,
+        end: stall.end.context("it was ended before")?,
+    };
     perform(&cancel, &sessions).await?;
     let error = task.await?.unwrap_err();
     assert!(error.to_string().contains("cancel"), "{error}");

@@ -1,6 +1,6 @@
 //! Servers that end in the middle of a move.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::condition::BALANCED;
@@ -13,7 +13,8 @@ use testbed::postgres::Shutdown;
 
 use crate::held_up::HeldUp;
 use crate::needs_citus;
-use crate::world::{World, condition, few_shards, with_an_empty_worker};
+use crate::operator::Operator;
+use crate::world::{World, condition, eventually, few_shards, with_an_empty_worker};
 
 const ROWS: i64 = 10_000;
 /// A move that is held up at its end is there after this time at the latest.
@@ -25,12 +26,7 @@ const TO_COPY: Duration = Duration::from_mins(2);
 async fn a_server_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()> {
     needs_citus!();
     let mut world = with_an_empty_worker().await?;
-    let rows = format!(
-        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
-         FROM generate_series(1, {ROWS})"
-    );
-    world.api(Group::Coordinator).await?.run(&rows).await?;
+    world.api(Group::Coordinator).await?.run(&rows()).await?;
     let open = few_shards(2);
     for (who, how) in [
         (Group::Coordinator, Shutdown::Immediate),
@@ -43,9 +39,11 @@ async fn a_server_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()
         assert!(down.long.is_empty() && down.performed.is_empty(), "{:?}", down.plan.steps);
         world.server(who).start()?;
         // It is made after all, as soon as what it left behind allows.
-        while world.round_of(&open, 0).await?.plan.steps.first() != Some(&step) {
+        eventually("the move is planned again", async || {
             world.round(&open).await?;
-        }
+            Ok(world.round_of(&open, 0).await?.plan.steps.first() == Some(&step))
+        })
+        .await?;
         world.carry_out(&open, &step).await.with_context(|| format!("after {who} has come back"))?;
     }
     world.settle(&open).await?;
@@ -83,6 +81,84 @@ async fn dies_in_the_middle_of_a_move(
     drop(held_up);
     ensure!(task.await?.is_err(), "{who} has gone, and the move was made");
     Ok(step)
+}
+
+/// As after a switchover of the source: slots do not survive that, and the target follows one for ever.
+#[tokio::test]
+async fn a_move_whose_slot_is_lost_is_made_anew_without_waiting_for_time_to_run_out() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    world.api(Group::Coordinator).await?.run(&rows()).await?;
+    let open = few_shards(2);
+    let planned = world.round_of(&open, 0).await?.plan;
+    let step = planned.steps.into_iter().find(|step| matches!(step, Step::MoveShard { .. }));
+    let Some(Step::MoveShard { shard_id, from, to }) = step else { bail!("no move is planned") };
+    let step = Step::MoveShard { shard_id, from, to };
+    let held_up = HeldUp::new(&world, shard_id).await?;
+    let mut operator = Operator::default();
+    operator.round(&world, &open).await?;
+    ensure!(operator.jobs.has(&step), "another move was begun");
+    let copied = async {
+        let subscribed = "SELECT count(*) FROM pg_stat_subscription WHERE subname LIKE 'citus_shard_move_%'
+                          AND latest_end_lsn IS NOT NULL AND relid IS NULL";
+        while world.number(to, subscribed).await? == 0 || !held_up.is_waited_for().await? {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(TO_COPY, copied).await.context("the move was not held up at its end")??;
+    let round = operator.round(&world, &open).await?;
+    let lost = &round.observed.catalog.as_ref().context("catalogs")?.lost_slots;
+    ensure!(lost.is_empty(), "nothing is lost yet: {lost:?}");
+
+    drop_slots(&world, from).await?;
+    held_up.end().await?;
+    let lost = Instant::now();
+    let (status, reason, message) = loop {
+        let round = operator.round(&world, &open).await?;
+        let condition = condition(&round, BALANCED);
+        if condition.1 == "ReplicationSlotLost" {
+            break condition;
+        }
+        ensure!(operator.failed.is_empty(), "the move failed by itself");
+        ensure!(lost.elapsed() < TO_COPY, "nobody has noticed: {condition:?}");
+    };
+    assert_eq!((status, reason), ("False", "ReplicationSlotLost"), "{message}");
+    assert!(message.contains("slot lost, the source was switched over or restored"), "{message}");
+    assert!(message.contains("citus_shard_move_slot_"), "{message}");
+    operator.settle(&world, &open, open.rebalance.stall_timeout).await?;
+    println!("found, cancelled and made anew with all the others in {:?}", lost.elapsed());
+    assert_eq!(operator.failed.first(), Some(&step));
+    assert!(operator.done.contains(&step), "{:?}", operator.done);
+    assert!(operator.done.iter().any(|step| matches!(step, Step::CancelMove { .. })), "{:?}", operator.done);
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    assert_eq!(world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?, ROWS);
+    assert_nothing_is_left(&world).await
+}
+
+/// Drops the slots of moves on `group`'s server, whoever uses them.
+async fn drop_slots(world: &World, group: Group) -> Result<()> {
+    let slots = "pg_replication_slots WHERE slot_name LIKE 'citus_shard_move_slot_%'";
+    let (terminate, drop) = (
+        format!("SELECT pg_terminate_backend(active_pid) FROM {slots} AND active"),
+        format!("SELECT pg_drop_replication_slot(slot_name) FROM {slots} AND NOT active"),
+    );
+    eventually("the slots are dropped", async || {
+        world.ask(group, &terminate).await?;
+        // Who used it may just be back.
+        let dropped = world.ask(group, &drop).await;
+        Ok(dropped.is_ok() && world.number(group, &format!("SELECT count(*) FROM {slots}")).await? == 0)
+    })
+    .await
+}
+
+/// Inserts messages.
+fn rows() -> String {
+    format!(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
+         FROM generate_series(1, {ROWS})"
+    )
 }
 
 /// No trace of a move is left on any server.

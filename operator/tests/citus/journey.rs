@@ -10,6 +10,7 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
 use dialog_operator::shards::heat::actions::Outcome;
 use dialog_operator::shards::observe::stall::diagnose;
+use dialog_operator::shards::observed::End;
 use dialog_operator::shards::step::{KINDS, Step};
 use dialog_operator::shards::supervise::Stalled;
 use dialog_operator::shards::wanted::{Gate, Wanted};
@@ -151,7 +152,13 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
             break running;
         }
     };
-    let stalled = Stalled { running, phase: "Setting Up".to_owned(), idle: Duration::from_mins(10) };
+    let stalled = Stalled {
+        running,
+        phase: "Setting Up".to_owned(),
+        idle: Duration::from_mins(10),
+        lost_slot: None,
+        end: Some(End::Cancel),
+    };
     let stall = loop {
         let stall = diagnose(&world.sessions()?, &stalled).await.context("it is at work")?;
         if stall.cause.contains(&format!("(pid {pid}")) {
@@ -162,7 +169,7 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
     killer.stalls = vec![stall];
     let round = killer.look(world, wanted).await?;
     let (status, reason, message) = condition(&round, BALANCED);
-    assert_eq!((status, reason), ("False", "Stalled"), "{message}");
+    assert_eq!((status, reason), ("False", "MoveBlocked"), "{message}");
     let cancel = round.plan.steps[0].clone();
     assert!(matches!(cancel, Step::CancelMove { .. }), "{cancel}");
     killer.carry_out(world, wanted, &cancel).await?;

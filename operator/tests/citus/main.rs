@@ -19,6 +19,8 @@ mod held_up;
 mod journey;
 mod killer;
 mod moves;
+mod operator;
+mod pace;
 mod planner;
 mod traffic;
 mod world;

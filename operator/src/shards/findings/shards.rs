@@ -3,7 +3,7 @@
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
 use crate::names::Group;
-use crate::shards::observed::Foreign;
+use crate::shards::observed::{Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
@@ -29,11 +29,7 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         return finding(Holds::Unknown, "NoShards", "there are no shards yet".to_owned());
     }
     if let [first, ..] = world.observed.stalls.as_slice() {
-        let message = format!(
-            "{} (pid {} on the coordinator) has made no progress for {} s: {}; it is cancelled and planned again",
-            first.application, first.pid, first.seconds, first.cause
-        );
-        return finding(Holds::False, "Stalled", message);
+        return stalled(first);
     }
     let left = moves.plan.moves.len();
     if let [check, ..] = moves.checks.as_slice() {
@@ -113,6 +109,18 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
             finding(Holds::False, "Waiting", message)
         }
     }
+}
+
+/// What is said of a move that does not get on.
+fn stalled(Stall { application, pid, seconds, kind, cause, .. }: &Stall) -> Finding {
+    let what = match kind {
+        StallKind::SlotLost => "cannot end any more".to_owned(),
+        _ => format!("has made no progress for {seconds} s"),
+    };
+    let message = format!(
+        "{application} (pid {pid} on the coordinator) {what}: {cause}; it is cancelled and planned again"
+    );
+    Finding::new(BALANCED, Holds::False, kind.reason(), message)
 }
 
 /// What is said while the size of a shard group is unknown.

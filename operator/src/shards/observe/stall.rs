@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 
 use crate::names::Group;
 use crate::pg;
-use crate::shards::observed::{Operation, Stall};
+use crate::shards::observed::{Operation, Stall, StallKind};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
@@ -29,40 +29,65 @@ const BUILDS: &str = "
                    WHERE (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2)
                      AND wait_event_type IS DISTINCT FROM 'Lock')";
 
+/// Less than this many bytes free is a full disk.
+const FULL: i64 = 64 << 20;
+
+/// What keeps a move, and what to look at.
+type Cause = (StallKind, String);
+
 /// What `stalled` waits for, with the process or object to look at; `None` if it is at work all the same.
 pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     let running = stalled.running;
-    if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) {
-        return None;
-    }
-    let mut cause = None;
-    for group in [Group::Coordinator, running.from, running.to] {
-        cause = match cause {
-            None => {
-                blocked(sessions, group, running.pid).await.unwrap_or_else(|error| Some(error.to_string()))
-            }
-            found => found,
-        };
-    }
-    if cause.is_none() {
-        cause = replication(sessions, running.from, running.to, &stalled.phase)
-            .await
-            .unwrap_or_else(|error| Some(error.to_string()));
-    }
-    let unknown = || {
-        let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
-        format!(
-            "nothing that is known keeps it ({phase}): look at the logs of {} and {}",
-            running.from, running.to
-        )
+    let (kind, cause) = match &stalled.lost_slot {
+        Some(slot) => lost(running.from, running.to, slot),
+        None if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) => return None,
+        None => cause(sessions, stalled).await,
     };
     let application = Operation::name_of(running.shard_id, running.from, running.to);
     Some(Stall {
         pid: running.pid,
         application,
         seconds: stalled.idle.as_secs(),
-        cause: cause.unwrap_or_else(unknown),
+        kind,
+        cause,
+        end: stalled.end,
     })
+}
+
+/// What is said of a move whose slot is gone.
+fn lost(from: Group, to: Group, slot: &str) -> Cause {
+    let message = format!(
+        "slot lost, the source was switched over or restored: {from} has no replication slot {slot} any more, and what is \
+         written there does not reach {to}"
+    );
+    (StallKind::SlotLost, message)
+}
+
+/// What keeps a move that makes no progress.
+async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
+    let (from, to) = (stalled.running.from, stalled.running.to);
+    for group in [Group::Coordinator, from, to] {
+        match blocked(sessions, group, stalled.running.pid).await {
+            Ok(Some(message)) => return (StallKind::Blocked, message),
+            Ok(None) => {}
+            Err(error) => return unreachable(group, &error),
+        }
+    }
+    match replication(sessions, from, to, &stalled.phase).await {
+        Ok(Some(cause)) => cause,
+        Ok(None) => {
+            let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
+            let message = format!(
+                "nothing that is known keeps it ({phase}): look at the logs of the coordinator, {from} and {to}"
+            );
+            (StallKind::Unknown, message)
+        }
+        Err(error) => (StallKind::Unreachable, error.to_string()),
+    }
+}
+
+fn unreachable(group: Group, error: &pg::Error) -> Cause {
+    (StallKind::Unreachable, format!("{group} does not answer: {error}"))
 }
 
 /// Whether the move whose process on the coordinator is `pid` builds an index on `target`.
@@ -103,13 +128,32 @@ async fn replication(
     from: Group,
     to: Group,
     phase: &str,
-) -> Result<Option<String>, pg::Error> {
+) -> Result<Option<Cause>, pg::Error> {
+    // A disk that is full is the cause of what else there is.
+    for group in [from, to] {
+        let session = sessions.session(group, Door::Dialog).await?;
+        let free = "SELECT available_disk_size FROM citus_local_disk_space_stats()";
+        let free: i64 = session.query_one(free, &[]).await?.get(0);
+        if free < FULL {
+            let message = format!("the disk of {group} is full: {free} bytes are free; make room there");
+            return Ok(Some((StallKind::DiskFull, message)));
+        }
+    }
+    let source = sessions.session(from, Door::Dialog).await?;
+    let slots =
+        "SELECT count(*) FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_move_slot_')";
+    let slots: i64 = source.query_one(slots, &[]).await?.get(0);
+    if slots == 0 && !["", "Setting Up", "Completed"].contains(&phase) {
+        return Ok(Some(lost(from, to, "of the move")));
+    }
     let target = sessions.session(to, Door::Dialog).await?;
     let rows = target
         .query(
-            "SELECT subname::text, pid IS NOT NULL, apply_error_count + sync_error_count
-             FROM pg_stat_subscription LEFT JOIN pg_stat_subscription_stats USING (subid, subname)
-             WHERE starts_with(subname, 'citus_shard_move_') AND relid IS NULL ORDER BY 3 DESC NULLS LAST",
+            "SELECT subname::text, stat.pid IS NOT NULL, apply_error_count + sync_error_count
+             FROM pg_subscription JOIN pg_stat_subscription AS stat ON stat.subid = pg_subscription.oid
+             LEFT JOIN pg_stat_subscription_stats AS errors ON errors.subid = pg_subscription.oid
+             WHERE subenabled AND starts_with(pg_subscription.subname, 'citus_shard_move_') AND relid IS NULL
+             ORDER BY 3 DESC NULLS LAST",
             &[],
         )
         .await?;
@@ -117,34 +161,37 @@ async fn replication(
         let (name, runs): (String, bool) = (row.get(0), row.get(1));
         let errors: i64 = row.get::<_, Option<_>>(2).unwrap_or_default();
         if errors > 0 {
-            return Ok(Some(format!(
-                "the subscription {name} on {to} failed {errors} times: its log says why"
-            )));
+            let message =
+                format!("the subscription {name} on {to} failed {errors} times: the log of {to} says why");
+            return Ok(Some((StallKind::ReplicationFailed, message)));
         }
         if !runs {
-            return Ok(Some(format!(
-                "the subscription {name} on {to} has no background worker: see pg_stat_subscription and \
-                 pg_stat_activity there for who has them, and drop subscriptions that are not needed"
-            )));
-        }
-    }
-    let source = sessions.session(from, Door::Dialog).await?;
-    let slots = source
-        .query_one(
-            "SELECT count(*), (SELECT available_disk_size FROM citus_local_disk_space_stats())
-             FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_move_slot_')",
-            &[],
-        )
-        .await?;
-    if slots.get::<_, i64>(0) == 0 && !["", "Setting Up", "Completed"].contains(&phase) {
-        return Ok(Some(format!("its replication slot on {from} is gone: somebody dropped it")));
-    }
-    let room =
-        target.query_one("SELECT available_disk_size FROM citus_local_disk_space_stats()", &[]).await?;
-    for (group, free) in [(from, slots.get::<_, i64>(1)), (to, room.get::<_, i64>(0))] {
-        if free < 64 << 20 {
-            return Ok(Some(format!("the disk of {group} is full: {free} bytes are free")));
+            return Ok(Some(worker(sessions, to, &name).await?));
         }
     }
     Ok(None)
+}
+
+/// Why the subscription has no worker: none is free; or its worker ends again and again, as where the source is not reached.
+async fn worker(sessions: &Sessions, to: Group, subscription: &str) -> Result<Cause, pg::Error> {
+    let session = sessions.session(to, Door::Dialog).await?;
+    let row = session
+        .query_one(
+            "SELECT current_setting('max_logical_replication_workers')::int8
+                        - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)",
+            &[],
+        )
+        .await?;
+    if row.get::<_, i64>(0) > 0 {
+        let message = format!(
+            "the worker of the subscription {subscription} on {to} does not stay: its log says why, as a rule that the source \
+             cannot be reached from there, or that no background worker is free (pg_stat_activity)"
+        );
+        return Ok((StallKind::ReplicationFailed, message));
+    }
+    let message = format!(
+        "the subscription {subscription} on {to} has no background worker: see pg_stat_subscription and pg_stat_activity \
+         there for who has them, and drop subscriptions that are not needed"
+    );
+    Ok((StallKind::NoWorker, message))
 }

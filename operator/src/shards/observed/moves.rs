@@ -138,6 +138,16 @@ pub struct Progress {
     pub phase: String,
 }
 
+/// A move whose target follows a replication slot that its source does not have: changes on the source since the copy will
+/// never arrive, and the move waits for them for ever. A source that was switched over or restored has no such slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostSlot {
+    /// The session of the move, on the coordinator.
+    pub pid: i32,
+    /// The slot.
+    pub slot: String,
+}
+
 /// What moves need on one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Split, Step};
+use crate::shards::observed::End;
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,8 +56,12 @@ impl fmt::Display for Step {
             Self::EndAction { id, outcome, note: Some(note) } => {
                 write!(f, "note action {id} as {}: {note}", outcome.name())
             }
-            Self::CancelMove { pid, application } => {
-                write!(f, "cancel {application} (pid {pid}), which makes no progress")
+            Self::CancelMove { pid, application, end } => {
+                let (verb, why) = match end {
+                    End::Cancel => ("cancel", "which does not get on"),
+                    End::Terminate => ("terminate", "which was cancelled and has not ended"),
+                };
+                write!(f, "{verb} {application} (pid {pid}), {why}")
             }
         }
     }

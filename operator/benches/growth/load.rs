@@ -1,0 +1,202 @@
+//! dialog-api, and the load that is made on it.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use dialog_bench::client::{Connection, Target};
+use dialog_bench::database::{Database, DatabaseArguments};
+use dialog_bench::drive::{Pace, Settings};
+use dialog_bench::ledger::Code;
+use dialog_bench::load::{LoadPlan, load};
+use dialog_bench::population::Population;
+use dialog_bench::report::Report;
+use dialog_bench::run::{Plan, run};
+use dialog_bench::schedule::Schedule;
+use dialog_bench::workload::Skew;
+use dialog_operator::names::Group;
+use jiff::Timestamp;
+use tempfile::TempDir;
+use testbed::wait::eventually;
+
+use crate::table::{Limit, Table};
+use crate::world::World;
+
+/// Longest wait for the service to answer for the first time.
+const START: Duration = Duration::from_mins(1);
+/// Connections of a load.
+const CONNECTIONS: usize = 64;
+/// How often a request that failed is sent again, with the same `client_msg_id`.
+const RETRIES: u8 = 5;
+/// Length of a text, in characters.
+const TEXT: usize = 100;
+/// Any key that is long enough: 32 bytes in base64.
+const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n";
+
+/// A running service and its population; killed when dropped.
+pub struct Service {
+    process: Child,
+    target: Target,
+    database: Database,
+    population: Option<Population>,
+    folder: TempDir,
+}
+
+impl Service {
+    /// Starts `program` as in a cluster: with the certificate of dialog-api.
+    pub fn start(world: &World, program: &Path) -> Result<Self> {
+        let folder = tempfile::tempdir().context("temporary directory")?;
+        fs::write(folder.path().join("key"), KEY).context("write a key for tokens")?;
+        let files = world.authority.write(&world.authority.client("dialog-api")?, folder.path())?;
+        let topology = world.topology();
+        let coordinator = topology.endpoint(Group::Coordinator).context("there is no coordinator")?;
+        let arguments = DatabaseArguments {
+            host: Some(coordinator.host.clone()),
+            port: coordinator.port,
+            name: "dialog".to_owned(),
+            user: "dialog_api".to_owned(),
+            tls_ca: Some(files.ca.clone()),
+            tls_cert: Some(files.certificate.clone()),
+            tls_key: Some(files.key.clone()),
+        };
+        let database = Database::from_arguments(&arguments)?.context("no host")?;
+        // Taken by the service a moment later.
+        let address =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?.local_addr()?;
+        let log = File::create(folder.path().join("log")).context("make a log")?;
+        let process = Command::new(program)
+            .arg(format!("--listen={address}"))
+            .arg(format!("--database-host={}", coordinator.host))
+            .arg(format!("--database-port={}", coordinator.port))
+            .arg(format!("--tls-ca={}", files.ca.display()))
+            .arg(format!("--tls-cert={}", files.certificate.display()))
+            .arg(format!("--tls-key={}", files.key.display()))
+            .arg(format!("--token-key-file={}", folder.path().join("key").display()))
+            // A load is above limits of rates.
+            .args(["--sender-rate=0", "--pair-rate=0", "--log-level=warn"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("clone the log's handle")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        let target = format!("http://{address}").parse().map_err(anyhow::Error::msg)?;
+        Ok(Self { process, target, database, population: None, folder })
+    }
+
+    /// Waits until a path answers with one of these statuses.
+    pub async fn wait_for(&mut self, path: &str, statuses: &[u16]) -> Result<()> {
+        let mut connection = Connection::new(self.target.clone(), Duration::from_secs(5));
+        let answered = eventually(format!("{path} answers {statuses:?}"), START, async || {
+            let request =
+                http::Request::get(path).body(http_body_util::Full::default()).context("a request")?;
+            let code = connection.ask(request).await;
+            if let Some(status) = self.process.try_wait().context("wait for the service")? {
+                bail!("it ended with {status}");
+            }
+            Ok(matches!(code, Code::Status(status) if statuses.contains(&status)).then_some(()))
+        });
+        let answered = answered.await;
+        answered.with_context(|| {
+            let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            format!("its log ends with: {}", log.lines().next_back().unwrap_or_default())
+        })
+    }
+
+    /// Writes as many dialogs with as many messages each.
+    pub async fn fill(&mut self, dialogs: u64, messages: u64) -> Result<()> {
+        let population = Population::new(dialogs, dialogs, 1)?;
+        let plan = LoadPlan { population, messages, text: TEXT, newest: Timestamp::now(), progress: false };
+        load(&self.database, &plan).await?;
+        self.population = Some(population);
+        Ok(())
+    }
+
+    /// Sends and lists for some time, at a rate or as fast as the answers come; with the ledger.
+    pub async fn load(&self, rate: Option<f64>, duration: Duration) -> Result<Report> {
+        let pace = match rate {
+            None => Pace::Closed,
+            Some(rate) => {
+                let schedule = Schedule::new(rate).map_err(anyhow::Error::msg)?;
+                Pace::Open { schedule, queue: schedule.arrivals_within(Duration::from_secs(5)) }
+            }
+        };
+        let plan = Plan {
+            population: self.population.context("nobody is there")?,
+            targets: vec![self.target.clone()],
+            token_key: self.folder.path().join("key"),
+            settings: Settings {
+                pace,
+                duration,
+                connections: CONNECTIONS,
+                timeout: Duration::from_secs(10),
+                retries: RETRIES,
+            },
+            warmup: Duration::ZERO,
+            skew: Skew::Uniform,
+            lists: 0.8,
+            text: TEXT,
+            client_ids: true,
+            seed: 1,
+            ledger: self.folder.path().join("ledger"),
+            database: None,
+            progress: false,
+        };
+        run(&plan).await
+    }
+
+    /// Compares what was acknowledged `during` the changes with what the shards hold, and its latency with that `before`.
+    #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
+    pub async fn audit(&self, before: &Report, during: &Report, table: &mut Table) -> Result<()> {
+        let ledger = self.folder.path().join("ledger");
+        let (audit, groups) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
+        table.row(
+            "messages not as acknowledged",
+            &format!("{} acknowledged, {} lost, {} doubled", audit.acknowledged, audit.lost, audit.doubled),
+            (audit.lost + audit.doubled + audit.strange) as f64,
+            Limit::AtMost(0.0),
+        );
+        let requests = during.sends.requests + during.lists.requests;
+        let failed = requests - during.sends.succeeded - during.lists.succeeded + during.dropped;
+        table.row(
+            "share of requests that failed",
+            &format!("{failed} of {requests}, {} of them found no room in the queue", during.dropped),
+            failed as f64 / requests as f64,
+            Limit::AtMost(0.0001),
+        );
+        let worst = groups
+            .iter()
+            .max_by(|one, other| one.gap.longest_wait_ms.total_cmp(&other.gap.longest_wait_ms))
+            .context("no shard group")?;
+        table.row(
+            "longest wait of a shard group's sends for an acknowledgement, in ms",
+            &format!(
+                "shard {} on {}, {:.1} s after the begin",
+                worst.shard, worst.node, worst.gap.gap_began_s
+            ),
+            worst.gap.longest_wait_ms,
+            Limit::AtMost(500.0),
+        );
+        for (what, before, during) in
+            [("sends", &before.sends, &during.sends), ("lists", &before.lists, &during.lists)]
+        {
+            let (then, now) = (before.latency_ms.p99, during.latency_ms.p99);
+            table.row(
+                &format!("p99 of {what} with moves against before"),
+                &format!("{now:.1} ms against {then:.1} ms, at {:.0} a second", during.per_second),
+                now / then,
+                Limit::AtMost(3.0),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,182 @@
+//! The steps that take long: they go on while rounds come and go.
+//!
+//! When a move has been made, the next ones begin at once, from a look of their own, and not only with the next round: a
+//! rebalance of many small shards would be made of waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
+use tokio::task::JoinHandle;
+
+use super::act;
+use super::round::{Carried, Handover, carry_out, following};
+use super::sessions::Sessions;
+use super::step::{Hold, Step};
+use super::topology::Topology;
+use super::wanted::{Gate, gate};
+use crate::api::RebalanceSpec;
+use crate::names::Group;
+use crate::pg::Identity;
+
+/// What came of a step that takes long.
+pub type Ended = Result<Carried, act::Error>;
+/// Tells the groups that have servers in Kubernetes now.
+pub type Existing = Arc<dyn Fn() -> BoxFuture<'static, BTreeSet<Group>> + Send + Sync>;
+/// Is called when a step has ended.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// What long steps are carried out with when the round that found them is over.
+#[derive(Clone)]
+pub struct Job {
+    /// Tells the groups that have servers now.
+    pub existing: Existing,
+    /// Is called when a step has ended.
+    pub wake: Wake,
+    /// Where the groups listen.
+    pub topology: Topology,
+    /// The operator's certificate.
+    pub identity: Identity,
+    /// What the round leaves.
+    pub handover: Handover,
+    /// What says whether a move may begin, asked again before each; `None` where only the round says it.
+    pub permission: Option<Permission>,
+}
+
+/// What says whether moves that only make the spread more even may begin.
+#[derive(Clone, Debug)]
+pub struct Permission {
+    /// Mode and windows.
+    pub spec: RebalanceSpec,
+    /// The resource's annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// The request for a rebalance that was answered last.
+    pub handled: Option<String>,
+}
+
+impl Permission {
+    fn at(&self, now: Timestamp) -> Gate {
+        gate(&self.spec, &self.annotations, self.handled.as_deref(), now)
+    }
+}
+
+impl Job {
+    async fn carry_out(&self, step: &Step) -> Ended {
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
+        let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
+        carry_out(&self.handover.brief(&ask), &sessions, step).await
+    }
+
+    /// The moves that can begin now.
+    async fn following(&self) -> Vec<Step> {
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
+        let sessions = Sessions::new(self.topology.clone(), self.identity.clone());
+        following(&self.handover.brief(&ask), &sessions).await
+    }
+
+    /// This, with what may be done now.
+    fn now(&self) -> Arc<Self> {
+        let mut job = self.clone();
+        if let Some(permission) = &self.permission {
+            job.handover.permit(permission.at(Timestamp::now()));
+        }
+        Arc::new(job)
+    }
+}
+
+/// The steps of one cluster that take long and are carried out by this process; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Jobs(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    job: Option<Job>,
+    under_way: Vec<UnderWay>,
+    begun: Vec<Step>,
+}
+
+struct UnderWay {
+    step: Step,
+    task: JoinHandle<Ended>,
+}
+
+impl Jobs {
+    /// Takes over what the last round knew; with `None` nothing begins any more.
+    pub fn set(&self, job: Option<Job>) {
+        self.state().job = job;
+    }
+
+    /// Begins steps, but for those that are under way: moves go together; anything else goes alone, and the lock sees to
+    /// it. One that has ended begins again only after its result was taken.
+    pub fn start(&self, steps: &[Step]) {
+        let mut state = self.state();
+        let Some(job) = state.job.as_ref().map(Job::now) else { return };
+        for step in steps {
+            if !state.under_way.iter().any(|one| one.step == *step) {
+                let task = tokio::spawn(self.clone().run(Arc::clone(&job), step.clone()));
+                state.under_way.push(UnderWay { step: step.clone(), task });
+                state.begun.push(step.clone());
+            }
+        }
+    }
+
+    /// Carries out `step`, and has the next moves begin.
+    fn run(self, job: Arc<Job>, step: Step) -> BoxFuture<'static, Ended> {
+        async move {
+            let ended = job.carry_out(&step).await;
+            if step.hold() == Hold::Shared && matches!(ended, Ok(Carried::Out)) {
+                // What was asked for may have changed while it was carried out.
+                let newest = self.state().job.as_ref().map(Job::now);
+                if let Some(newest) = newest {
+                    self.start(&newest.following().await);
+                }
+            }
+            (job.wake)();
+            ended
+        }
+        .boxed()
+    }
+
+    /// Whether `step` is being carried out, or its result was not taken yet.
+    #[must_use]
+    pub fn has(&self, step: &Step) -> bool {
+        self.state().under_way.iter().any(|one| one.step == *step)
+    }
+
+    /// Whether no step is being carried out.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.state().under_way.iter().all(|one| one.task.is_finished())
+    }
+
+    /// Takes the list of the steps that have begun, in order.
+    #[must_use]
+    pub fn begun(&self) -> Vec<Step> {
+        std::mem::take(&mut self.state().begun)
+    }
+
+    /// Takes the results of the steps that have ended, in the order in which they began.
+    #[must_use]
+    pub fn ended(&self) -> Vec<(Step, Ended)> {
+        let mut state = self.state();
+        let (over, under_way): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.under_way).into_iter().partition(|one| one.task.is_finished());
+        state.under_way = under_way;
+        let result = |one: UnderWay| {
+            let ended = match one.task.now_or_never()? {
+                Ok(ended) => ended,
+                // It is put off like any other that fails.
+                Err(panic) => Err(act::Error::Moved(format!("the operator has a bug: {panic}"))),
+            };
+            Some((one.step, ended))
+        };
+        over.into_iter().filter_map(result).collect()
+    }
+
+    /// A panic elsewhere leaves nothing half remembered, so its poison is ignored.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

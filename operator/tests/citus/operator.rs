@@ -1,0 +1,114 @@
+//! An operator at work: rounds as its controller makes them, and long steps that go on between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use dialog_operator::names::Group;
+use dialog_operator::shards::jobs::{Existing, Job, Jobs};
+use dialog_operator::shards::observe::stall::diagnose;
+use dialog_operator::shards::observed::Observed;
+use dialog_operator::shards::rebalance::MovePlan;
+use dialog_operator::shards::round::{Brief, Carried, Handover, Round, round};
+use dialog_operator::shards::step::Step;
+use dialog_operator::shards::supervise::Watch;
+use dialog_operator::shards::wanted::Wanted;
+use futures::future::{BoxFuture, ready};
+
+use crate::world::{World, brief};
+
+/// How long a step that failed is put off.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// One operator, with what it remembers.
+#[derive(Default)]
+pub struct Operator {
+    /// The long steps under way.
+    pub jobs: Jobs,
+    /// What was done, in order.
+    pub done: Vec<Step>,
+    /// What was begun and failed, in order.
+    pub failed: Vec<Step>,
+    watch: Watch,
+    before: Option<Observed>,
+    held: Option<MovePlan>,
+    put_off: BTreeMap<Step, (Instant, String)>,
+}
+
+impl Operator {
+    /// One round.
+    pub async fn round(&mut self, world: &World, wanted: &Wanted) -> Result<Round> {
+        self.take_results();
+        let sessions = world.sessions()?;
+        let mut stalls = Vec::new();
+        for stalled in self.watch.stalled(wanted.rebalance.stall_timeout) {
+            stalls.extend(diagnose(&sessions, &stalled).await);
+        }
+        let groups = world.existing();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };
+        self.put_off.retain(|_, (since, _)| since.elapsed() < RETRY);
+        let deferred: Vec<(Step, String)> =
+            self.put_off.iter().map(|(step, (_, error))| (step.clone(), error.clone())).collect();
+        let round = round(
+            &Brief {
+                before: self.before.as_ref(),
+                deferred: &deferred,
+                stalls: &stalls,
+                held: self.held.clone(),
+                ..brief(wanted, &ask)
+            },
+            &sessions,
+        )
+        .await;
+        let now = Instant::now();
+        self.watch.look(round.observed.catalog.as_ref(), now);
+        for step in &round.performed {
+            if let Step::CancelMove { pid, .. } = step {
+                self.watch.ended(*pid, now);
+            }
+        }
+        self.done.extend(round.performed.iter().cloned());
+        self.before = Some(round.observed.clone());
+        self.held = round.held_plan();
+        let groups = world.existing();
+        let existing: Existing = Arc::new(move || Box::pin(ready(groups.clone())));
+        self.jobs.set(Some(Job {
+            existing,
+            wake: Arc::new(|| {}),
+            topology: world.topology(),
+            identity: world.identity("dialog-operator")?,
+            handover: Handover::of(wanted, &round),
+            permission: None,
+        }));
+        self.jobs.start(&round.long);
+        Ok(round)
+    }
+
+    /// Rounds until nothing is left to do, for `limit` at most.
+    pub async fn settle(&mut self, world: &World, wanted: &Wanted, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let round = self.round(world, wanted).await?;
+            if round.is_settled() && round.long.is_empty() {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < limit, "not at rest: {:?}, {:?}", round.plan.steps, round.plan.waits);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Takes over what has come of long steps.
+    pub fn take_results(&mut self) {
+        for (step, ended) in self.jobs.ended() {
+            match ended {
+                Ok(Carried::Out) => self.done.push(step),
+                Ok(Carried::Needless | Carried::Held(_)) => {}
+                Err(error) => {
+                    self.put_off.insert(step.clone(), (Instant::now(), error.to_string()));
+                    self.failed.push(step);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! How moves follow each other.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use dialog_operator::condition::BALANCED;
+use dialog_operator::names::Group;
+use dialog_operator::shards::observed::RunningMove;
+use dialog_operator::shards::step::Step;
+
+use crate::needs_citus;
+use crate::operator::Operator;
+use crate::world::{World, closed, condition, few_shards, gated, with_an_empty_worker};
+
+/// How long the moves of a test may take.
+const LIMIT: Duration = Duration::from_mins(5);
+
+fn moves_of(steps: &[Step]) -> Vec<Step> {
+    steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).cloned().collect()
+}
+
+#[tokio::test]
+async fn one_move_follows_the_other_without_a_round_between_them_in_the_order_of_the_plan() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let open = few_shards(2);
+    let mut operator = Operator::default();
+    let first = operator.round(&world, &open).await?;
+    let plan = first.held_plan().unwrap();
+    ensure!(plan.moves.len() > 2, "{plan:?}");
+    let started = Instant::now();
+    while moves_of(&operator.done).len() < plan.moves.len() {
+        ensure!(started.elapsed() < LIMIT, "made: {:?}, failed: {:?}", operator.done, operator.failed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        operator.take_results();
+    }
+    let planned: Vec<Step> = plan
+        .moves
+        .iter()
+        .map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to })
+        .collect();
+    // The log of what was done is the plan, and so is its hash.
+    assert_eq!(moves_of(&operator.done), planned);
+    assert_eq!(operator.failed, []);
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_follows_once_nobody_asks_for_it_any_more() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let mut operator = Operator::default();
+    operator.round(&world, &few_shards(2)).await?;
+    // The window closes while the first move is made.
+    operator.round(&world, &gated(2, closed())).await?;
+    let started = Instant::now();
+    while moves_of(&operator.done).is_empty() {
+        ensure!(started.elapsed() < LIMIT, "failed: {:?}", operator.failed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        operator.take_results();
+    }
+    let round = operator.round(&world, &gated(2, closed())).await?;
+    assert!(round.plan.moves.as_ref().unwrap().running.is_empty(), "{:?}", round.plan.moves);
+    assert_eq!(condition(&round, BALANCED).1, "OutsideWindow");
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_at_a_time_are_two_and_share_no_node() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(2)?;
+    world.serve(&few_shards(2)).await?;
+    for number in [2, 3] {
+        world.add(Group::Worker(number))?;
+    }
+    world.settle(&gated(4, closed())).await?;
+    let mut wanted = few_shards(4);
+    wanted.rebalance.policy.max_parallel_moves = 2;
+    let mut operator = Operator::default();
+    let (mut most, started) = (0, Instant::now());
+    loop {
+        let round = operator.round(&world, &wanted).await?;
+        let catalog = round.observed.catalog.as_ref().unwrap();
+        let running: Vec<RunningMove> = catalog.moves().collect();
+        let mut nodes: Vec<Group> = running.iter().flat_map(|one| [one.from, one.to]).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        ensure!(running.len() <= 2 && nodes.len() == 2 * running.len(), "{running:?}");
+        most = most.max(running.len());
+        if round.is_settled() && round.long.is_empty() {
+            break;
+        }
+        ensure!(started.elapsed() < LIMIT, "{:?}, failed: {:?}", round.plan.steps, operator.failed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(most, 2, "they were never made at the same time");
+    assert_eq!(operator.failed, []);
+    let spread = world
+        .ask(
+            Group::Coordinator,
+            "SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
+             WHERE logicalrelid = 'public.messages'::regclass GROUP BY groupid ORDER BY 1",
+        )
+        .await?;
+    assert_eq!(spread.iter().map(|row| row.get(0)).collect::<Vec<i64>>(), [3, 3, 3, 3]);
+    Ok(())
+}

@@ -34,6 +34,12 @@ pub struct RequestLabels {
     pub status: &'static str,
 }
 
+/// Classes of status.
+pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Histograms of a route's requests, by class of status: found once, and not by comparing labels at each request.
+pub type ByClass = [OnceLock<Histogram>; CLASSES.len()];
+
 /// The template of a route. Holding the router's own text costs no copy of it for each request.
 #[derive(Clone, Debug)]
 pub enum RouteLabel {
@@ -216,9 +222,10 @@ impl Metrics {
         })
     }
 
-    /// Counts a finished request.
-    pub fn request(&self, labels: &RequestLabels, duration: Duration) {
-        self.requests.get_or_create(labels).observe(duration.as_secs_f64());
+    /// Where requests with these labels are counted, in seconds.
+    #[must_use]
+    pub fn request_histogram(&self, labels: &RequestLabels) -> Histogram {
+        self.requests.get_or_create_owned(labels)
     }
 
     /// Counts a finished statement.
@@ -283,7 +290,7 @@ mod tests {
             method: "POST",
             status: "2xx",
         };
-        metrics.request(&labels, Duration::from_millis(3));
+        metrics.request_histogram(&labels).observe(0.003);
         metrics.statement(Sql::InsertMessage, true, Duration::from_millis(1));
         let client = metrics.client_connected();
         let text = metrics.render(7, 0, true).unwrap();

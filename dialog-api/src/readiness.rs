@@ -1,5 +1,7 @@
 //! What stage of its life the process is in, for `/ready` and for the gate in front of the API.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::sync::watch;
 
 /// The stages, in order.
@@ -17,11 +19,18 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Readiness {
     stage: watch::Sender<Stage>,
+    /// The same for each request, which takes no lock for it: whether the start is over, and whether the end has begun.
+    started: AtomicBool,
+    draining: AtomicBool,
 }
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { stage: watch::Sender::new(Stage::Starting("connecting to the database".into())) }
+        Self {
+            stage: watch::Sender::new(Stage::Starting("connecting to the database".into())),
+            started: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        }
     }
 }
 
@@ -35,13 +44,13 @@ impl Readiness {
     /// Whether requests of the API can be handled: the schema is ready.
     #[must_use]
     pub fn handles_requests(&self) -> bool {
-        !matches!(*self.stage.borrow(), Stage::Starting(_))
+        self.started.load(Ordering::Acquire)
     }
 
     /// Whether the process was told to end.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        *self.stage.borrow() == Stage::Draining
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Says what the start is waiting for. Ignored once the start is over.
@@ -62,6 +71,7 @@ impl Readiness {
             let starting = matches!(stage, Stage::Starting(_));
             if starting {
                 *stage = Stage::Serving;
+                self.started.store(true, Ordering::Release);
             }
             starting
         });
@@ -70,6 +80,8 @@ impl Readiness {
     /// The process was told to end.
     pub fn draining(&self) {
         self.stage.send_replace(Stage::Draining);
+        self.draining.store(true, Ordering::Release);
+        self.started.store(true, Ordering::Release);
     }
 }
 

@@ -5,7 +5,7 @@
 //! meanwhile share the next. However many readers one dialog has, there is one query of them at a time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::Hash,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -65,14 +65,16 @@ impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
         flight: impl FnOnce() -> F,
     ) -> Option<Answer<T>> {
         let turn = {
-            let mut waiting = self.lock();
-            if let Some(passengers) = waiting.get_mut(&key) {
-                let (sender, receiver) = oneshot::channel();
-                passengers.push(sender);
-                Some(receiver)
-            } else {
-                waiting.insert(key.clone(), Vec::new());
-                None
+            match self.lock().entry(key.clone()) {
+                Entry::Occupied(mut passengers) => {
+                    let (sender, receiver) = oneshot::channel();
+                    passengers.get_mut().push(sender);
+                    Some(receiver)
+                }
+                Entry::Vacant(place) => {
+                    place.insert(Vec::new());
+                    None
+                }
             }
         };
         let pilot = match turn {
@@ -96,13 +98,12 @@ impl<K: Eq + Hash + Clone, T> Flights<K, T> {
         loop {
             if passengers.is_empty() {
                 let mut waiting = self.lock();
-                match waiting.get_mut(key).map(mem::take) {
-                    Some(next) if !next.is_empty() => passengers = next,
-                    _ => {
-                        waiting.remove(key);
-                        return;
-                    }
+                let Entry::Occupied(mut next) = waiting.entry(key.clone()) else { return };
+                if next.get().is_empty() {
+                    next.remove();
+                    return;
                 }
+                passengers = mem::take(next.get_mut());
             }
             // The last who came has the most time left.
             let Some(next) = passengers.pop() else { continue };

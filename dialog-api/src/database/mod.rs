@@ -73,7 +73,16 @@ pub struct Database {
 }
 
 /// A read and the values of its parameters as they are sent.
-type Question = (Sql, Box<[u8]>);
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Question {
+    sql: Sql,
+    values: Arc<[u8]>,
+}
+
+/// Room for the values of most reads: two ids and a number, each with its length.
+const VALUES: usize = 64;
+/// Length of a uuid, as it goes before its value.
+const UUID_LENGTH: [u8; 4] = 16_u32.to_be_bytes();
 
 impl Database {
     /// Describes the database without connecting; [`Database::open`] does that. No more than `waiting_limit` statements
@@ -125,6 +134,12 @@ impl Database {
         self.routing.nodes().iter().map(|node| node.live()).sum()
     }
 
+    /// Longest time for a statement, all attempts and waits together.
+    #[must_use]
+    pub fn statement_limit(&self) -> Duration {
+        self.timeout
+    }
+
     /// Runs a statement and returns its rows.
     ///
     /// It may be run more than once: whatever a lost connection, a failover or a moved shard leaves undecided
@@ -137,9 +152,10 @@ impl Database {
     pub async fn query(&self, sql: Sql, parameters: Parameters<'_>) -> Result<Rows, DatabaseError> {
         let deadline = Instant::now() + self.timeout;
         let Some(question) = self.question(sql, parameters) else {
-            return self.execute(sql, parameters, deadline).await;
+            return self.execute(sql, key(parameters), parameters, deadline).await;
         };
-        match self.flights.fly(question, deadline, || self.execute(sql, parameters, deadline)).await {
+        let key = question.key();
+        match self.flights.fly(question, deadline, || self.execute(sql, key, parameters, deadline)).await {
             Some(Answer::Own(answer)) => answer,
             Some(Answer::Shared(answer)) => {
                 self.metrics.reads_shared.inc();
@@ -155,7 +171,7 @@ impl Database {
             return None;
         }
         let types = self.coordinator.parameter_types(sql)?;
-        let mut values = BytesMut::with_capacity(48);
+        let mut values = BytesMut::with_capacity(VALUES);
         for (value, kind) in parameters.iter().zip(types) {
             // Its length goes first: no two lists of values look alike.
             let start = values.len();
@@ -167,18 +183,19 @@ impl Database {
             };
             values[start..start + 4].copy_from_slice(&length.to_be_bytes());
         }
-        Some((sql, values.as_ref().into()))
+        Some(Question { sql, values: values.as_ref().into() })
     }
 
     /// Runs a statement until it is decided.
     async fn execute(
         &self,
         sql: Sql,
+        key: Option<Uuid>,
         parameters: Parameters<'_>,
         deadline: Instant,
     ) -> Result<Rows, DatabaseError> {
         let started = Instant::now();
-        let outcome = self.execute_until(sql, parameters, deadline).await;
+        let outcome = self.execute_until(sql, key, parameters, deadline).await;
         self.metrics.statement(sql, outcome.is_ok(), started.elapsed());
         outcome
     }
@@ -186,10 +203,11 @@ impl Database {
     async fn execute_until(
         &self,
         sql: Sql,
+        key: Option<Uuid>,
         parameters: Parameters<'_>,
         deadline: Instant,
     ) -> Result<Rows, DatabaseError> {
-        let key = if sql.scope() == Scope::OneShard { key(parameters) } else { None };
+        let key = key.filter(|_| sql.scope() == Scope::OneShard);
         let mut owner_answered_with_an_error = false;
         let mut pause = RETRY_PAUSE;
         loop {
@@ -254,6 +272,13 @@ impl Database {
     }
 }
 
+impl Question {
+    /// As [`key`], from the values.
+    fn key(&self) -> Option<Uuid> {
+        Uuid::from_slice(self.values.strip_prefix(&UUID_LENGTH)?.first_chunk::<16>()?).ok()
+    }
+}
+
 /// The first parameter, if it is a uuid: the key by which a table is distributed.
 fn key(parameters: Parameters<'_>) -> Option<Uuid> {
     let mut value = BytesMut::with_capacity(16);
@@ -272,5 +297,15 @@ mod tests {
         assert_eq!(key(&[&"text", &id]), None);
         assert_eq!(key(&[&None::<Uuid>]), None);
         assert_eq!(key(&[]), None);
+    }
+
+    #[test]
+    fn the_key_is_found_in_the_values_as_well() {
+        let id = Uuid::from_u128(7);
+        let question = |values: &[&[u8]]| Question { sql: Sql::ListMessages, values: values.concat().into() };
+        assert_eq!(question(&[&UUID_LENGTH, id.as_bytes(), &UUID_LENGTH, &[9; 16]]).key(), Some(id));
+        assert_eq!(question(&[&[0, 0, 0, 4], b"text", &UUID_LENGTH, id.as_bytes()]).key(), None);
+        assert_eq!(question(&[&u32::MAX.to_be_bytes()]).key(), None);
+        assert_eq!(question(&[]).key(), None);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -56,6 +56,8 @@ pub(super) struct Node {
     types: OnceLock<[Vec<Type>; Sql::ALL.len()]>,
     next: AtomicUsize,
     contact: watch::Sender<Contact>,
+    /// Whether there are connections, for each statement, which takes no lock for it.
+    connected: AtomicBool,
     queue: Queue,
     closed: CancellationToken,
     metrics: Arc<Metrics>,
@@ -108,6 +110,7 @@ impl Node {
             types: OnceLock::new(),
             next: AtomicUsize::new(0),
             contact: watch::Sender::new(contact),
+            connected: AtomicBool::new(false),
             queue: Queue::new(settings.connections, Arc::clone(places)),
             closed: CancellationToken::new(),
             metrics: Arc::clone(metrics),
@@ -165,7 +168,7 @@ impl Node {
 
     /// How to get a statement there.
     pub(super) fn way(&self) -> Way {
-        self.contact.borrow().way()
+        if self.connected.load(Ordering::Relaxed) { Way::Direct } else { self.contact.borrow().way() }
     }
 
     /// Takes note whether the coordinator reaches the server, which this process does not.
@@ -352,6 +355,7 @@ impl Node {
         change(&mut sessions);
         let live = sessions.len();
         self.numbers.live(live);
+        self.connected.store(live > 0, Ordering::Relaxed);
         self.contact.send_modify(|contact| contact.change(live, served, moment));
     }
 }

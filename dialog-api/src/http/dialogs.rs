@@ -1,6 +1,9 @@
 //! `POST /dialog/{user_id}/send` and `GET /dialog/{user_id}/list`.
 
-use axum::response::{AppendHeaders, IntoResponse};
+use axum::{
+    body::Body as AnswerBody,
+    response::{AppendHeaders, IntoResponse, Response},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -161,15 +164,31 @@ impl ListParameters {
     )
 )]
 pub(super) async fn list(
+    serving: Serving,
+    caller: Caller,
+    peer: UserInPath,
+    query: Query<ListParameters>,
+) -> Result<Response, ApiError> {
+    page(serving, caller, peer, query, HeaderMap::new()).await
+}
+
+/// A page of a dialog, with its headers in this map, which is empty.
+pub(super) async fn page(
     Serving(app): Serving,
     Caller(reader): Caller,
     UserInPath(peer): UserInPath,
     Query(parameters): Query<ListParameters>,
-) -> Result<impl IntoResponse, ApiError> {
+    mut headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let limit = parameters.limit.unwrap_or(PAGE_LIMIT);
     let written = |page: Page<&str>| (page.next, super::page::json(&page.messages));
     let (next, json) = app.dialogs.show(reader, peer, parameters.range()?, limit, written).await?;
-    let next = next.map(|id| (NEXT_CURSOR, id.to_string()));
-    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    Ok((AppendHeaders(next), kind, json))
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // The text of an id is a header in any case.
+    if let Some(next) = next.and_then(|id| HeaderValue::try_from(id.to_string()).ok()) {
+        headers.insert(NEXT_CURSOR, next);
+    }
+    let mut response = Response::new(AnswerBody::from(json));
+    *response.headers_mut() = headers;
+    Ok(response)
 }

@@ -4,7 +4,7 @@
 //! tenth of the processor time of a list. Here its path is matched by hand, and the same handler is called, surrounded
 //! by the same ([`observe::surround`]). What is not of the plainest form is the router's.
 
-use std::{pin::pin, sync::Arc};
+use std::{mem, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     BoxError, Router,
@@ -24,15 +24,22 @@ use super::{
     observe::{self, Asked},
     router,
 };
-use crate::metrics::RouteLabel;
+use crate::metrics::{ByClass, RouteLabel};
 
 /// Length of an id as it is mostly written; the other forms are longer or shorter.
 const ID_LENGTH: usize = 36;
+/// Statements of a list, one after the other: the page, its part in the archive, whether the peer exists.
+const STATEMENTS_OF_A_LIST: u32 = 3;
 
 /// What answers requests.
 pub struct Front {
     app: Arc<App>,
     router: TowerToHyperService<Router>,
+    /// How long a list may take; nothing where its statements have ended by then in any case. A timer that never ends
+    /// has its price, too.
+    list_limit: Option<Duration>,
+    sends: ByClass,
+    lists: ByClass,
 }
 
 /// A request that is answered here.
@@ -46,7 +53,14 @@ impl Front {
     /// Answers for this application.
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
-        Self { router: TowerToHyperService::new(router(Arc::clone(&app))), app }
+        let statements = STATEMENTS_OF_A_LIST * app.database.statement_limit();
+        Self {
+            router: TowerToHyperService::new(router(Arc::clone(&app))),
+            list_limit: (statements > app.request_timeout).then_some(app.request_timeout),
+            sends: ByClass::default(),
+            lists: ByClass::default(),
+            app,
+        }
     }
 
     /// Answers a request.
@@ -62,7 +76,12 @@ impl Front {
                 Err(never) => match never {},
             };
         };
-        let asked = Asked::new(request.headers(), request.method(), RouteLabel::Fixed(hot.route()));
+        let (limit, by_class) = match hot {
+            Hot::Send { .. } => (Some(self.app.request_timeout), &self.sends),
+            Hot::List { .. } => (self.list_limit, &self.lists),
+        };
+        let route = RouteLabel::Fixed(hot.route());
+        let asked = Asked::new(request.headers(), request.method(), route, limit).counted_in(by_class);
         // Pinned here: in the hands of what surrounds it, it would be copied at every step, kilobytes each time.
         let handled = pin!(async {
             match hot {
@@ -116,7 +135,12 @@ async fn list<B>(app: &Arc<App>, peer: Uuid, request: http::Request<B>) -> Resul
         None => Query(ListParameters::default()),
         Some(_) => Query::from_request_parts(&mut parts, app).await?,
     };
-    dialogs::list(serving, caller, UserInPath(peer), query).await.map(IntoResponse::into_response)
+    // Nothing more is needed of the head. Let go before anything is waited for, the buffer in which it arrived takes the
+    // next one, and the map of its headers takes those of the answer.
+    let mut headers = mem::take(&mut parts.headers);
+    drop(parts);
+    headers.clear();
+    dialogs::page(serving, caller, UserInPath(peer), query, headers).await
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What surrounds every request: its id, its time limit, its place in metrics and log, the body of its errors,
 //! and that a panic in it stays in it.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::{ApiError, App, Problem, answer::Answer};
-use crate::metrics::{RequestLabels, RouteLabel};
+use crate::metrics::{ByClass, CLASSES, RequestLabels, RouteLabel};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client, in bytes.
@@ -27,18 +27,30 @@ const LARGE_ANSWER: u64 = 16 * 1024;
 pub(crate) const LARGE_ANSWERS: usize = 64 * 1024;
 
 /// What is known of a request that is about to be handled.
-pub(super) struct Asked {
+pub(super) struct Asked<'a> {
     started: Instant,
+    limit: Option<Duration>,
     request_id: RequestId,
     route: RouteLabel,
     method: &'static str,
+    by_class: Option<&'a ByClass>,
 }
 
-impl Asked {
-    /// It was asked now.
-    pub(super) fn new(headers: &HeaderMap, method: &Method, route: RouteLabel) -> Self {
+impl<'a> Asked<'a> {
+    /// It was asked now, and may take this long, unless it ends by itself.
+    pub(super) fn new(
+        headers: &HeaderMap,
+        method: &Method,
+        route: RouteLabel,
+        limit: Option<Duration>,
+    ) -> Self {
         let (request_id, method) = (RequestId::of(headers), method_label(method));
-        Self { started: Instant::now(), request_id, route, method }
+        Self { started: Instant::now(), limit, request_id, route, method, by_class: None }
+    }
+
+    /// The same, whose histograms are remembered there.
+    pub(super) fn counted_in(self, by_class: &'a ByClass) -> Self {
+        Self { by_class: Some(by_class), ..self }
     }
 }
 
@@ -48,14 +60,24 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         .extensions()
         .get::<MatchedPath>()
         .map_or(RouteLabel::Fixed("unmatched"), |path| RouteLabel::Matched(path.clone()));
-    let asked = Asked::new(request.headers(), request.method(), route);
+    let asked = Asked::new(request.headers(), request.method(), route, Some(app.request_timeout));
     surround(&app, asked, next.run(request)).await
 }
 
 /// Surrounds a request.
-pub(super) async fn surround(app: &App, asked: Asked, handled: impl Future<Output = Response>) -> Response {
-    let Asked { started, request_id, route, method } = asked;
-    let handled = AssertUnwindSafe(timeout(app.request_timeout, handled)).catch_unwind().await;
+pub(super) async fn surround(
+    app: &App,
+    asked: Asked<'_>,
+    handled: impl Future<Output = Response>,
+) -> Response {
+    let Asked { started, limit, request_id, route, method, by_class } = asked;
+    let in_time = async {
+        match limit {
+            Some(limit) => timeout(limit, handled).await,
+            None => Ok(handled.await),
+        }
+    };
+    let handled = AssertUnwindSafe(in_time).catch_unwind().await;
     let mut response = match handled {
         Ok(Ok(response)) => response,
         Ok(Err(_elapsed)) => {
@@ -95,35 +117,59 @@ pub(super) async fn surround(app: &App, asked: Asked, handled: impl Future<Outpu
 
     let status = response.status();
     let elapsed = started.elapsed();
-    log(
-        request_id.as_str(),
-        route.as_str(),
-        method,
-        status,
-        elapsed,
-        error.as_ref().and_then(ApiError::detail),
-    );
-    let labels = RequestLabels { route, method, status: class(status) };
-    app.metrics.request(&labels, elapsed);
+    log(&request_id, route.as_str(), method, status, elapsed, error.as_ref().and_then(ApiError::detail));
+    let class = class(status);
+    let labels = RequestLabels { route, method, status: CLASSES[class] };
+    match by_class {
+        Some(by_class) => by_class[class]
+            .get_or_init(|| app.metrics.request_histogram(&labels))
+            .observe(elapsed.as_secs_f64()),
+        None => app.metrics.request_histogram(&labels).observe(elapsed.as_secs_f64()),
+    }
     response.headers_mut().insert(REQUEST_ID, request_id.0);
     response
 }
 
 fn log(
-    request_id: &str,
+    request_id: &RequestId,
     route: &str,
     method: &str,
     status: StatusCode,
-    elapsed: std::time::Duration,
+    elapsed: Duration,
     detail: Option<&str>,
 ) {
     let (status, milliseconds) = (status.as_u16(), elapsed.as_secs_f64() * 1000.0);
+    // What is made in the macros is made only if the line is written.
     if status == 503 {
-        tracing::warn!(request_id, route, method, status, milliseconds, detail, "request");
+        tracing::warn!(
+            request_id = request_id.as_str(),
+            route,
+            method,
+            status,
+            milliseconds,
+            detail,
+            "request"
+        );
     } else if status >= 500 {
-        tracing::error!(request_id, route, method, status, milliseconds, detail, "request");
+        tracing::error!(
+            request_id = request_id.as_str(),
+            route,
+            method,
+            status,
+            milliseconds,
+            detail,
+            "request"
+        );
     } else {
-        tracing::debug!(request_id, route, method, status, milliseconds, detail, "request");
+        tracing::debug!(
+            request_id = request_id.as_str(),
+            route,
+            method,
+            status,
+            milliseconds,
+            detail,
+            "request"
+        );
     }
 }
 
@@ -166,14 +212,9 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-fn class(status: StatusCode) -> &'static str {
-    match status.as_u16() / 100 {
-        1 => "1xx",
-        2 => "2xx",
-        3 => "3xx",
-        4 => "4xx",
-        _ => "5xx",
-    }
+/// The number of its class in [`CLASSES`].
+fn class(status: StatusCode) -> usize {
+    usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
@@ -203,6 +244,6 @@ mod tests {
     #[test]
     fn invented_methods_share_a_label() {
         assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "OTHER");
-        assert_eq!(class(StatusCode::IM_A_TEAPOT), "4xx");
+        assert_eq!(CLASSES[class(StatusCode::IM_A_TEAPOT)], "4xx");
     }
 }

@@ -18,7 +18,7 @@ use std::{
 use futures::task::AtomicWaker;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{interval, timeout},
 };
 
 use super::guard::Phase;
@@ -28,6 +28,9 @@ use super::guard::Phase;
 const IDLE: Duration = Duration::from_millis(500);
 /// How often, while a client waits for a place, a connection is looked for that can give way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often, and how often at least in the time that a connection may be idle, all are looked at.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const IDLE_LOOKS: u32 = 8;
 
 /// All places, and who has one.
 pub(super) struct Places {
@@ -48,7 +51,7 @@ struct Taken {
 pub(super) enum Ending {
     /// The server ends.
     Stop,
-    /// Somebody else needs its place.
+    /// Somebody else needs its place, or it has been idle for too long.
     GiveWay,
 }
 
@@ -143,6 +146,20 @@ impl Places {
         }
     }
 
+    /// Ends connections that have been idle for so long, for ever. One look at all of them costs less than a timer at
+    /// each request.
+    pub(super) async fn end_idle(&self, limit: Duration) {
+        let pause = (limit / IDLE_LOOKS).clamp(Duration::from_millis(1), IDLE_LOOK_INTERVAL);
+        let mut looks = interval(pause);
+        loop {
+            looks.tick().await;
+            let is_over = |open: &Open| open.phase.idle().is_some_and(|idle| idle >= limit);
+            for (_, open) in self.lock().open.extract_if(|_, open| is_over(open)) {
+                open.bell.ring(Ending::GiveWay);
+            }
+        }
+    }
+
     /// Asks the connection that has been idle longest; each is asked once.
     fn ask_one_to_give_way(&self) {
         let mut taken = self.lock();
@@ -217,6 +234,27 @@ mod tests {
         // Later, nothing having changed, it is the second's turn; the first is never asked.
         assert!(timeout(10 * IDLE, places.take()).await.is_err());
         assert_eq!(asked(&open), [false, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_idle_for_too_long_ends_and_what_is_handled_does_not() {
+        let places = Places::new(3);
+        let limit = Duration::from_mins(1);
+        let phases: [Phase; 3] = std::array::from_fn(|_| Phase::default());
+        let entries = phases.clone().map(|phase| places.enter(phase));
+        let _handling = phases[0].begin();
+        let looking = Arc::clone(&places);
+        let looks = tokio::spawn(async move { looking.end_idle(limit).await });
+        let ended = || entries.iter().map(|entry| entry.bell.rung()).collect::<Vec<_>>();
+        sleep(limit / 2).await;
+        drop(phases[1].begin());
+        sleep(Duration::from_secs(29)).await;
+        assert_eq!(ended(), [None; 3]);
+        sleep(IDLE_LOOK_INTERVAL).await;
+        assert_eq!(ended(), [None, None, Some(Ending::GiveWay)]);
+        sleep(limit).await;
+        assert_eq!(ended(), [None, Some(Ending::GiveWay), Some(Ending::GiveWay)]);
+        looks.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,12 +3,15 @@
 use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use super::{
     answer::Answer,
@@ -38,7 +41,11 @@ pub async fn serve(
 ) -> bool {
     let places = Places::new(limits.max_connections as usize);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).max_buf_size(HEAD_LIMIT).header_read_timeout(limits.idle_timeout);
+    // Heads have their time from [`Guarded`], idle connections theirs from [`Places`]; the library's own would be a timer
+    // for each request.
+    http.max_buf_size(HEAD_LIMIT).header_read_timeout(None);
+    let (idle, idle_limit) = (Arc::clone(&places), limits.idle_timeout);
+    let _ends_idle = AbortOnDropHandle::new(tokio::spawn(async move { idle.end_idle(idle_limit).await }));
     let connections = TaskTracker::new();
     let accept = |stream: TcpStream, place| {
         let _ = stream.set_nodelay(true);
@@ -120,7 +127,7 @@ where
     connection.await
 }
 
-/// Ends a connection whose place somebody else needs: at once if nothing was ever asked on it, otherwise as
+/// Ends a connection whose place somebody else needs, or that nobody uses: at once if nothing was ever asked on it, otherwise as
 /// soon as the last response has been taken.
 async fn give_way<C>(mut connection: Pin<&mut C>, phase: &Phase) -> hyper::Result<()>
 where

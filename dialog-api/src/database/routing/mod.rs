@@ -103,7 +103,7 @@ impl Routing {
     /// Where a statement on this table with this key goes, and why.
     pub(super) fn route(&self, table: Table, key: Option<Uuid>) -> (Arc<Node>, Route) {
         let Some(key) = key else { return self.coordinator(Route::Unknown) };
-        let view = self.view();
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         match view.map.node(table, hash_uuid(key)).map(|number| &view.nodes[number]) {
             Some(target) if !target.place.plans => self.coordinator(Route::Unknown),
             Some(target) if target.node.way() == Way::ThroughCoordinator => self.coordinator(Route::Detour),

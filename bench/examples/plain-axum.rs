@@ -70,7 +70,8 @@ struct Paging {
     before: Option<Uuid>,
 }
 
-fn internal(_: impl std::error::Error) -> StatusCode {
+fn internal(error: impl std::error::Error) -> StatusCode {
+    eprintln!("{error:?}");
     StatusCode::INTERNAL_SERVER_ERROR
 }
 

@@ -103,6 +103,7 @@ func send(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := store(r.Context(), from, to, draft.Text); err != nil {
+		log.Print(err)
 		w.WriteHeader(http.StatusInternalServerError)
 	}
 }
@@ -181,7 +182,8 @@ func list(w http.ResponseWriter, r *http.Request) {
 		err = errors.Join(err, rows.Err())
 	}
 	body, encoded := json.Marshal(messages)
-	if errors.Join(err, encoded) != nil {
+	if err = errors.Join(err, encoded); err != nil {
+		log.Print(err)
 		w.WriteHeader(http.StatusInternalServerError)
 		return
 	}

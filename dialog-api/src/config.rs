@@ -112,6 +112,12 @@ pub struct DatabaseConfig {
           value_parser = duration)]
     pub timeout: Duration,
 
+    /// How long statements wait for a worker that was lost, since a switchover or a restart takes a few seconds; after
+    /// that its dialogs are answered 503 at once. 0s: at once from the beginning, so that a switchover costs answers
+    /// [default: four fifths of --database-timeout]
+    #[arg(long = "database-grace", env = "DIALOG_API_DATABASE_GRACE", value_parser = duration)]
+    pub grace: Option<Duration>,
+
     /// Certificate of the authority that signed the server's (PEM). With it the connection is encrypted and
     /// the server's certificate and name are verified
     #[arg(long = "tls-ca", env = "DIALOG_API_TLS_CA", requires_all = ["tls_cert", "tls_key"])]
@@ -290,6 +296,15 @@ impl LoginConfig {
     }
 }
 
+impl DatabaseConfig {
+    /// How long statements wait for a worker that was lost. By default 4 s of 5: switchovers and restarts took up to
+    /// 3.0 s. Others are served meanwhile, so it is not all of the time.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace.unwrap_or(self.timeout * 4 / 5)
+    }
+}
+
 /// Reads a duration with its unit; zero is allowed, negative is not.
 fn duration(text: &str) -> Result<Duration, String> {
     let signed: jiff::SignedDuration =
@@ -318,6 +333,7 @@ mod tests {
         assert_eq!(config.database.distribution, Distribution::Auto);
         assert_eq!(config.limits.drain_delay, Duration::from_secs(5));
         assert!(config.login.concurrency() >= 1);
+        assert_eq!(config.database.grace(), Duration::from_secs(4));
     }
 
     #[test]

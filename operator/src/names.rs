@@ -23,6 +23,9 @@ pub const VOLUME: &str = "data";
 /// The database that holds the dialog tables, on every node.
 pub const DATABASE: &str = "dialog";
 
+/// The channel of [`DATABASE`] on the coordinator by which whoever keeps a map of the shards hears that it has changed.
+pub const MAP_CHANNEL: &str = "dialog_map";
+
 /// Label with the name of the `DialogCluster` that an object belongs to.
 pub const CLUSTER_LABEL: &str = "dialogcluster.io/cluster";
 /// Label with the database group of a pod, Service or claim.

@@ -19,6 +19,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
+    future::poll_fn,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     thread,
@@ -27,7 +28,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, Connection, NoTls, Notification, Socket, tls::NoTlsStream,
+};
 
 pub use self::configuration::Access;
 use self::configuration::{append, free_port, node_conninfo, write_tls};
@@ -250,7 +254,13 @@ impl Server {
     /// # Errors
     /// When the server refuses.
     pub async fn connect(&self, database: &str) -> Result<Client> {
-        let (client, connection) = Config::new()
+        let (client, connection) = self.session(database).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    async fn session(&self, database: &str) -> Result<(Client, Connection<Socket, NoTlsStream>)> {
+        Config::new()
             .host_path(self.directory.path())
             .port(self.port)
             .user("postgres")
@@ -258,9 +268,32 @@ impl Server {
             .application_name("testbed")
             .connect(NoTls)
             .await
-            .with_context(|| format!("connect to {} as its superuser, database {database}", self.name))?;
-        tokio::spawn(connection);
-        Ok(client)
+            .with_context(|| format!("connect to {} as its superuser, database {database}", self.name))
+    }
+
+    /// Connects like [`Server::connect`] and listens on a channel, as long as the client lives. What is received are the
+    /// notifications.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn listen(
+        &self,
+        database: &str,
+        channel: &str,
+    ) -> Result<(Client, UnboundedReceiver<Notification>)> {
+        let (client, mut connection) = self.session(database).await?;
+        let (sender, receiver) = unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if let AsyncMessage::Notification(notification) = message
+                    && sender.send(notification).is_err()
+                {
+                    break;
+                }
+            }
+        });
+        client.batch_execute(&format!("LISTEN {channel}")).await.context("listen")?;
+        Ok((client, receiver))
     }
 
     /// Changes a parameter and has the server read its configuration again. Parameters that need a restart

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use futures::future::try_join_all;
 use testbed::wait::eventually;
 
 use super::{
@@ -31,10 +32,11 @@ pub(super) const CONNECTIONS: usize = 32;
 pub(super) const POOL: usize = 16;
 /// Load before a measurement: plans are cached, connections made and caches filled after it.
 const WARMUP: Duration = Duration::from_secs(1);
-/// A service is idle when it uses no more processor time than `SETTLED` in this time.
+/// A service is idle when it uses no more processor time than `SETTLED` in this time, and the database does nothing for
+/// any service.
 const SETTLE: Duration = Duration::from_millis(300);
 const SETTLED: Duration = Duration::from_millis(10);
-const SETTLE_LIMIT: Duration = Duration::from_mins(1);
+const SETTLE_LIMIT: Duration = Duration::from_mins(2);
 /// Length of a text, in characters.
 const TEXT: usize = 100;
 /// Any key that is long enough: 32 bytes in base64.
@@ -177,14 +179,14 @@ impl Bench<'_> {
         duration: Duration,
     ) -> Result<Measured> {
         let mut plan = self.plan(service, load)?;
-        let warmup = run(&plan).await?;
-        settle(service).await?;
+        let warmup = run(&plan).await.with_context(|| service.log_tail())?;
+        self.settle(service).await?;
         plan.settings.duration = duration;
         plan.seed = 2;
         plan.database = load.audit.then(|| self.stand.database()).transpose()?;
         let before = process::cpu(service.pid())?;
-        let report = run(&plan).await?;
-        settle(service).await?;
+        let report = run(&plan).await.with_context(|| service.log_tail())?;
+        self.settle(service).await?;
         let cpu = process::cpu(service.pid())?.saturating_sub(before);
         let requests = report.sends.requests + report.lists.requests;
         Ok(Measured {
@@ -208,6 +210,25 @@ impl Bench<'_> {
             of_other.push(self.measure(other, load).await?);
         }
         Ok((of_one, of_other))
+    }
+
+    /// Waits until a service has done what it does after its answers, such as keeping inboxes, and the database what it
+    /// was asked for: that is part of what a request costs, and must not fall into the next measurement, where it would
+    /// also lock what others want to write.
+    async fn settle(&self, service: &Service) -> Result<()> {
+        let busy =
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'dialog_api' AND state <> 'idle')";
+        let nodes = try_join_all(self.stand.nodes().map(|node| node.connect("postgres"))).await?;
+        let (mut since, mut before) = (Instant::now(), process::cpu(service.pid())?);
+        eventually("the service and the database are idle after the load", SETTLE_LIMIT, async || {
+            let now = process::cpu(service.pid())?;
+            let rows = try_join_all(nodes.iter().map(|node| node.query_one(busy, &[]))).await?;
+            if now.saturating_sub(before) > SETTLED || rows.iter().any(|row| row.get(0)) {
+                (since, before) = (Instant::now(), now);
+            }
+            Ok((since.elapsed() >= SETTLE).then_some(()))
+        })
+        .await
     }
 
     /// The warm-up of a load.
@@ -241,20 +262,6 @@ impl Bench<'_> {
             progress: false,
         })
     }
-}
-
-/// Waits until a service has done what it does after its answers, such as keeping inboxes: that is part of what a
-/// request costs, and must not fall into the next measurement.
-async fn settle(service: &Service) -> Result<()> {
-    let (mut since, mut before) = (Instant::now(), process::cpu(service.pid())?);
-    eventually("the service is idle after the load", SETTLE_LIMIT, async || {
-        let now = process::cpu(service.pid())?;
-        if now.saturating_sub(before) > SETTLED {
-            (since, before) = (Instant::now(), now);
-        }
-        Ok((since.elapsed() >= SETTLE).then_some(()))
-    })
-    .await
 }
 
 /// What a kind of request is called.

@@ -47,7 +47,7 @@ const TABLES_LIMIT: Duration = Duration::from_mins(1);
 pub struct StandardArguments {
     #[command(flatten)]
     programs: Programs,
-    /// The folder for RESULTS.md and its charts
+    /// The folder for RESULTS.md and its chart; on one plain PostgreSQL for RESULTS-postgresql.md and none
     #[arg(long, default_value = "bench")]
     results: PathBuf,
     /// A few seconds for each figure and little data: shows that it works, not how fast; writes no results
@@ -56,7 +56,7 @@ pub struct StandardArguments {
     /// Only this section; can be given several times; writes no results
     #[arg(long = "section", value_enum)]
     sections: Vec<Section>,
-    /// On one plain PostgreSQL, as where the citus extension is missing; writes no results
+    /// On one plain PostgreSQL, as where the citus extension is missing; results go to RESULTS-postgresql.md
     #[arg(long)]
     without_citus: bool,
     /// How long shards are moved under a load [default: 30s, 6s with --quick]
@@ -127,7 +127,8 @@ impl Size {
     }
 }
 
-/// Measures, prints the table, and writes `RESULTS.md` unless only a part was asked for.
+/// Measures, prints the table, and writes `RESULTS.md` unless only a part was asked for. What was measured on one plain
+/// PostgreSQL goes to a file of its own: it is another table.
 ///
 /// # Errors
 /// When something cannot be measured at all. A limit that is missed is no error; the table says so.
@@ -148,15 +149,16 @@ pub async fn standard(arguments: StandardArguments) -> Result<()> {
     let (rows, mixed) = measure(&bench, &api, &arguments.sections).await?;
     let notes = notes::notes(&bench, arguments.quick, &busy).await?;
     let mut text = format!("{notes}\n{}", table::markdown(&rows));
-    if arguments.quick || arguments.without_citus || !arguments.sections.is_empty() {
+    if arguments.quick || !arguments.sections.is_empty() {
         println!("{text}\nNothing was written: results are those of a whole run.");
         return Ok(());
     }
-    if let Some(report) = mixed {
+    let name = if stand.is_citus() { "RESULTS.md" } else { "RESULTS-postgresql.md" };
+    if let Some(report) = mixed.filter(|_| stand.is_citus()) {
         text += "\n![A mixed load over time, straight to the owners](mixed.svg)\n";
         write(&arguments.results.join("mixed.svg"), &chart::svg(&report))?;
     }
-    let path = arguments.results.join("RESULTS.md");
+    let path = arguments.results.join(name);
     write(&path, &text)?;
     println!("{text}\nWritten to {}", path.display());
     Ok(())

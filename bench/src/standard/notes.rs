@@ -36,11 +36,13 @@ pub(super) async fn notes(bench: &Bench<'_>, quick: bool, busy: &str) -> Result<
         };
         format!("**One plain PostgreSQL: {why}, and nothing here is about shards**")
     };
+    let command =
+        if bench.stand.is_citus() { "cargo xtask bench" } else { "cargo xtask bench -- --without-citus" };
     let [sends, lists] = KINDS.map(|(kind, load)| format!("| {}s | `dialog-bench run {load}` |", name(kind)));
     Ok(format!(
         "# Results
 
-`cargo xtask bench` measures this table and writes this file. Last: {date}.
+`{command}` measures this table and writes this file. Last: {date}.
 {warning}
 | | |
 |---|---|

@@ -76,7 +76,11 @@ async fn by_turns(
         ours.push(bench.measure(api, load).await?);
         for (plain, rounds) in plain.iter().zip(&mut theirs) {
             if let Some(service) = &plain.service {
-                rounds.push(bench.measure(service, load).await?);
+                let measured = bench.measure(service, load).await?;
+                if measured.failed() > 0 {
+                    eprintln!("{}: {} failed; {}", plain.name, measured.failed(), service.log_tail());
+                }
+                rounds.push(measured);
             }
         }
     }

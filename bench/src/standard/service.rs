@@ -78,7 +78,7 @@ impl Service {
             }
             Ok(matches!(code, Code::Status(status) if statuses.contains(&status)).then_some(()))
         });
-        answered.await.with_context(|| format!("the end of its log is: {}", self.log_tail()))
+        answered.await.with_context(|| self.log_tail())
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -89,10 +89,11 @@ impl Service {
         self.process.id()
     }
 
-    fn log_tail(&self) -> String {
+    /// The last that it has said.
+    pub(super) fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(5)..].join("\n")
+        format!("the end of the service's log is: {}", lines[lines.len().saturating_sub(5)..].join("\n"))
     }
 }
 

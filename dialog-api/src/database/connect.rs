@@ -1,12 +1,20 @@
 //! The one place that knows how a connection to the database is made.
 
-use std::{fs, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::{Future, poll_fn},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{
-    Client, NoTls,
+    AsyncMessage, Client, Connection, NoTls, Notification,
     config::{SslMode, TargetSessionAttrs},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -31,6 +39,9 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration:
 
 /// What drives a connection's traffic; it ends with the connection.
 pub type Traffic = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+
+/// Is given each notification.
+pub type Hear = Box<dyn Fn(&Notification) + Send>;
 
 /// What a connection is for; decides its time limits and what it is called in `pg_stat_activity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,16 +145,28 @@ impl Connector {
     /// # Errors
     /// When the certificates cannot be read, or no session comes about within 5 s.
     pub async fn connect(&self, purpose: Purpose) -> Result<(Client, Traffic)> {
+        self.establish(purpose, None).await
+    }
+
+    /// Connects like [`Connector::connect`], and hands over what the server sends to those who `LISTEN`.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn connect_and_hear(&self, purpose: Purpose, hear: Hear) -> Result<(Client, Traffic)> {
+        self.establish(purpose, Some(hear)).await
+    }
+
+    async fn establish(&self, purpose: Purpose, hear: Option<Hear>) -> Result<(Client, Traffic)> {
         let mut config = self.config.clone();
         config.host(&self.host).port(self.port);
         config.application_name(purpose.application_name()).options(purpose.session_settings());
         let session = async {
             Ok(if let Some(files) = &self.tls {
-                let (client, traffic) = config.connect(MakeRustlsConnect::new(files.load()?)).await?;
-                (client, Box::pin(traffic) as Traffic)
+                let (client, connection) = config.connect(MakeRustlsConnect::new(files.load()?)).await?;
+                (client, drive(connection, hear))
             } else {
-                let (client, traffic) = config.connect(NoTls).await?;
-                (client, Box::pin(traffic) as Traffic)
+                let (client, connection) = config.connect(NoTls).await?;
+                (client, drive(connection, hear))
             })
         };
         // connect_timeout bounds each address; this bounds the whole.
@@ -152,6 +175,23 @@ impl Connector {
             .unwrap_or_else(|_| bail!("no session within {CONNECT_LIMIT:?}"))
             .with_context(|| format!("connect to {}", self.target))
     }
+}
+
+/// The traffic of a connection. Without anybody who hears them, notifications are dropped by the library.
+fn drive<S, T>(mut connection: Connection<S, T>, hear: Option<Hear>) -> Traffic
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(hear) = hear else { return Box::pin(connection) };
+    Box::pin(async move {
+        while let Some(message) = poll_fn(|context| connection.poll_message(context)).await.transpose()? {
+            if let AsyncMessage::Notification(notification) = message {
+                hear(&notification);
+            }
+        }
+        Ok(())
+    })
 }
 
 impl Purpose {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::tables::Table;
+
 /// Why a statement has no result.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DatabaseError {
@@ -63,7 +65,9 @@ pub fn is_about_values(error: &tokio_postgres::Error) -> bool {
 #[must_use]
 pub fn verdict(error: &tokio_postgres::Error) -> Verdict {
     match error.as_db_error() {
-        Some(server) => verdict_of_state(server.code().code(), server.message()),
+        Some(server) => {
+            verdict_of_state(server.code().code(), server.routine().unwrap_or_default(), server.message())
+        }
         // The connection broke, or its peer no longer speaks the protocol. (A parameter that cannot be
         // converted is a mistake in this program, found by any test of the statement.)
         None if error.is_closed() || is_io(error) => Verdict::TryElsewhere,
@@ -75,33 +79,37 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(|source| source.downcast_ref::<std::io::Error>().is_some())
 }
 
-/// Judges by SQLSTATE. The message matters for the states that are used for two things.
-fn verdict_of_state(state: &str, message: &str) -> Verdict {
+/// Judges by SQLSTATE. Two states are used for more than one thing. What tells these apart are names, in the server's code
+/// or in the message, and not words: a server may speak any language, and only its superuser can change that.
+fn verdict_of_state(state: &str, routine: &str, message: &str) -> Verdict {
     match state {
         // The server is ending, starting, or read-only since it was demoted (a worker's error comes through
         // the coordinator, whose session may hold on to the wrong connection); the prepared statement is
         // gone, or its plan is from before a migration.
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25006" | "26000" => Verdict::TryElsewhere,
-        "0A000" if message.contains("cached plan") => Verdict::TryElsewhere,
+        "0A000" if routine == "RevalidateCachedQuery" => Verdict::TryElsewhere,
         // Serialization failure (also a shard that was split meanwhile), deadlock, lock or statement timeout.
         // Internal errors: by that state Citus reports a connection to a worker that breaks in the middle of
         // a statement, and a placement or shard that its metadata no longer know; PostgreSQL what a statement
         // sees of DDL beside it ("cache lookup failed", "could not open relation").
         "40001" | "40P01" | "55P03" | "57014" | "XX000" => Verdict::TryAgain,
         // A shard that was moved or split between plan and execution, and is gone where it was.
-        "42P01" if is_about_a_shard(message) => Verdict::TryAgain,
+        "42P01" if names_a_shard(message) => Verdict::TryAgain,
         // A connection between the nodes of a Citus cluster; disk, memory or connections exhausted.
         _ if state.starts_with("08") || state.starts_with("53") => Verdict::TryAgain,
         _ => Verdict::Refused,
     }
 }
 
-/// Whether `relation "NAME" does not exist` is about a shard: the name of a table of this service never ends
-/// in a number, that of a shard does.
-fn is_about_a_shard(message: &str) -> bool {
-    let name = message.split('"').nth(1).unwrap_or_default();
-    name.rsplit_once('_')
-        .is_some_and(|(_, id)| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
+/// Whether a message names a shard, whatever words and quotation marks stand around the name: that of a table of this
+/// service, and a number.
+fn names_a_shard(message: &str) -> bool {
+    let names = message.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    names.filter_map(|name| name.rsplit_once('_')).any(|(table, number)| {
+        Table::NAMES.contains(&table)
+            && !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 #[cfg(test)]
@@ -111,28 +119,28 @@ mod tests {
     #[test]
     fn what_passes_is_tried_again() {
         for state in ["08000", "08006", "40001", "40P01", "53300", "53100", "55P03", "57014"] {
-            assert_eq!(verdict_of_state(state, ""), Verdict::TryAgain, "{state}");
+            assert_eq!(verdict_of_state(state, "", ""), Verdict::TryAgain, "{state}");
         }
     }
 
     #[test]
     fn a_session_that_cannot_recover_is_left() {
         for state in ["57P01", "57P02", "57P03", "25006", "26000"] {
-            assert_eq!(verdict_of_state(state, ""), Verdict::TryElsewhere, "{state}");
+            assert_eq!(verdict_of_state(state, "", ""), Verdict::TryElsewhere, "{state}");
         }
-        assert_eq!(
-            verdict_of_state("0A000", "cached plan must not change result type"),
-            Verdict::TryElsewhere
-        );
+        let message = "gecachter Plan darf den Ergebnistyp nicht ändern";
+        assert_eq!(verdict_of_state("0A000", "RevalidateCachedQuery", message), Verdict::TryElsewhere);
     }
 
     #[test]
     fn what_would_end_the_same_is_refused() {
         for state in ["23505", "23514", "22021", "42P01", "42501", "0A000", "XX001", "XX002"] {
-            assert_eq!(verdict_of_state(state, "not supported"), Verdict::Refused, "{state}");
+            assert_eq!(verdict_of_state(state, "Other", "cached plan"), Verdict::Refused, "{state}");
         }
-        let message = r#"relation "public.dialog_state" does not exist"#;
-        assert_eq!(verdict_of_state("42P01", message), Verdict::Refused);
+        for name in ["public.dialog_state", "dialog_state_", "messages_archive", "elsewhere_102008"] {
+            let message = format!(r#"relation "{name}" does not exist"#);
+            assert_eq!(verdict_of_state("42P01", "parserOpenTable", &message), Verdict::Refused, "{name}");
+        }
     }
 
     #[test]
@@ -149,8 +157,9 @@ mod tests {
             ("40P01", "canceling the transaction since it was involved in a distributed deadlock"),
             ("55P03", "canceling statement due to lock timeout"),
             ("42P01", r#"relation "public.messages_102008" does not exist"#),
+            ("42P01", "Relation »messages_archive_102008« existiert nicht"),
         ] {
-            assert_eq!(verdict_of_state(state, message), Verdict::TryAgain, "{state}: {message}");
+            assert_eq!(verdict_of_state(state, "", message), Verdict::TryAgain, "{state}: {message}");
         }
         for (state, message) in [
             ("25006", "cannot execute INSERT in a read-only transaction"),
@@ -158,7 +167,7 @@ mod tests {
             ("57P01", "terminating connection due to administrator command"),
             ("57P03", "the database system is starting up"),
         ] {
-            assert_eq!(verdict_of_state(state, message), Verdict::TryElsewhere, "{state}: {message}");
+            assert_eq!(verdict_of_state(state, "", message), Verdict::TryElsewhere, "{state}: {message}");
         }
     }
 }

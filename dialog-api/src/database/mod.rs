@@ -99,8 +99,7 @@ impl Database {
         // Somewhat less than an attempt has: a server that lives says that the time is over before it is given up.
         let settings = Settings { connections, statement_limit: timeout * 2 / 5, grace: timeout };
         let coordinator = Arc::new(Node::new(connector, settings, &places, &metrics));
-        // 4 s of 5: switchovers and restarts took up to 3.0 s. Others are served meanwhile, so it is not all of the time.
-        let worker_settings = Settings { grace: timeout * 4 / 5, ..settings };
+        let worker_settings = Settings { grace: config.grace(), ..settings };
         let enabled = config.routing == RoutingChoice::Auto;
         let routing = Arc::new(Routing::new(&coordinator, worker_settings, places, enabled, &metrics));
         Self { coordinator, routing, flights: Arc::default(), timeout, metrics }

@@ -49,7 +49,9 @@ pub enum RoutingMode {
 pub enum RefreshReason {
     /// A new session on the coordinator.
     Start,
-    /// The catalogs have changed.
+    /// Somebody said that the catalogs have changed, and they had.
+    Notice,
+    /// The catalogs have changed, which nobody said.
     Change,
     /// A statement met an error where its shard should be.
     Error,
@@ -84,7 +86,13 @@ label_values!(RoutingMode {
     HashMismatch = "hash_mismatch",
     Off = "off",
 });
-label_values!(RefreshReason { Start = "start", Change = "change", Error = "error", Timer = "timer" });
+label_values!(RefreshReason {
+    Start = "start",
+    Notice = "notice",
+    Change = "change",
+    Error = "error",
+    Timer = "timer",
+});
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {

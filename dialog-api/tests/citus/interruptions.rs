@@ -14,11 +14,13 @@ use crate::{
 
 /// As long a switchover takes, and a restart.
 const INTERRUPTION: Duration = Duration::from_millis(2500);
+/// As long as one is that the limits which everybody has are made for.
+const LONG_INTERRUPTION: Duration = Duration::from_secs(3);
 /// Requests that come meanwhile.
 const CROWD: usize = 600;
 
 /// Every second one a list, all in the same moment.
-async fn ask_all(client: &Client, pairs: &[(User, User)], what: &str) -> Result<()> {
+async fn ask_all(client: &Client, pairs: &[(User, User)], crowd: usize, what: &str) -> Result<()> {
     let ask = |number: usize| {
         let (one, other) = &pairs[number % pairs.len()];
         async move {
@@ -29,7 +31,7 @@ async fn ask_all(client: &Client, pairs: &[(User, User)], what: &str) -> Result<
             }
         }
     };
-    for answer in futures::future::join_all((0..CROWD).map(ask)).await {
+    for answer in futures::future::join_all((0..crowd).map(ask)).await {
         let answer = answer?;
         ensure!(answer.status == 200, "{what}: {} {}", answer.status, answer.text());
     }
@@ -55,7 +57,7 @@ async fn a_worker_that_is_switched_over_costs_a_wait_and_no_answer() -> Result<(
             sleep(INTERRUPTION).await;
             way.set(Way::Open);
         };
-        let (asked, ()) = join(ask_all(&client, &pairs, what), end).await;
+        let (asked, ()) = join(ask_all(&client, &pairs, CROWD, what), end).await;
         asked.map_err(|error| error.context(attempts(&service)))?;
     }
     let given_up = service.log_text().matches("no session within 1s").count();
@@ -70,5 +72,30 @@ async fn a_worker_that_is_switched_over_costs_a_wait_and_no_answer() -> Result<(
     let (all, distinct): (i64, i64) = (row.get(0), row.get(1));
     let expected = i64::try_from(CROWD)?;
     assert_eq!((all, distinct), (expected, expected));
+    Ok(())
+}
+
+/// The same with the limits that everybody has: statements wait for 4 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_seconds_without_a_worker_cost_nobody_an_answer_by_default() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let cluster = Cluster::interruptible(2).await?;
+    let service = cluster.serving(&[]).await?;
+    wait_for_metric(&service, r#"routing_mode{mode="owner"}"#, |value| value > 0.0).await?;
+    let client = service.client();
+    let pairs = pairs_on(&cluster, 0, &client, 4).await?;
+    let way = &cluster.ways[0];
+    way.set(Way::Closed);
+    // The length of the interruption is what is tested.
+    let end = async {
+        sleep(LONG_INTERRUPTION).await;
+        way.set(Way::Open);
+    };
+    let (asked, ()) = join(ask_all(&client, &pairs, CROWD / 10, "by default"), end).await;
+    asked.map_err(|error| error.context(attempts(&service)))?;
+    let waits = format!("node_waits_total{{node=\"localhost:{}\"}}", cluster.worker_port(0));
+    ensure!(metric(&service, &waits).await? >= 1.0, "nobody has waited: nothing is tested");
     Ok(())
 }

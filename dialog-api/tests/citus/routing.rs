@@ -1,11 +1,15 @@
 //! Statements go straight to the worker that owns their shard, need no coordinator for it, and share what they ask.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Client as Sql;
 
 use crate::{
     cluster::{Cluster, metric, pairs_on, serving, wait_for_metric},
-    support::eventually,
+    support::{Service, eventually},
 };
 
 /// Sessions that other nodes have on this server for statements that they passed on.
@@ -91,6 +95,46 @@ async fn a_shard_that_moved_is_found_at_its_new_place() -> Result<()> {
     }
     assert_eq!(sessions_of_other_nodes(&cluster.workers[1]).await?, 0);
     Ok(())
+}
+
+/// How often the map was read because somebody said that it has changed.
+const NOTICED: &str = r#"routing_map_refreshes_total{reason="notice"}"#;
+
+/// Moves a shard to and fro, and says so as the operator does, until a reading of the map is owed to that. (The service also
+/// looks by itself, every second, and may have seen a move in the moment before it is told of it.)
+async fn move_until_noticed(sql: &Sql, service: &Service) -> Result<()> {
+    const MOVES: usize = 5;
+    let before = metric(service, NOTICED).await?;
+    for _ in 0..MOVES {
+        let moved = "SELECT citus_move_shard_placement(shardid, source.nodeid, target.nodeid, 'block_writes')
+                     FROM pg_dist_placement JOIN pg_dist_node AS source USING (groupid), pg_dist_node AS target
+                     WHERE shardid = (SELECT min(shardid) FROM pg_dist_shard WHERE logicalrelid = 'messages'::regclass)
+                       AND target.groupid NOT IN (0, source.groupid)";
+        ensure!(sql.query(moved, &[]).await?.len() == 1);
+        sql.batch_execute("NOTIFY dialog_map").await?;
+        // Well before the look that comes without a notice.
+        let until = Instant::now() + Duration::from_millis(900);
+        let noticed = wait_for_metric(service, NOTICED, |count| count > before);
+        if let Ok(noticed) = timeout_at(until, noticed).await {
+            return noticed;
+        }
+    }
+    anyhow::bail!("{MOVES} notices, and none led to a reading of the map\n{}", service.log_text())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_of_change_is_enough_to_read_the_map() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (mut cluster, service) = serving(2, &[]).await?;
+    let sql = cluster.coordinator.connect("dialog").await?;
+    move_until_noticed(&sql, &service).await?;
+    // A coordinator that comes back knows nothing of those who listened before.
+    cluster.coordinator.restart(Shutdown::Fast)?;
+    wait_for_metric(&service, r#"routing_map_refreshes_total{reason="start"}"#, |count| count > 1.0).await?;
+    let sql = cluster.coordinator.connect("dialog").await?;
+    move_until_noticed(&sql, &service).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

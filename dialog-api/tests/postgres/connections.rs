@@ -225,11 +225,14 @@ async fn a_crowd_of_connections_takes_bounded_memory_and_keeps_nobody_out() -> R
     ] {
         let crowd = crowd(service.address(), say).await?;
         let client = service.client();
-        let started = std::time::Instant::now();
-        for _ in 0..20 {
-            assert_eq!(client.get("/health").await?.status, 200);
-        }
-        assert!(started.elapsed() < Duration::from_secs(5), "20 requests took {:?}", started.elapsed());
+        // Who is kept out gets in when the crowd's time is over, and that is a minute.
+        let others = async {
+            for _ in 0..20 {
+                assert_eq!(client.get("/health").await?.status, 200);
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(30), others).await.context("they are kept out")??;
         let each = service.resident_kib()?.saturating_sub(empty) / CROWD as u64;
         println!("{CROWD} connections {what}: {each} KiB each");
         assert!(each < limit, "{each} KiB for each connection {what}");

@@ -26,6 +26,7 @@ mod schemathesis;
 mod shutdown;
 mod specification;
 mod spread;
+mod states;
 mod stream_contract;
 mod streams;
 mod tls;

@@ -1,5 +1,5 @@
-//! The stream's answers are those that are described. Schemathesis leaves it out: it waits for the end of an answer,
-//! which a stream does not have.
+//! The stream's answers are those that are described. Schemathesis sees none that is given: it waits for the end of an
+//! answer, which a stream does not have.
 
 use std::collections::BTreeSet;
 

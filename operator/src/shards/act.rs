@@ -9,7 +9,7 @@ use super::heat::{self, actions};
 use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
-use crate::names::{DATABASE, Group};
+use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
 mod moves;
@@ -132,7 +132,22 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
                 .await?;
         }
     }
+    if step.changes_map() {
+        tell(sessions).await;
+    }
     Ok(())
+}
+
+/// Tells those who keep a map of the shards that it has changed. They look by themselves as well, if somewhat later: so the
+/// step is done whether or not they hear of it.
+async fn tell(sessions: &Sessions) {
+    let told = async {
+        let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+        session.run(&format!("NOTIFY {MAP_CHANNEL}")).await
+    };
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "nobody was told that the map of shards has changed");
+    }
 }
 
 /// The session in which Citus' catalogs are changed.

@@ -298,6 +298,22 @@ impl Step {
         matches!(self, Self::DistributeTable(_) | Self::DistributeConcurrently(_) | Self::SplitShard(_))
     }
 
+    /// Whether afterwards shards are on other nodes than before, or nodes are reached differently.
+    #[must_use]
+    pub fn changes_map(&self) -> bool {
+        self.makes_shards()
+            || matches!(
+                self,
+                Self::MoveShard { .. }
+                    | Self::AddNode { .. }
+                    | Self::ActivateNode { .. }
+                    | Self::UpdateNode { .. }
+                    | Self::RestoreNode { .. }
+                    | Self::SyncMetadata { .. }
+                    | Self::RemoveNode { .. }
+            )
+    }
+
     /// How the session that performs it holds the topology lock.
     #[must_use]
     pub fn hold(&self) -> Hold {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dialog_operator::api::PlanStatus;
 use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED};
-use dialog_operator::names::Group;
+use dialog_operator::names::{DATABASE, Group, MAP_CHANNEL};
 use dialog_operator::shards::act::perform;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::retire::retire;
@@ -18,6 +19,9 @@ use testbed::postgres::{Shutdown, volumes_available};
 
 use crate::needs_citus;
 use crate::world::{World, brief, closed, condition, few_shards, gated, with_an_empty_worker};
+
+/// Longest time that a notice may take.
+const NOTICE_LIMIT: Duration = Duration::from_secs(30);
 
 /// One round of an operator that carries out the plan `held`.
 async fn holding(world: &World, wanted: &Wanted, held: Option<MovePlan>) -> Result<Round> {
@@ -69,6 +73,22 @@ async fn what_is_approved_is_what_runs() -> Result<()> {
         .collect();
     assert_eq!(made, planned);
     assert_eq!(condition(&world.round(&approved).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+/// The services that keep a map of the shards need not find out by themselves.
+#[tokio::test]
+async fn who_keeps_a_map_is_told_of_every_move() -> Result<()> {
+    needs_citus!();
+    let mut world = with_an_empty_worker().await?;
+    let (_listening, mut told) = world.server(Group::Coordinator).listen(DATABASE, MAP_CHANNEL).await?;
+    let round = world.round(&few_shards(2)).await?;
+    let step = round.long.first().unwrap();
+    ensure!(matches!(step, Step::MoveShard { .. }), "{step}");
+    ensure!(told.try_recv().is_err(), "nothing has been moved yet");
+    perform(step, &world.long_sessions(step)?).await?;
+    let notice = tokio::time::timeout(NOTICE_LIMIT, told.recv()).await?.unwrap();
+    assert_eq!(notice.channel(), MAP_CHANNEL);
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! What Citus' catalogs on the coordinator say about shards, read over a connection of its own.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -58,6 +58,9 @@ const VERSION: &str = "
            (SELECT coalesce(bit_xor(hashint8extended(placementid, groupid)), 0) FROM pg_dist_placement),
            (SELECT coalesce(bit_xor(hashtextextended(nodes::text, 0)), 0) FROM pg_dist_node AS nodes)";
 
+/// By this channel the operator says on the coordinator that it has changed where shards are, or the nodes.
+pub(super) const CHANNEL: &str = "dialog_map";
+
 /// Tells two states of the catalogs apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version(i64, i64, i64);
@@ -83,13 +86,29 @@ pub(super) struct Layout {
 /// A session on the coordinator.
 pub(super) struct Catalog {
     client: Client,
+    /// Somebody has said that the catalogs have changed.
+    notice: Arc<Notify>,
 }
 
 impl Catalog {
     /// Connects. The traffic has to be driven for the session to work.
     pub(super) async fn connect(connector: &Connector) -> Result<(Self, Traffic)> {
-        let (client, traffic) = connector.connect(Purpose::Routing).await?;
-        Ok((Self { client }, traffic))
+        let notice = Arc::new(Notify::new());
+        let told = Arc::clone(&notice);
+        let hear = Box::new(move |_: &_| told.notify_one());
+        let (client, traffic) = connector.connect_and_hear(Purpose::Routing, hear).await?;
+        Ok((Self { client, notice }, traffic))
+    }
+
+    /// Has the server tell this session of changes from now on.
+    pub(super) async fn listen(&self) -> Result<()> {
+        // Quoted by nobody: the name is an identifier as it is.
+        self.rows("listen to changes of the map", &format!("LISTEN {CHANNEL}"), &[]).await.map(drop)
+    }
+
+    /// Waits until somebody says that the catalogs have changed, or has said so since this was last awaited.
+    pub(super) async fn noticed(&self) {
+        self.notice.notified().await;
     }
 
     /// Whether this is a Citus at all.

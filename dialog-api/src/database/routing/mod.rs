@@ -2,11 +2,12 @@
 //!
 //! The [map] is a copy of Citus' catalogs and may be old at any moment. That costs a hop and never an answer:
 //! every node plans statements on the distributed tables, and one that does not hold the shard passes them on to the
-//! node that does. For the same reason nothing on the way of a statement tells that the map is old. So one small
-//! query on the coordinator asks every second whether the catalogs differ from those that were read. (LISTEN
-//! would need a trigger on Citus' own catalogs; statistics of their tables arrive up to 10 s late.) The map is
-//! read anew as well when an error of a server says that a shard or a node is not where it was, and once a
-//! minute in any case. It is replaced as a whole.
+//! node that does. For the same reason nothing on the way of a statement tells that the map is old. So the operator
+//! says on the coordinator when it has moved a shard (`NOTIFY`), and as others may move shards as well, one small query
+//! asks every second whether the catalogs differ from those that were read. (To be told by whoever moves them would need
+//! a trigger on Citus' own catalogs; statistics of their tables arrive up to 10 s late.) The map is read anew as well
+//! when an error of a server says that a shard or a node is not where it was, and once a minute in any case. It is
+//! replaced as a whole.
 //!
 //! Without the coordinator the last map is used for as long as that takes.
 
@@ -170,14 +171,17 @@ impl Routing {
             self.metrics.routing.mode(RoutingMode::HashMismatch);
             return std::future::pending().await;
         }
+        // Before the first look: no change falls between both.
+        catalog.listen().await?;
         let mut known = None;
         loop {
-            let doubted = tokio::select! {
-                () = self.doubt.notified() => true,
-                _ = looks.tick() => false,
+            let occasion = tokio::select! {
+                () = self.doubt.notified() => Occasion::Doubt,
+                () = catalog.noticed() => Occasion::Notice,
+                _ = looks.tick() => Occasion::Interval,
             };
             let version = catalog.version().await?;
-            if let Some(reason) = reason_to_read(known.as_ref(), &version, doubted, Instant::now()) {
+            if let Some(reason) = reason_to_read(known.as_ref(), &version, occasion, Instant::now()) {
                 // The version was read before: a change in between shows at the next look.
                 let layout = catalog.layout().await?;
                 known = Some((version, Instant::now()));
@@ -186,7 +190,7 @@ impl Routing {
                 self.apply(layout, stop);
             }
             self.ask_about_nodes_that_are_away(catalog).await?;
-            if doubted {
+            if occasion != Occasion::Interval {
                 sleep(READ_PAUSE).await;
             }
         }
@@ -251,18 +255,30 @@ impl Routing {
     }
 }
 
+/// Why the catalogs are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occasion {
+    /// An error gave reason to doubt the map.
+    Doubt,
+    /// Somebody said that they have changed.
+    Notice,
+    /// It was time.
+    Interval,
+}
+
 /// Why the map has to be read now, if it has to: given what was read and when, what the version of the catalogs is now,
-/// and whether an error gave reason to doubt.
+/// and why it was looked at.
 fn reason_to_read<V: PartialEq>(
     known: Option<&(V, Instant)>,
     version: &V,
-    doubted: bool,
+    occasion: Occasion,
     now: Instant,
 ) -> Option<RefreshReason> {
     match known {
         None => Some(RefreshReason::Start),
+        Some((old, _)) if old != version && occasion == Occasion::Notice => Some(RefreshReason::Notice),
         Some((old, _)) if old != version => Some(RefreshReason::Change),
-        Some(_) if doubted => Some(RefreshReason::Error),
+        Some(_) if occasion == Occasion::Doubt => Some(RefreshReason::Error),
         Some((_, read)) if now.duration_since(*read) >= READ_INTERVAL => Some(RefreshReason::Timer),
         Some(_) => None,
     }
@@ -274,14 +290,18 @@ mod tests {
 
     #[test]
     fn the_map_is_read_on_a_change_on_an_error_and_after_a_minute_and_not_else() {
+        use Occasion::{Doubt, Interval, Notice};
         let read = Instant::now();
         let reason =
-            |version, doubted, later| reason_to_read(Some(&(1, read)), &version, doubted, read + later);
-        assert_eq!(reason_to_read(None, &1, false, read), Some(RefreshReason::Start));
-        assert_eq!(reason(1, false, LOOK_INTERVAL), None);
-        assert_eq!(reason(2, false, LOOK_INTERVAL), Some(RefreshReason::Change));
-        assert_eq!(reason(1, true, LOOK_INTERVAL), Some(RefreshReason::Error));
-        assert_eq!(reason(2, true, LOOK_INTERVAL), Some(RefreshReason::Change));
-        assert_eq!(reason(1, false, READ_INTERVAL), Some(RefreshReason::Timer));
+            |version, occasion, later| reason_to_read(Some(&(1, read)), &version, occasion, read + later);
+        assert_eq!(reason_to_read(None, &1, Interval, read), Some(RefreshReason::Start));
+        assert_eq!(reason_to_read(None, &1, Notice, read), Some(RefreshReason::Start));
+        assert_eq!(reason(1, Interval, LOOK_INTERVAL), None);
+        assert_eq!(reason(1, Notice, LOOK_INTERVAL), None, "it is known already");
+        assert_eq!(reason(2, Interval, LOOK_INTERVAL), Some(RefreshReason::Change));
+        assert_eq!(reason(2, Notice, LOOK_INTERVAL), Some(RefreshReason::Notice));
+        assert_eq!(reason(1, Doubt, LOOK_INTERVAL), Some(RefreshReason::Error));
+        assert_eq!(reason(2, Doubt, LOOK_INTERVAL), Some(RefreshReason::Change));
+        assert_eq!(reason(1, Interval, READ_INTERVAL), Some(RefreshReason::Timer));
     }
 }

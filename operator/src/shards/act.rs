@@ -95,18 +95,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             actions::pin(&session, pin.into(), endpoint).await?;
         }
         Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
-        Step::CancelMove { pid, application, end } => {
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            let function = match end {
-                End::Cancel => "pg_cancel_backend",
-                End::Terminate => "pg_terminate_backend",
-            };
-            let statement = format!(
-                "SELECT {function}(pid) FROM pg_stat_activity
-                 WHERE pid = $1 AND application_name = $2 AND state <> 'idle'"
-            );
-            session.query(&statement, &[(pid, Type::INT4), (application, Type::TEXT)]).await?;
-        }
+        Step::CancelMove { pid, application, end } => cancel(sessions, *pid, application, *end).await?,
         Step::SetShouldHaveShards { group, value } => {
             let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
             node(sessions, *group, &statement).await?;
@@ -135,6 +124,21 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
     if step.changes_map() {
         tell(sessions).await;
     }
+    Ok(())
+}
+
+/// Ends the session `pid` on the coordinator, if it still is `application` and at work.
+async fn cancel(sessions: &Sessions, pid: i32, application: &str, end: End) -> Result<(), Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let function = match end {
+        End::Cancel => "pg_cancel_backend",
+        End::Terminate => "pg_terminate_backend",
+    };
+    let statement = format!(
+        "SELECT {function}(pid) FROM pg_stat_activity
+         WHERE pid = $1 AND application_name = $2 AND state <> 'idle'"
+    );
+    session.query(&statement, &[(&pid, Type::INT4), (&application, Type::TEXT)]).await?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use dialog_operator::shards::step::Step;
 use tokio_postgres::types::Type;
 
 use crate::needs_citus;
+use crate::traffic::persist;
 use crate::world::{World, condition, distributed, eventually, few_shards, placements, reference, wanted};
 
 const ROWS: &str = "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
@@ -37,23 +38,23 @@ async fn tables_with_rows_are_cut_while_they_are_written_to() -> Result<()> {
             let mut acknowledged = 0_i64;
             while !stop.load(Ordering::Relaxed) {
                 // An insert of one row, and an update of it by its key, as dialog-api makes them.
-                let inserted = session
-                    .query(
-                        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-                         VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1, now())
-                         RETURNING dialog_id::text, message_id::text",
-                        &[(&format!("during {acknowledged}"), Type::TEXT)],
-                    )
-                    .await?;
+                let inserted = persist(
+                    &session,
+                    "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+                     VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), $1, now())
+                     RETURNING dialog_id::text, message_id::text",
+                    &[(&format!("during {acknowledged}"), Type::TEXT)],
+                )
+                .await?;
                 acknowledged += 1;
                 let [dialog, message]: [String; 2] = [0, 1].map(|column| inserted[0].get(column));
-                let updated = session
-                    .query(
-                        "UPDATE messages SET edited_at = now()
-                         WHERE dialog_id = $1::uuid AND message_id = $2::uuid RETURNING 1",
-                        &[(&dialog, Type::TEXT), (&message, Type::TEXT)],
-                    )
-                    .await?;
+                let updated = persist(
+                    &session,
+                    "UPDATE messages SET edited_at = now()
+                     WHERE dialog_id = $1::uuid AND message_id = $2::uuid RETURNING 1",
+                    &[(&dialog, Type::TEXT), (&message, Type::TEXT)],
+                )
+                .await?;
                 anyhow::ensure!(updated.len() == 1, "update {acknowledged} found {} rows", updated.len());
             }
             anyhow::Ok(acknowledged)

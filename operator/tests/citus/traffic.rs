@@ -54,11 +54,13 @@ impl Traffic {
     }
 }
 
-/// One statement, again while a split has just replaced its shard: dialog-api tries again then, too.
-async fn persist(session: &Session, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
+/// One statement, again when it did nothing because a split has just replaced its shard, or because a change held the
+/// table for longer than a session waits: people try again then, too.
+pub async fn persist(session: &Session, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
+    let passing = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
     loop {
         match session.query(statement, parameters).await {
-            Err(error) if error.sqlstate() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {}
+            Err(error) if error.sqlstate().is_some_and(|state| passing.contains(state)) => {}
             answer => return Ok(answer?),
         }
     }

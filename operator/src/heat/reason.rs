@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
 pub enum Reason {
     /// [`super::Policy::max_isolated`].
-    #[error("as many tenants are isolated as may be: release one, or raise maxIsolated")]
+    #[error(
+        "as many tenants are isolated as may be: raise maxIsolated, or wait until one has been quiet for releaseAfter"
+    )]
     Budget,
     /// [`super::Policy::max_shard_groups`].
     #[error("there are as many shards as may be: every split costs connections and planning time")]
@@ -17,10 +19,10 @@ pub enum Reason {
     )]
     TooHot,
     /// No node can take it besides what it does.
-    #[error("no other worker has so much CPU time and room to spare: add a worker, or dedicate one")]
+    #[error("no other worker has so much CPU time and room to spare: add a worker")]
     NoHeadroom,
     /// Every node that could take it would be as busy as its own is now.
-    #[error("any other worker would be as busy with it as its own is now: add a worker, or dedicate one")]
+    #[error("any other worker would be as busy with it as its own is now: add a worker")]
     NothingGained,
     /// All rows of a large shard group have one hash.
     #[error(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::observed::RunningMove;
+use super::observed::{Operation, RunningMove};
 use super::plan::{Draft, Moves, Report};
 use super::settings;
 use super::step::Step;
@@ -259,7 +259,8 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         return finding(Holds::False, first.reason, each.join("; "));
     }
     let mut running = world.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
-    if let Some(operation) = running.find(|operation| RunningMove::of(operation).is_none()) {
+    let distributes = |operation: &&Operation| RunningMove::of(operation).is_none() && !operation.is_split();
+    if let Some(operation) = running.find(distributes) {
         let message = format!("{} (pid {} on the coordinator)", operation.application, operation.pid);
         return finding(Holds::False, "Distributing", message);
     }

@@ -170,6 +170,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     let kept: Vec<_> =
         before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied().collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
+    let moving = period.underway;
     period.underway |= open;
     let policy = &seen.watch.policy;
     let (decision, history) = decide(policy, &before.history, &period);
@@ -185,7 +186,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
         why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
     });
     names.keep(&history, &period);
-    Judged { state: State { history, real: real_history, marks, names, heat }, period, begun }
+    Judged { state: State { history, real: real_history, marks, names, heat }, period, moving, begun }
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::round::{Carried, Round};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
+use k8s_openapi::jiff::SignedDuration;
 use tokio_postgres::types::Json;
 
+use crate::heat::Operator;
 use crate::needs_citus;
 use crate::traffic::Traffic;
 use crate::world::{World, condition, few_shards};
@@ -332,6 +334,31 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
 
 /// A split that leaves a part on its source hangs as soon as a row is changed: what the operator never asks for is asked
 /// for by hand here, to have one that hangs.
+#[tokio::test]
+async fn what_could_not_be_done_for_an_hour_is_given_up() -> Result<()> {
+    needs_citus!();
+    let world = World::start(1)?;
+    let mut wanted = isolating(1);
+    wanted.watch.as_mut().context("nobody is to look")?.period = SignedDuration::from_secs(1);
+    world.serve(&wanted).await?;
+    // What another version wrote, and this one cannot read, is in the way like everything that is open.
+    let open = "INSERT INTO dialog_operator.actions (decided, action, asked_by, why)
+                VALUES (now() - interval '59 minutes', '{\"Unheard\": 1}', 'test', 'a test says so')";
+    world.ask(Group::Coordinator, open).await?;
+    let outcome = async || -> Result<Option<String>> {
+        let rows = world.ask(Group::Coordinator, "SELECT outcome FROM dialog_operator.actions").await?;
+        Ok(rows[0].get(0))
+    };
+    let operator = Operator::new(&world, &wanted).await?;
+    let heat = operator.look(None).await?;
+    assert_eq!(outcome().await?, None);
+    let later = "UPDATE dialog_operator.actions SET decided = decided - interval '2 minutes'";
+    world.ask(Group::Coordinator, later).await?;
+    operator.look(Some(&heat)).await?;
+    assert_eq!(outcome().await?.as_deref(), Some("Failed"));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
     needs_citus!();

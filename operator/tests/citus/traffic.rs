@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use dialog_operator::names::Group;
 use dialog_operator::pg::{Parameter, Session};
 use tokio::task::JoinHandle;
@@ -80,12 +80,27 @@ async fn write(session: Session, writer: usize, stop: Arc<AtomicBool>) -> Result
         .await?;
         acknowledged += 1;
         let (dialog, message): (String, String) = (rows[0].get(0), rows[0].get(1));
-        persist(
-            &session,
-            "UPDATE messages SET edited_at = now() WHERE dialog_id = $1::text::uuid AND message_id = $2::text::uuid",
+        edit(&session, &dialog, &message).await?;
+    }
+    Ok(acknowledged)
+}
+
+/// Edits a message that is there. Its shard may just have come to the coordinator: a statement that waited there for the
+/// end of the move goes by what the coordinator stored before it began to wait, changes nothing and says so. Asked again,
+/// it finds the message.
+async fn edit(session: &Session, dialog: &str, message: &str) -> Result<()> {
+    for _ in 0..2 {
+        let rows = persist(
+            session,
+            "UPDATE messages SET edited_at = now()
+             WHERE dialog_id = $1::text::uuid AND message_id = $2::text::uuid RETURNING 1",
             &[(&dialog, Type::TEXT), (&message, Type::TEXT)],
         )
         .await?;
+        if !rows.is_empty() {
+            return Ok(());
+        }
+        println!("the message {message} of the dialog {dialog} was not found at first");
     }
-    Ok(acknowledged)
+    bail!("the message {message} of the dialog {dialog} was acknowledged and is gone")
 }

@@ -252,7 +252,7 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
     Ok(())
 }
 
-/// Adds what is so after an action, once a whole period has passed since; and ends one that nobody could do for long.
+/// Adds what is so after an action, once a whole period has passed since.
 pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg::Error> {
     let start = period.end.checked_sub(period.length).unwrap_or(period.end);
     let rows = session
@@ -272,14 +272,17 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
             )
             .await?;
     }
-    if !period.underway {
-        let late = "UPDATE dialog_operator.actions
-                    SET ended = clock_timestamp(), outcome = 'Failed',
-                        note = coalesce(note, 'what it needs did not come within an hour')
-                    WHERE ended IS NULL AND decided < $1 - interval '1 hour'";
-        session.query(late, &[(&period.end, Type::TIMESTAMPTZ)]).await?;
-    }
     Ok(())
+}
+
+/// Ends what was decided more than an hour before `now` and has had no outcome, readable or not: it would be in the way of
+/// every other decision.
+pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg::Error> {
+    let late = "UPDATE dialog_operator.actions
+                SET ended = clock_timestamp(), outcome = 'Failed',
+                    note = coalesce(note, 'what it needs did not come within an hour')
+                WHERE ended IS NULL AND decided < $1 - interval '1 hour'";
+    session.query(late, &[(&now, Type::TIMESTAMPTZ)]).await.map(drop)
 }
 
 /// Notes that somebody has begun to do it.

@@ -58,9 +58,10 @@ async fn middle(session: &Session, group: &ShardGroup) -> Result<Option<i32>, pg
         .await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (table, key, pages): (String, String, i64) = (row.get(0), row.get(1), row.get(2));
-    let percent = (PAGES * 100).div_euclid(pages).clamp(1, 100);
-    let statement =
-        format!("SELECT worker_hash({key}), count(*) FROM {table} TABLESAMPLE SYSTEM ({percent}) GROUP BY 1");
+    let statement = format!(
+        "SELECT worker_hash({key}), count(*)
+         FROM {table} TABLESAMPLE SYSTEM (least(100.0, 100.0 * {PAGES} / {pages})) GROUP BY 1"
+    );
     let weights = session.query(&statement, &[]).await?;
     let weight = |row: &tokio_postgres::Row| (row.get(0), u64::try_from(row.get::<_, i64>(1)).unwrap_or(0));
     Ok(median(weights.iter().map(weight).collect()))

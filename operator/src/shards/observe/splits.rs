@@ -1,10 +1,9 @@
 //! Reads how far splits are, of which Citus itself shows nothing.
 
 use crate::names::Group;
-use crate::pg::{self, APPLICATION};
+use crate::pg;
 use crate::shards::observed::{Catalog, Operation};
 use crate::shards::sessions::{Door, Sessions};
-use crate::shards::step::Split;
 use crate::shards::supervise::SplitMark;
 use crate::shards::topology::Topology;
 
@@ -14,9 +13,7 @@ pub async fn marks(
     topology: &Topology,
     catalog: &Catalog,
 ) -> Vec<(Operation, SplitMark)> {
-    let prefix = format!("{APPLICATION}: {}", Split::PURPOSE);
-    let running: Vec<&Operation> =
-        catalog.operations.iter().filter(|running| running.application.starts_with(&prefix)).collect();
+    let running: Vec<&Operation> = catalog.operations.iter().filter(|running| running.is_split()).collect();
     if running.is_empty() {
         return Vec::new();
     }

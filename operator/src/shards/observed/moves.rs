@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::names::Group;
 use crate::pg::APPLICATION;
+use crate::shards::step::Split;
 
 /// A session of the operator that moves data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,13 @@ impl Operation {
     #[must_use]
     pub fn name_of(shard_id: i64, from: Group, to: Group) -> String {
         format!("{APPLICATION}: {}", RunningMove::purpose(shard_id, from, to))
+    }
+
+    /// Whether it splits shards.
+    #[must_use]
+    pub fn is_split(&self) -> bool {
+        let purpose = self.application.strip_prefix(APPLICATION).and_then(|rest| rest.strip_prefix(": "));
+        purpose.is_some_and(|purpose| purpose.starts_with(Split::PURPOSE))
     }
 }
 

@@ -114,6 +114,11 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         Next::Move => {}
         Next::Split(split) => {
             let step = Step::SplitShard(split);
+            if world.wanted.rebalance.hold {
+                draft.wait(format!("servers are updated first; then: {step}"));
+                draft.acting = Some(format!("{what}; servers are updated first"));
+                return;
+            }
             if !world.observed.deferred.contains(&step) {
                 // Nothing else is begun that it would have to wait for.
                 draft.hold_moves = true;

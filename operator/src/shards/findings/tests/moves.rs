@@ -1,7 +1,7 @@
 //! What keeps shards from moving, and what is said of it.
 
 use super::{at_rest, catalog, facts, ranges, topology, wanted};
-use crate::condition::{BALANCED, SCALE_IN_BLOCKED};
+use crate::condition::{BALANCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::shards::observed::{Change, Node, Observed, Operation, Progress, Resources, Transaction};
 use crate::shards::plan::plan;
@@ -282,6 +282,19 @@ fn no_move_begins_while_an_update_waits_for_those_under_way() {
     assert_eq!(plan.steps, vec![]);
     let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
     assert!(found.reason == "Waiting" && found.message.contains("updated first"), "{}", found.message);
+}
+
+#[test]
+fn tables_stay_distributed_while_a_shard_is_split() {
+    let distributed = |application: &str| {
+        let mut observed = at_rest();
+        let operation = Operation { pid: 42, application: application.to_owned() };
+        catalog(&mut observed).operations.push(operation);
+        let findings = plan(&wanted(), &topology(), &observed).findings;
+        findings.into_iter().find(|finding| finding.kind == SCHEMA_DISTRIBUTED).unwrap().reason
+    };
+    assert_eq!(distributed("dialog-operator: split 102008 worker-0"), "Distributed");
+    assert_eq!(distributed("dialog-operator: distribute messages"), "Distributing");
 }
 
 #[test]

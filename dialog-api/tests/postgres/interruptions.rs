@@ -99,9 +99,11 @@ async fn what_has_waited_is_spread_over_the_connections_that_come() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_wait_leave_room_for_others() -> Result<()> {
     let flags = ["--max-connections", "16", "--database-timeout", "20s"];
-    let (_server, way, service) = interruptible(&flags).await?;
+    let (server, way, service) = interruptible(&flags).await?;
     let client = service.client();
     let pairs = dialogs(&client, 4).await?;
+    // What is still to be done for the inboxes would wait as well.
+    inboxes_follow(&server, 4).await?;
     way.set(Way::Closed);
     eventually("a lost database", async || {
         Ok((metric(&service, "node_connections_live{").await? < 1.0).then_some(()))
@@ -124,6 +126,15 @@ async fn those_who_wait_leave_room_for_others() -> Result<()> {
         assert_eq!(answer?.status, 200, "{}", attempts(&service));
     }
     Ok(())
+}
+
+/// Waits until the inboxes have the messages of so many dialogs.
+async fn inboxes_follow(server: &Server, dialogs: i64) -> Result<()> {
+    let sql = server.connect("dialog").await?;
+    let followed = "SELECT true FROM dialogs WHERE inbox_id IS NOT NULL HAVING count(*) = $1";
+    eventually("inboxes that follow", async || Ok(sql.query_opt(followed, &[&dialogs]).await?))
+        .await
+        .map(drop)
 }
 
 /// A server that has only just started needs its time to take a connection, and is waited for all the same.
@@ -159,8 +170,7 @@ async fn a_server_that_keeps_crashing_is_waited_for_once() -> Result<()> {
     let pairs = dialogs(&client, 1).await?;
     let (one, other) = &pairs[0];
     let sql = server.connect("dialog").await?;
-    let followed = "SELECT true FROM dialogs WHERE inbox_id IS NOT NULL";
-    eventually("inboxes that follow", async || Ok(sql.query_opt(followed, &[]).await?)).await?;
+    inboxes_follow(&server, 1).await?;
     sql.batch_execute(
         "CREATE FUNCTION crash() RETURNS bool LANGUAGE sql VOLATILE
              AS 'SELECT pg_terminate_backend(pg_backend_pid())';

@@ -36,10 +36,11 @@ impl Dialogs {
             if message.deleted_at.is_some() {
                 return Err(DialogError::Deleted);
             }
-            match message.edited_at.filter(|last| *last > time) {
-                // The clock of whoever changed it last was ahead of ours, or ours was set back.
-                Some(last) => time = last + CLOCK_STEP,
-                None => return Ok(message),
+            // The clock of whoever changed it last was ahead of ours, or ours was set back. Or its shard has just come to
+            // the node that was asked: a statement that waits there for the end of the move goes by what was there before
+            // it waited, and changes nothing.
+            if let Some(last) = message.edited_at.filter(|last| *last > time) {
+                time = last + CLOCK_STEP;
             }
         }
     }
@@ -51,14 +52,18 @@ impl Dialogs {
     pub async fn delete(&self, author: Uuid, peer: Uuid, id: Uuid) -> Result<(), DialogError> {
         let dialog = Pair::new(author, peer).dialog_id();
         let now = self.clock.now();
-        for sql in [Sql::DeleteMessage, Sql::DeleteArchived] {
-            if !self.database.query(sql, &[&dialog, &id, &author, &now]).await?.is_empty() {
-                self.streams.announce(Notice { dialog, news: News::Changed(id) });
+        loop {
+            for sql in [Sql::DeleteMessage, Sql::DeleteArchived] {
+                if !self.database.query(sql, &[&dialog, &id, &author, &now]).await?.is_empty() {
+                    self.streams.announce(Notice { dialog, news: News::Changed(id) });
+                    return Ok(());
+                }
+            }
+            // If it is there and not deleted, its shard has just come, as above.
+            if self.own(author, peer, id).await?.deleted_at.is_some() {
                 return Ok(());
             }
         }
-        self.own(author, peer, id).await?;
-        Ok(())
     }
 
     /// A message of the dialog between the two, if there is one of this id.

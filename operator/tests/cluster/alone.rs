@@ -1,6 +1,5 @@
 //! Tests that need the machine and the operator for themselves.
 
-mod interrupted;
 mod killed;
 mod obstacles;
 mod scaling;

@@ -141,7 +141,12 @@ impl Database {
     /// [`DatabaseError::Refused`] when the database understood the statement and refused it.
     pub async fn query(&self, sql: Sql, parameters: Parameters<'_>) -> Result<Rows, DatabaseError> {
         let deadline = Instant::now() + self.timeout;
-        let values = self.values(sql, parameters, deadline).await?;
+        let types = match self.coordinator.parameter_types(sql) {
+            Some(types) => types,
+            // Boxed, since what is rare need not make room for itself in all others.
+            None => Box::pin(self.first_types(sql, deadline)).await?,
+        };
+        let values = encode(parameters, types).map_err(|error| DatabaseError::Refused(Arc::new(error)))?;
         if !sql.is_read() {
             return self.execute(sql, &values, deadline).await;
         }
@@ -157,22 +162,13 @@ impl Database {
         }
     }
 
-    /// The values of parameters as they are sent.
-    async fn values(
-        &self,
-        sql: Sql,
-        parameters: Parameters<'_>,
-        deadline: Instant,
-    ) -> Result<BytesMut, DatabaseError> {
-        if self.coordinator.parameter_types(sql).is_none() {
-            // They are known from the first connection on.
-            match self.coordinator.session(sql, deadline).await {
-                Ok(_) | Err(NoSession::ThroughCoordinator) => {}
-                Err(NoSession::Away(reason)) => return Err(DatabaseError::Unavailable(reason)),
-            }
+    /// The types of a statement's parameters, which are known from the first connection on.
+    async fn first_types(&self, sql: Sql, deadline: Instant) -> Result<&[Type], DatabaseError> {
+        if let Err(NoSession::Away(reason)) = self.coordinator.session(sql, deadline).await {
+            return Err(DatabaseError::Unavailable(reason));
         }
-        let types = self.coordinator.parameter_types(sql).unwrap_or_default();
-        encode(parameters, types).map_err(|error| DatabaseError::Refused(Arc::new(error)))
+        let unknown = || DatabaseError::Unavailable("the database has never been reached".into());
+        self.coordinator.parameter_types(sql).ok_or_else(unknown)
     }
 
     /// Runs a statement until it is decided.

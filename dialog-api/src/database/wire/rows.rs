@@ -50,8 +50,7 @@ impl Rows {
     /// One of them, if there are as many.
     #[must_use]
     pub fn get(&self, number: usize) -> Option<Row<'_>> {
-        let places = number * self.columns..(number + 1) * self.columns;
-        (number < self.count).then(|| Row { bytes: &self.bytes, places: &self.places[places] })
+        (number < self.count).then(|| self.row(number))
     }
 
     /// The first, if there is one.
@@ -67,8 +66,13 @@ impl Rows {
     }
 
     /// All, in the server's order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Row<'_>> {
-        (0..self.count).filter_map(|number| self.get(number))
+    #[must_use]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Row<'_>> + DoubleEndedIterator {
+        (0..self.count).map(|number| self.row(number))
+    }
+
+    fn row(&self, number: usize) -> Row<'_> {
+        Row { bytes: &self.bytes, places: &self.places[number * self.columns..][..self.columns] }
     }
 }
 
@@ -90,17 +94,15 @@ impl<'a> Row<'a> {
     /// # Errors
     /// When it has none of this type.
     pub fn try_get<T: Value<'a>>(self, column: usize) -> Result<T, WrongValue> {
-        let value = self.raw(column).and_then(T::read);
-        value.ok_or(WrongValue { column, wanted: std::any::type_name::<T>() })
+        self.find(column).ok_or(WrongValue { column, wanted: std::any::type_name::<T>() })
     }
 
-    /// The bytes of a value, and nothing where it is null. Nothing at all if there is no such column.
-    fn raw(self, column: usize) -> Option<Option<&'a [u8]>> {
+    fn find<T: Value<'a>>(self, column: usize) -> Option<T> {
         let place = usize::try_from(*self.places.get(column)?).ok()?;
         let (length, rest) = self.bytes.get(place..)?.split_first_chunk()?;
         match usize::try_from(i32::from_be_bytes(*length)) {
-            Ok(length) => Some(Some(rest.get(..length)?)),
-            Err(_) => Some(None),
+            Ok(length) => T::read(Some(rest.get(..length)?)),
+            Err(_) => T::read(None),
         }
     }
 }

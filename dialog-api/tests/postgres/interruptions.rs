@@ -99,9 +99,16 @@ async fn what_has_waited_is_spread_over_the_connections_that_come() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_wait_leave_room_for_others() -> Result<()> {
     let flags = ["--max-connections", "16", "--database-timeout", "20s"];
-    let (_server, way, service) = interruptible(&flags).await?;
+    let (server, way, service) = interruptible(&flags).await?;
     let client = service.client();
     let pairs = dialogs(&client, 4).await?;
+    // What keeps the inboxes would wait as well, and take the places.
+    let sql = server.connect("dialog").await?;
+    eventually("inboxes that have followed", async || {
+        let behind = sql.query("SELECT FROM dialogs WHERE inbox_id IS NULL", &[]).await?;
+        Ok(behind.is_empty().then_some(()))
+    })
+    .await?;
     way.set(Way::Closed);
     eventually("a lost database", async || {
         Ok((metric(&service, "node_connections_live{").await? < 1.0).then_some(()))
@@ -121,7 +128,8 @@ async fn those_who_wait_leave_room_for_others() -> Result<()> {
     wait_for_waits(&service, 4.0).await?;
     way.set(Way::Open);
     while let Some(answer) = sends.next().await {
-        assert_eq!(answer?.status, 200, "{}", attempts(&service));
+        let answer = answer?;
+        assert_eq!(answer.status, 200, "{} {}", answer.text(), attempts(&service));
     }
     Ok(())
 }

@@ -57,7 +57,7 @@ impl Erased {
         let rows = self.database.query(Sql::ListErasures, &[]).await?;
         let mut users = self.users.write().unwrap_or_else(PoisonError::into_inner);
         users.retain(|user| !before.contains(user));
-        users.extend(rows.iter().map(|row| row.get::<_, Uuid>(0)));
+        users.extend(rows.iter().map(|row| row.get::<Uuid>(0)));
         Ok(())
     }
 }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use jiff::civil::Date;
-use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{
     clock::Clock,
-    database::{Database, error::DatabaseError, statements::Sql},
+    database::{Database, error::DatabaseError, statements::Sql, wire::rows::Row},
     erased::Erased,
     passwords::{PasswordError, Passwords},
     recent::RecentSet,
@@ -118,8 +117,8 @@ pub struct User {
     pub city: Option<String>,
 }
 
-impl From<&Row> for User {
-    fn from(row: &Row) -> Self {
+impl From<Row<'_>> for User {
+    fn from(row: Row<'_>) -> Self {
         Self {
             id: row.get(0),
             first_name: row.get(1),

@@ -19,10 +19,13 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::wire::{self, Keepalive};
 use crate::config::DatabaseConfig;
 
 /// Longest time to establish a connection: name, TCP, TLS and start of the session.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Longest time to prepare all statements.
+const PREPARE_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait of a statement for a lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Longest time for one statement of a migration.
@@ -35,7 +38,8 @@ const NODE_CONNECTION_LIMIT: Duration = Duration::from_secs(1);
 /// Longest time for one statement of a job.
 const JOB_LIMIT: Duration = Duration::from_mins(5);
 /// How long a peer may stay silent before the kernel asks, how often it asks again, and how often in vain.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
+const KEEPALIVE: Keepalive =
+    Keepalive { idle: Duration::from_secs(10), interval: Duration::from_secs(5), retries: 3 };
 
 /// What drives a connection's traffic; it ends with the connection.
 pub type Traffic = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
@@ -100,10 +104,10 @@ impl Connector {
             .target_session_attrs(TargetSessionAttrs::ReadWrite)
             .ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable })
             .connect_timeout(CONNECT_LIMIT)
-            .keepalives_idle(KEEPALIVE.0)
-            .keepalives_interval(KEEPALIVE.1)
-            .keepalives_retries(KEEPALIVE.2)
-            .tcp_user_timeout(KEEPALIVE.0);
+            .keepalives_idle(KEEPALIVE.idle)
+            .keepalives_interval(KEEPALIVE.interval)
+            .keepalives_retries(KEEPALIVE.retries)
+            .tcp_user_timeout(KEEPALIVE.idle);
         Ok(Self::described(connection, tls, &config.host, config.port))
     }
 
@@ -173,6 +177,36 @@ impl Connector {
         tokio::time::timeout(CONNECT_LIMIT, session)
             .await
             .unwrap_or_else(|_| bail!("no session within {CONNECT_LIMIT:?}"))
+            .with_context(|| format!("connect to {}", self.target))
+    }
+
+    /// Connects for these prepared statements only, which many share. The returned traffic must be polled (spawned) for
+    /// the client to work.
+    ///
+    /// # Errors
+    /// When the certificates cannot be read, a statement cannot be prepared, or no session comes about within 10 s.
+    pub async fn connect_prepared(
+        &self,
+        purpose: Purpose,
+        statements: &[&str],
+    ) -> Result<(wire::Client, wire::Traffic)> {
+        let tls = self.tls.as_ref().map(TlsFiles::load).transpose()?.map(Arc::new);
+        let owned = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let target = wire::Target {
+            host: self.host.clone(),
+            port: self.port,
+            user: owned(self.config.get_user()),
+            database: owned(self.config.get_dbname()),
+            application_name: purpose.application_name().to_owned(),
+            settings: purpose.session_settings(),
+            tls,
+            address_limit: self.config.get_connect_timeout().copied().unwrap_or(CONNECT_LIMIT),
+            keepalive: KEEPALIVE,
+        };
+        let limit = CONNECT_LIMIT + PREPARE_LIMIT;
+        tokio::time::timeout(limit, wire::Client::connect(&target, statements))
+            .await
+            .unwrap_or_else(|_| bail!("no session within {limit:?}"))
             .with_context(|| format!("connect to {}", self.target))
     }
 }

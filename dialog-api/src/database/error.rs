@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::tables::Table;
+use super::{tables::Table, wire::error::StatementError};
 
 /// Why a statement has no result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -11,35 +11,33 @@ pub enum DatabaseError {
     #[error("the database is not available: {0}")]
     Unavailable(String),
     /// The database understood the statement and refused it.
-    #[error("the database refused the statement: {}", describe(.0))]
-    Refused(#[source] Arc<tokio_postgres::Error>),
+    #[error("the database refused the statement: {0}")]
+    Refused(Arc<StatementError>),
 }
 
 impl DatabaseError {
     /// Whether the row is there already, by another unique key than the statement was prepared to meet.
     #[must_use]
     pub fn is_duplicate(&self) -> bool {
-        matches!(self, Self::Refused(error) if error.code().is_some_and(|state| state.code() == "23505"))
+        matches!(self, Self::Refused(error) if state(error) == "23505")
     }
 
     /// Whether values that a client sent are the reason: a value out of range, a violated check.
     #[must_use]
     pub fn is_bad_value(&self) -> bool {
         match self {
-            Self::Refused(error) => {
-                error.code().is_some_and(|state| state.code().starts_with("22") || state.code() == "23514")
-            }
+            Self::Refused(error) => state(error).starts_with("22") || state(error) == "23514",
             Self::Unavailable(_) => false,
         }
     }
 }
 
-/// The server's own words, which the error type keeps to itself.
-fn describe(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(
-        || error.to_string(),
-        |server| format!("{} (SQLSTATE {})", server.message(), server.code().code()),
-    )
+/// The SQLSTATE; nothing if it is not the server who complains.
+fn state(error: &StatementError) -> &str {
+    match error {
+        StatementError::Server(error) => &error.code,
+        _ => "",
+    }
 }
 
 /// What to do about a failed statement. All statements are harmless when run twice, so "did it happen?"
@@ -57,26 +55,21 @@ pub enum Verdict {
 /// Whether a refusal is about the statement's values, whichever server says so: data that does not fit its type,
 /// a violated constraint.
 #[must_use]
-pub fn is_about_values(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|state| state.code().starts_with("22") || state.code().starts_with("23"))
+pub fn is_about_values(error: &StatementError) -> bool {
+    state(error).starts_with("22") || state(error).starts_with("23")
 }
 
 /// Judges an error of a statement.
 #[must_use]
-pub fn verdict(error: &tokio_postgres::Error) -> Verdict {
-    match error.as_db_error() {
-        Some(server) => {
-            verdict_of_state(server.code().code(), server.routine().unwrap_or_default(), server.message())
+pub fn verdict(error: &StatementError) -> Verdict {
+    match error {
+        StatementError::Server(error) => verdict_of_state(&error.code, &error.routine, &error.message),
+        StatementError::Closed | StatementError::Broken(_) | StatementError::Protocol(_) => {
+            Verdict::TryElsewhere
         }
-        // The connection broke, or its peer no longer speaks the protocol. (A parameter that cannot be
-        // converted is a mistake in this program, found by any test of the statement.)
-        None if error.is_closed() || is_io(error) => Verdict::TryElsewhere,
-        None => Verdict::Refused,
+        // A mistake in this program, found by any test of the statement.
+        StatementError::Parameter(..) => Verdict::Refused,
     }
-}
-
-fn is_io(error: &tokio_postgres::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.downcast_ref::<std::io::Error>().is_some())
 }
 
 /// Judges by SQLSTATE. Two states are used for more than one thing. What tells these apart are names, in the server's code

@@ -15,18 +15,16 @@ pub mod routing;
 mod session;
 pub mod statements;
 pub mod tables;
+pub mod wire;
 
-use std::{ops::Deref, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, BytesMut};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
-use tokio_postgres::{
-    Row,
-    types::{ToSql, Type},
-};
+use tokio_postgres::types::{IsNull, ToSql, Type};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -37,6 +35,7 @@ use self::{
     node::{NoSession, Node, Passage, Settings},
     routing::Routing,
     statements::{Scope, Sql},
+    wire::{error::StatementError, rows},
 };
 use crate::{
     config::{DatabaseConfig, RoutingChoice},
@@ -52,16 +51,7 @@ const RETRY_PAUSE_LIMIT: Duration = Duration::from_millis(250);
 pub type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Rows of an answer, perhaps shared with others who asked the same.
-#[derive(Clone, Debug)]
-pub struct Rows(Arc<Vec<Row>>);
-
-impl Deref for Rows {
-    type Target = [Row];
-
-    fn deref(&self) -> &[Row] {
-        &self.0
-    }
-}
+pub type Rows = Arc<rows::Rows>;
 
 /// Runs prepared statements on a few shared, pipelined connections to each server.
 pub struct Database {
@@ -150,11 +140,18 @@ impl Database {
     /// [`DatabaseError::Refused`] when the database understood the statement and refused it.
     pub async fn query(&self, sql: Sql, parameters: Parameters<'_>) -> Result<Rows, DatabaseError> {
         let deadline = Instant::now() + self.timeout;
-        let Some(question) = self.question(sql, parameters) else {
-            return self.execute(sql, key(parameters), parameters, deadline).await;
+        let types = match self.coordinator.parameter_types(sql) {
+            Some(types) => types,
+            // Boxed, since what is rare need not make room for itself in all others.
+            None => Box::pin(self.first_types(sql, deadline)).await?,
         };
-        let key = question.key();
-        match self.flights.fly(question, deadline, || self.execute(sql, key, parameters, deadline)).await {
+        let values = encode(parameters, types).map_err(|error| DatabaseError::Refused(Arc::new(error)))?;
+        if !sql.is_read() {
+            return self.execute(sql, &values, deadline).await;
+        }
+        let values: Arc<[u8]> = values.as_ref().into();
+        let question = Question { sql, values: Arc::clone(&values) };
+        match self.flights.fly(question, deadline, || self.execute(sql, &values, deadline)).await {
             Some(Answer::Own(answer)) => answer,
             Some(Answer::Shared(answer)) => {
                 self.metrics.reads_shared.inc();
@@ -164,49 +161,25 @@ impl Database {
         }
     }
 
-    /// What is asked, if it is a read and can be compared with others.
-    fn question(&self, sql: Sql, parameters: Parameters<'_>) -> Option<Question> {
-        if !sql.is_read() {
-            return None;
+    /// The types of a statement's parameters, which are known from the first connection on.
+    async fn first_types(&self, sql: Sql, deadline: Instant) -> Result<&[Type], DatabaseError> {
+        if let Err(NoSession::Away(reason)) = self.coordinator.session(sql, deadline).await {
+            return Err(DatabaseError::Unavailable(reason));
         }
-        let types = self.coordinator.parameter_types(sql)?;
-        let mut values = BytesMut::with_capacity(VALUES);
-        for (value, kind) in parameters.iter().zip(types) {
-            // Its length goes first: no two lists of values look alike.
-            let start = values.len();
-            values.put_u32(0);
-            let is_null = value.to_sql_checked(kind, &mut values).ok()?;
-            let length = match is_null {
-                tokio_postgres::types::IsNull::Yes => u32::MAX,
-                tokio_postgres::types::IsNull::No => u32::try_from(values.len() - start - 4).ok()?,
-            };
-            values[start..start + 4].copy_from_slice(&length.to_be_bytes());
-        }
-        Some(Question { sql, values: values.as_ref().into() })
+        let unknown = || DatabaseError::Unavailable("the database has never been reached".into());
+        self.coordinator.parameter_types(sql).ok_or_else(unknown)
     }
 
     /// Runs a statement until it is decided.
-    async fn execute(
-        &self,
-        sql: Sql,
-        key: Option<Uuid>,
-        parameters: Parameters<'_>,
-        deadline: Instant,
-    ) -> Result<Rows, DatabaseError> {
+    async fn execute(&self, sql: Sql, values: &[u8], deadline: Instant) -> Result<Rows, DatabaseError> {
         let started = Instant::now();
-        let outcome = self.execute_until(sql, key, parameters, deadline).await;
+        let outcome = self.execute_until(sql, values, deadline).await;
         self.metrics.statement(sql, outcome.is_ok(), started.elapsed());
         outcome
     }
 
-    async fn execute_until(
-        &self,
-        sql: Sql,
-        key: Option<Uuid>,
-        parameters: Parameters<'_>,
-        deadline: Instant,
-    ) -> Result<Rows, DatabaseError> {
-        let key = key.filter(|_| sql.scope() == Scope::OneShard);
+    async fn execute_until(&self, sql: Sql, values: &[u8], deadline: Instant) -> Result<Rows, DatabaseError> {
+        let key = key(values).filter(|_| sql.scope() == Scope::OneShard);
         let mut owner_answered_with_an_error = false;
         let mut pause = RETRY_PAUSE;
         loop {
@@ -225,9 +198,9 @@ impl Database {
             // Half of the time for one attempt leaves the other half for a connection that answers.
             let attempt_deadline = deadline.min(sent + self.timeout / 2);
             // Pinned here, as it would be copied on its way into what waits for it.
-            let attempt = pin!(session.query(sql, parameters));
+            let attempt = pin!(session.query(sql, values));
             let failure = match timeout_at(attempt_deadline, attempt).await {
-                Ok(Ok(rows)) => return Ok(Rows(Arc::new(rows))),
+                Ok(Ok(rows)) => return Ok(Arc::new(rows)),
                 Ok(Err(error)) => {
                     let straight = route == Route::Owner && !Arc::ptr_eq(&node, &self.coordinator);
                     let verdict = error::verdict(&error);
@@ -238,7 +211,7 @@ impl Database {
                         self.routing.doubt();
                         // The coordinator decides. But where a server has gone, it gets no further either.
                         owner_answered_with_an_error =
-                            error.as_db_error().is_some() && verdict != Verdict::TryElsewhere;
+                            matches!(error, StatementError::Server(_)) && verdict != Verdict::TryElsewhere;
                     }
                     if verdict == Verdict::TryElsewhere {
                         node.abandon(&session);
@@ -271,18 +244,30 @@ impl Database {
     }
 }
 
-impl Question {
-    /// As [`key`], from the values.
-    fn key(&self) -> Option<Uuid> {
-        Uuid::from_slice(self.values.strip_prefix(&UUID_LENGTH)?.first_chunk::<16>()?).ok()
+/// The values of parameters as they are sent, each with its length before it: no two lists of values look alike.
+fn encode(parameters: Parameters<'_>, types: &[Type]) -> Result<BytesMut, StatementError> {
+    if parameters.len() != types.len() {
+        let missing = parameters.len().min(types.len()) + 1;
+        return Err(StatementError::Parameter(missing, format!("there have to be {}", types.len())));
     }
+    let mut values = BytesMut::with_capacity(VALUES);
+    for (number, (value, kind)) in parameters.iter().zip(types).enumerate() {
+        let refused = |reason: String| StatementError::Parameter(number + 1, reason);
+        let start = values.len();
+        values.put_i32(-1);
+        let is_null = value.to_sql_checked(kind, &mut values).map_err(|error| refused(error.to_string()))?;
+        if matches!(is_null, IsNull::No) {
+            let length =
+                i32::try_from(values.len() - start - 4).map_err(|error| refused(error.to_string()))?;
+            values[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+    Ok(values)
 }
 
-/// The first parameter, if it is a uuid: the key by which a table is distributed.
-fn key(parameters: Parameters<'_>) -> Option<Uuid> {
-    let mut value = BytesMut::with_capacity(16);
-    parameters.first()?.to_sql_checked(&Type::UUID, &mut value).ok()?;
-    Uuid::from_slice(&value).ok()
+/// The first value, if it can be a uuid: the key by which a table is distributed.
+fn key(values: &[u8]) -> Option<Uuid> {
+    Uuid::from_slice(values.strip_prefix(&UUID_LENGTH)?.first_chunk::<16>()?).ok()
 }
 
 #[cfg(test)]
@@ -290,21 +275,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_is_the_first_parameter_if_it_is_a_uuid() {
+    fn the_key_is_the_first_value_if_it_can_be_a_uuid() {
         let id = Uuid::from_u128(7);
-        assert_eq!(key(&[&id, &"text"]), Some(id));
-        assert_eq!(key(&[&"text", &id]), None);
-        assert_eq!(key(&[&None::<Uuid>]), None);
-        assert_eq!(key(&[]), None);
+        let encoded = |parameters: Parameters<'_>, types: &[Type]| encode(parameters, types).unwrap();
+        assert_eq!(key(&encoded(&[&id, &"text"], &[Type::UUID, Type::TEXT])), Some(id));
+        assert_eq!(key(&encoded(&[&"text", &id], &[Type::TEXT, Type::UUID])), None);
+        assert_eq!(key(&encoded(&[&None::<Uuid>], &[Type::UUID])), None);
+        assert_eq!(key(&encoded(&[], &[])), None);
     }
 
     #[test]
-    fn the_key_is_found_in_the_values_as_well() {
-        let id = Uuid::from_u128(7);
-        let question = |values: &[&[u8]]| Question { sql: Sql::ListMessages, values: values.concat().into() };
-        assert_eq!(question(&[&UUID_LENGTH, id.as_bytes(), &UUID_LENGTH, &[9; 16]]).key(), Some(id));
-        assert_eq!(question(&[&[0, 0, 0, 4], b"text", &UUID_LENGTH, id.as_bytes()]).key(), None);
-        assert_eq!(question(&[&u32::MAX.to_be_bytes()]).key(), None);
-        assert_eq!(question(&[]).key(), None);
+    fn values_have_their_lengths_before_them() {
+        let values = encode(&[&"abc", &None::<i64>, &7_i64], &[Type::TEXT, Type::INT8, Type::INT8]).unwrap();
+        let expected =
+            [&[0, 0, 0, 3], b"abc".as_slice(), &[0xff; 4], &[0, 0, 0, 8], &[0, 0, 0, 0, 0, 0, 0, 7]].concat();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn values_of_other_types_or_in_other_numbers_are_refused() {
+        let refused = |parameters: Parameters<'_>, types: &[Type]| match encode(parameters, types) {
+            Err(StatementError::Parameter(number, _)) => Some(number),
+            _ => None,
+        };
+        assert_eq!(refused(&[&7_i64, &"text"], &[Type::INT8, Type::INT8]), Some(2));
+        assert_eq!(refused(&[&7_i64], &[Type::INT8, Type::INT8]), Some(2));
+        assert_eq!(refused(&[&7_i64], &[]), Some(1));
     }
 }

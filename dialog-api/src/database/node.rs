@@ -41,7 +41,7 @@ const ADDRESS_LIMIT: Duration = Duration::from_millis(500);
 const HURRIED_LIMIT: Duration = Duration::from_secs(1);
 
 /// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
-/// [`Session::gathered`]); on all eight connections hardly any two would meet.
+/// [`super::wire`]); on all eight connections hardly any two would meet.
 const READING: usize = 4;
 /// How many statements more than the least busy connection one may have under way that is about to send a read: another
 /// read travels with it in the same packet, which costs less than to wake another session of the server.
@@ -295,14 +295,16 @@ impl Node {
                     let session = Arc::new(session);
                     self.gain(&session);
                     // In a task of its own: what else ends the connection is not looked at whenever anything travels.
-                    let own = Arc::clone(&session);
-                    let driven = tokio::spawn(async move { own.gathered(traffic).await });
+                    let driven = tokio::spawn(traffic);
                     let end = session.abandoned.run_until_cancelled(AbortOnDropHandle::new(driven)).await;
                     self.lose(&session);
                     match end {
-                        Some(Ok(Ok(()))) => tracing::warn!(node, "connection to the database ended"),
-                        Some(Ok(Err(error))) => {
-                            tracing::warn!(node, %error, "connection to the database lost");
+                        Some(Ok(error)) => {
+                            tracing::warn!(
+                                node,
+                                error = format!("{:#}", anyhow::Error::from(error)),
+                                "connection to the database lost"
+                            );
                         }
                         Some(Err(error)) => {
                             tracing::error!(node, %error, "connection to the database lost by a panic");

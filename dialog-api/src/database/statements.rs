@@ -4,7 +4,7 @@
 //! the column's own type and without a cast, so that Citus sends the statement to one shard by the fast path. Each is
 //! harmless when run twice: ids and times are made by the service before the first attempt.
 
-use super::tables::Table;
+use super::{tables::Table, wire::Company};
 
 /// How many shards a statement touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,6 +246,15 @@ impl Sql {
     #[must_use]
     pub const fn is_read(self) -> bool {
         matches!(self.text().as_bytes(), [b'S', b'E', b'L', b'E', b'C', b'T', ..])
+    }
+
+    /// Whether it may share a transaction with others: it only reads, and soon.
+    #[must_use]
+    pub const fn company(self) -> Company {
+        match self.scope() {
+            Scope::OneShard if self.is_read() => Company::Shared,
+            _ => Company::Alone,
+        }
     }
 
     /// A short name for metrics and logs.

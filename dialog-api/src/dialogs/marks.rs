@@ -79,7 +79,7 @@ impl Dialogs {
         let Some(newest) = newest else { return Ok(Standing::default()) };
         let dialog = Pair::new(reader, peer).dialog_id();
         let marks = self.database.query(Sql::SelectReadMarks, &[&dialog]).await?;
-        let mark = |user: Uuid| marks.iter().find(|row| row.get::<_, Uuid>(0) == user).map(|row| row.get(1));
+        let mark = |user: Uuid| marks.iter().find(|row| row.get::<Uuid>(0) == user).map(|row| row.get(1));
         let (last_read, peer_last_read): (Option<Uuid>, _) = (mark(reader), mark(peer));
         let after = last_read.unwrap_or_default();
         // Nothing is newer than the newest.
@@ -87,7 +87,7 @@ impl Dialogs {
             0
         } else {
             let rows = self.database.query(Sql::ListAuthorsAfter, &[&dialog, &after, &UNREAD_WINDOW]).await?;
-            let others = rows.iter().filter(|row| row.get::<_, Uuid>(0) != reader && !row.get::<_, bool>(1));
+            let others = rows.iter().filter(|row| row.get::<Uuid>(0) != reader && !row.get::<bool>(1));
             others.take(UNREAD_LIMIT).count()
         };
         Ok(Standing { unread, last_read, peer_last_read })

@@ -190,7 +190,7 @@ impl Dialogs {
             }
             rows => rows?,
         };
-        let row = rows.first().ok_or_else(|| DialogError::Vanished(id))?;
+        let row = rows.first().ok_or(DialogError::Vanished(id))?;
         let (first, first_text, changed): (Uuid, &str, bool) = (row.get(0), row.get(1), row.get(2));
         // With what text it was sent cannot be told of a message that was changed since.
         if first != id && first_text != text && !changed {

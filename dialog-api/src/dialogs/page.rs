@@ -1,12 +1,6 @@
 //! Listing a dialog, a page at a time, by key: however long the dialog is, a page costs the same.
 
-use std::error::Error;
-
 use jiff::Timestamp;
-use tokio_postgres::{
-    Row,
-    types::{FromSql, Type, accepts},
-};
 use uuid::Uuid;
 
 use super::{
@@ -14,7 +8,10 @@ use super::{
     archive::{Edge, Found, beyond, joined},
     pair::Pair,
 };
-use crate::database::statements::Sql;
+use crate::database::{
+    statements::Sql,
+    wire::rows::{Row, Value},
+};
 
 /// Most messages in one page.
 pub const PAGE_LIMIT: u16 = 100;
@@ -41,34 +38,18 @@ pub struct Message<T = String> {
     pub deleted_at: Option<Timestamp>,
 }
 
-impl<'a, T: FromSql<'a>> From<&'a Row> for Message<T> {
-    fn from(row: &'a Row) -> Self {
+impl<'a, T: Value<'a>> From<Row<'a>> for Message<T> {
+    fn from(row: Row<'a>) -> Self {
         Self {
             id: row.get(0),
             from: row.get(1),
             to: row.get(2),
             text: row.get(3),
-            created_at: row.get::<_, Time>(4).0,
-            edited_at: row.get::<_, Option<Time>>(5).map(|time| time.0),
-            deleted_at: row.get::<_, Option<Time>>(6).map(|time| time.0),
+            created_at: row.get(4),
+            edited_at: row.get(5),
+            deleted_at: row.get(6),
         }
     }
-}
-
-/// A time, read by one addition. The library's way goes by its calendar, for each time of a page.
-struct Time(Timestamp);
-
-/// Where the database's times begin, 1 January 2000, in microseconds since 1970.
-const EPOCH: i64 = 946_684_800_000_000;
-
-impl<'a> FromSql<'a> for Time {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        let microseconds =
-            i64::from_be_bytes(raw.try_into()?).checked_add(EPOCH).ok_or("a time without end")?;
-        Ok(Self(Timestamp::from_microsecond(microseconds)?))
-    }
-
-    accepts!(TIMESTAMPTZ);
 }
 
 impl From<Message<&str>> for Message {
@@ -160,7 +141,7 @@ impl Dialogs {
             Range::After(start) => (Sql::ListMessagesAfter, start),
         };
         let rows = self.database.query(sql, &[&dialog, &start, &i64::from(limit)]).await?;
-        let edge = |row: &Row| Edge { id: row.get(0), border: row.get(OLDER_ARCHIVED) };
+        let edge = |row: Row<'_>| Edge { id: row.get(0), border: row.get(OLDER_ARCHIVED) };
         let found = Found { count: rows.len(), first: rows.first().map(edge), last: rows.last().map(edge) };
         let mut messages: Vec<Message<&str>> = rows.iter().map(Message::from).collect();
         let archived_rows;
@@ -198,18 +179,6 @@ mod tests {
             deleted_at: None,
         };
         ids.iter().map(message).collect()
-    }
-
-    #[test]
-    fn times_are_those_of_the_library() {
-        let read = |raw: &[u8]| Time::from_sql(&Type::TIMESTAMPTZ, raw).map(|time| time.0);
-        for microseconds in [0, 1, -1, 843_000_000_123_456, -3_000_000_000_000_001, 200_000_000_000_000_000] {
-            let raw = i64::to_be_bytes(microseconds);
-            assert_eq!(read(&raw).unwrap(), Timestamp::from_sql(&Type::TIMESTAMPTZ, &raw).unwrap());
-        }
-        for raw in [i64::MAX.to_be_bytes().as_slice(), &i64::MIN.to_be_bytes(), &[0; 7], &[]] {
-            assert!(read(raw).is_err(), "{raw:?}");
-        }
     }
 
     #[test]

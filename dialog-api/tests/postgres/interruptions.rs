@@ -123,7 +123,8 @@ async fn those_who_wait_leave_room_for_others() -> Result<()> {
     wait_for_waits(&service, 4.0).await?;
     way.set(Way::Open);
     while let Some(answer) = sends.next().await {
-        assert_eq!(answer?.status, 200, "{}", attempts(&service));
+        let answer = answer?;
+        assert_eq!(answer.status, 200, "{} {}", answer.text(), attempts(&service));
     }
     Ok(())
 }

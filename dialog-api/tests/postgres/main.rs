@@ -31,3 +31,4 @@ mod stream_contract;
 mod streams;
 mod tls;
 mod twice;
+mod wire;

@@ -237,6 +237,9 @@ pub struct PostgresSpec {
 /// How tables are distributed.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.rebalance) || !has(self.rebalance.strategy) || self.rebalance.strategy != 'ByLoad' \
+    || !has(self.hotTenants) || !has(self.hotTenants.mode) || self.hotTenants.mode != 'Off'")
+    .message("sharding.rebalance.strategy: ByLoad needs sharding.hotTenants.mode Observe or Isolate, which measure load"))]
 pub struct ShardingSpec {
     /// Shards of each colocation group. A multiple of the worker counts you plan keeps them even.
     #[schemars(range(min = 1, max = 1024))]

@@ -174,7 +174,7 @@ impl Handover {
             held: self.held.clone(),
             shown: None,
             overtaken: None,
-            heat: None,
+            heat: self.before.heat.as_ref(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
+use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs};
 use dialog_operator::shards::observe::stall::diagnose;
 use dialog_operator::shards::observed::Observed;
@@ -30,6 +31,8 @@ pub struct Operator {
     pub done: Vec<Step>,
     /// What was begun and failed, in order.
     pub failed: Vec<Step>,
+    /// What is known of load.
+    pub heat: Option<Heat>,
     watch: Watch,
     before: Option<Observed>,
     held: Option<MovePlan>,
@@ -56,6 +59,7 @@ impl Operator {
                 deferred: &deferred,
                 stalls: &stalls,
                 held: self.held.clone(),
+                heat: self.heat.as_ref(),
                 ..brief(wanted, &ask)
             },
             &sessions,

@@ -3,6 +3,7 @@
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
 use crate::names::Group;
+use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
 use crate::shards::rebalance::Cause;
@@ -84,6 +85,9 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         );
         return finding(Holds::False, "NoPlace", message);
     }
+    if let Some(unknown) = not_weighed(moves).filter(|_| left == 0) {
+        return unknown;
+    }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     match &world.wanted.rebalance.gate {
         _ if left == 0 => {
@@ -131,6 +135,16 @@ fn not_measured(moves: &Moves) -> Option<Finding> {
         nodes.join(", ")
     );
     (!nodes.is_empty()).then(|| Finding::new(BALANCED, Holds::Unknown, "NotMeasured", message))
+}
+
+/// What is said while the load of a shard group is unknown.
+fn not_weighed(moves: &Moves) -> Option<Finding> {
+    let message = format!(
+        "shard groups whose load is not known yet: {}; nothing is moved for the sake of load before each was watched for \
+         {ENOUGH} periods of spec.sharding.hotTenants.statistics at its place",
+        moves.unweighed
+    );
+    (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
 pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {

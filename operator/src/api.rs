@@ -354,7 +354,8 @@ pub struct DialogClusterStatus {
     /// How far the moves of shards are; absent while nothing is to be moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<RebalanceStatus>,
-    /// The value of the annotation `dialogcluster.io/rebalance` whose rebalance has come to its end.
+    /// The value of the annotation `dialogcluster.io/rebalance`, or in the mode `Approve` of
+    /// `dialogcluster.io/approve-plan`, whose rebalance has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_rebalance: Option<String>,
     /// What would make the shards even, if anything would.

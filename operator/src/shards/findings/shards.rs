@@ -71,7 +71,10 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         .map(|group| group.to_string())
         .collect();
     if left == 0 && !missing.is_empty() {
-        let message = format!("the shards are spread again when these have joined: {}", missing.join(", "));
+        let message = format!(
+            "the shards are spread again when these have joined: {}; if there is no place for them, lower spec.workers.count",
+            missing.join(", ")
+        );
         return finding(Holds::False, "WorkersMissing", message);
     }
     if let [first, ..] = moves.plan.stuck.as_slice() {
@@ -95,7 +98,9 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         }
         Gate::Closed { reason, message } if even => {
             let bytes = moves.plan.bytes;
-            let message = format!("{left} moves ({bytes} bytes) would make the spread even: {message}");
+            let hash = &moves.plan.hash;
+            let message =
+                format!("{left} moves ({bytes} bytes, plan {hash}) would make the spread even: {message}");
             finding(Holds::False, reason, message)
         }
         Gate::Approved(hash) if even => {

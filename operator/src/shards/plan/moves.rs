@@ -7,7 +7,7 @@ use crate::names::Group;
 use crate::shards::observed::{Dropped, RunningMove};
 use crate::shards::preflight::{self, Check};
 use crate::shards::rebalance::{
-    self, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup, Strategy,
+    self, Cause, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup, Strategy,
 };
 use crate::shards::step::Step;
 use crate::shards::wanted::Gate;
@@ -28,6 +28,8 @@ pub struct Moves {
     pub running: Vec<RunningMove>,
     /// Why moves that could begin now do not.
     pub checks: Vec<Check>,
+    /// The plan that was being carried out, if nothing of it is left to do.
+    pub ended: Option<String>,
     /// The last plan that could not be carried on with.
     pub overtaken: Option<Dropped>,
     /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
@@ -146,18 +148,28 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     if overtaken.is_none() {
         overtaken.clone_from(&world.observed.overtaken);
     }
-    let plan = rest.filter(|rest| !rest.moves.is_empty()).unwrap_or_else(fresh);
-    let open = match &world.wanted.rebalance.gate {
-        Gate::Open => plan.clone(),
-        Gate::Approved(hash) if *hash == plan.hash => plan.clone(),
-        // Who leaves is asked for by the count, and needs no other word.
-        Gate::Approved(_) | Gate::Closed { .. } => rebalance::plan(&layout, &policy(Goal::Settle)),
+    let whole = |rest: &MovePlan| rest.moves.is_empty();
+    let ended = rest.as_ref().filter(|rest| whole(rest)).map(|rest| rest.hash.clone());
+    let plan = rest.filter(|rest| !whole(rest)).unwrap_or_else(fresh);
+    let allowed = match &world.wanted.rebalance.gate {
+        Gate::Open => true,
+        Gate::Approved(hash) => *hash == plan.hash,
+        Gate::Closed { .. } => false,
+    };
+    let (plan, open) = if allowed || plan.moves.iter().all(|next| next.cause != Cause::Balance) {
+        (plan.clone(), plan)
+    } else {
+        // Who leaves is asked for by the count, and needs no other word. What is made is what is shown: nobody is to approve
+        // a plan that these moves overtake.
+        let forced = rebalance::plan(&layout, &policy(Goal::Settle));
+        (if whole(&forced) { plan } else { forced.clone() }, forced)
     };
     let running: Vec<RunningMove> =
         world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
+    let ended = ended.filter(|_| running.is_empty());
     let settled = plan.moves.is_empty() && running.is_empty();
     let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
-    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped, unmeasured, unweighed }
+    Moves { plan, open, running, checks: Vec::new(), ended, overtaken, cramped, unmeasured, unweighed }
 }
 
 /// Shard groups of unknown load, if that is what they are spread by.

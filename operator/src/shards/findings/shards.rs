@@ -77,16 +77,8 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         );
         return finding(Holds::False, "WorkersMissing", message);
     }
-    if let [first, ..] = moves.plan.stuck.as_slice() {
-        return finding(Holds::False, "NoPlace", obstacle(first));
-    }
-    if let Some(Cramped { next, room }) = moves.cramped {
-        let message = format!(
-            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: delete \
-             what takes the room there, or add a worker",
-            next.shard_id, next.bytes, next.to
-        );
-        return finding(Holds::False, "NoPlace", message);
+    if let Some(cramped) = no_place(moves) {
+        return cramped;
     }
     if let Some(unknown) = not_weighed(moves).filter(|_| left == 0) {
         return unknown;
@@ -130,6 +122,20 @@ fn stalled(Stall { application, pid, seconds, kind, cause, .. }: &Stall) -> Find
         "{application} (pid {pid} on the coordinator) {what}: {cause}; it is cancelled and planned again"
     );
     Finding::new(BALANCED, Holds::False, kind.reason(), message)
+}
+
+/// What is said of a shard group that finds no place.
+fn no_place(moves: &Moves) -> Option<Finding> {
+    let message = match (moves.plan.stuck.as_slice(), moves.cramped) {
+        ([first, ..], _) => obstacle(first),
+        ([], Some(Cramped { next, room })) => format!(
+            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: delete \
+             what takes the room there, or add a worker",
+            next.shard_id, next.bytes, next.to
+        ),
+        ([], None) => return None,
+    };
+    Some(Finding::new(BALANCED, Holds::False, "NoPlace", message))
 }
 
 /// What is said while the size of a shard group is unknown.

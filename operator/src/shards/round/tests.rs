@@ -63,17 +63,21 @@ fn under_the_lock_the_next_move_is_asked_for_while_a_failed_one_is_put_off() {
     let first = plan(&wanted(), &topology(), &observed).steps;
     let [failed @ Step::MoveShard { .. }] = &first[..] else { panic!("one at a time: {first:?}") };
     observed.deferred = vec![failed.clone()];
+    let unreachable = act::Error::Unreachable("worker-0 cannot connect to coordinator".to_owned());
     let round = Round {
         plan: plan(&wanted(), &topology(), &observed),
         observed,
         performed: Vec::new(),
         failed: Vec::new(),
-        deferred: vec![(failed.clone(), "no route to host".to_owned())],
+        deferred: vec![(failed.clone(), Failure::from(&unreachable))],
         held: None,
         long: Vec::new(),
     };
     let next = next(&round).unwrap();
     assert_ne!(next, *failed);
+    let said = round.findings().into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+    assert_eq!((said.holds.as_str(), said.reason), ("False", "NodeUnreachable"), "{}", said.message);
+    assert!(said.message.ends_with("worker-0 cannot connect to coordinator"), "{}", said.message);
 
     let wanted = wanted();
     let handover = Handover::of(&wanted, &round);
@@ -97,7 +101,10 @@ fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
         plan,
         performed: Vec::new(),
         failed: Vec::new(),
-        deferred: vec![(step, "it is the only one with a shard".to_owned())],
+        deferred: vec![(
+            step,
+            Failure { reason: "StepFailed", message: "it is the only one with a shard".to_owned() },
+        )],
         held: None,
         long: Vec::new(),
     };

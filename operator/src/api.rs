@@ -237,6 +237,9 @@ pub struct PostgresSpec {
 /// How tables are distributed.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.rebalance) || !has(self.rebalance.strategy) || self.rebalance.strategy != 'ByLoad' \
+    || !has(self.hotTenants) || !has(self.hotTenants.mode) || self.hotTenants.mode != 'Off'")
+    .message("sharding.rebalance.strategy: ByLoad needs sharding.hotTenants.mode Observe or Isolate, which measure load"))]
 pub struct ShardingSpec {
     /// Shards of each colocation group. A multiple of the worker counts you plan keeps them even.
     #[schemars(range(min = 1, max = 1024))]
@@ -351,7 +354,8 @@ pub struct DialogClusterStatus {
     /// How far the moves of shards are; absent while nothing is to be moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<RebalanceStatus>,
-    /// The value of the annotation `dialogcluster.io/rebalance` whose rebalance has come to its end.
+    /// The value of the annotation `dialogcluster.io/rebalance`, or in the mode `Approve` of
+    /// `dialogcluster.io/approve-plan`, whose rebalance has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_rebalance: Option<String>,
     /// What would make the shards even, if anything would.

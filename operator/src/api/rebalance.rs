@@ -69,6 +69,9 @@ pub enum RebalanceStrategy {
     BySize,
     /// The number of shards.
     ByCount,
+    /// What shards have to do: the CPU time that their worker spends on them, averaged over ten periods of
+    /// `hotTenants.statistics`. Needs `hotTenants.mode` to be `Observe` or `Isolate`.
+    ByLoad,
 }
 
 /// A part of the whole, between 0 and 1, with three digits at most.

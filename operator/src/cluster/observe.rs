@@ -18,6 +18,7 @@ use crate::condition::CLUSTER_MANAGER;
 use crate::error::Error;
 use crate::names::{BEGUN_ANEW, CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 
+use super::build::config_maps::PATRONI_STATE;
 use super::certificates::Secrets;
 use super::instance::Instance;
 use complaints::Attempts;
@@ -264,7 +265,10 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
     }
     for map in &maps {
         let Some(name) = group_of(map) else { continue };
-        observed.state.entry(name).or_default().push(map.name_any());
+        // Somebody else's object may have our labels, and is not for us to delete.
+        if PATRONI_STATE.iter().any(|what| map.name_any() == names.patroni_state(name, what)) {
+            observed.state.entry(name).or_default().push(map.name_any());
+        }
         let Some(group) = observed.groups.get_mut(&name) else { continue };
         let annotations = map.annotations();
         if map.name_any() == names.patroni_state(name, "config") {

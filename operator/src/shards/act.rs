@@ -28,6 +28,20 @@ pub enum Error {
     /// The world is no longer as it was planned for.
     #[error("{0}")]
     Moved(String),
+    /// A server that takes part does not reach another.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl Error {
+    /// The reason, for programs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "NodeUnreachable",
+            Self::Database(_) | Self::Moved(_) => "StepFailed",
+        }
+    }
 }
 
 /// Performs `step`. The caller holds the topology lock in the coordinator's session of `sessions`, if there is a database

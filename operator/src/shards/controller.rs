@@ -27,7 +27,7 @@ use super::sessions::Sessions;
 use super::status::{PART, status};
 use super::step::Step;
 use super::topology::Topology;
-use super::wanted::{REBALANCE_ANNOTATION, Wanted, gate};
+use super::wanted::{Wanted, gate, request};
 use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::cluster::certificates::identity;
 use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
@@ -204,7 +204,7 @@ impl Reconciler for Controller {
         let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
         wanted.rebalance.hold =
             condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
-        wanted.rebalance.request = cluster.annotations().get(REBALANCE_ANNOTATION).cloned();
+        wanted.rebalance.request = request(&cluster.spec.sharding.rebalance, cluster.annotations());
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
         let jobs = self.memory(&key, |memory| memory.jobs.clone());

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::plan::layout;
+use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
@@ -21,6 +22,7 @@ use crate::names::Group;
 use crate::pg;
 
 pub mod actions;
+mod load;
 mod period;
 mod read;
 mod sample;
@@ -28,6 +30,7 @@ pub mod store;
 mod words;
 
 use actions::{Act, Begun};
+pub use load::{ENOUGH, Loads};
 use period::{Mark, Names, Seen};
 use read::Reading;
 use store::Judged;
@@ -57,6 +60,9 @@ pub struct Heat {
     pub cooling_until: Option<Timestamp>,
     /// How large the groups of tables are.
     pub sizes: Vec<SizeStatus>,
+    /// What each shard group has to do, where shards are spread by that.
+    #[serde(default)]
+    pub loads: Loads,
     /// Why the period after it could not be looked at.
     #[serde(skip)]
     pub failure: Option<String>,
@@ -134,12 +140,19 @@ pub async fn look(
         return Ok(Some(before.heat));
     }
     let layout = layout(world);
-    let readings: BTreeMap<Group, Reading> = stream::iter(layout.nodes.keys().copied())
-        .map(|group| async move { Some((group, read::read(sessions, group).await.ok()?)) })
-        .buffer_unordered(AT_ONCE)
-        .filter_map(std::future::ready)
-        .collect()
-        .await;
+    let by_load = world.wanted.rebalance.policy.strategy == Strategy::ByLoad;
+    let holds = |group: Group| layout.groups.iter().any(|shard| shard.node == group);
+    let asked: Vec<(Group, bool)> =
+        layout.nodes.keys().map(|group| (*group, by_load && holds(*group))).collect();
+    let readings: BTreeMap<Group, Reading> =
+        stream::iter(asked)
+            .map(|(group, by_shard)| async move {
+                Some((group, read::read(sessions, group, by_shard).await.ok()?))
+            })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
     let large = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
     let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large };
     let stored =
@@ -171,6 +184,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
         before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied().collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
     let moving = period.underway;
+    let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= open;
     let policy = &seen.watch.policy;
     let (decision, history) = decide(policy, &before.history, &period);
@@ -179,11 +193,12 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     real_history.hot.retain(|_, streak| streak.unseen <= policy.consecutive_periods);
     // Who is not seen now may still be spoken of.
     names.add(&before.names, &kept);
-    let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
+    let heat = Heat { loads, ..words::heat(seen, &period, &names, &decision, &real.hot, &before.heat) };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,
         tenant: action.tenant().map(|tenant| names.of(tenant)),
         why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
+        by_load: seen.world.wanted.rebalance.policy.strategy == Strategy::ByLoad,
     });
     names.keep(&history, &period);
     Judged { state: State { history, real: real_history, marks, names, heat }, period, moving, begun }

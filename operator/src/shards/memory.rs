@@ -10,7 +10,7 @@ use super::jobs::Jobs;
 use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
-use super::round::Round;
+use super::round::{Failure, Round};
 use super::step::Step;
 use super::supervise::{Splits, Watch};
 
@@ -33,7 +33,7 @@ pub(super) struct Memory {
     /// The steps that take long and are being carried out by this process.
     pub(super) jobs: Jobs,
     /// The steps that take long and failed, until they are tried again.
-    failures: BTreeMap<Step, Failure>,
+    failures: BTreeMap<Step, Setback>,
     /// How far the moves were when they were seen to get on.
     pub(super) watch: Watch,
     /// How far the splits were.
@@ -49,10 +49,10 @@ pub(super) struct Memory {
 }
 
 /// A step that takes long and failed.
-struct Failure {
+struct Setback {
     count: u32,
     not_before: Instant,
-    message: String,
+    failure: Failure,
 }
 
 impl Memory {
@@ -73,18 +73,18 @@ impl Memory {
 
     /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
     pub(super) fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
-        let count = self.failures.get(step).map_or(0, |failure| failure.count).saturating_add(1);
+        let count = self.failures.get(step).map_or(0, |setback| setback.count).saturating_add(1);
         let delay = FIRST_RETRY.saturating_mul(1 << count.saturating_sub(1).min(8)).min(LAST_RETRY);
         let not_before = Instant::now() + delay;
-        self.failures.insert(step.clone(), Failure { count, not_before, message: error.to_string() });
+        self.failures.insert(step.clone(), Setback { count, not_before, failure: error.into() });
         count
     }
 
     /// The long steps that are put off, and why.
-    pub(super) fn deferred(&self) -> Vec<(Step, String)> {
+    pub(super) fn deferred(&self) -> Vec<(Step, Failure)> {
         let now = Instant::now();
-        let off = self.failures.iter().filter(|(_, failure)| failure.not_before > now);
-        off.map(|(step, failure)| (step.clone(), failure.message.clone())).collect()
+        let off = self.failures.iter().filter(|(_, setback)| setback.not_before > now);
+        off.map(|(step, setback)| (step.clone(), setback.failure.clone())).collect()
     }
 
     /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.

@@ -219,6 +219,7 @@ impl From<RebalanceStrategy> for Strategy {
         match strategy {
             RebalanceStrategy::BySize => Self::BySize,
             RebalanceStrategy::ByCount => Self::ByCount,
+            RebalanceStrategy::ByLoad => Self::ByLoad,
         }
     }
 }

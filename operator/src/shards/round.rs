@@ -37,7 +37,7 @@ pub struct Brief<'a> {
     /// Steps after which the round ends.
     pub most: usize,
     /// Steps that take long and failed lately, and why: the others go first.
-    pub deferred: &'a [(Step, String)],
+    pub deferred: &'a [(Step, Failure)],
     /// Moves without progress for longer than is allowed.
     pub stalls: &'a [Stall],
     /// The plan that is being carried out.
@@ -48,6 +48,21 @@ pub struct Brief<'a> {
     pub overtaken: Option<Dropped>,
     /// What is known of load.
     pub heat: Option<&'a Heat>,
+}
+
+/// Why a step was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// For programs.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl From<&act::Error> for Failure {
+    fn from(error: &act::Error) -> Self {
+        Self { reason: error.reason(), message: error.to_string() }
+    }
 }
 
 /// What became of a round.
@@ -62,7 +77,7 @@ pub struct Round {
     /// What could not be done, and why.
     pub failed: Vec<(Step, act::Error)>,
     /// What failed before this round and is not tried in it, and why.
-    pub deferred: Vec<(Step, String)>,
+    pub deferred: Vec<(Step, Failure)>,
     /// The step that had to wait for somebody else's change, and whose.
     pub held: Option<(Step, Holder)>,
     /// The steps that are next and take long: they are for [`carry_out`], all at the same time.
@@ -121,10 +136,10 @@ impl Round {
         // The first failure is the one that the others may follow from.
         let still = self.deferred.iter().filter(|(step, _)| self.plan.steps.contains(step));
         let deferred = still.map(|(step, error)| (step, error.clone()));
-        let failed = self.failed.iter().map(|(step, error)| (step, error.to_string()));
+        let failed = self.failed.iter().map(|(step, error)| (step, Failure::from(error)));
         let failures: Vec<_> = failed.chain(deferred).collect();
-        for (step, error) in failures.into_iter().rev() {
-            say(step.condition(), "StepFailed", format!("could not {step}: {error}"), true);
+        for (step, Failure { reason, message }) in failures.into_iter().rev() {
+            say(step.condition(), reason, format!("could not {step}: {message}"), true);
         }
         findings
     }
@@ -135,7 +150,7 @@ impl Round {
 pub struct Handover {
     wanted: Wanted,
     before: Arc<Observed>,
-    deferred: Vec<(Step, String)>,
+    deferred: Vec<(Step, Failure)>,
     held: Option<MovePlan>,
 }
 
@@ -174,7 +189,7 @@ impl Handover {
             held: self.held.clone(),
             shown: None,
             overtaken: None,
-            heat: None,
+            heat: self.before.heat.as_ref(),
         }
     }
 }

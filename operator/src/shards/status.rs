@@ -110,15 +110,34 @@ pub fn status(
     }
 }
 
-/// The request for a rebalance that was answered: the shards are where they belong since it may be answered. As long as
-/// it stays it is not answered again, and once it is taken away it may come again under the same name.
+/// The request for a rebalance that was answered. As long as it stays it is not answered again, and once it is taken away
+/// it may come again under the same name.
 fn handled(wanted: &Wanted, round: &Round, before: Option<&DialogClusterStatus>) -> Option<String> {
     let request = wanted.rebalance.request.as_ref()?;
-    let is_balanced = |finding: &Finding| finding.kind == BALANCED && finding.holds == Holds::True;
-    if wanted.rebalance.gate == Gate::Open && round.findings().iter().any(is_balanced) {
+    if is_answered(wanted, round, request) {
         return Some(request.clone());
     }
     before.and_then(|status| status.last_handled_rebalance.clone())
+}
+
+/// Whether all is done that `request` asks for: the plan that it approves, or whatever can be moved at all.
+fn is_answered(wanted: &Wanted, round: &Round, request: &str) -> bool {
+    let (Some(moves), Some(catalog)) = (&round.plan.moves, &round.observed.catalog) else { return false };
+    if moves.ended.as_deref() == Some(request) {
+        return true;
+    }
+    let is_balanced = |finding: &Finding| finding.kind == BALANCED && finding.holds == Holds::True;
+    // What finds no place stays where it is, and so does what nothing can follow: waiting would make a rebalance that was
+    // asked for once one without an end.
+    let for_good = ["NoPlace", "NoReplicaIdentity"];
+    let is_over = |finding: &Finding| {
+        finding.kind == BALANCED
+            && for_good.contains(&finding.reason)
+            && moves.plan.moves.iter().all(|next| catalog.unfollowable.contains_key(&next.colocation_id))
+    };
+    wanted.rebalance.gate == Gate::Open
+        && moves.running.is_empty()
+        && round.findings().iter().any(|finding| is_balanced(finding) || is_over(finding))
 }
 
 /// What is to be moved; `None` where nothing is.

@@ -73,8 +73,17 @@ pub struct Rebalance {
     pub hold: bool,
     /// How long a move may make no progress.
     pub stall_timeout: Duration,
-    /// The value by which somebody asks for one rebalance.
+    /// The value by which somebody asks for one rebalance, or approves one.
     pub request: Option<String>,
+}
+
+/// The value of the annotation by which somebody asks for a rebalance in this mode, or approves one.
+#[must_use]
+pub fn request(spec: &RebalanceSpec, annotations: &BTreeMap<String, String>) -> Option<String> {
+    match spec.mode {
+        RebalanceMode::Approve => annotations.get(APPROVE_ANNOTATION).map(|hash| hash.trim().to_owned()),
+        RebalanceMode::Automatic | RebalanceMode::Manual => annotations.get(REBALANCE_ANNOTATION).cloned(),
+    }
 }
 
 /// Whether moves that only make the spread more even may be made.
@@ -151,14 +160,21 @@ pub fn gate(
             }
             Some(_) => Gate::Open,
         },
-        RebalanceMode::Approve => annotations.get(APPROVE_ANNOTATION).map_or_else(
-            || {
-                let message =
-                    format!("look at status.plan, and set the annotation {APPROVE_ANNOTATION} to its hash");
-                closed("AwaitingApproval", message)
-            },
-            |hash| Gate::Approved(hash.trim().to_owned()),
-        ),
+        RebalanceMode::Approve => {
+            let look =
+                format!("look at status.plan, and set the annotation {APPROVE_ANNOTATION} to its hash");
+            match request(spec, annotations) {
+                None => closed("AwaitingApproval", look),
+                // Were the shards moved back by hand, the same list would have the same hash.
+                Some(hash) if handled == Some(hash.as_str()) => {
+                    let message = format!(
+                        "the plan {hash} was approved and carried out; {look}, after removing it if it is the same"
+                    );
+                    closed("AwaitingApproval", message)
+                }
+                Some(hash) => Gate::Approved(hash),
+            }
+        }
     }
 }
 
@@ -178,6 +194,7 @@ mod tests {
         let approved = BTreeMap::from([(APPROVE_ANNOTATION.to_owned(), "0123456789abcdef".to_owned())]);
         let asked = BTreeMap::from([(REBALANCE_ANNOTATION.to_owned(), "now".to_owned())]);
         let again = BTreeMap::from([(REBALANCE_ANNOTATION.to_owned(), "again".to_owned())]);
+        let done = BTreeMap::from([(APPROVE_ANNOTATION.to_owned(), " now\n".to_owned())]);
         let say = |mode: &str, windows: &serde_json::Value, annotations: &BTreeMap<String, String>| {
             let spec = serde_json::from_value(json!({"mode": mode, "windows": windows})).unwrap();
             match gate(&spec, annotations, Some("now"), now) {
@@ -192,6 +209,7 @@ mod tests {
         assert_eq!(say("Automatic", &nonsense, &none), "WindowInvalid");
         assert_eq!(say("Approve", &open, &none), "AwaitingApproval");
         assert_eq!(say("Approve", &open, &approved), "0123456789abcdef");
+        assert_eq!(say("Approve", &open, &done), "AwaitingApproval", "it was carried out");
         assert_eq!(say("Approve", &shut, &approved), "OutsideWindow");
         assert_eq!(say("Manual", &open, &approved), "PlanAvailable");
         assert_eq!(say("Manual", &open, &asked), "PlanAvailable", "it was answered");

@@ -235,8 +235,13 @@ fn refused_at_first() -> Vec<Case> {
         ),
         (
             "a strategy that is none",
-            rebalance(&json!({ "strategy": "ByLoad" })),
+            rebalance(&json!({ "strategy": "ByLuck" })),
             &["spec.sharding.rebalance.strategy", "Unsupported value"],
+        ),
+        (
+            "a load that nobody measures",
+            json!({ "sharding": { "rebalance": { "strategy": "ByLoad" }, "hotTenants": { "mode": "Off" } } }),
+            &["sharding.rebalance.strategy", "ByLoad needs sharding.hotTenants.mode Observe or Isolate"],
         ),
         (
             "a threshold above one",

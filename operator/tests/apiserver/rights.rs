@@ -6,6 +6,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
@@ -93,6 +94,16 @@ async fn the_rights_and_the_state_of_a_group_go_with_it() -> Result<()> {
     bed.apply("chat", &json!({ "workers": { "count": 1 } })).await?;
     let sets: Api<StatefulSet> = Api::namespaced(bed.client.clone(), &bed.namespace);
     ensure!(sets.get_opt("chat-worker-1").await?.is_some(), "a smaller count deletes a group");
+    // Somebody's own, with the labels of the group.
+    let maps: Api<ConfigMap> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    let config = maps.get("chat-worker-1-config").await?;
+    let metadata = ObjectMeta {
+        name: Some("dashboards".to_owned()),
+        labels: config.metadata.labels.clone(),
+        ..ObjectMeta::default()
+    };
+    let own = ConfigMap { metadata, ..ConfigMap::default() };
+    maps.create(&PostParams::default(), &own).await?;
     let left = eventually("the end of the rights", async || {
         // A reconciliation that saw it before may have made it anew.
         if sets.get_opt("chat-worker-1").await?.is_some() {
@@ -114,6 +125,10 @@ async fn the_rights_and_the_state_of_a_group_go_with_it() -> Result<()> {
         Ok((!kept.contains_key("ConfigMap chat-worker-1-config")).then_some(()))
     })
     .await?;
+    ensure!(
+        bed.versions::<ConfigMap>().await?.contains_key("ConfigMap dashboards"),
+        "somebody's own was deleted"
+    );
     ensure!(bed.versions::<Secret>().await?.contains_key("Secret chat-worker-1-tls"), "its certificate");
     controller.stop().await
 }

@@ -132,9 +132,9 @@ impl Crowd {
 
 /// An operator that looks as often as there is something new.
 pub struct Operator<'a> {
-    world: &'a World,
-    wanted: &'a Wanted,
-    observed: Observed,
+    pub world: &'a World,
+    pub wanted: &'a Wanted,
+    pub observed: Observed,
 }
 
 impl<'a> Operator<'a> {

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
+use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs};
 use dialog_operator::shards::observe::stall::diagnose;
 use dialog_operator::shards::observed::Observed;
 use dialog_operator::shards::rebalance::MovePlan;
-use dialog_operator::shards::round::{Brief, Carried, Handover, Round, round};
+use dialog_operator::shards::round::{Brief, Carried, Failure, Handover, Round, round};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::supervise::Watch;
 use dialog_operator::shards::wanted::Wanted;
@@ -30,10 +31,12 @@ pub struct Operator {
     pub done: Vec<Step>,
     /// What was begun and failed, in order.
     pub failed: Vec<Step>,
+    /// What is known of load.
+    pub heat: Option<Heat>,
     watch: Watch,
     before: Option<Observed>,
     held: Option<MovePlan>,
-    put_off: BTreeMap<Step, (Instant, String)>,
+    put_off: BTreeMap<Step, (Instant, Failure)>,
 }
 
 impl Operator {
@@ -48,7 +51,7 @@ impl Operator {
         let groups = world.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };
         self.put_off.retain(|_, (since, _)| since.elapsed() < RETRY);
-        let deferred: Vec<(Step, String)> =
+        let deferred: Vec<(Step, Failure)> =
             self.put_off.iter().map(|(step, (_, error))| (step.clone(), error.clone())).collect();
         let round = round(
             &Brief {
@@ -56,6 +59,7 @@ impl Operator {
                 deferred: &deferred,
                 stalls: &stalls,
                 held: self.held.clone(),
+                heat: self.heat.as_ref(),
                 ..brief(wanted, &ask)
             },
             &sessions,
@@ -105,7 +109,7 @@ impl Operator {
                 Ok(Carried::Out) => self.done.push(step),
                 Ok(Carried::Needless | Carried::Held(_)) => {}
                 Err(error) => {
-                    self.put_off.insert(step.clone(), (Instant::now(), error.to_string()));
+                    self.put_off.insert(step.clone(), (Instant::now(), Failure::from(&error)));
                     self.failed.push(step);
                 }
             }

@@ -45,5 +45,5 @@ pub(super) async fn reaches(sessions: &Sessions, group: Group, other: Group) -> 
     }
     let message =
         format!("{group} cannot connect to {other} at {endpoint}: look at its log, and for a NetworkPolicy");
-    Err(Error::Moved(message))
+    Err(Error::Unreachable(message))
 }

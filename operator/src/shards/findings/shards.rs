@@ -3,6 +3,7 @@
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
 use crate::names::Group;
+use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
 use crate::shards::rebalance::Cause;
@@ -70,19 +71,17 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         .map(|group| group.to_string())
         .collect();
     if left == 0 && !missing.is_empty() {
-        let message = format!("the shards are spread again when these have joined: {}", missing.join(", "));
+        let message = format!(
+            "the shards are spread again when these have joined: {}; if there is no place for them, lower spec.workers.count",
+            missing.join(", ")
+        );
         return finding(Holds::False, "WorkersMissing", message);
     }
-    if let [first, ..] = moves.plan.stuck.as_slice() {
-        return finding(Holds::False, "NoPlace", obstacle(first));
+    if let Some(cramped) = no_place(moves) {
+        return cramped;
     }
-    if let Some(Cramped { next, room }) = moves.cramped {
-        let message = format!(
-            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: delete \
-             what takes the room there, or add a worker",
-            next.shard_id, next.bytes, next.to
-        );
-        return finding(Holds::False, "NoPlace", message);
+    if let Some(unknown) = not_weighed(moves).filter(|_| left == 0) {
+        return unknown;
     }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     match &world.wanted.rebalance.gate {
@@ -91,7 +90,9 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
         }
         Gate::Closed { reason, message } if even => {
             let bytes = moves.plan.bytes;
-            let message = format!("{left} moves ({bytes} bytes) would make the spread even: {message}");
+            let hash = &moves.plan.hash;
+            let message =
+                format!("{left} moves ({bytes} bytes, plan {hash}) would make the spread even: {message}");
             finding(Holds::False, reason, message)
         }
         Gate::Approved(hash) if even => {
@@ -123,6 +124,20 @@ fn stalled(Stall { application, pid, seconds, kind, cause, .. }: &Stall) -> Find
     Finding::new(BALANCED, Holds::False, kind.reason(), message)
 }
 
+/// What is said of a shard group that finds no place.
+fn no_place(moves: &Moves) -> Option<Finding> {
+    let message = match (moves.plan.stuck.as_slice(), moves.cramped) {
+        ([first, ..], _) => obstacle(first),
+        ([], Some(Cramped { next, room })) => format!(
+            "shard {} ({} bytes) belongs on {}, which can take {room} bytes more with a tenth of its volume kept free: delete \
+             what takes the room there, or add a worker",
+            next.shard_id, next.bytes, next.to
+        ),
+        ([], None) => return None,
+    };
+    Some(Finding::new(BALANCED, Holds::False, "NoPlace", message))
+}
+
 /// What is said while the size of a shard group is unknown.
 fn not_measured(moves: &Moves) -> Option<Finding> {
     let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
@@ -131,6 +146,16 @@ fn not_measured(moves: &Moves) -> Option<Finding> {
         nodes.join(", ")
     );
     (!nodes.is_empty()).then(|| Finding::new(BALANCED, Holds::Unknown, "NotMeasured", message))
+}
+
+/// What is said while the load of a shard group is unknown.
+fn not_weighed(moves: &Moves) -> Option<Finding> {
+    let message = format!(
+        "shard groups whose load is not known yet: {}; nothing is moved for the sake of load before each was watched for \
+         {ENOUGH} periods of spec.sharding.hotTenants.statistics at its place",
+        moves.unweighed
+    );
+    (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
 pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {

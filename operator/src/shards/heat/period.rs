@@ -32,12 +32,15 @@ pub(super) struct Seen<'a> {
 }
 
 /// What a server had counted when it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Mark {
     at: Timestamp,
     started: Timestamp,
     counters: Counters,
+    /// See [`Reading::accesses`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) accesses: Option<BTreeMap<i64, u64>>,
 }
 
 /// Bytes of a colocation group.
@@ -155,15 +158,19 @@ pub(super) fn period(
         }
         period.nodes.insert(*group, load);
     }
-    let mark =
-        |reading: &Reading| Mark { at: reading.at, started: reading.started, counters: reading.counters };
+    let mark = |reading: &Reading| Mark {
+        at: reading.at,
+        started: reading.started,
+        counters: reading.counters,
+        accesses: reading.accesses.clone(),
+    };
     let marks = seen.readings.iter().map(|(group, reading)| (*group, mark(reading))).collect();
     let names = keys.into_iter().map(|(tenant, (_, key))| (tenant, key.to_owned())).collect();
     (period, marks, Names(names))
 }
 
 /// Whether shards are being moved, split or made, by anybody.
-fn is_underway(world: &World<'_>) -> bool {
+pub(super) fn is_underway(world: &World<'_>) -> bool {
     world.catalog().is_none_or(|catalog| !catalog.operations.is_empty() || !catalog.foreign.is_empty())
 }
 
@@ -220,11 +227,15 @@ fn least(tenants: &[Usage]) -> u64 {
 }
 
 /// The shard groups of each colocation group by their lowest hashes.
-fn by_hash(groups: &[ShardGroup]) -> BTreeMap<(i32, i32), &ShardGroup> {
+pub(super) fn by_hash(groups: &[ShardGroup]) -> BTreeMap<(i32, i32), &ShardGroup> {
     groups.iter().map(|group| ((group.colocation_id, group.range.min), group)).collect()
 }
 
-fn shard_of<'a>(shards: &BTreeMap<(i32, i32), &'a ShardGroup>, tenant: Tenant) -> Option<&'a ShardGroup> {
+/// The shard group that covers a tenant's hash.
+pub(super) fn shard_of<'a>(
+    shards: &BTreeMap<(i32, i32), &'a ShardGroup>,
+    tenant: Tenant,
+) -> Option<&'a ShardGroup> {
     let (_, shard) = shards.range(..=(tenant.colocation_id, tenant.hash)).next_back()?;
     (shard.colocation_id == tenant.colocation_id && shard.range.contains(tenant.hash)).then_some(*shard)
 }

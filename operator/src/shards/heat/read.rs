@@ -29,6 +29,9 @@ pub(super) struct Reading {
     pub(super) tenants: Vec<Usage>,
     /// Whether there may be others: the list has as many as it may have.
     pub(super) full: bool,
+    /// Pages that were accessed for each shard group, by the lowest id among its shards, since the statistics began: for
+    /// its tables and their indexes, in memory or not. `None` if nobody asked, or it could not be told.
+    pub(super) accesses: Option<BTreeMap<i64, u64>>,
 }
 
 /// What a tenant did in the last whole period.
@@ -41,8 +44,8 @@ pub(super) struct Usage {
     pub(super) counted: Counters,
 }
 
-/// Asks `group`'s server.
-pub(super) async fn read(sessions: &Sessions, group: Group) -> Result<Reading, pg::Error> {
+/// Asks `group`'s server; what was done for each shard group only `by_shard`.
+pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> Result<Reading, pg::Error> {
     let session = sessions.session(group, Door::Dialog).await?;
     let (tenants, full) = tenants(&session).await?;
     // A server whose operating system tells nothing is watched by its queries and writes.
@@ -57,7 +60,29 @@ pub(super) async fn read(sessions: &Sessions, group: Group) -> Result<Reading, p
         .await?;
     let counters =
         Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: spent.unwrap_or(0) };
-    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, full })
+    let accesses = if by_shard { accesses(&session).await.ok() } else { None };
+    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, full, accesses })
+}
+
+/// Pages that were accessed for each shard group that is placed here.
+async fn accesses(session: &Session) -> Result<BTreeMap<i64, u64>, pg::Error> {
+    // shard_name() leaves the schema `public` out, and this session would not look there.
+    let rows = session
+        .query(
+            "SELECT min(shardid), coalesce(sum(pg_stat_get_blocks_fetched(shard) + (
+                        SELECT coalesce(sum(pg_stat_get_blocks_fetched(indexrelid)), 0)
+                        FROM pg_index WHERE indrelid = shard)), 0)::int8
+             FROM (SELECT colocationid, shardminvalue, shardid, to_regclass(
+                              CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
+                              || shard_name(logicalrelid, shardid))::oid AS shard
+                   FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
+                   JOIN pg_class ON pg_class.oid = logicalrelid
+                   WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group)) AS shards
+             GROUP BY colocationid, shardminvalue",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), number(row.get(1)))).collect())
 }
 
 /// Nothing that is counted is less than nothing.

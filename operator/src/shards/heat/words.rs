@@ -34,6 +34,7 @@ pub(super) fn heat(
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),
         cooling_until: decision.cooling_until,
         sizes: shown_sizes(seen, before),
+        loads: before.loads.clone(),
         failure: None,
     }
 }

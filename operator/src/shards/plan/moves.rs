@@ -6,7 +6,9 @@ use super::Draft;
 use crate::names::Group;
 use crate::shards::observed::{Dropped, RunningMove};
 use crate::shards::preflight::{self, Check};
-use crate::shards::rebalance::{self, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup};
+use crate::shards::rebalance::{
+    self, Cause, Goal, Layout, Move, MovePlan, Node, Policy, Role, ShardGroup, Strategy,
+};
 use crate::shards::step::Step;
 use crate::shards::wanted::Gate;
 use crate::shards::world::World;
@@ -26,12 +28,16 @@ pub struct Moves {
     pub running: Vec<RunningMove>,
     /// Why moves that could begin now do not.
     pub checks: Vec<Check>,
+    /// The plan that was being carried out, if nothing of it is left to do.
+    pub ended: Option<String>,
     /// The last plan that could not be carried on with.
     pub overtaken: Option<Dropped>,
     /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
     pub cramped: Option<Cramped>,
     /// The nodes with shard groups of unknown size: nothing is moved by guesses.
     pub unmeasured: BTreeSet<Group>,
+    /// Shard groups of unknown load, where they are spread by load: until it is known nothing new is planned for its sake.
+    pub unweighed: usize,
 }
 
 /// A shard group that stays where it is because its place is full.
@@ -47,6 +53,11 @@ pub struct Cramped {
 pub(crate) fn layout(world: &World<'_>) -> Layout {
     let Some(catalog) = world.catalog() else { return Layout::default() };
     let sizes = world.observed.sizes();
+    let loads = world.observed.heat.as_ref().map(|heat| &heat.loads);
+    let mut siblings: BTreeMap<i32, u64> = BTreeMap::new();
+    for at in &catalog.placements {
+        *siblings.entry(at.colocation_id).or_default() += 1;
+    }
     let running: Vec<RunningMove> = catalog.moves().collect();
     let groups_of: BTreeMap<i32, Group> = catalog
         .members
@@ -73,7 +84,9 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
             range: at.range,
             node: underway.map_or(*node, |running| running.to),
             bytes,
-            load: 0,
+            load: loads.map_or(0, |loads| {
+                loads.of(at.shard_id, siblings.get(&at.colocation_id).copied().unwrap_or(1))
+            }),
         });
     }
     let node = |group: &Group| {
@@ -115,7 +128,8 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let layout = layout(world);
     let policy = |goal| Policy { goal, ..world.wanted.rebalance.policy };
     let unmeasured = world.unmeasured();
-    let goal = if complete && unmeasured.is_empty() { Goal::Balance } else { Goal::Settle };
+    let unweighed = unweighed(world, &layout);
+    let goal = if complete && unmeasured.is_empty() && unweighed == 0 { Goal::Balance } else { Goal::Settle };
     let fresh = || rebalance::plan(&layout, &policy(goal));
     // A plan that has begun is carried out as it was made, unless the world is no longer what it was made for. A node that
     // is away for a moment is no reason: nothing moves until it is back.
@@ -134,18 +148,37 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     if overtaken.is_none() {
         overtaken.clone_from(&world.observed.overtaken);
     }
-    let plan = rest.filter(|rest| !rest.moves.is_empty()).unwrap_or_else(fresh);
-    let open = match &world.wanted.rebalance.gate {
-        Gate::Open => plan.clone(),
-        Gate::Approved(hash) if *hash == plan.hash => plan.clone(),
-        // Who leaves is asked for by the count, and needs no other word.
-        Gate::Approved(_) | Gate::Closed { .. } => rebalance::plan(&layout, &policy(Goal::Settle)),
+    let whole = |rest: &MovePlan| rest.moves.is_empty();
+    let ended = rest.as_ref().filter(|rest| whole(rest)).map(|rest| rest.hash.clone());
+    let plan = rest.filter(|rest| !whole(rest)).unwrap_or_else(fresh);
+    let allowed = match &world.wanted.rebalance.gate {
+        Gate::Open => true,
+        Gate::Approved(hash) => *hash == plan.hash,
+        Gate::Closed { .. } => false,
+    };
+    let (plan, open) = if allowed || plan.moves.iter().all(|next| next.cause != Cause::Balance) {
+        (plan.clone(), plan)
+    } else {
+        // Who leaves is asked for by the count, and needs no other word. What is made is what is shown: nobody is to approve
+        // a plan that these moves overtake.
+        let forced = rebalance::plan(&layout, &policy(Goal::Settle));
+        (if whole(&forced) { plan } else { forced.clone() }, forced)
     };
     let running: Vec<RunningMove> =
         world.catalog().map(|catalog| catalog.moves().collect()).unwrap_or_default();
+    let ended = ended.filter(|_| running.is_empty());
     let settled = plan.moves.is_empty() && running.is_empty();
     let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
-    Moves { plan, open, running, checks: Vec::new(), overtaken, cramped, unmeasured }
+    Moves { plan, open, running, checks: Vec::new(), ended, overtaken, cramped, unmeasured, unweighed }
+}
+
+/// Shard groups of unknown load, if that is what they are spread by.
+fn unweighed(world: &World<'_>, layout: &Layout) -> usize {
+    if world.wanted.rebalance.policy.strategy != Strategy::ByLoad {
+        return 0;
+    }
+    let heat = world.observed.heat.as_ref();
+    heat.map_or(layout.groups.len(), |heat| heat.loads.unknown(&layout.groups))
 }
 
 /// What would move if there were room for it.

@@ -5,7 +5,8 @@ use futures::future::ready;
 
 use super::*;
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology, wanted};
-use crate::shards::observed::{Operation, Resources};
+use crate::shards::observed::{Operation, Resources, Transaction};
+use crate::shards::rebalance::Cause;
 
 /// A cluster in which shards are to be moved to a worker that is empty.
 fn uneven() -> Observed {
@@ -30,15 +31,7 @@ fn uneven() -> Observed {
 #[test]
 fn a_move_under_way_is_part_of_the_plan_until_it_was_made() {
     let mut observed = uneven();
-    let round = |observed: &Observed| Round {
-        plan: plan(&wanted(), &topology(), observed),
-        observed: observed.clone(),
-        performed: Vec::new(),
-        failed: Vec::new(),
-        deferred: Vec::new(),
-        held: None,
-        long: Vec::new(),
-    };
+    let round = |observed: &Observed| of(&wanted(), observed);
     let whole = round(&observed).held_plan().unwrap();
     let first = whole.moves[0];
     observed.held = Some(whole.clone());
@@ -70,17 +63,21 @@ fn under_the_lock_the_next_move_is_asked_for_while_a_failed_one_is_put_off() {
     let first = plan(&wanted(), &topology(), &observed).steps;
     let [failed @ Step::MoveShard { .. }] = &first[..] else { panic!("one at a time: {first:?}") };
     observed.deferred = vec![failed.clone()];
+    let unreachable = act::Error::Unreachable("worker-0 cannot connect to coordinator".to_owned());
     let round = Round {
         plan: plan(&wanted(), &topology(), &observed),
         observed,
         performed: Vec::new(),
         failed: Vec::new(),
-        deferred: vec![(failed.clone(), "no route to host".to_owned())],
+        deferred: vec![(failed.clone(), Failure::from(&unreachable))],
         held: None,
         long: Vec::new(),
     };
     let next = next(&round).unwrap();
     assert_ne!(next, *failed);
+    let said = round.findings().into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+    assert_eq!((said.holds.as_str(), said.reason), ("False", "NodeUnreachable"), "{}", said.message);
+    assert!(said.message.ends_with("worker-0 cannot connect to coordinator"), "{}", said.message);
 
     let wanted = wanted();
     let handover = Handover::of(&wanted, &round);
@@ -104,7 +101,10 @@ fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
         plan,
         performed: Vec::new(),
         failed: Vec::new(),
-        deferred: vec![(step, "it is the only one with a shard".to_owned())],
+        deferred: vec![(
+            step,
+            Failure { reason: "StepFailed", message: "it is the only one with a shard".to_owned() },
+        )],
         held: None,
         long: Vec::new(),
     };
@@ -115,4 +115,88 @@ fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
     assert_eq!(say(&round), ("True", "StepFailed"));
     round.deferred.clear();
     assert_eq!(say(&round), ("False", "Removing"));
+}
+
+/// A round that saw this, and did nothing.
+fn of(wanted: &Wanted, observed: &Observed) -> Round {
+    Round {
+        plan: plan(wanted, &topology(), observed),
+        observed: observed.clone(),
+        performed: Vec::new(),
+        failed: Vec::new(),
+        deferred: Vec::new(),
+        held: None,
+        long: Vec::new(),
+    }
+}
+
+/// The request for a rebalance that counts as answered after such a round.
+fn handled(wanted: &Wanted, round: &Round) -> Option<String> {
+    let now = "2026-01-05T09:01:00Z".parse().unwrap();
+    crate::shards::status::status(wanted, &topology(), round, None, now).last_handled_rebalance
+}
+
+#[test]
+fn what_leaves_is_shown_before_what_waits_for_a_word() {
+    // Everything is on a coordinator that is to hold nothing.
+    let mut observed = uneven();
+    let closed = Gate::Closed { reason: "AwaitingApproval", message: "look".to_owned() };
+    let mut wanted = wanted();
+    wanted.rebalance.gate = closed;
+    let moves = of(&wanted, &observed).plan.moves.unwrap();
+    assert_eq!(moves.plan, moves.open, "what is made is what is shown");
+    assert!(moves.plan.moves.iter().all(|next| next.cause == Cause::Drain) && !moves.plan.moves.is_empty());
+    // As it goes on, the plan is the same.
+    observed.held = Some(moves.plan.clone());
+    let first = moves.plan.moves[0];
+    let made = catalog(&mut observed).placements.iter_mut().find(|at| at.shard_id == first.shard_id).unwrap();
+    made.group_id = 1;
+    let after = of(&wanted, &observed).plan.moves.unwrap();
+    assert_eq!((&after.plan.hash, after.plan.moves.len() + 1), (&moves.plan.hash, moves.plan.moves.len()));
+    assert_eq!((after.overtaken, after.ended), (None, None));
+}
+
+#[test]
+fn an_approval_is_for_one_time() {
+    let mut observed = uneven();
+    let mut wanted = wanted();
+    let whole = of(&wanted, &observed).plan.moves.unwrap().plan;
+    (wanted.rebalance.gate, wanted.rebalance.request) =
+        (Gate::Approved(whole.hash.clone()), Some(whole.hash.clone()));
+    observed.held = Some(whole.clone());
+    let first = whole.moves[0];
+    for next in &whole.moves {
+        assert_eq!(handled(&wanted, &of(&wanted, &observed)), None, "a part of it is left");
+        let placements = &mut catalog(&mut observed).placements;
+        placements.iter_mut().find(|at| at.shard_id == next.shard_id).unwrap().group_id = 1;
+    }
+    // The last is still under way.
+    let application = Operation::name_of(first.shard_id, first.from, first.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), None);
+    catalog(&mut observed).operations.clear();
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), Some(whole.hash.clone()));
+    // An operator that was started anew knows it from the status.
+    observed.held = None;
+    observed.shown = whole.status();
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), Some(whole.hash));
+}
+
+#[test]
+fn a_rebalance_by_hand_ends_where_nothing_more_can_be_moved() {
+    let mut wanted = wanted();
+    wanted.rebalance.request = Some("now".to_owned());
+    assert_eq!(handled(&wanted, &of(&wanted, &at_rest())), Some("now".to_owned()));
+    let mut observed = uneven();
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), None, "there is much to do");
+    let bare = || vec!["bare".to_owned()];
+    catalog(&mut observed).unfollowable = [(1, bare())].into();
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), None, "the others can be moved");
+    catalog(&mut observed).unfollowable = [(1, bare()), (2, bare())].into();
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), Some("now".to_owned()));
+    // What passes is waited for.
+    let mut observed = uneven();
+    let writer = Transaction { pid: 42, name: "psql".to_owned(), seconds: 600 };
+    facts(&mut observed, Group::Coordinator).resources.as_mut().unwrap().writers = vec![writer];
+    assert_eq!(handled(&wanted, &of(&wanted, &observed)), None);
 }

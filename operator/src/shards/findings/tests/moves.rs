@@ -372,3 +372,28 @@ fn enough() -> Resources {
 fn resources(observed: &mut Observed, group: Group) -> &mut Resources {
     facts(observed, group).resources.as_mut().unwrap()
 }
+
+#[test]
+fn nothing_is_moved_for_a_load_that_nobody_knows() {
+    let mut wanted = wanted();
+    wanted.rebalance.policy.strategy = Strategy::ByLoad;
+    let balanced = |observed: &Observed| {
+        let plan = plan(&wanted, &topology(), observed);
+        let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+        (plan.steps, found.holds.as_str(), found.reason, found.message)
+    };
+    let (steps, holds, reason, message) = balanced(&at_rest());
+    assert_eq!((steps, holds, reason), (vec![], "Unknown", "LoadNotMeasured"), "{message}");
+    assert!(message.contains(": 96;"), "{message}");
+
+    // Who has to leave does not wait for that.
+    let mut leaving = at_rest();
+    catalog(&mut leaving).placements =
+        [1, 2].into_iter().flat_map(|colocation_id| ranges(colocation_id, 0, 0..48)).collect();
+    for group in [Group::Coordinator, Group::Worker(0)] {
+        facts(&mut leaving, group).resources = Some(enough());
+    }
+    let (steps, _, reason, message) = balanced(&leaving);
+    assert!(matches!(steps[..], [Step::MoveShard { .. }]), "{steps:?}");
+    assert_eq!(reason, "Moving", "{message}");
+}

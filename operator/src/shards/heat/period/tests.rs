@@ -30,6 +30,7 @@ fn reading(second: i64, queries: u64, writes: u64, cpu: u64) -> Reading {
         cpu: Some(2000),
         tenants: Vec::new(),
         full: false,
+        accesses: None,
     }
 }
 

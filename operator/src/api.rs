@@ -26,7 +26,8 @@ pub use heat::{
 pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus};
 pub use quantity::Amount;
 pub use rebalance::{
-    PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy, RebalanceWindow, Threshold,
+    ForeignStrategy, PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy,
+    RebalanceWindow, Threshold,
 };
 pub use table::{Table, TableKind};
 

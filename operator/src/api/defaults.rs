@@ -2,9 +2,9 @@
 //! be read there.
 
 use super::{
-    Amount, ApiSpec, CoordinatorSpec, HotTenantsMode, HotTenantsSpec, PlacementSpec, RebalanceMode,
-    RebalanceSpec, RebalanceStrategy, Reclaim, ResourcesSpec, ShardingSpec, StatisticsSpec, StorageSpec,
-    Threshold, WorkersSpec,
+    Amount, ApiSpec, CoordinatorSpec, ForeignStrategy, HotTenantsMode, HotTenantsSpec, PlacementSpec,
+    RebalanceMode, RebalanceSpec, RebalanceStrategy, Reclaim, ResourcesSpec, ShardingSpec, StatisticsSpec,
+    StorageSpec, Threshold, WorkersSpec,
 };
 
 impl Default for StorageSpec {
@@ -57,6 +57,7 @@ impl Default for RebalanceSpec {
             max_parallel_moves: max_parallel_moves(),
             windows: Vec::new(),
             stall_timeout: stall_timeout(),
+            foreign_strategy: ForeignStrategy::default(),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::heat::{self, actions};
 use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
+use super::strategy;
 use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
@@ -93,6 +94,16 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             let endpoint = endpoint(sessions, pin.node)?;
             let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
             actions::pin(&session, pin.into(), endpoint).await?;
+        }
+        Step::SetStrategy { strategy, default } => {
+            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+            session.run(&strategy.create(*default)).await?;
+        }
+        Step::DropStrategy => {
+            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+            // Somebody may have taken the tables away, which it reads.
+            session.run(heat::store::CREATE).await?;
+            session.run(strategy::DROP).await?;
         }
         Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
         Step::CancelMove { pid, application, end } => cancel(sessions, *pid, application, *end).await?,

@@ -6,6 +6,7 @@ use super::heat::Heat;
 use super::heat::actions::Kept;
 use super::rebalance::{HashRange, MovePlan};
 use super::step::Step;
+use super::strategy;
 use super::topology::Topology;
 use crate::api::PlanStatus;
 use crate::names::Group;
@@ -196,6 +197,8 @@ pub struct Catalog {
     pub progress: Vec<Progress>,
     /// Moves whose target follows a replication slot that is not there.
     pub lost_slots: Vec<LostSlot>,
+    /// What Citus' own rebalancer goes by.
+    pub strategies: strategy::Seen,
 }
 
 impl Catalog {

@@ -15,6 +15,7 @@ mod actions;
 mod membership;
 mod moves;
 mod prepare;
+mod strategy;
 mod tables;
 
 pub use moves::{Cramped, Moves};
@@ -64,6 +65,7 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
         Nodes::Incomplete | Nodes::Unsettled => tables::inspect(&world),
     };
     if nodes == Nodes::Complete {
+        strategy::plan(&world, &mut draft);
         actions::plan(&world, &mut draft);
     }
     let moves = moves::plan(&world, moves, &mut draft);

@@ -3,6 +3,7 @@
 use super::heat::actions::Outcome;
 use super::observed::{End, RunningMove};
 use super::rebalance::Pin;
+use super::strategy::Strategy;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 
@@ -137,6 +138,15 @@ pub enum Step {
         /// Whose, and where.
         pin: Pin,
     },
+    /// Tell Citus' own rebalancer where tenants are pinned.
+    SetStrategy {
+        /// What it is told.
+        strategy: Strategy,
+        /// Whether it goes by that where nobody says by what.
+        default: bool,
+    },
+    /// Take that away.
+    DropStrategy,
     /// Write down what became of an action.
     EndAction {
         /// Its number in `dialog_operator.actions`.
@@ -214,7 +224,7 @@ pub enum Beside {
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 27] = [
+pub const KINDS: [&str; 29] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
@@ -240,6 +250,8 @@ pub const KINDS: [&str; 27] = [
     "MoveShard",
     "SplitShard",
     "SetPin",
+    "SetStrategy",
+    "DropStrategy",
     "EndAction",
     "CancelMove",
 ];
@@ -274,6 +286,8 @@ impl Step {
             Self::MoveShard { .. } => "MoveShard",
             Self::SplitShard(_) => "SplitShard",
             Self::SetPin { .. } => "SetPin",
+            Self::SetStrategy { .. } => "SetStrategy",
+            Self::DropStrategy => "DropStrategy",
             Self::EndAction { .. } => "EndAction",
             Self::CancelMove { .. } => "CancelMove",
         }
@@ -359,9 +373,12 @@ impl Step {
             | Self::ForgetCleanup { .. }
             | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
             Self::RemoveNode { .. } => condition::SCALE_IN_BLOCKED,
-            Self::CreateOwnTables | Self::SplitShard(_) | Self::SetPin { .. } | Self::EndAction { .. } => {
-                condition::HOT_TENANT
-            }
+            Self::CreateOwnTables
+            | Self::SplitShard(_)
+            | Self::SetPin { .. }
+            | Self::SetStrategy { .. }
+            | Self::DropStrategy
+            | Self::EndAction { .. } => condition::HOT_TENANT,
             Self::MoveShard { .. } | Self::CancelMove { .. } | Self::CleanUp => condition::BALANCED,
             Self::CreateReferenceTable { .. }
             | Self::ReplicateReferenceTables

@@ -8,7 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::rebalance::{self, windows};
 use crate::api::{
-    Amount, DialogClusterSpec, HotTenantsMode, RebalanceMode, RebalanceSpec, ResourcesSpec, Table,
+    Amount, DialogClusterSpec, ForeignStrategy, HotTenantsMode, RebalanceMode, RebalanceSpec, ResourcesSpec,
+    Table,
 };
 use crate::heat;
 
@@ -75,6 +76,8 @@ pub struct Rebalance {
     pub stall_timeout: Duration,
     /// The value by which somebody asks for one rebalance.
     pub request: Option<String>,
+    /// Whether a default strategy of Citus' rebalancer that somebody has chosen may be replaced.
+    pub replaces: bool,
 }
 
 /// Whether moves that only make the spread more even may be made.
@@ -107,6 +110,7 @@ impl From<&DialogClusterSpec> for Wanted {
                 hold: false,
                 stall_timeout: spec.sharding.rebalance.stall_timeout(),
                 request: None,
+                replaces: spec.sharding.rebalance.foreign_strategy == ForeignStrategy::Replace,
             },
             watch: Watch::new(spec),
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::observed::{Catalog, Facts, Member, Node, Observed, Placement};
+use super::strategy::Seen;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::names::Group;
@@ -57,6 +58,7 @@ impl<'a> World<'a> {
             changes: Vec::new(),
             progress: Vec::new(),
             lost_slots: Vec::new(),
+            strategies: Seen { default: None, own: None },
         };
         let fresh = || {
             let facts = self.observed.facts(Group::Coordinator)?;

@@ -58,10 +58,15 @@ CREATE TABLE IF NOT EXISTS dialog_operator.actions (
     CHECK ((ended IS NULL) = (outcome IS NULL))
 );
 COMMENT ON TABLE dialog_operator.actions IS 'What was done about load and size, and why; one thing at a time';
+CREATE TABLE IF NOT EXISTS dialog_operator.strategy (
+    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
+    replaced text    NOT NULL
+);
+COMMENT ON TABLE dialog_operator.strategy IS 'The default strategy of the rebalancer before that of the operator';
 CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actions ((true)) WHERE ended IS NULL";
 
 /// The tables that [`CREATE`] makes.
-pub(in crate::shards) const TABLES: [&str; 5] = ["heat", "periods", "sizes", "pins", "actions"];
+pub(in crate::shards) const TABLES: [&str; 6] = ["heat", "periods", "sizes", "pins", "actions", "strategy"];
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {

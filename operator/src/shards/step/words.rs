@@ -50,6 +50,13 @@ impl fmt::Display for Step {
             Self::SetPin { pin } => {
                 write!(f, "pin hash {} of colocation group {} to {}", pin.hash, pin.colocation_id, pin.node)
             }
+            Self::SetStrategy { default: true, .. } => {
+                f.write_str("have Citus' rebalancer leave pinned shards where they are")
+            }
+            Self::SetStrategy { default: false, .. } => {
+                f.write_str("tell Citus' rebalancer of pinned shards, without making that its default")
+            }
+            Self::DropStrategy => f.write_str("take the operator's strategy of Citus' rebalancer away"),
             Self::EndAction { id, outcome, note: None } => {
                 write!(f, "note action {id} as {}", outcome.name())
             }

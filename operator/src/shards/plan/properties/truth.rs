@@ -148,7 +148,11 @@ impl Truth {
             }
             Step::CreateOwnTables => self.facts(Group::Coordinator).own_tables = true,
             // Nothing was decided in these worlds.
-            Step::SplitShard(_) | Step::SetPin { .. } | Step::EndAction { .. } => panic!("{step}"),
+            Step::SplitShard(_)
+            | Step::SetPin { .. }
+            | Step::SetStrategy { .. }
+            | Step::DropStrategy
+            | Step::EndAction { .. } => panic!("{step}"),
             Step::ResetSetting { group, name } => {
                 self.facts(*group).overrides.retain(|other| other != name);
             }

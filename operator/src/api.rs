@@ -55,6 +55,9 @@ pub const MOST_WORKERS: u32 = 99;
         .message("metadata.name: must have at most 37 characters, so that the names derived from it fit"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name: must be a DNS-1035 label: lower case letters, digits and '-', starting with a letter"),
+    validation = Rule::new("self.spec.sharding.hotTenants.dedicatedWorkers == 0 \
+        || self.spec.sharding.hotTenants.dedicatedWorkers < self.spec.workers.count")
+        .message("sharding.hotTenants.dedicatedWorkers: must be less than workers.count"),
     scale(
         spec_replicas_path = ".spec.workers.count",
         status_replicas_path = ".status.workers",

@@ -71,6 +71,7 @@ impl Default for HotTenantsSpec {
             consecutive_periods: consecutive_periods(),
             cooldown: cooldown(),
             max_isolated: max_isolated(),
+            dedicated_workers: 0,
             release_after: release_after(),
             max_shard_groups: max_shard_groups(),
             statistics: StatisticsSpec::default(),

@@ -40,6 +40,11 @@ pub struct HotTenantsSpec {
     #[serde(default = "defaults::max_isolated")]
     #[schemars(range(min = 0, max = 1000))]
     pub max_isolated: i32,
+    /// Workers that hold the shards of pinned tenants and nothing else: the first ones, so that another count of workers
+    /// changes none of them. Hot tenants go there before anywhere else.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 98))]
+    pub dedicated_workers: i32,
     /// A tenant with a shard of its own that was quiet for so long is one like the others again, for example `168h`.
     #[serde(default = "defaults::release_after")]
     #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]

@@ -108,8 +108,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
         Step::CancelMove { pid, application, end } => cancel(sessions, *pid, application, *end).await?,
         Step::SetShouldHaveShards { group, value } => {
-            let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
-            node(sessions, *group, &statement).await?;
+            set_should_have_shards(sessions, *group, *value).await?;
         }
         Step::CreateReferenceTable { table, .. } => {
             let statement = "SELECT create_reference_table($1::text::regclass)";
@@ -121,7 +120,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         }
         Step::DistributeTable(distribution) => {
             let session = catalogs(sessions).await?;
-            let done = distribute_empty(&session, distribution).await;
+            let done = distribute_empty(sessions, &session, distribution).await;
             if done.is_err() && session.run("ROLLBACK").await.is_err() {
                 sessions.close(Group::Coordinator, Door::Dialog).await;
             }
@@ -284,21 +283,42 @@ fn endpoint(sessions: &Sessions, group: Group) -> Result<&Endpoint, Error> {
 }
 
 /// Distributes a table in one transaction that has made sure of its being empty.
-async fn distribute_empty(session: &Session, distribution: &Distribution) -> Result<(), Error> {
+async fn distribute_empty(
+    sessions: &Sessions,
+    session: &Session,
+    distribution: &Distribution,
+) -> Result<(), Error> {
     let table = qualified(&distribution.table);
     session.run(&format!("BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")).await?;
     if session.query_one(&format!("SELECT EXISTS (SELECT FROM {table})"), &[]).await?.get(0) {
         let message = format!("{} has got rows since it was found empty", distribution.table);
         return Err(Error::Moved(message));
     }
+    // Nobody else sees that some nodes may not hold shards meanwhile.
+    hold_shards(sessions, distribution, false).await?;
     distribute(session, "create_distributed_table", distribution).await?;
+    hold_shards(sessions, distribution, true).await?;
     session.run("COMMIT").await?;
     Ok(())
 }
 
+/// Says whether new shards may be placed on the nodes that get none of this distribution.
+async fn hold_shards(sessions: &Sessions, distribution: &Distribution, value: bool) -> Result<(), Error> {
+    let Beside::Nothing { apart, .. } = &distribution.beside else { return Ok(()) };
+    for group in apart {
+        set_should_have_shards(sessions, *group, value).await?;
+    }
+    Ok(())
+}
+
+async fn set_should_have_shards(sessions: &Sessions, group: Group, value: bool) -> Result<(), Error> {
+    let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
+    node(sessions, group, &statement).await
+}
+
 async fn distribute(session: &Session, function: &str, distribution: &Distribution) -> Result<(), pg::Error> {
     let (beside, shard_count) = match &distribution.beside {
-        Beside::Nothing { shard_count } => ("none".to_owned(), Some(*shard_count)),
+        Beside::Nothing { shard_count, .. } => ("none".to_owned(), Some(*shard_count)),
         Beside::Table(table) => (qualified(table), None),
     };
     let table = qualified(&distribution.table);

@@ -218,6 +218,9 @@ pub enum Beside {
     Nothing {
         /// Shards of the new group.
         shard_count: i32,
+        /// Nodes that get none of them, although they may hold some. A table with rows cannot keep off them: what lands
+        /// there is moved.
+        apart: Vec<Group>,
     },
     /// Those of this table's colocation group.
     Table(String),

@@ -33,6 +33,16 @@ pub struct Wanted {
     pub rebalance: Rebalance,
     /// How load is watched; `None` if nobody is to look.
     pub watch: Option<Watch>,
+    /// Workers that hold pinned shards only: the first ones. There are others, unless there are no workers.
+    pub dedicated: u32,
+}
+
+impl Wanted {
+    /// Whether there is something to be kept in the operator's own tables.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.watch.is_some() || self.dedicated > 0
+    }
 }
 
 /// How load is watched.
@@ -98,9 +108,12 @@ pub enum Gate {
 
 impl From<&DialogClusterSpec> for Wanted {
     fn from(spec: &DialogClusterSpec) -> Self {
+        // The schema keeps the count within 0 and 99.
+        let workers = u32::try_from(spec.workers.count).unwrap_or(0);
+        let dedicated = u32::try_from(spec.sharding.hot_tenants.dedicated_workers).unwrap_or(0);
         Self {
-            // The schema keeps the count within 0 and 99.
-            workers: u32::try_from(spec.workers.count).unwrap_or(0),
+            workers,
+            dedicated: dedicated.min(workers.saturating_sub(1)),
             shard_count: spec.sharding.shard_count,
             tables: [Table::dialog_api(), spec.sharding.tables.clone()].concat(),
             parameters: spec.postgres.parameters.clone(),

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::BALANCED;
-use dialog_operator::heat::{Action, Mode};
+use dialog_operator::heat::{Action, Mode, Tenant};
 use dialog_operator::names::Group;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 
-use crate::acting::{covering, decide, isolating, isolation, with_mode};
+use crate::acting::{colocation, covering, decide, isolating, isolation, with_mode};
 use crate::needs_citus;
 use crate::world::{World, condition, eventually};
 
@@ -156,5 +156,60 @@ async fn the_default_strategy_is_mended_and_given_back_and_nobody_elses_is_taken
     assert!(!message.contains("strategy"), "{message}");
     assert_eq!(kinds(&world, &off).await?, ["DropStrategy"]);
     assert_eq!(default_strategy(&world).await?, "mine");
+    Ok(())
+}
+
+/// Shards that are placed on a node.
+async fn shards_on(world: &World, group: Group) -> Result<i64> {
+    let port = world.topology().endpoint(group).context("no such group")?.port;
+    let statement = format!(
+        "SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
+         JOIN pg_dist_node USING (groupid) WHERE partmethod = 'h' AND nodeport = {port}"
+    );
+    world.number(Group::Coordinator, &statement).await
+}
+
+#[tokio::test]
+async fn a_dedicated_worker_holds_what_is_pinned_to_it_and_nothing_else() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let shared = isolating(3);
+    let wanted = Wanted { dedicated: 1, ..shared.clone() };
+    let first = Group::Worker(0);
+    let moves = |steps: &[Step]| steps.iter().filter(|step| step.kind() == "MoveShard").count();
+    world.round(&wanted).await?;
+    world.migrate().await?;
+    // The tables are spread over the others from the start.
+    let steps = world.settle(&wanted).await?;
+    assert_eq!((shards_on(&world, first).await?, moves(&steps)), (0, 0), "{steps:?}");
+    let holds = "SELECT count(*) FROM pg_dist_node WHERE shouldhaveshards";
+    assert_eq!(world.number(Group::Coordinator, holds).await?, 3);
+
+    let hash = 4711;
+    let before = covering(&world, hash).await?;
+    let tenant = Tenant { colocation_id: colocation(&world).await?, hash };
+    let rest = (1..3).map(Group::Worker).find(|group| *group != before.node);
+    decide(&world, Action::Isolate { tenant, from: before.node, to: first, rest }).await?;
+    world.settle(&wanted).await?;
+    let placed = covering(&world, hash).await?;
+    assert_eq!((placed.node, shards_on(&world, first).await?), (first, placed.shards));
+    // Citus' own strategies would fill it up.
+    let planned = |strategy: &str| {
+        format!("SELECT count(*) FROM get_rebalance_table_shards_plan(rebalance_strategy := '{strategy}')")
+    };
+    assert!(world.number(Group::Coordinator, &planned("by_disk_size")).await? > 0, "this shows nothing");
+    assert_eq!(rebalance_by_hand(&world).await?, 0);
+    assert_eq!(shards_on(&world, first).await?, placed.shards);
+
+    // One like the others, and again not: who is pinned there stays there.
+    world.settle(&shared).await?;
+    assert!(shards_on(&world, first).await? > placed.shards);
+    assert_eq!(covering(&world, hash).await?, placed);
+    assert_eq!(rebalance_by_hand(&world).await?, 0);
+    world.settle(&wanted).await?;
+    assert_eq!((covering(&world, hash).await?, shards_on(&world, first).await?), (placed, placed.shards));
+    // A worker that leaves leaves nothing there.
+    world.settle(&Wanted { workers: 2, ..wanted.clone() }).await?;
+    assert_eq!((covering(&world, hash).await?, shards_on(&world, first).await?), (placed, placed.shards));
     Ok(())
 }

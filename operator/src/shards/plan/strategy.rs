@@ -5,6 +5,7 @@ use crate::heat::Mode;
 use crate::names::Group;
 use crate::shards::step::Step;
 use crate::shards::strategy::Strategy;
+use crate::shards::wanted::Watch;
 use crate::shards::world::World;
 
 /// Plans that Citus' rebalancer knows of pins where there are any, or may be, and that nothing is left of that elsewhere.
@@ -22,7 +23,8 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
     if !kept {
         return;
     }
-    let strategy = Strategy::new(&world.wanted.rebalance.policy, Vec::new());
+    let dedicated = world.dedicated().filter_map(|group| world.topology.endpoint(group).cloned());
+    let strategy = Strategy::new(&world.wanted.rebalance.policy, dedicated.collect());
     let default = seen.chosen().is_none() || world.wanted.rebalance.replaces;
     if seen.own.as_ref() != Some(&strategy.description()) || (default && !seen.is_own_default()) {
         draft.step(Step::SetStrategy { strategy, default });
@@ -31,8 +33,8 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
 
 /// Whether there is something that a rebalance by hand could undo, or will be.
 fn is_needed(world: &World<'_>) -> bool {
-    let Some(watch) = &world.wanted.watch else { return false };
-    watch.policy.mode == Mode::Isolate || !world.observed.kept.pins.is_empty()
+    let isolates = |watch: &Watch| watch.policy.mode == Mode::Isolate || !world.observed.kept.pins.is_empty();
+    world.wanted.dedicated > 0 || world.wanted.watch.as_ref().is_some_and(isolates)
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl fmt::Display for Distribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} by {}", self.table, self.column)?;
         match &self.beside {
-            Beside::Nothing { shard_count } => write!(f, " into {shard_count} shards"),
+            Beside::Nothing { shard_count, .. } => write!(f, " into {shard_count} shards"),
             Beside::Table(table) => write!(f, " beside {table}"),
         }
     }

@@ -43,6 +43,7 @@ impl Default for ShardingSpec {
             tables: Vec::new(),
             rebalance: RebalanceSpec::default(),
             hot_tenants: HotTenantsSpec::default(),
+            pins: Vec::new(),
             max_shard_size: max_shard_size(),
         }
     }

@@ -118,6 +118,23 @@ impl HotTenantsSpec {
     }
 }
 
+/// A dialog or user about whom somebody has decided: the policy for hot tenants leaves it alone.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinSpec {
+    /// The group of tables: `dialog`, `user`, or one of `sharding.tables`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub group: String,
+    /// The value of the distribution column: of the group `dialog` the dialog's id.
+    #[schemars(length(min = 1, max = 98))]
+    pub tenant: String,
+    /// The number of the worker on which it gets a shard of its own, and stays. Absent, it is one like the others, however
+    /// hot it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 98))]
+    pub worker: Option<i32>,
+}
+
 /// A tenant that takes a large part of its worker.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

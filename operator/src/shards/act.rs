@@ -10,6 +10,7 @@ use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use super::strategy;
+use crate::heat::Action;
 use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
@@ -61,10 +62,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             let session = sessions.session(*group, Door::Dialog).await?;
             session.run("CREATE EXTENSION IF NOT EXISTS citus").await?;
         }
-        Step::CreateOwnTables => {
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            session.run(heat::store::CREATE).await?;
-        }
+        Step::CreateOwnTables => coordinator(sessions).await?.run(heat::store::CREATE).await?,
         Step::ResetSetting { group, name } => {
             let session = sessions.session(*group, Door::Server).await?;
             // ALTER SYSTEM wants a transaction to itself.
@@ -90,20 +88,24 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         Step::CleanUp => catalogs(sessions).await?.run("CALL citus_cleanup_orphaned_resources()").await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
         Step::SplitShard(split) => split::perform(sessions, split).await?,
-        Step::SetPin { pin } => {
+        Step::BeginIsolation { tenant, name, from, to, rest, why } => {
+            let action = Action::Isolate { tenant: *tenant, from: *from, to: *to, rest: *rest };
+            actions::ask(&*coordinator(sessions).await?, action, name, why).await?;
+        }
+        Step::RemovePin { tenant, name, why } => {
+            actions::release(&*coordinator(sessions).await?, *tenant, name, why).await?;
+        }
+        Step::SetPin { pin, author } => {
             let endpoint = endpoint(sessions, pin.node)?;
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            actions::pin(&session, pin.into(), endpoint).await?;
+            actions::pin(&*coordinator(sessions).await?, pin.into(), endpoint, *author).await?;
         }
         Step::SetStrategy { strategy, default } => {
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            session.run(&strategy.create(*default)).await?;
+            coordinator(sessions).await?.run(&strategy.create(*default)).await?;
         }
         Step::DropStrategy => {
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
             // Somebody may have taken the tables away, which it reads.
-            session.run(heat::store::CREATE).await?;
-            session.run(strategy::DROP).await?;
+            coordinator(sessions).await?.run(heat::store::CREATE).await?;
+            coordinator(sessions).await?.run(strategy::DROP).await?;
         }
         Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
         Step::CancelMove { pid, application, end } => cancel(sessions, *pid, application, *end).await?,
@@ -162,6 +164,11 @@ async fn tell(sessions: &Sessions) {
     if let Err(error) = told.await {
         tracing::debug!(%error, "nobody was told that the map of shards has changed");
     }
+}
+
+/// The session in which the operator's own tables are changed.
+async fn coordinator(sessions: &Sessions) -> Result<Arc<Session>, pg::Error> {
+    sessions.session(Group::Coordinator, Door::Dialog).await
 }
 
 /// The session in which Citus' catalogs are changed.

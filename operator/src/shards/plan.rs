@@ -12,6 +12,7 @@ use crate::names::Group;
 use membership::Nodes;
 
 mod actions;
+mod by_hand;
 mod membership;
 mod moves;
 mod prepare;
@@ -87,6 +88,8 @@ pub(super) struct Draft {
     pub(super) waits: Vec<String>,
     /// No move may begin: something else waits for those that are under way.
     pub(super) hold_moves: bool,
+    /// Why what somebody has decided about tenants is not so, and what to do.
+    pub(super) problems: Vec<String>,
     /// What is being done about load or size, or what it waits for.
     pub(super) acting: Option<String>,
     /// Why surplus workers cannot leave.

@@ -8,8 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::rebalance::{self, windows};
 use crate::api::{
-    Amount, DialogClusterSpec, ForeignStrategy, HotTenantsMode, RebalanceMode, RebalanceSpec, ResourcesSpec,
-    Table,
+    Amount, DialogClusterSpec, ForeignStrategy, HotTenantsMode, PinSpec, RebalanceMode, RebalanceSpec,
+    ResourcesSpec, Table,
 };
 use crate::heat;
 
@@ -35,13 +35,15 @@ pub struct Wanted {
     pub watch: Option<Watch>,
     /// Workers that hold pinned shards only: the first ones. There are others, unless there are no workers.
     pub dedicated: u32,
+    /// Tenants that somebody has decided about.
+    pub pins: Vec<PinSpec>,
 }
 
 impl Wanted {
     /// Whether there is something to be kept in the operator's own tables.
     #[must_use]
     pub fn keeps(&self) -> bool {
-        self.watch.is_some() || self.dedicated > 0
+        self.watch.is_some() || self.dedicated > 0 || !self.pins.is_empty()
     }
 }
 
@@ -126,6 +128,7 @@ impl From<&DialogClusterSpec> for Wanted {
                 replaces: spec.sharding.rebalance.foreign_strategy == ForeignStrategy::Replace,
             },
             watch: Watch::new(spec),
+            pins: spec.sharding.pins.clone(),
         }
     }
 }

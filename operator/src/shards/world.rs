@@ -9,6 +9,10 @@ use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::names::Group;
 
+mod decided;
+
+pub use decided::{Decided, Decisions};
+
 /// Everything a decision is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {

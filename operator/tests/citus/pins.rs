@@ -1,15 +1,21 @@
 //! Where tenants belong, whoever moves shards: on real servers.
 
 use anyhow::{Context, Result, ensure};
-use dialog_operator::condition::BALANCED;
+use dialog_operator::api::PinSpec;
+use dialog_operator::condition::{BALANCED, HOT_TENANT};
 use dialog_operator::heat::{Action, Mode, Tenant};
 use dialog_operator::names::Group;
+use dialog_operator::shards::heat::actions::Outcome;
+use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 
-use crate::acting::{colocation, covering, decide, isolating, isolation, with_mode};
+use crate::acting::{
+    assert_nothing_is_left, colocation, covering, decide, hash, isolating, isolation, with_mode,
+};
+use crate::heat::uuid;
 use crate::needs_citus;
-use crate::world::{World, condition, eventually};
+use crate::world::{World, closed, condition, eventually, gated};
 
 /// Has Citus rebalance by hand, and waits for it; how many shard groups it has moved.
 async fn rebalance_by_hand(world: &World) -> Result<i64> {
@@ -57,7 +63,7 @@ async fn kinds(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>> {
 async fn who_rebalances_by_hand_leaves_pinned_shards_where_they_are() -> Result<()> {
     needs_citus!();
     let world = World::start(3)?;
-    let wanted = isolating(3);
+    let wanted = with_mode(gated(3, closed()), Mode::Isolate);
     world.serve(&wanted).await?;
     assert_eq!(default_strategy(&world).await?, "dialog_operator");
 
@@ -194,22 +200,113 @@ async fn a_dedicated_worker_holds_what_is_pinned_to_it_and_nothing_else() -> Res
     let placed = covering(&world, hash).await?;
     assert_eq!((placed.node, shards_on(&world, first).await?), (first, placed.shards));
     // Citus' own strategies would fill it up.
-    let planned = |strategy: &str| {
-        format!("SELECT count(*) FROM get_rebalance_table_shards_plan(rebalance_strategy := '{strategy}')")
-    };
-    assert!(world.number(Group::Coordinator, &planned("by_disk_size")).await? > 0, "this shows nothing");
-    assert_eq!(rebalance_by_hand(&world).await?, 0);
+    let port = world.topology().endpoint(first).context("it has an address")?.port;
+    let planned = format!(
+        "SELECT count(*) FROM get_rebalance_table_shards_plan(rebalance_strategy := 'by_disk_size')
+         WHERE targetport = {port}"
+    );
+    assert!(world.number(Group::Coordinator, &planned).await? > 0, "this shows nothing");
+    rebalance_by_hand(&world).await?;
     assert_eq!(shards_on(&world, first).await?, placed.shards);
 
     // One like the others, and again not: who is pinned there stays there.
     world.settle(&shared).await?;
     assert!(shards_on(&world, first).await? > placed.shards);
+    rebalance_by_hand(&world).await?;
     assert_eq!(covering(&world, hash).await?, placed);
-    assert_eq!(rebalance_by_hand(&world).await?, 0);
     world.settle(&wanted).await?;
     assert_eq!((covering(&world, hash).await?, shards_on(&world, first).await?), (placed, placed.shards));
     // A worker that leaves leaves nothing there.
     world.settle(&Wanted { workers: 2, ..wanted.clone() }).await?;
     assert_eq!((covering(&world, hash).await?, shards_on(&world, first).await?), (placed, placed.shards));
     Ok(())
+}
+
+/// An entry of `spec.sharding.pins`.
+fn entry(tenant: &str, worker: Option<i32>) -> PinSpec {
+    PinSpec { group: "dialog".to_owned(), tenant: tenant.to_owned(), worker }
+}
+
+/// What was done last, who asked for it, and what became of it.
+async fn last(world: &World, wanted: &Wanted) -> Result<(&'static str, String, Option<Outcome>)> {
+    let acts = world.round_of(wanted, 0).await?.observed.kept.acts;
+    let act = acts.last().context("nothing was done")?;
+    Ok((act.action.kind(), act.asked_by.clone(), act.outcome))
+}
+
+#[tokio::test]
+async fn what_somebody_has_decided_about_a_dialog_is_done_in_every_mode_and_taken_back() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let observing = gated(3, closed());
+    world.serve(&observing).await?;
+    let dialog = uuid(7);
+    let hash = hash(&world, &dialog).await?;
+    let from = covering(&world, hash).await?.node;
+    let mut others = (0..3).filter(|number| Group::Worker(*number) != from);
+    let (first, second) = (others.next().context("a worker")?, others.next().context("another")?);
+    let on =
+        |worker: u32| Wanted { pins: vec![entry(&dialog, i32::try_from(worker).ok())], ..observing.clone() };
+    let done = |kind, outcome| (kind, "spec".to_owned(), Some(outcome));
+
+    let steps = kinds(&world, &on(first)).await?;
+    assert_eq!(
+        steps,
+        ["BeginIsolation", "SplitShard", "SetPin", "SetStrategy", "EndAction"],
+        "a small shard is cut where it is to be"
+    );
+    let placed = covering(&world, hash).await?;
+    assert_eq!((placed.node, placed.range), (Group::Worker(first), HashRange { min: hash, max: hash }));
+    assert_eq!(last(&world, &on(first)).await?, done("Isolate", Outcome::Done));
+    assert_eq!(kinds(&world, &on(first)).await?, [""; 0]);
+    assert_eq!(default_strategy(&world).await?, "dialog_operator");
+
+    // Another worker: it is moved, and not cut again.
+    let steps = kinds(&world, &on(second)).await?;
+    assert_eq!(steps, ["BeginIsolation", "SetPin", "MoveShard", "EndAction"]);
+    assert_eq!(covering(&world, hash).await?.node, Group::Worker(second));
+
+    // Nobody looks at load: it is no less so.
+    let off = Wanted { watch: None, ..on(second) };
+    assert_eq!(kinds(&world, &off).await?, [""; 0]);
+
+    // An entry without a worker has it as one like the others, and one that goes takes its pin with it.
+    let like_others = Wanted { pins: vec![entry(&dialog, None)], ..observing.clone() };
+    assert_eq!(kinds(&world, &like_others).await?, ["RemovePin", "DropStrategy"]);
+    assert_eq!(last(&world, &like_others).await?, done("Release", Outcome::Done));
+    kinds(&world, &on(second)).await?;
+    assert_eq!(kinds(&world, &observing).await?, ["RemovePin", "DropStrategy"]);
+    assert_eq!(default_strategy(&world).await?, "by_disk_size");
+
+    // What the policy has pinned goes where nobody looks any more, and where somebody has decided otherwise.
+    let isolating = Wanted { rebalance: observing.rebalance.clone(), ..isolating(3) };
+    for other in [
+        Wanted { watch: None, ..isolating.clone() },
+        Wanted { pins: like_others.pins.clone(), ..isolating.clone() },
+    ] {
+        decide(&world, isolation(&world, hash).await?).await?;
+        world.settle(&isolating).await?;
+        assert_eq!(world.round_of(&isolating, 0).await?.observed.kept.pins.len(), 1);
+        assert!(kinds(&world, &other).await?.contains(&"RemovePin"));
+        assert_eq!(world.round_of(&other, 0).await?.observed.kept.pins.len(), 0);
+        // What it has decided before that is not done either.
+        if other.watch.is_some() {
+            decide(&world, isolation(&world, hash).await?).await?;
+            assert_eq!(kinds(&world, &other).await?, ["EndAction"]);
+            assert_eq!(last(&world, &other).await?.2, Some(Outcome::Dropped));
+        }
+    }
+
+    // What means nobody is said.
+    for (wrong, why) in [
+        (entry("not a dialog", Some(0)), "invalid input syntax for type uuid"),
+        (PinSpec { group: "tags".to_owned(), ..entry(&dialog, Some(0)) }, "no table of the group tags"),
+    ] {
+        let wanted = Wanted { pins: vec![wrong], ..observing.clone() };
+        world.settle(&wanted).await?;
+        let (status, reason, message) = condition(&world.round(&wanted).await?, HOT_TENANT);
+        assert_eq!((status, reason), ("True", "PinNotPossible"), "{message}");
+        assert!(message.contains(why), "{message}");
+    }
+    assert_nothing_is_left(&world, 3).await
 }

@@ -38,8 +38,10 @@ CREATE TABLE IF NOT EXISTS dialog_operator.pins (
     hash          integer NOT NULL,
     nodename      text    NOT NULL,
     nodeport      integer NOT NULL,
+    asked_by      text    NOT NULL DEFAULT 'policy',
     PRIMARY KEY (colocation_id, hash)
 );
+ALTER TABLE dialog_operator.pins ADD COLUMN IF NOT EXISTS asked_by text NOT NULL DEFAULT 'policy';
 COMMENT ON TABLE dialog_operator.pins IS 'Which shards of one hash belong on which node, by its address in pg_dist_node';
 CREATE TABLE IF NOT EXISTS dialog_operator.actions (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

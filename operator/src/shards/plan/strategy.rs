@@ -5,7 +5,6 @@ use crate::heat::Mode;
 use crate::names::Group;
 use crate::shards::step::Step;
 use crate::shards::strategy::Strategy;
-use crate::shards::wanted::Watch;
 use crate::shards::world::World;
 
 /// Plans that Citus' rebalancer knows of pins where there are any, or may be, and that nothing is left of that elsewhere.
@@ -33,8 +32,8 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
 
 /// Whether there is something that a rebalance by hand could undo, or will be.
 fn is_needed(world: &World<'_>) -> bool {
-    let isolates = |watch: &Watch| watch.policy.mode == Mode::Isolate || !world.observed.kept.pins.is_empty();
-    world.wanted.dedicated > 0 || world.wanted.watch.as_ref().is_some_and(isolates)
+    let isolates = world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
+    isolates || world.wanted.dedicated > 0 || !world.observed.kept.pins.is_empty()
 }
 
 #[cfg(test)]

@@ -47,7 +47,9 @@ impl fmt::Display for Step {
                 write!(f, "move shard {shard_id} from {from} to {to}")
             }
             Self::SplitShard(split) => split.fmt(f),
-            Self::SetPin { pin } => {
+            Self::BeginIsolation { why, .. } => write!(f, "write down what is to be done: {why}"),
+            Self::RemovePin { name, why, .. } => write!(f, "take the pin of {name} away: {why}"),
+            Self::SetPin { pin, .. } => {
                 write!(f, "pin hash {} of colocation group {} to {}", pin.hash, pin.colocation_id, pin.node)
             }
             Self::SetStrategy { default: true, .. } => {

@@ -9,6 +9,7 @@ use crate::shards::heat::actions::{Kept, KeptPin};
 use crate::shards::observed::{Member, Node, Observed, Operation, Placement, Resources};
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
+use crate::shards::strategy::{NAME, Seen, Strategy};
 use crate::shards::wanted::Wanted;
 
 const TENANT: Tenant = Tenant { colocation_id: 1, hash: 4750 };
@@ -31,6 +32,8 @@ fn observed() -> Observed {
         let first = catalog(&mut observed).members[1].clone();
         catalog(&mut observed).members.push(Member { endpoint, group_id, node_id: group_id + 1, ..first });
     }
+    let own = Strategy::new(&wanted(3).rebalance.policy, Vec::new()).description();
+    catalog(&mut observed).strategies = Seen { default: Some(NAME.to_owned()), own: Some(own) };
     let spread = |id| (0..3).flat_map(move |node| ranges(id, node + 1, node * 16..node * 16 + 16));
     catalog(&mut observed).placements = [1, 2].into_iter().flat_map(spread).collect();
     let enough = Resources {
@@ -82,7 +85,7 @@ fn planned(observed: &Observed, workers: u32) -> Plan {
 }
 
 fn with(acts: Vec<Act>) -> Observed {
-    Observed { kept: Kept { pins: Vec::new(), acts }, ..observed() }
+    Observed { kept: Kept { acts, ..Kept::default() }, ..observed() }
 }
 
 /// Puts the tenant's hash alone on a node, as a split leaves it.
@@ -109,7 +112,7 @@ fn cut_out(observed: &mut Observed, group_id: i32) {
 }
 
 fn pin(node: Group) -> KeptPin {
-    KeptPin { tenant: TENANT, endpoint: topology().endpoint(node).unwrap().clone() }
+    KeptPin { tenant: TENANT, endpoint: topology().endpoint(node).unwrap().clone(), author: Author::Policy }
 }
 
 #[test]
@@ -198,7 +201,7 @@ fn a_tenant_is_pinned_and_stays_where_it_is_pinned() {
     let mut observed = with(vec![isolation(TENANT.hash)]);
     cut_out(&mut observed, 1);
     let home = TENANT.pin(Group::Worker(0));
-    assert_eq!(planned(&observed, 3).steps, [Step::SetPin { pin: home }]);
+    assert_eq!(planned(&observed, 3).steps, [Step::SetPin { pin: home, author: Author::Policy }]);
     observed.kept.pins = vec![pin(Group::Worker(0))];
     let done = Step::EndAction { id: 5, outcome: Outcome::Done, note: None };
     assert_eq!(planned(&observed, 3).steps, [done]);
@@ -225,7 +228,7 @@ fn pins_are_retargeted_before_their_node_is_drained() {
         "{steps:?}: {}",
         refused.message
     );
-    let Some(Step::SetPin { pin: next }) = steps.iter().find(|step| step.kind() == "SetPin") else {
+    let Some(Step::SetPin { pin: next, .. }) = steps.iter().find(|step| step.kind() == "SetPin") else {
         panic!("{steps:?}")
     };
     assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));

@@ -149,7 +149,9 @@ impl Truth {
             Step::CreateOwnTables => self.facts(Group::Coordinator).own_tables = true,
             // Nothing was decided in these worlds.
             Step::SplitShard(_)
+            | Step::BeginIsolation { .. }
             | Step::SetPin { .. }
+            | Step::RemovePin { .. }
             | Step::SetStrategy { .. }
             | Step::DropStrategy
             | Step::EndAction { .. } => panic!("{step}"),

@@ -3,10 +3,11 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::*;
+use crate::api::PinSpec;
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
-use crate::shards::observed::{Member, Node, Observed, Operation, Placement, Resources};
+use crate::shards::observed::{Hashes, Member, Name, Node, Observed, Operation, Placement, Resources};
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
 use crate::shards::strategy::{NAME, Seen, Strategy};
@@ -247,4 +248,85 @@ fn nothing_is_begun_while_a_worker_is_away() {
     observed.nodes.insert(Group::Worker(1), Node::Down("connection refused".to_owned()));
     let steps: BTreeSet<&str> = planned(&observed, 3).steps.iter().map(Step::kind).collect();
     assert!(!steps.contains("SplitShard"), "{steps:?}");
+}
+
+/// Somebody has decided about the tenant.
+fn decided(worker: Option<i32>) -> Wanted {
+    let pin = PinSpec { group: "dialog".to_owned(), tenant: "seven".to_owned(), worker };
+    Wanted { pins: vec![pin], ..wanted(3) }
+}
+
+/// It is known who is meant.
+fn named(observed: Observed) -> Observed {
+    let name = Name { type_name: "uuid".to_owned(), tenant: "seven".to_owned() };
+    Observed { hashes: Hashes::from([(name, Ok(TENANT.hash))]), ..observed }
+}
+
+/// The steps, and what the condition says.
+fn steps(observed: &Observed, wanted: &Wanted) -> (Vec<Step>, &'static str) {
+    let plan = plan(wanted, &topology(), observed);
+    let finding = plan.findings.iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+    (plan.steps, finding.reason)
+}
+
+#[test]
+fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
+    let (begun, _) = steps(&named(observed()), &decided(Some(0)));
+    let [Step::BeginIsolation { tenant, from, to, rest, .. }] = &begun[..] else { panic!("{begun:?}") };
+    let expected = (TENANT, Group::Worker(2), Group::Worker(0), Some(Group::Worker(1)));
+    assert_eq!((*tenant, *from, *to, *rest), expected);
+    // Before anybody knows who is meant nothing is done, nor undone.
+    let mut pinned = observed();
+    cut_out(&mut pinned, 1);
+    pinned.kept.pins = vec![KeptPin { author: Author::Spec, ..pin(Group::Worker(0)) }];
+    assert_eq!(steps(&pinned, &decided(Some(0))).0, []);
+    let (gone, _) = steps(&pinned, &wanted(3));
+    assert!(matches!(gone[..], [Step::RemovePin { tenant: TENANT, .. }]), "{gone:?}");
+
+    // What the policy has begun is not done, nor what is not asked for any more.
+    let policy = named(with(vec![isolation(TENANT.hash)]));
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let is_dropped = |steps: &[Step]| matches!(steps, [Step::EndAction { outcome: Outcome::Dropped, .. }]);
+    for (observed, wanted) in [
+        (policy.clone(), decided(Some(1))),
+        (policy.clone(), decided(None)),
+        (named(with(vec![by_hand.clone()])), wanted(3)),
+    ] {
+        let (steps, _) = steps(&observed, &wanted);
+        assert!(is_dropped(&steps), "{steps:?}");
+    }
+    // What is asked for is done in every mode.
+    let observing = Wanted { watch: None, ..decided(Some(0)) };
+    let (split, _) = steps(&named(with(vec![by_hand.clone()])), &observing);
+    assert!(split.iter().any(|step| matches!(step, Step::SplitShard(_))), "{split:?}");
+
+    // It is not tried again at once.
+    let ended = "2026-01-05T09:10:00Z".parse().unwrap();
+    let failed = Act { ended: Some(ended), outcome: Some(Outcome::Failed), ..by_hand };
+    let mut tried = named(with(vec![failed]));
+    for (now, expected) in [("2026-01-05T09:19:00Z", 0), ("2026-01-05T09:21:00Z", 1)] {
+        tried.kept.now = Some(now.parse().unwrap());
+        let (steps, reason) = steps(&tried, &decided(Some(0)));
+        assert_eq!(steps.len(), expected, "{steps:?}");
+        assert_eq!(reason == "PinNotPossible", expected == 0);
+    }
+    // A large shard is not cut with a part left where it is.
+    let mut large = named(observed());
+    facts(&mut large, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
+    assert_eq!(steps(&large, &decided(Some(2))), (vec![], "PinNotPossible"));
+}
+
+#[test]
+fn a_dedicated_worker_is_emptied_of_what_is_not_pinned_there() {
+    let mut observed = observed();
+    cut_out(&mut observed, 1);
+    observed.kept.pins = vec![pin(Group::Worker(0))];
+    let dedicated = Wanted { dedicated: 1, ..wanted(3) };
+    let (steps, _) = steps(&observed, &dedicated);
+    assert!(matches!(&steps[0], Step::SetStrategy { strategy, .. } if strategy.dedicated.len() == 1));
+    let moves = plan(&dedicated, &topology(), &observed).moves.unwrap().plan.moves;
+    // Two colocation groups, of which it held a third each.
+    let leaving = moves.iter().filter(|next| next.from == Group::Worker(0));
+    assert_eq!(leaving.filter(|next| next.shard_id != 3001).count(), 32);
+    assert!(moves.iter().all(|next| next.to != Group::Worker(0) && next.shard_id != 3001), "{moves:?}");
 }

@@ -22,6 +22,7 @@ fn period(nodes: u32, tenants: u32, minute: i64) -> Period {
         nodes: (0..nodes).map(|number| (Group::Worker(number), idle())).collect(),
         tenants: Vec::new(),
         pins: Vec::new(),
+        held: Vec::new(),
         large: Vec::new(),
         shard_groups: 8_000,
         underway: false,

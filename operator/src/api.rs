@@ -21,12 +21,13 @@ mod table;
 
 pub use heat::{
     ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
-    SizeStatus, StatisticsSpec,
+    PinSpec, SizeStatus, StatisticsSpec,
 };
 pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus};
 pub use quantity::Amount;
 pub use rebalance::{
-    PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy, RebalanceWindow, Threshold,
+    ForeignStrategy, PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy,
+    RebalanceWindow, Threshold,
 };
 pub use table::{Table, TableKind};
 
@@ -54,6 +55,12 @@ pub const MOST_WORKERS: u32 = 99;
         .message("metadata.name: must have at most 37 characters, so that the names derived from it fit"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name: must be a DNS-1035 label: lower case letters, digits and '-', starting with a letter"),
+    validation = Rule::new("self.spec.sharding.hotTenants.dedicatedWorkers == 0 \
+        || self.spec.sharding.hotTenants.dedicatedWorkers < self.spec.workers.count")
+        .message("sharding.hotTenants.dedicatedWorkers: must be less than workers.count"),
+    validation = Rule::new("!has(self.spec.sharding.pins) \
+        || self.spec.sharding.pins.all(p, !has(p.worker) || p.worker < self.spec.workers.count)")
+        .message("sharding.pins: worker must be less than workers.count"),
     scale(
         spec_replicas_path = ".spec.workers.count",
         status_replicas_path = ".status.workers",
@@ -272,6 +279,11 @@ pub struct ShardingSpec {
     /// What is said about dialogs and users that take a large part of their worker.
     #[serde(default)]
     pub hot_tenants: HotTenantsSpec,
+    /// Dialogs and users that somebody has decided about. An entry that goes takes its pin with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into(), "tenant".into()]))]
+    pub pins: Vec<PinSpec>,
     /// A shard, with those that move together with it, is too large above this, for example `20Gi`.
     #[serde(default = "defaults::max_shard_size")]
     #[x_kube(validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))")

@@ -137,6 +137,9 @@ pub struct Period {
     pub tenants: Vec<TenantLoad>,
     /// The tenants with a shard of their own, and where it belongs.
     pub pins: Vec<Pin>,
+    /// The tenants about whom somebody has decided: the policy leaves them alone, pinned or not.
+    #[serde(default)]
+    pub held: Vec<Tenant>,
     /// The shard groups above [`Policy::max_shard_bytes`].
     pub large: Vec<LargeShard>,
     /// Shard groups in the cluster.

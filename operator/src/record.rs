@@ -114,6 +114,7 @@ mod tests {
             nodes: BTreeMap::from([(Group::Worker(0), load)]),
             tenants: Vec::new(),
             pins: Vec::new(),
+            held: Vec::new(),
             large: Vec::new(),
             shard_groups: 48,
             underway: false,

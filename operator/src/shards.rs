@@ -22,6 +22,7 @@ pub mod sessions;
 pub mod settings;
 pub mod status;
 pub mod step;
+pub mod strategy;
 pub mod supervise;
 pub mod topology;
 pub mod wanted;

@@ -2,9 +2,9 @@
 //! be read there.
 
 use super::{
-    Amount, ApiSpec, CoordinatorSpec, HotTenantsMode, HotTenantsSpec, PlacementSpec, RebalanceMode,
-    RebalanceSpec, RebalanceStrategy, Reclaim, ResourcesSpec, ShardingSpec, StatisticsSpec, StorageSpec,
-    Threshold, WorkersSpec,
+    Amount, ApiSpec, CoordinatorSpec, ForeignStrategy, HotTenantsMode, HotTenantsSpec, PlacementSpec,
+    RebalanceMode, RebalanceSpec, RebalanceStrategy, Reclaim, ResourcesSpec, ShardingSpec, StatisticsSpec,
+    StorageSpec, Threshold, WorkersSpec,
 };
 
 impl Default for StorageSpec {
@@ -43,6 +43,7 @@ impl Default for ShardingSpec {
             tables: Vec::new(),
             rebalance: RebalanceSpec::default(),
             hot_tenants: HotTenantsSpec::default(),
+            pins: Vec::new(),
             max_shard_size: max_shard_size(),
         }
     }
@@ -57,6 +58,7 @@ impl Default for RebalanceSpec {
             max_parallel_moves: max_parallel_moves(),
             windows: Vec::new(),
             stall_timeout: stall_timeout(),
+            foreign_strategy: ForeignStrategy::default(),
         }
     }
 }
@@ -70,6 +72,7 @@ impl Default for HotTenantsSpec {
             consecutive_periods: consecutive_periods(),
             cooldown: cooldown(),
             max_isolated: max_isolated(),
+            dedicated_workers: 0,
             release_after: release_after(),
             max_shard_groups: max_shard_groups(),
             statistics: StatisticsSpec::default(),

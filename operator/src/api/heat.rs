@@ -40,6 +40,11 @@ pub struct HotTenantsSpec {
     #[serde(default = "defaults::max_isolated")]
     #[schemars(range(min = 0, max = 1000))]
     pub max_isolated: i32,
+    /// Workers that hold the shards of pinned tenants and nothing else: the first ones, so that another count of workers
+    /// changes none of them. Hot tenants go there before anywhere else.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 98))]
+    pub dedicated_workers: i32,
     /// A tenant with a shard of its own that was quiet for so long is one like the others again, for example `168h`.
     #[serde(default = "defaults::release_after")]
     #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
@@ -111,6 +116,23 @@ impl HotTenantsSpec {
     pub fn release_after(&self) -> Duration {
         duration(&self.release_after).unwrap_or(Duration::from_hours(168))
     }
+}
+
+/// A dialog or user about whom somebody has decided: the policy for hot tenants leaves it alone.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinSpec {
+    /// The group of tables: `dialog`, `user`, or one of `sharding.tables`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub group: String,
+    /// The value of the distribution column: of the group `dialog` the dialog's id.
+    #[schemars(length(min = 1, max = 98))]
+    pub tenant: String,
+    /// The number of the worker on which it gets a shard of its own, and stays. Absent, it is one like the others, however
+    /// hot it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 98))]
+    pub worker: Option<i32>,
 }
 
 /// A tenant that takes a large part of its worker.

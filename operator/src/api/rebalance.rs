@@ -38,6 +38,11 @@ pub struct RebalanceSpec {
     #[x_kube(validation = Rule::new("duration(self) >= duration('30s') && duration(self) <= duration('24h')")
         .message("sharding.rebalance.stallTimeout: must be between 30s and 24h"))]
     pub stall_timeout: String,
+    /// What becomes of a default strategy of Citus' own rebalancer (`citus_rebalance_start()`) that somebody has chosen,
+    /// where the operator needs it to go by its own, `dialog_operator`, which leaves pinned shards where they are. What was
+    /// replaced is the default again when the operator's goes.
+    #[serde(default)]
+    pub foreign_strategy: ForeignStrategy,
 }
 
 impl RebalanceSpec {
@@ -59,6 +64,16 @@ pub enum RebalanceMode {
     Approve,
     /// Whoever sets the annotation `dialogcluster.io/rebalance`: each new value starts one rebalance.
     Manual,
+}
+
+/// What becomes of a default strategy of Citus' rebalancer that somebody has chosen.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum ForeignStrategy {
+    /// It stays the default: who rebalances by hand may move pinned shards, which then come back.
+    #[default]
+    Keep,
+    /// It stays there and is not the default any more.
+    Replace,
 }
 
 /// What is to be even between the workers.

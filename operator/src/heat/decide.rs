@@ -96,7 +96,8 @@ fn choose(
         streak.is_some_and(|streak| streak.periods >= policy.consecutive_periods.max(1))
     };
     let mut action = None;
-    for Seen { load, .. } in hot.iter().filter(lasting) {
+    let free = |seen: &&Seen| !period.held.contains(&seen.load.tenant);
+    for Seen { load, .. } in hot.iter().filter(lasting).filter(free) {
         let attempt = if own.contains(&load.tenant) {
             stays(period, load).map(|()| None)
         } else {

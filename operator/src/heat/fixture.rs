@@ -46,6 +46,7 @@ pub(super) fn period(minute: i64, nodes: &[NodeLoad], tenants: &[TenantLoad]) ->
         nodes: (0..).map(Group::Worker).zip(nodes.iter().copied()).collect(),
         tenants: tenants.to_vec(),
         pins: Vec::new(),
+        held: Vec::new(),
         large: Vec::new(),
         shard_groups: 48,
         underway: false,

@@ -43,7 +43,8 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
     if !bearable(period, load) {
         return Err(Reason::TooHot);
     }
-    if period.pins.len() >= policy.max_isolated {
+    let own = period.pins.iter().filter(|pin| !period.held.contains(&Tenant::from(*pin)));
+    if own.count() >= policy.max_isolated {
         return Err(Reason::Budget);
     }
     if !load.alone && period.shard_groups.saturating_add(FLANKS) > policy.max_shard_groups {

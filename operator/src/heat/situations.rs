@@ -146,6 +146,27 @@ fn a_tenant_that_was_quiet_for_long_is_released() {
     assert_eq!(decisions[6 + 24 * 60].action, Some(Action::Release { tenant: tenant(7) }));
 }
 
+#[test]
+fn whom_somebody_has_decided_about_is_left_alone() {
+    // One that is to be like the others, however hot it is.
+    let held = |minute| Period { held: vec![tenant(7)], ..period(minute, &three(), &[load(7, 0, 40)]) };
+    let decisions = run(&policy(), (0..5).map(held));
+    assert_eq!(actions(&decisions), [None; 5]);
+    assert!(decisions[4].refused.is_empty() && decisions[4].hot[0].tenant == tenant(7), "{decisions:?}");
+
+    // One that was quiet for long, and is pinned by hand; it takes nobody's place.
+    let pinned = |minute| {
+        let (pins, held) = (vec![tenant(7).pin(Group::Worker(1))], vec![tenant(7)]);
+        Period { pins, held, ..period(minute, &three(), &[]) }
+    };
+    assert!(run(&policy(), (0..2000).map(pinned)).iter().all(|decision| decision.action.is_none()));
+    let one = Policy { max_isolated: 1, ..policy() };
+    let other = |minute| Period { tenants: vec![load(8, 0, 40)], ..pinned(minute) };
+    assert!(run(&one, (0..3).map(other)).pop().unwrap().action.is_some());
+    let own = |minute| Period { held: Vec::new(), ..other(minute) };
+    assert_eq!(run(&one, (0..3).map(own)).pop().unwrap().refused, [refused(8, Reason::Budget)]);
+}
+
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
     LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median }
 }

@@ -177,8 +177,10 @@ pub(super) fn rest(policy: &Policy, history: &mut History, period: &Period, hot:
         .collect();
     // Silence of a node is not quiet.
     let heard = |group: &Group| period.nodes.get(group).is_some_and(|node| node.role != Role::Unavailable);
-    let quiet =
-        pinned.into_iter().filter(|(tenant, _)| !active.contains(tenant)).filter_map(|(tenant, node)| {
+    let quiet = pinned
+        .into_iter()
+        .filter(|(tenant, _)| !active.contains(tenant) && !period.held.contains(tenant))
+        .filter_map(|(tenant, node)| {
             let since = history.quiet.get(&tenant).copied();
             Some((tenant, since.or(heard(&node).then_some(period.end))?))
         });

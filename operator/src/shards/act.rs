@@ -9,6 +9,8 @@ use super::heat::{self, actions};
 use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
+use super::strategy;
+use crate::heat::Action;
 use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
@@ -74,10 +76,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             let session = sessions.session(*group, Door::Dialog).await?;
             session.run("CREATE EXTENSION IF NOT EXISTS citus").await?;
         }
-        Step::CreateOwnTables => {
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            session.run(heat::store::CREATE).await?;
-        }
+        Step::CreateOwnTables => coordinator(sessions).await?.run(heat::store::CREATE).await?,
         Step::ResetSetting { group, name } => {
             let session = sessions.session(*group, Door::Server).await?;
             // ALTER SYSTEM wants a transaction to itself.
@@ -103,16 +102,29 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         Step::CleanUp => catalogs(sessions).await?.run("CALL citus_cleanup_orphaned_resources()").await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
         Step::SplitShard(split) => split::perform(sessions, split).await?,
-        Step::SetPin { pin } => {
+        Step::BeginIsolation { tenant, name, from, to, rest, why } => {
+            let action = Action::Isolate { tenant: *tenant, from: *from, to: *to, rest: *rest };
+            actions::ask(&*coordinator(sessions).await?, action, name, why).await?;
+        }
+        Step::RemovePin { tenant, name, why } => {
+            actions::release(&*coordinator(sessions).await?, *tenant, name, why).await?;
+        }
+        Step::SetPin { pin, author } => {
             let endpoint = endpoint(sessions, pin.node)?;
-            let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-            actions::pin(&session, pin.into(), endpoint).await?;
+            actions::pin(&*coordinator(sessions).await?, pin.into(), endpoint, *author).await?;
+        }
+        Step::SetStrategy { strategy, default } => {
+            coordinator(sessions).await?.run(&strategy.create(*default)).await?;
+        }
+        Step::DropStrategy => {
+            // Somebody may have taken the tables away, which it reads.
+            coordinator(sessions).await?.run(heat::store::CREATE).await?;
+            coordinator(sessions).await?.run(strategy::DROP).await?;
         }
         Step::EndAction { id, outcome, note } => split::end(sessions, *id, *outcome, note.as_deref()).await?,
         Step::CancelMove { pid, application, end } => cancel(sessions, *pid, application, *end).await?,
         Step::SetShouldHaveShards { group, value } => {
-            let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
-            node(sessions, *group, &statement).await?;
+            set_should_have_shards(sessions, *group, *value).await?;
         }
         Step::CreateReferenceTable { table, .. } => {
             let statement = "SELECT create_reference_table($1::text::regclass)";
@@ -124,7 +136,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
         }
         Step::DistributeTable(distribution) => {
             let session = catalogs(sessions).await?;
-            let done = distribute_empty(&session, distribution).await;
+            let done = distribute_empty(sessions, &session, distribution).await;
             if done.is_err() && session.run("ROLLBACK").await.is_err() {
                 sessions.close(Group::Coordinator, Door::Dialog).await;
             }
@@ -166,6 +178,11 @@ async fn tell(sessions: &Sessions) {
     if let Err(error) = told.await {
         tracing::debug!(%error, "nobody was told that the map of shards has changed");
     }
+}
+
+/// The session in which the operator's own tables are changed.
+async fn coordinator(sessions: &Sessions) -> Result<Arc<Session>, pg::Error> {
+    sessions.session(Group::Coordinator, Door::Dialog).await
 }
 
 /// The session in which Citus' catalogs are changed.
@@ -287,21 +304,42 @@ fn endpoint(sessions: &Sessions, group: Group) -> Result<&Endpoint, Error> {
 }
 
 /// Distributes a table in one transaction that has made sure of its being empty.
-async fn distribute_empty(session: &Session, distribution: &Distribution) -> Result<(), Error> {
+async fn distribute_empty(
+    sessions: &Sessions,
+    session: &Session,
+    distribution: &Distribution,
+) -> Result<(), Error> {
     let table = qualified(&distribution.table);
     session.run(&format!("BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")).await?;
     if session.query_one(&format!("SELECT EXISTS (SELECT FROM {table})"), &[]).await?.get(0) {
         let message = format!("{} has got rows since it was found empty", distribution.table);
         return Err(Error::Moved(message));
     }
+    // Nobody else sees that some nodes may not hold shards meanwhile.
+    hold_shards(sessions, distribution, false).await?;
     distribute(session, "create_distributed_table", distribution).await?;
+    hold_shards(sessions, distribution, true).await?;
     session.run("COMMIT").await?;
     Ok(())
 }
 
+/// Says whether new shards may be placed on the nodes that get none of this distribution.
+async fn hold_shards(sessions: &Sessions, distribution: &Distribution, value: bool) -> Result<(), Error> {
+    let Beside::Nothing { apart, .. } = &distribution.beside else { return Ok(()) };
+    for group in apart {
+        set_should_have_shards(sessions, *group, value).await?;
+    }
+    Ok(())
+}
+
+async fn set_should_have_shards(sessions: &Sessions, group: Group, value: bool) -> Result<(), Error> {
+    let statement = format!("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', {value})");
+    node(sessions, group, &statement).await
+}
+
 async fn distribute(session: &Session, function: &str, distribution: &Distribution) -> Result<(), pg::Error> {
     let (beside, shard_count) = match &distribution.beside {
-        Beside::Nothing { shard_count } => ("none".to_owned(), Some(*shard_count)),
+        Beside::Nothing { shard_count, .. } => ("none".to_owned(), Some(*shard_count)),
         Beside::Table(table) => (qualified(table), None),
     };
     let table = qualified(&distribution.table);

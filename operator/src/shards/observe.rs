@@ -20,6 +20,7 @@ use tokio_postgres::types::Type;
 
 mod catalog;
 pub(in crate::shards) mod moves;
+pub(in crate::shards) mod names;
 mod parameters;
 mod slots;
 pub mod splits;

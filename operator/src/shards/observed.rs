@@ -6,6 +6,7 @@ use super::heat::Heat;
 use super::heat::actions::Kept;
 use super::rebalance::{HashRange, MovePlan};
 use super::step::Step;
+use super::strategy;
 use super::topology::Topology;
 use crate::api::PlanStatus;
 use crate::names::Group;
@@ -43,6 +44,8 @@ pub struct Observed {
     pub heat: Option<Heat>,
     /// What was decided about load and is being done, and where tenants are pinned.
     pub kept: Kept,
+    /// The hashes of the tenants that the resource names, or why a value has none.
+    pub hashes: Hashes,
     /// Steps that take long, failed lately, and are put off: what does not need them goes first.
     pub deferred: Vec<Step>,
 }
@@ -78,6 +81,18 @@ impl Observed {
         // What is known of those that answer is newer.
         self.away.values().chain(up).flatten().map(|(shard, bytes)| (*shard, *bytes)).collect()
     }
+}
+
+/// Hashes by what was hashed; a value that is none of its type has a reason instead.
+pub type Hashes = BTreeMap<Name, Result<i32, String>>;
+
+/// A value of a distribution column.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// The type of the column.
+    pub type_name: String,
+    /// The value.
+    pub tenant: String,
 }
 
 /// A plan that could not be carried on with.
@@ -196,6 +211,8 @@ pub struct Catalog {
     pub progress: Vec<Progress>,
     /// Moves whose target follows a replication slot that is not there.
     pub lost_slots: Vec<LostSlot>,
+    /// What Citus' own rebalancer goes by.
+    pub strategies: strategy::Seen,
 }
 
 impl Catalog {

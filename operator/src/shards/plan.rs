@@ -12,9 +12,11 @@ use crate::names::Group;
 use membership::Nodes;
 
 mod actions;
+mod by_hand;
 mod membership;
 mod moves;
 mod prepare;
+mod strategy;
 mod tables;
 
 pub use moves::{Cramped, Moves};
@@ -64,6 +66,7 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
         Nodes::Incomplete | Nodes::Unsettled => tables::inspect(&world),
     };
     if nodes == Nodes::Complete {
+        strategy::plan(&world, &mut draft);
         actions::plan(&world, &mut draft);
     }
     let moves = moves::plan(&world, moves, &mut draft);
@@ -85,6 +88,8 @@ pub(super) struct Draft {
     pub(super) waits: Vec<String>,
     /// No move may begin: something else waits for those that are under way.
     pub(super) hold_moves: bool,
+    /// Why what somebody has decided about tenants is not so, and what to do.
+    pub(super) problems: Vec<String>,
     /// What is being done about load or size, or what it waits for.
     pub(super) acting: Option<String>,
     /// Why surplus workers cannot leave.

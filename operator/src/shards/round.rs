@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
-use super::observe::{Sizes, observe};
+use super::observe::{Sizes, names, observe};
 use super::observed::{Dropped, Observed, RunningMove, Stall};
 use super::plan::{Moves, Plan, plan};
 use super::rebalance::{Move, MovePlan};
@@ -336,6 +336,8 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     if let Some(before) = before {
         observed.keep_sizes(before);
     }
+    let known = before.map(|before| &before.hashes);
+    observed.hashes = names::hashes(sessions, brief.wanted, &observed, known).await;
     let existing = (brief.existing)().await;
     remember(&mut observed, brief, existing);
     observed

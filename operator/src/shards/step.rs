@@ -1,9 +1,11 @@
 //! What the controller can do to the database: one change each, and safe to repeat.
 
-use super::heat::actions::Outcome;
+use super::heat::actions::{Author, Outcome};
 use super::observed::{End, RunningMove};
 use super::rebalance::Pin;
+use super::strategy::Strategy;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
+use crate::heat::Tenant;
 use crate::names::Group;
 
 mod words;
@@ -132,11 +134,46 @@ pub enum Step {
     },
     /// Cut the shards of one range of one colocation group, and put each part on a node. Takes as long as they are large.
     SplitShard(Split),
+    /// Write down that a tenant is to get a shard group of its own, because the resource says so: an action from then on.
+    BeginIsolation {
+        /// Whose.
+        tenant: Tenant,
+        /// What it is called.
+        name: String,
+        /// Where it is.
+        from: Group,
+        /// Where it is to be.
+        to: Group,
+        /// Where the rest of its shard group goes.
+        rest: Option<Group>,
+        /// Who says so.
+        why: String,
+    },
     /// Write down where a tenant's shard group belongs.
     SetPin {
         /// Whose, and where.
         pin: Pin,
+        /// Who has asked for it.
+        author: Author,
     },
+    /// Forget where a tenant's shard group belongs: it is one like the others again.
+    RemovePin {
+        /// Whose.
+        tenant: Tenant,
+        /// What it is called.
+        name: String,
+        /// Who says so.
+        why: String,
+    },
+    /// Tell Citus' own rebalancer where tenants are pinned.
+    SetStrategy {
+        /// What it is told.
+        strategy: Strategy,
+        /// Whether it goes by that where nobody says by what.
+        default: bool,
+    },
+    /// Take that away.
+    DropStrategy,
     /// Write down what became of an action.
     EndAction {
         /// Its number in `dialog_operator.actions`.
@@ -208,13 +245,16 @@ pub enum Beside {
     Nothing {
         /// Shards of the new group.
         shard_count: i32,
+        /// Nodes that get none of them, although they may hold some. A table with rows cannot keep off them: what lands
+        /// there is moved.
+        apart: Vec<Group>,
     },
     /// Those of this table's colocation group.
     Table(String),
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 27] = [
+pub const KINDS: [&str; 31] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
@@ -239,7 +279,11 @@ pub const KINDS: [&str; 27] = [
     "DistributeConcurrently",
     "MoveShard",
     "SplitShard",
+    "BeginIsolation",
     "SetPin",
+    "RemovePin",
+    "SetStrategy",
+    "DropStrategy",
     "EndAction",
     "CancelMove",
 ];
@@ -273,7 +317,11 @@ impl Step {
             Self::DistributeConcurrently(_) => "DistributeConcurrently",
             Self::MoveShard { .. } => "MoveShard",
             Self::SplitShard(_) => "SplitShard",
+            Self::BeginIsolation { .. } => "BeginIsolation",
             Self::SetPin { .. } => "SetPin",
+            Self::RemovePin { .. } => "RemovePin",
+            Self::SetStrategy { .. } => "SetStrategy",
+            Self::DropStrategy => "DropStrategy",
             Self::EndAction { .. } => "EndAction",
             Self::CancelMove { .. } => "CancelMove",
         }
@@ -359,9 +407,14 @@ impl Step {
             | Self::ForgetCleanup { .. }
             | Self::SetShouldHaveShards { .. } => condition::METADATA_SYNCED,
             Self::RemoveNode { .. } => condition::SCALE_IN_BLOCKED,
-            Self::CreateOwnTables | Self::SplitShard(_) | Self::SetPin { .. } | Self::EndAction { .. } => {
-                condition::HOT_TENANT
-            }
+            Self::CreateOwnTables
+            | Self::SplitShard(_)
+            | Self::BeginIsolation { .. }
+            | Self::SetPin { .. }
+            | Self::RemovePin { .. }
+            | Self::SetStrategy { .. }
+            | Self::DropStrategy
+            | Self::EndAction { .. } => condition::HOT_TENANT,
             Self::MoveShard { .. } | Self::CancelMove { .. } | Self::CleanUp => condition::BALANCED,
             Self::CreateReferenceTable { .. }
             | Self::ReplicateReferenceTables

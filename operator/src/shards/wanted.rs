@@ -8,7 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::rebalance::{self, windows};
 use crate::api::{
-    Amount, DialogClusterSpec, HotTenantsMode, RebalanceMode, RebalanceSpec, ResourcesSpec, Table,
+    Amount, DialogClusterSpec, ForeignStrategy, HotTenantsMode, PinSpec, RebalanceMode, RebalanceSpec,
+    ResourcesSpec, Table,
 };
 use crate::heat;
 
@@ -32,6 +33,18 @@ pub struct Wanted {
     pub rebalance: Rebalance,
     /// How load is watched; `None` if nobody is to look.
     pub watch: Option<Watch>,
+    /// Workers that hold pinned shards only: the first ones. There are others, unless there are no workers.
+    pub dedicated: u32,
+    /// Tenants that somebody has decided about.
+    pub pins: Vec<PinSpec>,
+}
+
+impl Wanted {
+    /// Whether there is something to be kept in the operator's own tables.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.watch.is_some() || self.dedicated > 0 || !self.pins.is_empty()
+    }
 }
 
 /// How load is watched.
@@ -75,6 +88,8 @@ pub struct Rebalance {
     pub stall_timeout: Duration,
     /// The value by which somebody asks for one rebalance, or approves one.
     pub request: Option<String>,
+    /// Whether a default strategy of Citus' rebalancer that somebody has chosen may be replaced.
+    pub replaces: bool,
 }
 
 /// The value of the annotation by which somebody asks for a rebalance in this mode, or approves one.
@@ -104,9 +119,12 @@ pub enum Gate {
 
 impl From<&DialogClusterSpec> for Wanted {
     fn from(spec: &DialogClusterSpec) -> Self {
+        // The schema keeps the count within 0 and 99.
+        let workers = u32::try_from(spec.workers.count).unwrap_or(0);
+        let dedicated = u32::try_from(spec.sharding.hot_tenants.dedicated_workers).unwrap_or(0);
         Self {
-            // The schema keeps the count within 0 and 99.
-            workers: u32::try_from(spec.workers.count).unwrap_or(0),
+            workers,
+            dedicated: dedicated.min(workers.saturating_sub(1)),
             shard_count: spec.sharding.shard_count,
             tables: [Table::dialog_api(), spec.sharding.tables.clone()].concat(),
             parameters: spec.postgres.parameters.clone(),
@@ -116,8 +134,10 @@ impl From<&DialogClusterSpec> for Wanted {
                 hold: false,
                 stall_timeout: spec.sharding.rebalance.stall_timeout(),
                 request: None,
+                replaces: spec.sharding.rebalance.foreign_strategy == ForeignStrategy::Replace,
             },
             watch: Watch::new(spec),
+            pins: spec.sharding.pins.clone(),
         }
     }
 }

@@ -3,9 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::observed::{Catalog, Facts, Member, Node, Observed, Placement};
+use super::rebalance::Role;
+use super::strategy::Seen;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::names::Group;
+
+mod decided;
+
+pub use decided::{Decided, Decisions};
 
 /// Everything a decision is made from.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +63,7 @@ impl<'a> World<'a> {
             changes: Vec::new(),
             progress: Vec::new(),
             lost_slots: Vec::new(),
+            strategies: Seen { default: None, own: None },
         };
         let fresh = || {
             let facts = self.observed.facts(Group::Coordinator)?;
@@ -109,6 +116,21 @@ impl<'a> World<'a> {
             Group::Coordinator => self.wanted.workers == 0,
             Group::Worker(number) => number < self.wanted.workers,
         }
+    }
+
+    /// What `group` is for, if it can take part.
+    #[must_use]
+    pub fn role(&self, group: Group) -> Role {
+        match group {
+            Group::Worker(number) if number < self.wanted.dedicated => Role::Dedicated,
+            _ if self.holds_shards(group) => Role::Shared,
+            _ => Role::Draining,
+        }
+    }
+
+    /// The nodes that hold pinned shards only.
+    pub fn dedicated(&self) -> impl Iterator<Item = Group> {
+        (0..self.wanted.dedicated).map(Group::Worker)
     }
 
     /// Tables on `group` that no move takes away from there.

@@ -184,6 +184,7 @@ impl World {
             nodes: BTreeMap::new(),
             tenants: Vec::new(),
             pins: self.pins.clone(),
+            held: Vec::new(),
             large: Vec::new(),
             shard_groups: self.shards.all.len(),
             underway: self.job.is_some(),

@@ -82,6 +82,19 @@ fn refused_at_first() -> Vec<Case> {
             &["spec.sharding.shardCount", "less than or equal to 1024"],
         ),
         (
+            "no worker but dedicated ones",
+            json!({ "workers": { "count": 2 }, "sharding": { "hotTenants": { "dedicatedWorkers": 2 } } }),
+            &["sharding.hotTenants.dedicatedWorkers", "must be less than workers.count"],
+        ),
+        (
+            "a pin to a worker that is not asked for",
+            json!({
+                "workers": { "count": 2 },
+                "sharding": { "pins": [{ "group": "dialog", "tenant": "a", "worker": 2 }] },
+            }),
+            &["sharding.pins", "worker must be less than workers.count"],
+        ),
+        (
             "no quantity",
             json!({ "workers": { "storage": { "size": "lots" } } }),
             &["spec.workers.storage.size", "should match"],

@@ -283,7 +283,9 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
     let before = world.number(Group::Coordinator, shards).await?;
     let dropped = async |wanted: &Wanted, action: Action, why: &str| -> Result<()> {
         let id = decide(&world, action).await?;
-        let kinds = settle(&world, wanted).await?;
+        let mut kinds = settle(&world, wanted).await?;
+        // Where nothing is isolated Citus' rebalancer need not know.
+        kinds.retain(|kind| !kind.ends_with("Strategy"));
         ensure!(kinds == ["EndAction"], "{why}: {kinds:?}");
         let act = outcome(&world.round(wanted).await?, id).await?;
         ensure!(act.outcome == Some(Outcome::Dropped), "{why}: {act:?}");

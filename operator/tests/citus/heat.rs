@@ -280,7 +280,7 @@ async fn what_is_kept_stays_small_and_survives_what_is_found_in_it() -> Result<(
     let world = start(1, &wanted, 10).await?;
     let operator = Operator::new(&world, &wanted).await?;
     let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('dialog_operator') AND relkind = 'r'";
-    assert_eq!(world.number(Group::Coordinator, tables).await?, 5);
+    assert_eq!(world.number(Group::Coordinator, tables).await?, 6);
     assert_eq!(world.number(Group::Worker(0), tables).await?, 0, "they are the coordinator's");
 
     // More periods and hours than are kept, and a state of another version.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dialog_operator::api::PinSpec;
 use dialog_operator::condition::BALANCED;
 use dialog_operator::heat::{Action, Mode};
 use dialog_operator::names::Group;
@@ -96,6 +97,16 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
     wanted.workers = 2;
     killer.settle(&world, &wanted).await?;
     assert_eq!(api.query_one("SELECT count(*) FROM pins", &[]).await?.get::<_, i64>(0), 1000);
+
+    // Somebody decides about one, and takes it back.
+    let tenant = "00000000-0000-4000-8000-000000000007".to_owned();
+    wanted.pins = vec![PinSpec { group: "dialog".to_owned(), tenant, worker: Some(0) }];
+    killer.settle(&world, &wanted).await?;
+    assert_eq!(killer.look(&world, &wanted).await?.observed.kept.pins.len(), 2);
+    wanted.pins.clear();
+    // Nobody looks any more, and nothing is left for Citus' rebalancer to know.
+    wanted.watch = None;
+    killer.settle(&world, &wanted).await?;
 
     assert_eq!(killer.kinds, KINDS.into_iter().collect::<BTreeSet<_>>());
     assert!(killer.killed > 2 * KINDS.len(), "only {} operators were killed", killer.killed);

@@ -22,6 +22,7 @@ mod killer;
 mod moves;
 mod operator;
 mod pace;
+mod pins;
 mod planner;
 mod traffic;
 mod world;

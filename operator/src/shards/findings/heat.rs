@@ -12,6 +12,9 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if let Some(acting) = acting(world, draft) {
         return finding(Holds::True, "Acting", acting);
     }
+    if let Some(problem) = draft.problems.first() {
+        return finding(Holds::True, "PinNotPossible", problem.clone());
+    }
     let Some(watch) = &world.wanted.watch else {
         let message = "nobody looks: spec.sharding.hotTenants.mode is Off".to_owned();
         return finding(Holds::Unknown, "NotWatched", message);

@@ -8,6 +8,7 @@ use crate::shards::observed::{Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
+use crate::shards::strategy::{NAME, Seen};
 use crate::shards::wanted::Gate;
 use crate::shards::world::{Support, World};
 
@@ -85,9 +86,7 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
     }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     match &world.wanted.rebalance.gate {
-        _ if left == 0 => {
-            finding(Holds::True, "Balanced", "the shards are where they belong, evenly spread".to_owned())
-        }
+        _ if left == 0 => finding(Holds::True, "Balanced", even_message(&catalog.strategies)),
         Gate::Closed { reason, message } if even => {
             let bytes = moves.plan.bytes;
             let hash = &moves.plan.hash;
@@ -109,6 +108,18 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
             let message = format!("{left} moves are left, and wait: {}", draft.waits.join("; "));
             finding(Holds::False, "Waiting", message)
         }
+    }
+}
+
+/// What is said where nothing is left to move.
+fn even_message(strategies: &Seen) -> String {
+    let message = "the shards are where they belong, evenly spread".to_owned();
+    match strategies.chosen().filter(|_| strategies.own.is_some()) {
+        None => message,
+        Some(name) => format!(
+            "{message}; who rebalances by hand goes by the strategy {name}, which knows nothing of pins: call \
+             citus_rebalance_start('{NAME}'), or set spec.sharding.rebalance.foreignStrategy to Replace"
+        ),
     }
 }
 

@@ -12,8 +12,26 @@ use crate::heat::{Action, Period, Tenant};
 use crate::names::Group;
 use crate::pg::{self, Endpoint, Session};
 
-/// Who asks for what follows from a decision.
-const POLICY: &str = "policy";
+/// Who asks for what is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Author {
+    /// It follows from `spec.sharding.hotTenants`.
+    Policy,
+    /// `spec.sharding.pins` says so.
+    Spec,
+}
+
+impl Author {
+    /// As it is written down.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Spec => "spec",
+        }
+    }
+}
 
 /// What is written down.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +40,8 @@ pub struct Kept {
     pub pins: Vec<KeptPin>,
     /// The last actions, oldest first.
     pub acts: Vec<Act>,
+    /// When it was read, by the coordinator's clock.
+    pub now: Option<Timestamp>,
 }
 
 impl Kept {
@@ -39,6 +59,8 @@ pub struct KeptPin {
     pub tenant: Tenant,
     /// The node.
     pub endpoint: Endpoint,
+    /// Who has asked for it.
+    pub author: Author,
 }
 
 /// Something that was decided, and what became of it.
@@ -73,6 +95,12 @@ pub struct Act {
 }
 
 impl Act {
+    /// Whether `spec.sharding.pins` has asked for it.
+    #[must_use]
+    pub fn is_by_hand(&self) -> bool {
+        self.asked_by == Author::Spec.name()
+    }
+
     /// As the status shows it.
     #[must_use]
     pub fn status(&self) -> ActionStatus {
@@ -187,12 +215,14 @@ struct PinRow {
     hash: i32,
     nodename: String,
     nodeport: u16,
+    asked_by: Author,
 }
 
 /// An expression for what is written down, as text. The tables are there. It is a part of another statement: each look at
 /// a cluster is to cost few.
 pub(in crate::shards) const KEPT: &str = "(
     SELECT jsonb_build_object(
+        'now', now(),
         'pins', (SELECT jsonb_agg(to_jsonb(pin) ORDER BY colocation_id, hash) FROM dialog_operator.pins AS pin),
         'acts', (SELECT jsonb_agg(to_jsonb(act) ORDER BY id)
                  FROM (SELECT * FROM dialog_operator.actions ORDER BY id DESC LIMIT 10) AS act)))::text";
@@ -208,9 +238,11 @@ impl Kept {
         let pins = pins.map(|pin| KeptPin {
             tenant: Tenant { colocation_id: pin.colocation_id, hash: pin.hash },
             endpoint: Endpoint::new(pin.nodename, pin.nodeport),
+            author: pin.asked_by,
         });
         let acts = list("acts").into_iter().filter_map(|act| serde_json::from_value(act).ok());
-        Self { pins: pins.collect(), acts: acts.collect() }
+        let now = value.get("now").and_then(|now| serde_json::from_value(now.clone()).ok());
+        Self { pins: pins.collect(), acts: acts.collect(), now }
     }
 }
 
@@ -248,7 +280,7 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
                 (&period.end, Type::TIMESTAMPTZ),
                 (&Json(begun.action), Type::JSONB),
                 (&begun.tenant, Type::TEXT),
-                (&POLICY, Type::TEXT),
+                (&Author::Policy.name(), Type::TEXT),
                 (&begun.why, Type::TEXT),
                 (&Json(figures), Type::JSONB),
                 (&outcome.map(Outcome::name), Type::TEXT),
@@ -324,21 +356,69 @@ pub(in crate::shards) async fn pin(
     session: &Session,
     tenant: Tenant,
     endpoint: &Endpoint,
+    author: Author,
 ) -> Result<(), pg::Error> {
     let port = i32::from(endpoint.port);
     session
         .query(
-            "INSERT INTO dialog_operator.pins (colocation_id, hash, nodename, nodeport) VALUES ($1, $2, $3, $4)
-             ON CONFLICT (colocation_id, hash) DO UPDATE SET nodename = excluded.nodename, nodeport = excluded.nodeport",
+            "INSERT INTO dialog_operator.pins (colocation_id, hash, nodename, nodeport, asked_by)
+             VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (colocation_id, hash) DO UPDATE
+             SET nodename = excluded.nodename, nodeport = excluded.nodeport, asked_by = excluded.asked_by",
             &[
                 (&tenant.colocation_id, Type::INT4),
                 (&tenant.hash, Type::INT4),
                 (&endpoint.host, Type::TEXT),
                 (&port, Type::INT4),
+                (&author.name(), Type::TEXT),
             ],
         )
         .await?;
     Ok(())
+}
+
+/// Writes down what somebody has asked for, unless something else is still to be done.
+pub(in crate::shards) async fn ask(
+    session: &Session,
+    action: Action,
+    name: &str,
+    why: &str,
+) -> Result<(), pg::Error> {
+    let statement = "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why)
+                     VALUES (clock_timestamp(), $1, $2, $3, $4) ON CONFLICT DO NOTHING";
+    let parameters: [pg::Parameter<'_>; 4] = [
+        (&Json(action), Type::JSONB),
+        (&name, Type::TEXT),
+        (&Author::Spec.name(), Type::TEXT),
+        (&why, Type::TEXT),
+    ];
+    session.query(statement, &parameters).await.map(drop)
+}
+
+/// Takes a tenant's pin away because the resource says so, and writes that down.
+pub(in crate::shards) async fn release(
+    session: &Session,
+    tenant: Tenant,
+    name: &str,
+    why: &str,
+) -> Result<(), pg::Error> {
+    session
+        .query(
+            "WITH released AS (DELETE FROM dialog_operator.pins WHERE colocation_id = $1 AND hash = $2 RETURNING hash)
+             INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, begun, ended, outcome)
+             SELECT moment, $3, $4, $5, $6, moment, moment, 'Done'
+             FROM released, (SELECT clock_timestamp() AS moment) AS moments",
+            &[
+                (&tenant.colocation_id, Type::INT4),
+                (&tenant.hash, Type::INT4),
+                (&Json(Action::Release { tenant }), Type::JSONB),
+                (&name, Type::TEXT),
+                (&Author::Spec.name(), Type::TEXT),
+                (&why, Type::TEXT),
+            ],
+        )
+        .await
+        .map(drop)
 }
 
 /// Takes a tenant's pin away.

@@ -105,6 +105,7 @@ pub(super) fn period(
         nodes: BTreeMap::new(),
         tenants: Vec::new(),
         pins: seen.layout.pins.clone(),
+        held: seen.world.decisions().known.iter().map(|decided| decided.tenant).collect(),
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),

@@ -38,8 +38,10 @@ CREATE TABLE IF NOT EXISTS dialog_operator.pins (
     hash          integer NOT NULL,
     nodename      text    NOT NULL,
     nodeport      integer NOT NULL,
+    asked_by      text    NOT NULL DEFAULT 'policy',
     PRIMARY KEY (colocation_id, hash)
 );
+ALTER TABLE dialog_operator.pins ADD COLUMN IF NOT EXISTS asked_by text NOT NULL DEFAULT 'policy';
 COMMENT ON TABLE dialog_operator.pins IS 'Which shards of one hash belong on which node, by its address in pg_dist_node';
 CREATE TABLE IF NOT EXISTS dialog_operator.actions (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -58,10 +60,15 @@ CREATE TABLE IF NOT EXISTS dialog_operator.actions (
     CHECK ((ended IS NULL) = (outcome IS NULL))
 );
 COMMENT ON TABLE dialog_operator.actions IS 'What was done about load and size, and why; one thing at a time';
+CREATE TABLE IF NOT EXISTS dialog_operator.strategy (
+    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
+    replaced text    NOT NULL
+);
+COMMENT ON TABLE dialog_operator.strategy IS 'The default strategy of the rebalancer before that of the operator';
 CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actions ((true)) WHERE ended IS NULL";
 
 /// The tables that [`CREATE`] makes.
-pub(in crate::shards) const TABLES: [&str; 5] = ["heat", "periods", "sizes", "pins", "actions"];
+pub(in crate::shards) const TABLES: [&str; 6] = ["heat", "periods", "sizes", "pins", "actions", "strategy"];
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {

@@ -7,6 +7,7 @@ use crate::shards::heat::actions::{KEPT, Kept};
 use crate::shards::observed::{
     Catalog, Change, Cleanup, Foreign, Operation, Progress, Resources, Transaction,
 };
+use crate::shards::strategy::{self, Seen};
 
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
 pub(super) async fn read(
@@ -92,7 +93,9 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
              WHERE groupid <> 0 AND partmethod <> 'h' AND repmodel <> 't'
              UNION ALL
              SELECT NULL, -2, {kept}
-             ORDER BY 1, 3"),
+             UNION ALL
+             SELECT NULL, -3, {strategies}
+             ORDER BY 1, 3", strategies = strategy::SEEN),
             &[],
         )
         .await?;
@@ -103,6 +106,7 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
                 written =
                     row.get::<_, Option<String>>(2).map_or_else(Kept::default, |text| Kept::parse(&text));
             }
+            Some(-3) => catalog.strategies = Seen::parse(row.get(2)),
             Some(-1) => catalog.immovable.entry(row.get(0)).or_default().push(row.get(2)),
             Some(records) => catalog.cleanup.push(Cleanup { group_id: row.get(0), records }),
             None => catalog.unfollowable.entry(row.get(0)).or_default().push(row.get(2)),

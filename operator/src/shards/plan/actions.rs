@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::Draft;
 use super::moves::layout;
+use super::{Draft, by_hand};
 use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Tenant, TenantLoad};
 use crate::names::Group;
-use crate::shards::heat::actions::{Act, Outcome};
+use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
 use crate::shards::preflight;
 use crate::shards::rebalance::{Cause, Layout, Move, Pin, Role, ShardGroup};
 use crate::shards::step::{Split, Step};
@@ -65,6 +65,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         nodes: nodes.collect(),
         tenants: tenants.collect(),
         pins: pins.clone(),
+        held: Vec::new(),
         large: Vec::new(),
         shard_groups: layout.groups.len(),
         underway: false,
@@ -80,24 +81,25 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
 
 /// The pins that are written down.
 fn written(world: &World<'_>) -> Vec<Pin> {
-    let pin = |kept: &crate::shards::heat::actions::KeptPin| {
-        Some(kept.tenant.pin(world.topology.group(&kept.endpoint)?))
-    };
+    let pin = |kept: &KeptPin| Some(kept.tenant.pin(world.topology.group(&kept.endpoint)?));
     world.observed.kept.pins.iter().filter_map(pin).collect()
 }
 
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
     let kept = &world.observed.kept;
-    if kept.pins.is_empty() && kept.open().is_none() {
+    if kept.pins.is_empty() && kept.open().is_none() && world.wanted.pins.is_empty() {
         return;
     }
     let layout = layout(world);
     let written = written(world);
+    by_hand::plan(world, &layout, &written, draft);
     for pin in &layout.pins {
         let other = |kept: &&Pin| Tenant::from(*kept) == Tenant::from(pin) && kept.node != pin.node;
         if written.iter().any(|kept| other(&kept)) {
-            draft.step(Step::SetPin { pin: *pin });
+            let of = |kept: &&KeptPin| kept.tenant == Tenant::from(pin);
+            let author = kept.pins.iter().find(of).map_or(Author::Policy, |kept| kept.author);
+            draft.step(Step::SetPin { pin: *pin, author });
             draft.hold_moves = true;
         }
     }
@@ -105,7 +107,10 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
     let what = act.why.clone();
     match next(world, &layout, &written, act) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
-        Next::Pin(pin) => draft.step(Step::SetPin { pin }),
+        Next::Pin(pin) => {
+            let author = if act.is_by_hand() { Author::Spec } else { Author::Policy };
+            draft.step(Step::SetPin { pin, author });
+        }
         Next::Wait(reason) => {
             draft.wait(reason.clone());
             draft.acting = Some(format!("{what}; it waits: {reason}"));
@@ -149,10 +154,21 @@ enum Next {
 fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next {
     let dropped = |why: &str| Next::End(Outcome::Dropped, Some(why.to_owned()));
     // Whoever takes the permission back stops what has not begun.
-    let allowed = world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
+    let allowed =
+        act.is_by_hand() || world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
     let forbidden = "spec.sharding.hotTenants.mode is not Isolate any more";
     match act.action {
         Action::Isolate { tenant, to, rest, .. } => {
+            let decisions = world.decisions();
+            match decisions.about(tenant).map(|decided| decided.to) {
+                Some(decided) if decided != Some(to) => {
+                    return dropped("spec.sharding.pins says otherwise by now");
+                }
+                None if act.is_by_hand() && !decisions.unknown => {
+                    return dropped("spec.sharding.pins does not have it any more");
+                }
+                _ => {}
+            }
             let covers = |group: &&ShardGroup| {
                 group.colocation_id == tenant.colocation_id && group.range.contains(tenant.hash)
             };
@@ -174,7 +190,11 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next 
                     // The pin is retargeted.
                     _ => dropped("the worker that it was to go to leaves"),
                 },
-                (false, _) if written.iter().any(|pin| Tenant::from(pin) == tenant) && shard.node != to => {
+                (false, _)
+                    if !act.is_by_hand()
+                        && written.iter().any(|pin| Tenant::from(pin) == tenant)
+                        && shard.node != to =>
+                {
                     dropped("it is pinned to another worker by now")
                 }
                 (false, false) if !allowed => dropped(forbidden),

@@ -95,8 +95,7 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
         let role = match facts {
             Some(_) if !(member.active && member.synced) => Role::Unavailable,
             None => Role::Unavailable,
-            Some(_) if world.holds_shards(*group) => Role::Shared,
-            Some(_) => Role::Draining,
+            Some(_) => world.role(*group),
         };
         let free_bytes = facts.and_then(|facts| facts.resources.as_ref()).map(|resources| {
             let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
@@ -117,7 +116,7 @@ fn with_all_back(world: &World<'_>, layout: &Layout) -> Layout {
     let mut back = layout.clone();
     for (group, node) in &mut back.nodes {
         if node.role == Role::Unavailable {
-            node.role = if world.holds_shards(*group) { Role::Shared } else { Role::Draining };
+            node.role = world.role(*group);
         }
     }
     back

@@ -42,7 +42,7 @@ fn server(world: &World<'_>, group: Group, facts: &Facts, draft: &mut Draft) {
         Some(_) => draft.step(Step::SetDatabaseOwner { group }),
     }
     let ready = world.support() != Support::Citus || extension(world, group, facts, draft);
-    let keeps = group == Group::Coordinator && world.wanted.watch.is_some() && world.catalog().is_some();
+    let keeps = group == Group::Coordinator && world.wanted.keeps() && world.catalog().is_some();
     if keeps && facts.citus.installed.is_some() && !facts.own_tables {
         draft.step(Step::CreateOwnTables);
     }

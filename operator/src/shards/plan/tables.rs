@@ -189,7 +189,10 @@ fn distributed<'a>(
             }
             let beside = match &anchor {
                 Some(anchor) => Beside::Table(anchor.table.to_owned()),
-                None => Beside::Nothing { shard_count: world.wanted.shard_count },
+                None => Beside::Nothing {
+                    shard_count: world.wanted.shard_count,
+                    apart: world.dedicated().filter(|group| world.member(*group).is_some()).collect(),
+                },
             };
             anchors.entry(group).or_insert(Anchor { table: &policy.name, column_type, colocation_id: None });
             let distribution = Distribution { table: policy.name.clone(), column: column.to_owned(), beside };

@@ -47,9 +47,18 @@ impl fmt::Display for Step {
                 write!(f, "move shard {shard_id} from {from} to {to}")
             }
             Self::SplitShard(split) => split.fmt(f),
-            Self::SetPin { pin } => {
+            Self::BeginIsolation { why, .. } => write!(f, "write down what is to be done: {why}"),
+            Self::RemovePin { name, why, .. } => write!(f, "take the pin of {name} away: {why}"),
+            Self::SetPin { pin, .. } => {
                 write!(f, "pin hash {} of colocation group {} to {}", pin.hash, pin.colocation_id, pin.node)
             }
+            Self::SetStrategy { default: true, .. } => {
+                f.write_str("have Citus' rebalancer leave pinned shards where they are")
+            }
+            Self::SetStrategy { default: false, .. } => {
+                f.write_str("tell Citus' rebalancer of pinned shards, without making that its default")
+            }
+            Self::DropStrategy => f.write_str("take the operator's strategy of Citus' rebalancer away"),
             Self::EndAction { id, outcome, note: None } => {
                 write!(f, "note action {id} as {}", outcome.name())
             }
@@ -71,7 +80,7 @@ impl fmt::Display for Distribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} by {}", self.table, self.column)?;
         match &self.beside {
-            Beside::Nothing { shard_count } => write!(f, " into {shard_count} shards"),
+            Beside::Nothing { shard_count, .. } => write!(f, " into {shard_count} shards"),
             Beside::Table(table) => write!(f, " beside {table}"),
         }
     }

@@ -3,12 +3,14 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::*;
+use crate::api::PinSpec;
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
-use crate::shards::observed::{Member, Node, Observed, Operation, Placement, Resources};
+use crate::shards::observed::{Hashes, Member, Name, Node, Observed, Operation, Placement, Resources};
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
+use crate::shards::strategy::{NAME, Seen, Strategy};
 use crate::shards::wanted::Wanted;
 
 const TENANT: Tenant = Tenant { colocation_id: 1, hash: 4750 };
@@ -31,6 +33,8 @@ fn observed() -> Observed {
         let first = catalog(&mut observed).members[1].clone();
         catalog(&mut observed).members.push(Member { endpoint, group_id, node_id: group_id + 1, ..first });
     }
+    let own = Strategy::new(&wanted(3).rebalance.policy, Vec::new()).description();
+    catalog(&mut observed).strategies = Seen { default: Some(NAME.to_owned()), own: Some(own) };
     let spread = |id| (0..3).flat_map(move |node| ranges(id, node + 1, node * 16..node * 16 + 16));
     catalog(&mut observed).placements = [1, 2].into_iter().flat_map(spread).collect();
     let enough = Resources {
@@ -82,7 +86,7 @@ fn planned(observed: &Observed, workers: u32) -> Plan {
 }
 
 fn with(acts: Vec<Act>) -> Observed {
-    Observed { kept: Kept { pins: Vec::new(), acts }, ..observed() }
+    Observed { kept: Kept { acts, ..Kept::default() }, ..observed() }
 }
 
 /// Puts the tenant's hash alone on a node, as a split leaves it.
@@ -109,7 +113,7 @@ fn cut_out(observed: &mut Observed, group_id: i32) {
 }
 
 fn pin(node: Group) -> KeptPin {
-    KeptPin { tenant: TENANT, endpoint: topology().endpoint(node).unwrap().clone() }
+    KeptPin { tenant: TENANT, endpoint: topology().endpoint(node).unwrap().clone(), author: Author::Policy }
 }
 
 #[test]
@@ -198,7 +202,7 @@ fn a_tenant_is_pinned_and_stays_where_it_is_pinned() {
     let mut observed = with(vec![isolation(TENANT.hash)]);
     cut_out(&mut observed, 1);
     let home = TENANT.pin(Group::Worker(0));
-    assert_eq!(planned(&observed, 3).steps, [Step::SetPin { pin: home }]);
+    assert_eq!(planned(&observed, 3).steps, [Step::SetPin { pin: home, author: Author::Policy }]);
     observed.kept.pins = vec![pin(Group::Worker(0))];
     let done = Step::EndAction { id: 5, outcome: Outcome::Done, note: None };
     assert_eq!(planned(&observed, 3).steps, [done]);
@@ -225,7 +229,7 @@ fn pins_are_retargeted_before_their_node_is_drained() {
         "{steps:?}: {}",
         refused.message
     );
-    let Some(Step::SetPin { pin: next }) = steps.iter().find(|step| step.kind() == "SetPin") else {
+    let Some(Step::SetPin { pin: next, .. }) = steps.iter().find(|step| step.kind() == "SetPin") else {
         panic!("{steps:?}")
     };
     assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));
@@ -244,4 +248,87 @@ fn nothing_is_begun_while_a_worker_is_away() {
     observed.nodes.insert(Group::Worker(1), Node::Down("connection refused".to_owned()));
     let steps: BTreeSet<&str> = planned(&observed, 3).steps.iter().map(Step::kind).collect();
     assert!(!steps.contains("SplitShard"), "{steps:?}");
+}
+
+/// Somebody has decided about the tenant.
+fn decided(worker: Option<i32>) -> Wanted {
+    let pin = PinSpec { group: "dialog".to_owned(), tenant: "seven".to_owned(), worker };
+    Wanted { pins: vec![pin], ..wanted(3) }
+}
+
+/// It is known who is meant.
+fn named(observed: Observed) -> Observed {
+    let name = Name { type_name: "uuid".to_owned(), tenant: "seven".to_owned() };
+    Observed { hashes: Hashes::from([(name, Ok(TENANT.hash))]), ..observed }
+}
+
+/// The steps, and what the condition says.
+fn steps(observed: &Observed, wanted: &Wanted) -> (Vec<Step>, &'static str) {
+    let plan = plan(wanted, &topology(), observed);
+    let finding = plan.findings.iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+    (plan.steps, finding.reason)
+}
+
+#[test]
+fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
+    let (begun, _) = steps(&named(observed()), &decided(Some(0)));
+    let [Step::BeginIsolation { tenant, from, to, rest, .. }] = &begun[..] else { panic!("{begun:?}") };
+    let expected = (TENANT, Group::Worker(2), Group::Worker(0), Some(Group::Worker(1)));
+    assert_eq!((*tenant, *from, *to, *rest), expected);
+    // Before anybody knows who is meant nothing is done, nor undone.
+    let mut pinned = observed();
+    cut_out(&mut pinned, 1);
+    pinned.kept.pins = vec![KeptPin { author: Author::Spec, ..pin(Group::Worker(0)) }];
+    assert_eq!(steps(&pinned, &decided(Some(0))).0, []);
+    let (gone, _) = steps(&pinned, &wanted(3));
+    assert!(matches!(gone[..], [Step::RemovePin { tenant: TENANT, .. }]), "{gone:?}");
+
+    // What the policy has begun is not done, nor what is not asked for any more.
+    let policy = named(with(vec![isolation(TENANT.hash)]));
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let is_dropped = |steps: &[Step]| matches!(steps, [Step::EndAction { outcome: Outcome::Dropped, .. }]);
+    for (observed, wanted) in [
+        (policy.clone(), decided(Some(1))),
+        (policy.clone(), decided(None)),
+        (named(with(vec![by_hand.clone()])), wanted(3)),
+    ] {
+        let (steps, _) = steps(&observed, &wanted);
+        assert!(is_dropped(&steps), "{steps:?}");
+    }
+    // What is asked for is done in every mode.
+    let observing = Wanted { watch: None, ..decided(Some(0)) };
+    let (split, _) = steps(&named(with(vec![by_hand.clone()])), &observing);
+    assert!(split.iter().any(|step| matches!(step, Step::SplitShard(_))), "{split:?}");
+
+    // It is not tried again at once.
+    let ended = "2026-01-05T09:10:00Z".parse().unwrap();
+    let failed = Act { ended: Some(ended), outcome: Some(Outcome::Failed), ..by_hand };
+    let mut tried = named(with(vec![failed]));
+    for (now, expected) in [("2026-01-05T09:19:00Z", 0), ("2026-01-05T09:21:00Z", 1)] {
+        tried.kept.now = Some(now.parse().unwrap());
+        let (steps, reason) = steps(&tried, &decided(Some(0)));
+        assert_eq!(steps.len(), expected, "{steps:?}");
+        assert_eq!(reason == "PinNotPossible", expected == 0);
+    }
+    // A large shard is not cut with a part left where it is.
+    let mut large = named(observed());
+    facts(&mut large, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
+    let (moves, reason) = steps(&large, &decided(Some(2)));
+    assert!(moves.iter().all(|step| step.kind() == "MoveShard"), "{moves:?}");
+    assert_eq!(reason, "PinNotPossible");
+}
+
+#[test]
+fn a_dedicated_worker_is_emptied_of_what_is_not_pinned_there() {
+    let mut observed = observed();
+    cut_out(&mut observed, 1);
+    observed.kept.pins = vec![pin(Group::Worker(0))];
+    let dedicated = Wanted { dedicated: 1, ..wanted(3) };
+    let (steps, _) = steps(&observed, &dedicated);
+    assert!(matches!(&steps[0], Step::SetStrategy { strategy, .. } if strategy.dedicated.len() == 1));
+    let moves = plan(&dedicated, &topology(), &observed).moves.unwrap().plan.moves;
+    // Two colocation groups, of which it held a third each.
+    let leaving = moves.iter().filter(|next| next.from == Group::Worker(0));
+    assert_eq!(leaving.filter(|next| next.shard_id != 3001).count(), 32);
+    assert!(moves.iter().all(|next| next.to != Group::Worker(0) && next.shard_id != 3001), "{moves:?}");
 }

@@ -148,7 +148,13 @@ impl Truth {
             }
             Step::CreateOwnTables => self.facts(Group::Coordinator).own_tables = true,
             // Nothing was decided in these worlds.
-            Step::SplitShard(_) | Step::SetPin { .. } | Step::EndAction { .. } => panic!("{step}"),
+            Step::SplitShard(_)
+            | Step::BeginIsolation { .. }
+            | Step::SetPin { .. }
+            | Step::RemovePin { .. }
+            | Step::SetStrategy { .. }
+            | Step::DropStrategy
+            | Step::EndAction { .. } => panic!("{step}"),
             Step::ResetSetting { group, name } => {
                 self.facts(*group).overrides.retain(|other| other != name);
             }
@@ -277,15 +283,22 @@ impl Truth {
     /// Spreads a table; the nodes that its shards land on.
     fn distribute(&mut self, distribution: &Distribution) -> Vec<i32> {
         self.assert_all_can_follow();
+        let apart = match &distribution.beside {
+            Beside::Nothing { apart, .. } => apart.clone(),
+            Beside::Table(_) => Vec::new(),
+        };
+        let is_apart = |member: &Member| {
+            self.topology.group(&member.endpoint).is_some_and(|group| apart.contains(&group))
+        };
         let holders: Vec<i32> = self
             .members
             .iter()
-            .filter(|member| member.active && member.should_have_shards)
+            .filter(|member| member.active && member.should_have_shards && !is_apart(member))
             .map(|member| member.group_id)
             .collect();
         assert!(!holders.is_empty(), "nowhere to put shards");
         let id = match &distribution.beside {
-            Beside::Nothing { shard_count } => {
+            Beside::Nothing { shard_count, .. } => {
                 let id = self.colocation.keys().max().map_or(1, |id| id + 1);
                 let count = usize::try_from(*shard_count).unwrap();
                 self.colocation.insert(id, holders.into_iter().cycle().take(count).collect());

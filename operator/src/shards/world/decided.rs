@@ -1,0 +1,79 @@
+//! What somebody has decided about tenants, in the place of the policy.
+
+use super::World;
+use crate::api::PinSpec;
+use crate::heat::Tenant;
+use crate::names::Group;
+use crate::shards::observed::{Name, Spread};
+
+/// What the resource says of tenants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decisions<'a> {
+    /// About whom it is known whom they mean.
+    pub known: Vec<Decided<'a>>,
+    /// Why others mean nobody, and what to do.
+    pub problems: Vec<String>,
+    /// Whether the entries that are left may mean somebody.
+    pub unknown: bool,
+}
+
+/// What the resource says of one tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided<'a> {
+    /// The entry.
+    pub entry: &'a PinSpec,
+    /// Who is meant.
+    pub tenant: Tenant,
+    /// Where its shard group belongs; `None` if it is one like the others.
+    pub to: Option<Group>,
+}
+
+impl Decisions<'_> {
+    /// What was decided about a tenant.
+    #[must_use]
+    pub fn about(&self, tenant: Tenant) -> Option<&Decided<'_>> {
+        self.known.iter().find(|decided| decided.tenant == tenant)
+    }
+}
+
+impl<'a> World<'a> {
+    /// What somebody has decided about tenants.
+    #[must_use]
+    pub fn decisions(&self) -> Decisions<'a> {
+        let mut decisions = Decisions::default();
+        for entry in &self.wanted.pins {
+            let PinSpec { group, tenant, worker } = entry;
+            let Some((colocation_id, type_name)) = self.colocation(group) else {
+                decisions.unknown = true;
+                decisions.problems.push(format!(
+                    "spec.sharding.pins: no table of the group {group} is distributed yet, or there is none"
+                ));
+                continue;
+            };
+            let name = Name { type_name: type_name.to_owned(), tenant: tenant.clone() };
+            match self.observed.hashes.get(&name) {
+                Some(Ok(hash)) => {
+                    let to = worker.and_then(|worker| u32::try_from(worker).ok()).map(Group::Worker);
+                    let tenant = Tenant { colocation_id, hash: *hash };
+                    decisions.known.push(Decided { entry, tenant, to });
+                }
+                Some(Err(why)) => {
+                    decisions.problems.push(format!("spec.sharding.pins: {group} {tenant} is nobody: {why}"));
+                }
+                None => decisions.unknown = true,
+            }
+        }
+        decisions
+    }
+
+    /// The colocation group of a group of tables, and the type of its distribution column.
+    fn colocation(&self, group: &str) -> Option<(i32, &'a str)> {
+        let tables = self.wanted.tables.iter().filter(|table| table.group.as_deref() == Some(group));
+        let mut known = tables.filter_map(|policy| {
+            let table = self.observed.tables.get(&policy.name)?;
+            let Spread::Hash { colocation_id, .. } = table.spread else { return None };
+            Some((colocation_id, table.column_type.as_deref()?))
+        });
+        known.next()
+    }
+}

@@ -29,6 +29,13 @@ async fn a_switchover_in_a_group_goes_unnoticed_by_citus() -> Result<()> {
     let old = bed.primary(group).await?;
     let scope = bed.names.group(group);
     let configuration = "/etc/dialog/patroni/patroni.yml";
+    // Patroni hands over to a synchronous standby only, and says who is one in the round after it has found out.
+    let list = ["patronictl", "-c", configuration, "list", &scope];
+    bed.eventually("a synchronous standby", TO_SWITCH, || async {
+        let members = bed.exec(&old, &list)?;
+        Ok((!members.contains("Sync Standby")).then_some(members))
+    })
+    .await?;
     let switch = ["patronictl", "-c", configuration, "switchover", &scope, "--primary", &old, "--force"];
     bed.say(bed.exec(&old, &switch)?);
     bed.eventually("another instance is primary", TO_SWITCH, || async {

@@ -90,7 +90,7 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
     }
 
     wanted.rebalance.gate = Gate::Open;
-    a_move_that_waits_is_cancelled_and_made_later(&mut killer, &world, &wanted).await?;
+    Box::pin(a_move_that_waits_is_cancelled_and_made_later(&mut killer, &world, &wanted)).await?;
 
     a_tenant_is_isolated_once(&mut killer, &world, &wanted).await?;
 

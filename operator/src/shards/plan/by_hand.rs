@@ -89,7 +89,8 @@ fn begin(
     let stays = shard.node == to || rest.is_none();
     if !alone && stays && shard.bytes > QUICK_BYTES {
         return Err(format!(
-            "{who} belongs on {to}: its shard {} on {} is too large to be cut with a part of it left there; name another              worker for it first, or add one",
+            "{who} belongs on {to}: its shard {} on {} is too large to be cut with a part of it left there; name another \
+             worker for it first, or add one",
             shard.shard_id, shard.node
         ));
     }

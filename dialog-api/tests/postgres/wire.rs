@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use crate::support::{create_database, database, eventually};
 
 /// A client of these statements, and why its connection has ended.
-struct Connected {
-    client: Client,
+pub(crate) struct Connected {
+    pub(crate) client: Client,
     end: JoinHandle<StatementError>,
 }
 
@@ -34,7 +34,7 @@ fn target(server: &Server) -> Target {
     }
 }
 
-async fn connect(server: &Server, statements: &[&str]) -> Result<Connected> {
+pub(crate) async fn connect(server: &Server, statements: &[&str]) -> Result<Connected> {
     let (client, traffic) = Client::connect(&target(server), statements).await?;
     Ok(Connected { client, end: tokio::spawn(traffic) })
 }

@@ -101,9 +101,9 @@ impl Routing {
         }
     }
 
-    /// Where a statement on this table with this key goes, and why.
+    /// Where a statement on this table with this key goes, and why. One without a key touches all shards.
     pub(super) fn route(&self, table: Table, key: Option<Uuid>) -> (Arc<Node>, Route) {
-        let Some(key) = key else { return self.coordinator(Route::Unknown) };
+        let Some(key) = key else { return self.coordinator(Route::AllShards) };
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         match view.map.node(table, hash_uuid(key)).map(|number| &view.nodes[number]) {
             Some(target) if !target.place.plans => self.coordinator(Route::Unknown),

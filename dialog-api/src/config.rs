@@ -2,8 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
 
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 
+/// The longest duration: it can be added to any moment.
+const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
 /// The least age at which messages are archived.
 const SHORTEST_ARCHIVE_AGE: Duration = Duration::from_hours(24);
 
@@ -276,13 +279,26 @@ pub struct JobsConfig {
     pub archive_after: Option<Duration>,
 }
 
+/// How many may wait at a time for servers of the database that were lost a moment ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingLimits {
+    /// Statements, for whichever servers. (A few of them are the service's own, which keep inboxes up to date.)
+    pub all: usize,
+    /// Statements for one server: what is left is for others that are lost beside it.
+    pub one_server: usize,
+    /// Readers who have waited for long already for an answer to somebody else's identical statement.
+    pub readers: usize,
+}
+
 impl Limits {
-    /// Statements that may wait at a time for servers of the database that were lost a moment ago. Each keeps a
-    /// client's connection busy, which then gives way to nobody: with as many streams as there may be by default, there
-    /// is still room for others, the probes of `/health` before all.
+    /// Who may wait. A request that waits keeps a client's connection busy, which then gives way to nobody: with as
+    /// many streams as there may be by default, an eighth of all connections is left for others, the probes of
+    /// `/health` before all.
     #[must_use]
-    pub fn waiting_statements(&self) -> usize {
-        (self.max_connections as usize / 4).max(1)
+    pub fn waiting(&self) -> WaitingLimits {
+        let connections = self.max_connections as usize;
+        let all = (connections / 4).max(1);
+        WaitingLimits { all, one_server: (all * 3 / 4).max(1), readers: (connections / 8).max(1) }
     }
 }
 
@@ -303,13 +319,29 @@ impl DatabaseConfig {
     pub fn grace(&self) -> Duration {
         self.grace.unwrap_or(self.timeout * 4 / 5)
     }
+
+    /// Whether the times can be kept.
+    ///
+    /// # Errors
+    /// When statements were to wait for a worker for longer than they may take as a whole. Each would be answered 503
+    /// after its whole time, and for as long as the worker is waited for.
+    pub fn check(&self) -> Result<()> {
+        let (grace, timeout) = (self.grace(), self.timeout);
+        ensure!(
+            grace <= timeout,
+            "--database-grace is {grace:?} and --database-timeout {timeout:?}: no statement can wait for a worker \
+             for longer than it may take; make the first as short as the second, or leave it out"
+        );
+        Ok(())
+    }
 }
 
 /// Reads a duration with its unit; zero is allowed, negative is not.
 fn duration(text: &str) -> Result<Duration, String> {
     let signed: jiff::SignedDuration =
         text.parse().map_err(|error| format!("{error}; write it with its unit, such as 500ms, 5s or 24h"))?;
-    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+    let duration = Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())?;
+    if duration > LONGEST { Err("at most a hundred years".to_owned()) } else { Ok(duration) }
 }
 
 /// Reads the age for archiving. Below a day, what clients send again and clocks that differ would reach archived
@@ -343,6 +375,31 @@ mod tests {
         assert!(duration("5").is_err());
         assert!(duration("-5s").is_err());
         assert!(duration("soon").is_err());
+        assert!(duration("1000000h").is_err(), "moments would overflow");
+    }
+
+    #[test]
+    fn no_statement_waits_for_a_worker_for_longer_than_it_may_take() {
+        let checked = |more: &[&'static str]| {
+            Config::try_parse_from(MINIMUM.iter().chain(more))
+                .unwrap()
+                .database
+                .check()
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(checked(&[]), Ok(()));
+        assert_eq!(checked(&["--database-grace", "5s"]), Ok(()));
+        assert_eq!(checked(&["--database-timeout", "100ms"]), Ok(()), "the default follows");
+        let error = checked(&["--database-grace", "10m"]).unwrap_err();
+        assert!(error.contains("--database-grace is 600s and --database-timeout 5s"), "{error}");
+    }
+
+    #[test]
+    fn those_who_wait_leave_room_for_others() {
+        let limits = Config::try_parse_from(MINIMUM).unwrap().limits;
+        assert_eq!(limits.waiting(), WaitingLimits { all: 2048, one_server: 1536, readers: 1024 });
+        let one = Limits { max_connections: 1, ..limits };
+        assert_eq!(one.waiting(), WaitingLimits { all: 1, one_server: 1, readers: 1 });
     }
 
     #[test]

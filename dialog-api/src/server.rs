@@ -114,11 +114,12 @@ pub(crate) fn build(config: &Config) -> Result<App> {
     let LoginConfig {
         token_key_file, token_lifetime, password_queue, password_wait, password_memory, ..
     } = &config.login;
+    config.database.check()?;
     let metrics = Metrics::new(config.database.connections);
     let database = Arc::new(Database::new(
         Connector::new(&config.database)?,
         &config.database,
-        config.limits.waiting_statements(),
+        config.limits.waiting(),
         Arc::clone(&metrics),
     ));
     let passwords = Passwords::new(

@@ -40,8 +40,8 @@ fn state(error: &StatementError) -> &str {
     }
 }
 
-/// What to do about a failed statement. All statements are harmless when run twice, so "did it happen?"
-/// need not be known.
+/// What to do about a failed statement. All of [`Sql`](super::statements::Sql) are harmless when they are repeated within
+/// the time limit of a statement, so "did it happen?" need not be known: `postgres/twice.rs` runs each of them twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Try again, on this connection or another.
@@ -84,7 +84,9 @@ fn verdict_of_state(state: &str, routine: &str, message: &str) -> Verdict {
         // Serialization failure (also a shard that was split meanwhile), deadlock, lock or statement timeout.
         // Internal errors: by that state Citus reports a connection to a worker that breaks in the middle of
         // a statement, and a placement or shard that its metadata no longer know; PostgreSQL what a statement
-        // sees of DDL beside it ("cache lookup failed", "could not open relation").
+        // sees of DDL beside it ("cache lookup failed", "could not open relation"). It may also be anything else, and
+        // the statement may have been executed or not. That is no reason to refuse: run twice it leaves what it leaves
+        // when it ran once, and what is broken for good is broken until the time is over, which is a 503.
         "40001" | "40P01" | "55P03" | "57014" | "XX000" => Verdict::TryAgain,
         // A shard that was moved or split between plan and execution, and is gone where it was.
         "42P01" if names_a_shard(message) => Verdict::TryAgain,

@@ -9,17 +9,24 @@ use std::{
     hash::Hash,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
-    sync::oneshot,
+    sync::{Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
+
+/// Flights take milliseconds. Who has waited for this long waits for a server that is away, or gone, and keeps a
+/// client's connection all the while: not all clients may.
+const LONG: Duration = Duration::from_secs(1);
 
 /// All flights. Memory: one entry for each distinct read under way, one place for each reader.
 pub(super) struct Flights<K: Eq + Hash + Clone, T> {
     /// Who waits for the next flight after the one under way.
     waiting: Mutex<HashMap<K, Passengers<K, T>>>,
+    /// For passengers who wait for long.
+    places: Semaphore,
 }
 
 type Passengers<K, T> = Vec<oneshot::Sender<Turn<K, T>>>;
@@ -49,15 +56,17 @@ pub(super) enum Answer<T> {
     Shared(T),
 }
 
-impl<K: Eq + Hash + Clone, T> Default for Flights<K, T> {
-    fn default() -> Self {
-        Self { waiting: Mutex::default() }
+impl<K: Eq + Hash + Clone, T> Flights<K, T> {
+    /// No flights yet. No more than so many passengers wait for long at a time.
+    pub(super) fn new(passengers: usize) -> Self {
+        Self { waiting: Mutex::default(), places: Semaphore::new(passengers) }
     }
 }
 
 impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
-    /// Flies, or waits for somebody who does; nothing when it is still waiting at the deadline. May be dropped at
-    /// any time. A flight of one's own has to see to its time itself.
+    /// Flies, or waits for somebody who does; nothing when it is still waiting at the deadline, or has waited for long
+    /// and too many others have as well. May be dropped at any time. A flight of one's own has to see to its time
+    /// itself.
     pub(super) async fn fly<F: Future<Output = T>>(
         self: &Arc<Self>,
         key: K,
@@ -79,7 +88,7 @@ impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
         };
         let pilot = match turn {
             None => Pilot { flights: Some(Arc::clone(self)), key, passengers: Vec::new() },
-            Some(turn) => match timeout_at(deadline, turn).await.ok()? {
+            Some(turn) => match self.wait(turn, deadline).await? {
                 Ok(Turn::Landed(answer)) => return Some(Answer::Shared(answer)),
                 Ok(Turn::Fly(pilot)) => pilot,
                 // A pilot always lands or hands over. Were it otherwise, flying alone harms nobody.
@@ -89,6 +98,20 @@ impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
         let answer = flight().await;
         pilot.land(&answer);
         Some(Answer::Own(answer))
+    }
+
+    /// Waits as a passenger.
+    async fn wait(
+        &self,
+        mut turn: oneshot::Receiver<Turn<K, T>>,
+        deadline: Instant,
+    ) -> Option<Result<Turn<K, T>, oneshot::error::RecvError>> {
+        let soon = deadline.min(Instant::now() + LONG);
+        if let Ok(turn) = timeout_at(soon, &mut turn).await {
+            return Some(turn);
+        }
+        let _place = self.places.try_acquire().ok()?;
+        timeout_at(deadline, turn).await.ok()
     }
 }
 
@@ -143,14 +166,15 @@ impl<K: Eq + Hash + Clone, T> Drop for Pilot<K, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
     type Counters = Arc<Flights<&'static str, usize>>;
+
+    fn flights() -> Counters {
+        Arc::new(Flights::new(3))
+    }
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_mins(1)
@@ -165,7 +189,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_flies_and_all_others_share_the_next_flight() {
-        let (flights, counter) = (Counters::default(), AtomicUsize::new(0));
+        let (flights, counter) = (flights(), AtomicUsize::new(0));
         let readers = (0..200).map(|_| flights.fly("key", soon(), || read(&counter)));
         let answers = futures::future::join_all(readers).await;
         assert_eq!(counter.load(Ordering::SeqCst), 2);
@@ -176,8 +200,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_so_many_passengers_wait_for_long() {
+        let flights = flights();
+        let flight = async || tokio::time::sleep(4 * LONG).await;
+        let flights_of = |_| {
+            flights.fly("key", soon(), || async {
+                flight().await;
+                7
+            })
+        };
+        let answers = futures::future::join_all((0..10).map(flights_of)).await;
+        let count =
+            |wanted: Option<Answer<usize>>| answers.iter().filter(|answer| **answer == wanted).count();
+        assert_eq!((count(Some(Answer::Own(7))), count(Some(Answer::Shared(7))), count(None)), (2, 2, 6));
+        assert_eq!(flights.places.available_permits(), 3);
+        assert!(flights.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn different_questions_fly_apart() {
-        let (flights, counter) = (Counters::default(), AtomicUsize::new(0));
+        let (flights, counter) = (flights(), AtomicUsize::new(0));
         let one = flights.fly("one", soon(), || read(&counter));
         let other = flights.fly("other", soon(), || read(&counter));
         assert_eq!(futures::join!(one, other), (Some(Answer::Own(0)), Some(Answer::Own(1))));
@@ -185,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_asks_after_a_write_sees_it() {
-        let (flights, counter) = (Counters::default(), Arc::new(AtomicUsize::new(0)));
+        let (flights, counter) = (flights(), Arc::new(AtomicUsize::new(0)));
         let mut readers = tokio::task::JoinSet::new();
         for moment in 0..500_u64 {
             let (flights, counter) = (Arc::clone(&flights), Arc::clone(&counter));
@@ -207,7 +249,7 @@ mod tests {
     /// Pilots and passengers leave at any moment; the others get their answers, and nothing stays behind.
     #[tokio::test(start_paused = true)]
     async fn whoever_leaves_strands_nobody() {
-        let (flights, counter) = (Counters::default(), Arc::new(AtomicUsize::new(0)));
+        let (flights, counter) = (flights(), Arc::new(AtomicUsize::new(0)));
         let mut readers = tokio::task::JoinSet::new();
         for reader in 0..400_u64 {
             let (flights, counter) = (Arc::clone(&flights), Arc::clone(&counter));

@@ -2,8 +2,9 @@
 //! server a statement goes to ([`routing`]), and how it is run ([`Database`]) on a few connections shared by all
 //! requests.
 //!
-//! Only ordinary single statements run here, each its own transaction and each harmless when run twice.
-//! That is what allows sharing connections and retrying.
+//! Only ordinary single statements run here, each its own transaction (or, if it only reads, one with others that do) and
+//! each harmless when it is repeated within the time limit of a statement. That is what allows sharing connections and
+//! retrying.
 
 pub mod connect;
 mod contact;
@@ -20,10 +21,7 @@ pub mod wire;
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, BytesMut};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::{IsNull, ToSql, Type};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -33,12 +31,13 @@ use self::{
     error::{DatabaseError, Verdict},
     flights::{Answer, Flights},
     node::{NoSession, Node, Passage, Settings},
+    queue::Places,
     routing::Routing,
     statements::{Scope, Sql},
     wire::{error::StatementError, rows},
 };
 use crate::{
-    config::{DatabaseConfig, RoutingChoice},
+    config::{DatabaseConfig, RoutingChoice, WaitingLimits},
     metrics::{Metrics, Route},
 };
 
@@ -75,24 +74,25 @@ const VALUES: usize = 64;
 const UUID_LENGTH: [u8; 4] = 16_u32.to_be_bytes();
 
 impl Database {
-    /// Describes the database without connecting; [`Database::open`] does that. No more than `waiting_limit` statements
-    /// wait at a time for servers that are away.
+    /// Describes the database without connecting; [`Database::open`] does that. No more statements than these limits
+    /// allow wait at a time for servers that are away.
     #[must_use]
     pub fn new(
         connector: Connector,
         config: &DatabaseConfig,
-        waiting_limit: usize,
+        limits: WaitingLimits,
         metrics: Arc<Metrics>,
     ) -> Self {
         let DatabaseConfig { connections, timeout, .. } = *config;
-        let places = Arc::new(Semaphore::new(waiting_limit));
+        let places = Places::new(limits);
         // Somewhat less than an attempt has: a server that lives says that the time is over before it is given up.
         let settings = Settings { connections, statement_limit: timeout * 2 / 5, grace: timeout };
-        let coordinator = Arc::new(Node::new(connector, settings, &places, &metrics));
+        let coordinator = Arc::new(Node::new(connector, settings, places.clone(), &metrics));
         let worker_settings = Settings { grace: config.grace(), ..settings };
         let enabled = config.routing == RoutingChoice::Auto;
         let routing = Arc::new(Routing::new(&coordinator, worker_settings, places, enabled, &metrics));
-        Self { coordinator, routing, flights: Arc::default(), timeout, metrics }
+        let flights = Arc::new(Flights::new(limits.readers));
+        Self { coordinator, routing, flights, timeout, metrics }
     }
 
     /// How connections to this database are made.
@@ -157,7 +157,10 @@ impl Database {
                 self.metrics.reads_shared.inc();
                 answer
             }
-            None => Err(DatabaseError::Unavailable("no answer to the same read in time".into())),
+            None => {
+                let why = "no answer to the same read in time, or too many wait for one already";
+                Err(DatabaseError::Unavailable(why.into()))
+            }
         }
     }
 
@@ -181,16 +184,24 @@ impl Database {
     async fn execute_until(&self, sql: Sql, values: &[u8], deadline: Instant) -> Result<Rows, DatabaseError> {
         let key = key(values).filter(|_| sql.scope() == Scope::OneShard);
         let mut owner_answered_with_an_error = false;
+        // Of the queue of an owner that only the coordinator reaches.
+        let mut detour = None;
         let mut pause = RETRY_PAUSE;
         loop {
-            let (node, route) = if owner_answered_with_an_error && self.coordinator.live() > 0 {
+            let (node, route) = if detour.is_some() {
+                self.routing.coordinator(Route::Detour)
+            } else if owner_answered_with_an_error && self.coordinator.live() > 0 {
                 self.routing.coordinator(Route::Retry)
             } else {
                 self.routing.route(sql.table(), key)
             };
             let Passage { session, turn } = match node.session(sql, deadline).await {
                 Ok(passage) => passage,
-                Err(NoSession::ThroughCoordinator) => continue,
+                Err(NoSession::ThroughCoordinator(turn)) => {
+                    detour = Some(turn);
+                    continue;
+                }
+                Err(NoSession::Left) => continue,
                 Err(NoSession::Away(reason)) => return Err(DatabaseError::Unavailable(reason)),
             };
             self.metrics.routing.statement(route);
@@ -226,7 +237,7 @@ impl Database {
                     "no answer in time".to_owned()
                 }
             };
-            drop(turn);
+            drop((turn, detour.take()));
             self.metrics.retried(sql);
             tracing::debug!(
                 statement = sql.name(),

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::bail;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_postgres::types::Type;
@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     connect::Connector,
     contact::{Contact, Way},
-    queue::{Queue, Turn},
+    queue::{Places, Queue, Turn},
     session::Session,
     statements::Sql,
 };
@@ -36,9 +36,13 @@ const SCOUT_PAUSE_LIMIT: Duration = Duration::from_millis(200);
 /// Longest time for an address to take a connection meanwhile. That of a server that has just gone often answers nothing,
 /// and by the time that an ordinary attempt notices, its successor has served for long.
 const ADDRESS_LIMIT: Duration = Duration::from_millis(500);
-/// Longest time for the first such attempt as a whole. A successor that has only just started may need longer: the time
-/// is doubled whenever it is over, up to half of that for which statements wait.
+/// Longest time for such an attempt as a whole. A successor that has only just started may need longer: for every other
+/// connection the time is doubled whenever it is over, up to half of that for which statements wait. For the others it
+/// stays, since an address that takes connections and says nothing would use up all of a longer one.
 const HURRIED_LIMIT: Duration = Duration::from_secs(1);
+/// Connections that try more often than the others while statements wait: one that is quick to give up, and one that is
+/// patient.
+const SCOUTS: u16 = 2;
 
 /// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
 /// [`super::wire`]); on all eight connections hardly any two would meet.
@@ -77,10 +81,10 @@ pub(super) struct Settings {
 }
 
 /// A connection that a statement may take.
-pub(super) struct Passage<'a> {
+pub(super) struct Passage {
     pub(super) session: Arc<Session>,
     /// Of a statement that has waited: to be kept until it is answered.
-    pub(super) turn: Option<Turn<'a>>,
+    pub(super) turn: Option<Turn>,
 }
 
 /// Why there is no session.
@@ -88,8 +92,10 @@ pub(super) struct Passage<'a> {
 pub(super) enum NoSession {
     /// The server is away; the text is for the log.
     Away(String),
-    /// Meanwhile it is known that the coordinator gets there.
-    ThroughCoordinator,
+    /// Meanwhile it is known that the coordinator gets there. The turn is to be kept until the statement is answered.
+    ThroughCoordinator(Turn),
+    /// The server has left the cluster, or has another address now.
+    Left,
 }
 
 impl Node {
@@ -98,10 +104,11 @@ impl Node {
     pub(super) fn new(
         connector: Connector,
         settings: Settings,
-        places: &Arc<Semaphore>,
+        places: Places,
         metrics: &Arc<Metrics>,
     ) -> Self {
         let numbers = metrics.routing.node(connector.address());
+        let queue = Queue::new(settings.connections, places, numbers.queue());
         let contact = Contact::never();
         Self {
             connector,
@@ -111,7 +118,7 @@ impl Node {
             next: AtomicUsize::new(0),
             contact: watch::Sender::new(contact),
             connected: AtomicBool::new(false),
-            queue: Queue::new(settings.connections, Arc::clone(places)),
+            queue,
             closed: CancellationToken::new(),
             metrics: Arc::clone(metrics),
             numbers,
@@ -132,13 +139,13 @@ impl Node {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = node.closed.cancelled() => {}
-                    () = Box::pin(node.keep_connected(number == 0)) => {}
+                    () = Box::pin(node.keep_connected(number)) => {}
                 }
             });
         }
     }
 
-    /// Closes all connections; statements under way on them end with an error.
+    /// Closes all connections; statements under way on them end with an error, and whoever waits for one looks elsewhere.
     pub(super) fn close(&self) {
         self.closed.cancel();
     }
@@ -186,7 +193,7 @@ impl Node {
     /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
     /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
     /// gathering requests that wait.
-    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Passage<'_>, NoSession> {
+    pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Passage, NoSession> {
         // Who comes when there is a connection again does not overtake those who have waited for it.
         if self.queue.is_empty()
             && let Some(session) = self.least_busy(sql)
@@ -197,41 +204,48 @@ impl Node {
         Box::pin(self.wait_for_session(sql, deadline)).await
     }
 
-    async fn wait_for_session(&self, sql: Sql, deadline: Instant) -> Result<Passage<'_>, NoSession> {
+    async fn wait_for_session(&self, sql: Sql, deadline: Instant) -> Result<Passage, NoSession> {
         let node = self.connector.address();
         let away = |why: &str| NoSession::Away(format!("{why} {node}"));
-        let _waiting =
-            self.queue.enter().ok_or_else(|| away("too many statements wait already, this one for"))?;
+        let Some(_place) = self.queue.enter() else {
+            // A server that is there refuses nobody because of those who have waited for it.
+            let session = self.least_busy(sql).map(|session| Passage { session, turn: None });
+            return session.ok_or_else(|| away("too many statements wait already, this one for"));
+        };
         let mut next = pin!(self.queue.turn());
         let mut turn = None;
         let mut changes = self.contact.subscribe();
-        let mut waits = false;
+        let (mut waiting, mut waits) = (None, false);
         loop {
             let contact = *changes.borrow_and_update();
-            if contact.live > 0
+            let (is_away, reached) = (contact.live == 0, contact.through_coordinator == Some(true));
+            if !is_away
                 && turn.is_some()
                 && let Some(session) = self.least_busy(sql)
             {
                 return Ok(Passage { session, turn });
             }
-            if contact.live == 0 && contact.through_coordinator == Some(true) {
-                return Err(NoSession::ThroughCoordinator);
-            }
             let mut patience = deadline;
-            if contact.live == 0 {
-                patience = patience.min(contact.since + self.settings.grace);
-                if Instant::now() < patience && !mem::replace(&mut waits, true) {
-                    self.numbers.wait();
+            if is_away {
+                waiting.get_or_insert_with(|| self.queue.wait());
+                if !reached {
+                    patience = patience.min(contact.since + self.settings.grace);
+                    if Instant::now() < patience && !mem::replace(&mut waits, true) {
+                        self.numbers.wait();
+                    }
+                } else if let Some(turn) = turn.take() {
+                    return Err(NoSession::ThroughCoordinator(turn));
                 }
             }
             tokio::select! {
                 biased;
+                () = self.closed.cancelled() => return Err(NoSession::Left),
                 () = sleep_until(patience) => {
                     let since = contact.since.elapsed();
-                    return Err(if contact.live > 0 {
-                        away("others who have waited are served first by")
-                    } else {
+                    return Err(if is_away && !reached {
                         away(&format!("for {since:?} there has been no connection to"))
+                    } else {
+                        away("others who have waited are served first by")
                     });
                 }
                 mine = &mut next, if turn.is_none() => turn = mine,
@@ -270,9 +284,10 @@ impl Node {
     }
 
     /// Connects, waits until the connection is lost, and so on for ever. While statements wait for the server no attempt
-    /// may take long. The `scout` tries more often than the others, which follow when it is through: a server that has
-    /// just started is not asked by all of them all the time.
-    async fn keep_connected(&self, scout: bool) {
+    /// may take long. The first two, the scouts, try more often than the others, which follow when one is through: a
+    /// server that has just started is not asked by all of them all the time.
+    async fn keep_connected(&self, number: u16) {
+        let is_patient = number % 2 == 1 || self.settings.connections == 1;
         let node = self.connector.address();
         let Settings { statement_limit, grace, .. } = self.settings;
         let is_awaited = || self.contact.borrow().is_awaited(grace);
@@ -283,7 +298,9 @@ impl Node {
             let established = if is_awaited() {
                 timeout(limit, Session::establish(&hurried, statement_limit)).await.unwrap_or_else(|_| {
                     let over = limit;
-                    limit = (2 * limit).min(grace / 2);
+                    if is_patient {
+                        limit = (2 * limit).min(grace / 2);
+                    }
                     bail!("no session within {over:?}")
                 })
             } else {
@@ -321,7 +338,8 @@ impl Node {
                 }
             }
             self.pause(pause).await;
-            let longest = if scout && is_awaited() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
+            let longest =
+                if number < SCOUTS && is_awaited() { SCOUT_PAUSE_LIMIT } else { RECONNECT_PAUSE_LIMIT };
             pause = (pause * 2).min(longest);
         }
     }
@@ -361,3 +379,6 @@ impl Node {
         self.contact.send_modify(|contact| contact.change(live, served, moment));
     }
 }
+
+#[cfg(test)]
+mod tests;

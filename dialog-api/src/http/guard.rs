@@ -55,7 +55,7 @@ impl Phase {
     fn next(&self) {
         let changed = u64::try_from(self.0.connected.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.changed.store(changed, Ordering::Relaxed);
-        self.0.number.fetch_add(1, Ordering::Relaxed);
+        self.0.number.fetch_add(1, Ordering::Release);
     }
 
     /// Whether no request has arrived yet.
@@ -65,12 +65,15 @@ impl Phase {
 
     /// For how long a head has been waited for; nothing while a request is handled.
     pub(super) fn idle(&self) -> Option<Duration> {
-        let changed = Duration::from_millis(self.0.changed.load(Ordering::Relaxed));
-        self.now().is_multiple_of(2).then(|| self.0.connected.elapsed().saturating_sub(changed))
+        // The number before and after: the time of one change is not taken for that of another.
+        let number = self.now();
+        let changed = Duration::from_millis(self.0.changed.load(Ordering::Acquire));
+        let is_idle = number.is_multiple_of(2) && number == self.now();
+        is_idle.then(|| self.0.connected.elapsed().saturating_sub(changed))
     }
 
     fn now(&self) -> u64 {
-        self.0.number.load(Ordering::Relaxed)
+        self.0.number.load(Ordering::Acquire)
     }
 }
 

@@ -12,7 +12,7 @@ use axum::{
     extract::{FromRequest as _, FromRequestParts as _, Request},
     response::{IntoResponse, Response},
 };
-use http::Method;
+use http::{HeaderMap, Method};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use uuid::Uuid;
@@ -30,6 +30,8 @@ use crate::metrics::{ByClass, RouteLabel};
 const ID_LENGTH: usize = 36;
 /// Statements of a list, one after the other: the page, its part in the archive, whether the peer exists.
 const STATEMENTS_OF_A_LIST: u32 = 3;
+/// Room for headers that a connection may keep while it is idle: that of an ordinary request.
+const KEPT_HEADERS: usize = 32;
 
 /// What answers requests.
 pub struct Front {
@@ -137,10 +139,18 @@ async fn list<B>(app: &Arc<App>, peer: Uuid, request: http::Request<B>) -> Resul
     };
     // Nothing more is needed of the head. Let go before anything is waited for, the buffer in which it arrived takes the
     // next one, and the map of its headers takes those of the answer.
-    let mut headers = mem::take(&mut parts.headers);
+    let headers = emptied(mem::take(&mut parts.headers));
     drop(parts);
-    headers.clear();
     dialogs::page(serving, caller, UserInPath(peer), query, headers).await
+}
+
+/// The same map for other headers, unless it is large: the connection keeps it for as long as it lives.
+fn emptied(mut headers: HeaderMap) -> HeaderMap {
+    if headers.capacity() > KEPT_HEADERS {
+        return HeaderMap::new();
+    }
+    headers.clear();
+    headers
 }
 
 #[cfg(test)]
@@ -151,8 +161,22 @@ mod tests {
 
     use super::{super::tests::app, *};
 
+    #[test]
+    fn a_large_map_of_headers_is_not_kept() {
+        let of = |count: usize| -> HeaderMap {
+            let name = |number| format!("x-{number}").parse::<header::HeaderName>().unwrap();
+            (0..count).map(|number| (name(number), http::HeaderValue::from_static("1"))).collect()
+        };
+        let (usual, many) = (of(12), of(100));
+        let capacity = usual.capacity();
+        let (usual, many) = (emptied(usual), emptied(many));
+        assert!(usual.is_empty() && many.is_empty());
+        assert_eq!(usual.capacity(), capacity, "made anew for nothing");
+        assert!(many.capacity() <= KEPT_HEADERS, "{}", many.capacity());
+    }
+
     /// Status, headers and body. The length is hyper's to tell where the router did not.
-    async fn read(response: Response) -> (http::StatusCode, http::HeaderMap, Bytes) {
+    async fn read(response: Response) -> (http::StatusCode, HeaderMap, Bytes) {
         let (mut parts, body) = response.into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);
         (parts.status, parts.headers, body.collect().await.unwrap().to_bytes())

@@ -20,13 +20,14 @@ use prometheus_client::{
 pub enum Route {
     /// To the server that owns the shard.
     Owner,
-    /// Through the coordinator: the owner is not known, or its own copy of the catalogs is not current, or the
-    /// statement touches all shards.
+    /// Through the coordinator: the owner is not known, or its own copy of the catalogs is not current.
     Unknown,
     /// Through the coordinator: it reaches the owner and this process does not.
     Detour,
     /// Through the coordinator: the owner answered with an error that the coordinator may not meet.
     Retry,
+    /// Through the coordinator: the statement touches all shards, and has no owner.
+    AllShards,
 }
 
 /// How statements are routed.
@@ -78,7 +79,13 @@ macro_rules! label_values {
     };
 }
 
-label_values!(Route { Owner = "owner", Unknown = "unknown", Detour = "detour", Retry = "retry" });
+label_values!(Route {
+    Owner = "owner",
+    Unknown = "unknown",
+    Detour = "detour",
+    Retry = "retry",
+    AllShards = "all_shards",
+});
 label_values!(RoutingMode {
     Owner = "owner",
     Unknown = "unknown",
@@ -126,6 +133,7 @@ pub struct RoutingMetrics {
     shards: Gauge,
     connections: Family<NodeLabels, Gauge>,
     waits: Family<NodeLabels, Counter>,
+    queues: Family<NodeLabels, Gauge>,
     holders: Holders,
 }
 
@@ -137,6 +145,7 @@ impl RoutingMetrics {
         let refreshes = Family::<ReasonLabels, Counter>::default();
         let (shards, connections) = (Gauge::default(), Family::<NodeLabels, Gauge>::default());
         let waits = Family::<NodeLabels, Counter>::default();
+        let queues = Family::<NodeLabels, Gauge>::default();
         registry.register(
             "routing_statements",
             "Statements sent, retries included, by the way they went",
@@ -163,6 +172,11 @@ impl RoutingMetrics {
             "Statements that waited for each server while there was no connection to it",
             waits.clone(),
         );
+        registry.register(
+            "node_queue",
+            "Statements that wait for each server now, or for their turn after others who have waited",
+            queues.clone(),
+        );
         for reason in RefreshReason::ALL {
             drop(refreshes.get_or_create(&ReasonLabels { reason: *reason }));
         }
@@ -170,7 +184,8 @@ impl RoutingMetrics {
             .iter()
             .map(|route| statements.get_or_create_owned(&RouteLabels { route: *route }))
             .collect();
-        Self { statements, modes, refreshes, shards, connections, waits, holders: Holders::default() }
+        let holders = Holders::default();
+        Self { statements, modes, refreshes, shards, connections, waits, queues, holders }
     }
 
     /// Counts a statement that is sent.
@@ -200,14 +215,17 @@ impl RoutingMetrics {
         *holders.entry(labels.clone()).or_default() += 1;
         let gauge = self.connections.get_or_create_owned(&labels);
         let waits = self.waits.get_or_create_owned(&labels);
+        let queue = self.queues.get_or_create_owned(&labels);
         drop(holders);
         NodeMetrics {
-            families: (self.connections.clone(), self.waits.clone()),
+            gauges: [self.connections.clone(), self.queues.clone()],
+            counters: self.waits.clone(),
             holders: Arc::clone(&self.holders),
             labels,
             gauge,
             live: AtomicI64::new(0),
             waits,
+            queue,
         }
     }
 }
@@ -215,12 +233,14 @@ impl RoutingMetrics {
 /// What the metrics tell about one server.
 #[derive(Debug)]
 pub struct NodeMetrics {
-    families: (Family<NodeLabels, Gauge>, Family<NodeLabels, Counter>),
+    gauges: [Family<NodeLabels, Gauge>; 2],
+    counters: Family<NodeLabels, Counter>,
     holders: Holders,
     labels: NodeLabels,
     gauge: Gauge,
     live: AtomicI64,
     waits: Counter,
+    queue: Gauge,
 }
 
 impl NodeMetrics {
@@ -234,6 +254,12 @@ impl NodeMetrics {
     pub fn wait(&self) {
         self.waits.inc();
     }
+
+    /// How many wait at the moment: to be kept by those who know.
+    #[must_use]
+    pub fn queue(&self) -> Gauge {
+        self.queue.clone()
+    }
 }
 
 impl Drop for NodeMetrics {
@@ -246,8 +272,10 @@ impl Drop for NodeMetrics {
         });
         if left == Some(0) {
             holders.remove(&self.labels);
-            self.families.0.remove(&self.labels);
-            self.families.1.remove(&self.labels);
+            for family in &self.gauges {
+                family.remove(&self.labels);
+            }
+            self.counters.remove(&self.labels);
         }
     }
 }
@@ -282,12 +310,14 @@ mod tests {
         for line in [
             r#"routing_statements_total{route="owner"} 1"#,
             r#"routing_statements_total{route="retry"} 0"#,
+            r#"routing_statements_total{route="all_shards"} 0"#,
             r#"routing_mode{mode="owner"} 1"#,
             r#"routing_mode{mode="unknown"} 0"#,
             r#"routing_map_refreshes_total{reason="start"} 1"#,
             "routing_map_shards 12",
             r#"node_connections_live{node="worker-0:5432"} 8"#,
             r#"node_waits_total{node="worker-0:5432"} 1"#,
+            r#"node_queue{node="worker-0:5432"} 0"#,
         ] {
             assert!(text().lines().any(|found| found == line), "{line} is not in\n{}", text());
         }

@@ -137,6 +137,52 @@ async fn a_notice_of_change_is_enough_to_read_the_map() -> Result<()> {
     move_until_noticed(&sql, &service).await
 }
 
+/// Statements that went to their owners, and all that have one, as `docs/shard-routing.md` counts them.
+async fn hits(service: &Service) -> Result<[f64; 2]> {
+    const SERIES: &str = "dialog_api_routing_statements_total";
+    const HIT: &str = r#"route="owner""#;
+    const WITHOUT_OWNER: &str = "all_shards";
+    let rate = |selector: &str| format!("sum(rate({SERIES}{{{selector}}}[5m]))");
+    let documented = format!("{} / {}", rate(HIT), rate(&format!(r#"route!="{WITHOUT_OWNER}""#)));
+    ensure!(include_str!("../../../docs/shard-routing.md").contains(&documented), "{documented}");
+    let (mut hits, mut counted) = (0.0, 0.0);
+    for line in service.client().get("/metrics").await?.text().lines() {
+        let Some(line) = line.strip_prefix(SERIES) else { continue };
+        let (labels, count) = line.split_once(' ').context("a number")?;
+        let count: f64 = count.parse()?;
+        if labels.contains(HIT) {
+            hits += count;
+        }
+        if !labels.contains(WITHOUT_OWNER) {
+            counted += count;
+        }
+    }
+    Ok([hits, counted])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_an_owner_hits_it_once_the_map_is_known() -> Result<()> {
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let (_cluster, service) = serving(2, &[]).await?;
+    let client = service.client();
+    let (ada, bob) = (client.user("Ada").await?, client.user("Bob").await?);
+    let all_shards = r#"routing_statements_total{route="all_shards"}"#;
+    let (before, searches) = (hits(&service).await?, metric(&service, all_shards).await?);
+    for number in 0..20 {
+        assert_eq!(client.send(&ada, &bob, &number.to_string()).await?.status, 200);
+        assert_eq!(client.list(&bob, &ada).await?.status, 200);
+        assert_eq!(client.get("/user/search?first_name=A&last_name=T").await?.status, 200);
+    }
+    assert!(metric(&service, all_shards).await? - searches >= 20.0);
+    let after = hits(&service).await?;
+    let [hits, counted] = [after[0] - before[0], after[1] - before[1]];
+    assert!(hits >= 40.0, "{hits} hits");
+    assert!((hits - counted).abs() < 0.5, "{hits} of {counted}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn switched_off_everything_goes_through_the_coordinator() -> Result<()> {
     if !citus_or_skip() {
@@ -149,6 +195,8 @@ async fn switched_off_everything_goes_through_the_coordinator() -> Result<()> {
     assert_eq!(client.send(&ada, &bob, "slowly").await?.status, 200);
     assert!(metric(&service, r#"routing_mode{mode="off"}"#).await? > 0.0);
     assert!(metric(&service, r#"routing_statements_total{route="owner"}"#).await? < 1.0);
+    let [hits, counted] = hits(&service).await?;
+    assert!(hits < 1.0 && counted > 0.0, "{hits} of {counted}");
     Ok(())
 }
 

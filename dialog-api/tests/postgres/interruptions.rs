@@ -8,9 +8,10 @@ use futures::{
     stream::{FuturesUnordered, StreamExt as _},
 };
 use testbed::postgres::Server;
+use tokio::time::sleep;
 
 use crate::support::{
-    Client, Service, User, database, eventually,
+    Client, Load, Service, User, database, eventually,
     proxy::{Proxy, Way},
     service::attempts,
 };
@@ -109,18 +110,19 @@ async fn those_who_wait_leave_room_for_others() -> Result<()> {
         Ok((metric(&service, "node_connections_live{").await? < 1.0).then_some(()))
     })
     .await?;
-    // As many as there are connections: if all waited, nobody else would be heard.
+    // As many as there are connections: if all waited, nobody else would be heard. Of the four who may wait, one would have
+    // to wait for another server.
     let mut sends: FuturesUnordered<_> = (0..16)
         .map(|number| {
             let (client, (one, other)) = (&client, &pairs[number % pairs.len()]);
             async move { client.send(one, other, &format!("meanwhile {number}")).await }
         })
         .collect();
-    for _ in 0..12 {
+    for _ in 0..13 {
         sends.next().await.context("an answer")??.assert_error(503);
     }
     assert_eq!(service.client().get("/health").await?.status, 200);
-    wait_for_waits(&service, 4.0).await?;
+    wait_for_waits(&service, 3.0).await?;
     way.set(Way::Open);
     while let Some(answer) = sends.next().await {
         let answer = answer?;
@@ -160,6 +162,74 @@ async fn a_successor_that_takes_its_time_is_reached() -> Result<()> {
         ensure!(answer.status == 200, "{} {}\n{}", answer.status, answer.text(), service.log_text());
     }
     Ok(())
+}
+
+/// An address that takes connections and says nothing, not later either, uses up all of an attempt, however long. Those who
+/// are patient with a slow server keep nobody from one that is there meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn patience_with_a_silent_address_is_not_for_all_connections() -> Result<()> {
+    let (_server, way, service) = interruptible(&["--database-timeout", "14s"]).await?;
+    let client = service.client();
+    let pairs = dialogs(&client, 4).await?;
+    way.set(Way::Silent);
+    let sends =
+        join_all(pairs.iter().map(|(one, other)| async { client.send(one, other, "meanwhile").await }));
+    let successor = async {
+        eventually("patient attempts", async || {
+            Ok(service.log_text().contains("no session within 4s").then_some(()))
+        })
+        .await?;
+        // By then their next attempts are under way, which last for longer than the statements have left.
+        sleep(Duration::from_secs(1)).await;
+        way.set(Way::Open);
+        anyhow::Ok(())
+    };
+    let (answers, opened) = futures::future::join(sends, successor).await;
+    opened?;
+    for answer in answers {
+        let answer = answer?;
+        ensure!(answer.status == 200, "{} {}\n{}", answer.status, answer.text(), service.log_text());
+    }
+    Ok(())
+}
+
+/// Who comes when the server is there again has not waited for it. However many go on asking, the queue ends, and a server
+/// that is there refuses nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_back_refuses_nobody_and_its_queue_ends() -> Result<()> {
+    // Places for 7 who wait, and 4 turns: for fewer than there are senders.
+    let flags = ["--database-connections", "1", "--max-connections", "40", "--database-timeout", "20s"];
+    let (server, way, service) = interruptible(&flags).await?;
+    let client = service.client();
+    let pairs = dialogs(&client, 1).await?;
+    let (one, other) = &pairs[0];
+    inboxes_follow(&server, 1).await?;
+    let load = Load::start(&service, 24).await?;
+    load.acknowledge(200).await?;
+    way.set(Way::Closed);
+    eventually("a full queue", async || Ok((metric(&service, "node_queue{").await? > 6.0).then_some(())))
+        .await
+        .with_context(|| service.log_text())?;
+    client.send(one, other, "in vain").await?.assert_error(503);
+    way.set(Way::Open);
+    eventually("a server that is back", async || {
+        Ok((metric(&service, "node_connections_live{").await? > 0.0).then_some(()))
+    })
+    .await?;
+    for number in 0..50 {
+        let answer = client.send(one, other, &format!("back {number}")).await?;
+        ensure!(answer.status == 200, "{number}: {} {}", answer.status, answer.text());
+    }
+    load.acknowledge(200).await?;
+    eventually("an end of the queue", async || {
+        Ok((metric(&service, "node_queue{").await? < 1.0).then_some(()))
+    })
+    .await?;
+    // Under the same load as before.
+    load.acknowledge(200).await?;
+    assert!(metric(&service, "node_queue{").await? < 1.0, "it has begun again");
+    let ledger = load.stop().await?;
+    ledger.check(&server.connect("dialog").await?).await
 }
 
 /// A server that comes back again and again, and ends whenever it is to do anything, is as good as away.

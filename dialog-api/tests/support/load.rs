@@ -16,6 +16,9 @@ use super::{
     service::{SOON, Service},
 };
 
+/// Pause after a request that was refused, or not even accepted. Trying again at once would only burn the processor.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+
 /// What happened to the messages of a load.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -105,11 +108,13 @@ async fn send_until(
                 ledger.latencies.push(started.elapsed());
                 acknowledged.send_modify(|count| *count += 1);
             }
-            Ok(response) => *ledger.refused.entry(response.status).or_default() += 1,
+            Ok(response) => {
+                *ledger.refused.entry(response.status).or_default() += 1;
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
             Err(error) if error.downcast_ref().is_some_and(legacy::Error::is_connect) => {
                 ledger.not_accepted += 1;
-                // The port is closed: trying again at once would only burn the processor.
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(REFUSED_PAUSE).await;
             }
             Err(error) => ledger.broken.push(format!("{text}: {error:#} {:?}", error.root_cause())),
         }

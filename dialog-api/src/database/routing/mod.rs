@@ -23,7 +23,7 @@ use std::{
 
 use anyhow::Result;
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,7 @@ use self::{
 use super::{
     contact::Way,
     node::{Node, Settings},
+    queue::Places,
     tables::Table,
 };
 use crate::metrics::{Metrics, RefreshReason, Route, RoutingMode};
@@ -57,7 +58,7 @@ pub(super) struct Routing {
     coordinator: Arc<Node>,
     settings: Settings,
     /// For statements that wait for servers.
-    places: Arc<Semaphore>,
+    places: Places,
     view: RwLock<Arc<View>>,
     /// An error gave reason to doubt the map.
     doubt: Notify,
@@ -85,7 +86,7 @@ impl Routing {
     pub(super) fn new(
         coordinator: &Arc<Node>,
         settings: Settings,
-        places: Arc<Semaphore>,
+        places: Places,
         enabled: bool,
         metrics: &Arc<Metrics>,
     ) -> Self {
@@ -101,9 +102,9 @@ impl Routing {
         }
     }
 
-    /// Where a statement on this table with this key goes, and why.
+    /// Where a statement on this table with this key goes, and why. One without a key touches all shards.
     pub(super) fn route(&self, table: Table, key: Option<Uuid>) -> (Arc<Node>, Route) {
-        let Some(key) = key else { return self.coordinator(Route::Unknown) };
+        let Some(key) = key else { return self.coordinator(Route::AllShards) };
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         match view.map.node(table, hash_uuid(key)).map(|number| &view.nodes[number]) {
             Some(target) if !target.place.plans => self.coordinator(Route::Unknown),
@@ -220,6 +221,11 @@ impl Routing {
         *self.view.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(View { map: layout.map, nodes });
         for node in left {
+            // Whoever waits for it in vain goes where the new map says.
+            if node.live() == 0 {
+                node.close();
+                continue;
+            }
             // Statements under way there still have their time.
             let patience = 2 * self.settings.statement_limit;
             tokio::spawn(async move {
@@ -232,7 +238,7 @@ impl Routing {
     fn open(&self, place: &Place, stop: &CancellationToken) -> Arc<Node> {
         let Some((host, port)) = &place.address else { return Arc::clone(&self.coordinator) };
         let connector = self.coordinator.connector().to(host, *port);
-        let node = Arc::new(Node::new(connector, self.settings, &self.places, &self.metrics));
+        let node = Arc::new(Node::new(connector, self.settings, self.places.clone(), &self.metrics));
         node.open(stop);
         node
     }

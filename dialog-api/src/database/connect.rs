@@ -260,6 +260,9 @@ impl Purpose {
             ("idle_in_transaction_session_timeout", "60000"),
             ("lock_timeout", &LOCK_LIMIT.as_millis().to_string()),
             ("statement_timeout", &statement_timeout.to_string()),
+            // Newer servers make a transaction block of reads that share a transaction, for which the coordinator would begin
+            // one on each worker.
+            ("citus.select_opens_transaction_block", "off"),
             ("citus.node_connection_timeout", &NODE_CONNECTION_LIMIT.as_millis().to_string()),
         ]
         .map(|(name, value)| format!("-c {name}={value}"))

@@ -13,8 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connect::{Connector, Purpose},
     statements::Sql,
-    wire::{Client, Traffic, error::StatementError, rows::Rows},
+    wire::{Client, Company, Traffic, error::StatementError, rows::Rows},
 };
+
+/// A server that needs longer for an answer gets no reads that share a transaction. Eight of them are answered together: of
+/// slow ones nothing would be heard for so long that the server would be taken for one that has gone.
+const PROMPT: Duration = Duration::from_millis(100);
 
 /// An established connection, shared by many statements at a time.
 pub(super) struct Session {
@@ -23,6 +27,9 @@ pub(super) struct Session {
     made: Instant,
     /// When the server last answered, in microseconds after the connection was made.
     heard: AtomicU64,
+    /// Whether the last answer came within [`PROMPT`]. Not before the first one: a server that has just started reads
+    /// everything from its disk.
+    prompt: AtomicBool,
     /// Whether any statement has succeeded.
     served: AtomicBool,
     /// Set when nobody trusts the connection any more; whoever drives its traffic closes it.
@@ -40,6 +47,7 @@ impl Session {
             under_way: AtomicUsize::new(0),
             made: Instant::now(),
             heard: AtomicU64::new(0),
+            prompt: AtomicBool::new(false),
             served: AtomicBool::new(false),
             abandoned: CancellationToken::new(),
         };
@@ -50,12 +58,19 @@ impl Session {
     pub(super) async fn query(&self, sql: Sql, values: &[u8]) -> Result<Rows, StatementError> {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
-        let answer = self.client.execute(sql as usize, values, sql.company()).await;
+        let asked = self.made.elapsed();
+        let company = if self.prompt.load(Ordering::Relaxed) { sql.company() } else { Company::Alone };
+        let answer = self.client.execute(sql as usize, values, company).await;
+        // Read first, here and below: what all statements write is no processor's for long.
         if matches!(answer, Ok(_) | Err(StatementError::Server(_))) {
-            let heard = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let answered = self.made.elapsed();
+            let heard = u64::try_from(answered.as_micros()).unwrap_or(u64::MAX);
             self.heard.fetch_max(heard, Ordering::Relaxed);
+            let prompt = answered.saturating_sub(asked) < PROMPT;
+            if self.prompt.load(Ordering::Relaxed) != prompt {
+                self.prompt.store(prompt, Ordering::Relaxed);
+            }
         }
-        // Read first: what all statements write is no processor's for long.
         if answer.is_ok() && !self.served.load(Ordering::Relaxed) {
             self.served.store(true, Ordering::Relaxed);
         }

@@ -256,6 +256,14 @@ impl Sql {
     #[must_use]
     pub const fn company(self) -> Company {
         match self.scope() {
+            // What is read once a year, or for one user's export, comes from the disk.
+            _ if matches!(
+                self,
+                Self::ListArchive | Self::ListArchiveAfter | Self::SelectArchived | Self::ListPeers
+            ) =>
+            {
+                Company::Alone
+            }
             Scope::OneShard if self.is_read() => Company::Shared,
             _ => Company::Alone,
         }

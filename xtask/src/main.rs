@@ -67,7 +67,7 @@ enum Commands {
         /// A few seconds for each figure: shows that it works, not how fast. Writes nothing.
         #[arg(long)]
         quick: bool,
-        /// Flags for `dialog-bench standard`, such as --section mixed or --moves 10m.
+        /// Flags for `dialog-bench standard`, such as --section mixed or --without-citus.
         #[arg(last = true)]
         flags: Vec<OsString>,
     },

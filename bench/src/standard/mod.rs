@@ -59,7 +59,7 @@ pub struct StandardArguments {
     /// On one plain PostgreSQL, as where the citus extension is missing; results go to RESULTS-postgresql.md
     #[arg(long)]
     without_citus: bool,
-    /// How long shards are moved under a load [default: 30s, 6s with --quick]
+    /// How long shards are moved under a load; writes no results [default: 10m, 6s with --quick]
     #[arg(long, value_parser = crate::cli::duration)]
     moves: Option<Duration>,
 }
@@ -119,7 +119,7 @@ impl Size {
                 seconds: 6,
                 rounds: 3,
                 streams: 2_000,
-                moves: Duration::from_secs(30),
+                moves: Duration::from_mins(10),
             }
         };
         size.moves = arguments.moves.unwrap_or(size.moves);
@@ -127,7 +127,7 @@ impl Size {
     }
 }
 
-/// Measures, prints the table, and writes `RESULTS.md` unless only a part was asked for. What was measured on one plain
+/// Measures, prints the table, and writes `RESULTS.md` unless a part was asked for, or something else than it says. What was measured on one plain
 /// PostgreSQL goes to a file of its own: it is another table.
 ///
 /// # Errors
@@ -149,8 +149,10 @@ pub async fn standard(arguments: StandardArguments) -> Result<()> {
     let (rows, mixed) = measure(&bench, &api, &arguments.sections).await?;
     let notes = notes::notes(&bench, arguments.quick, &busy).await?;
     let mut text = format!("{notes}\n{}", table::markdown(&rows));
-    if arguments.quick || !arguments.sections.is_empty() {
-        println!("{text}\nNothing was written: results are those of a whole run.");
+    let is_whole = !arguments.quick && arguments.sections.is_empty();
+    let is_standard = arguments.moves.is_none() && arguments.programs.api_flags.is_empty();
+    if !is_whole || !is_standard {
+        println!("{text}\nNothing was written: results are those of a whole run without other flags.");
         return Ok(());
     }
     let name = if stand.is_citus() { "RESULTS.md" } else { "RESULTS-postgresql.md" };

@@ -21,6 +21,7 @@ pub(super) fn load_average() -> Result<String> {
 /// The text above the table; `busy` is the load average before anything was started.
 pub(super) async fn notes(bench: &Bench<'_>, quick: bool, busy: &str) -> Result<String> {
     let Size { population, messages, seconds, rounds, .. } = bench.size;
+    let (users, dialogs) = (population.users(), population.dialogs());
     let warning = if quick {
         "\n**A quick run: it shows that everything can be measured, not how fast anything is.**\n"
     } else {
@@ -42,7 +43,7 @@ pub(super) async fn notes(bench: &Bench<'_>, quick: bool, busy: &str) -> Result<
     Ok(format!(
         "# Results
 
-`{command}` measures this table and writes this file. Last: {date}.
+`{command}` measures this table and writes this file; `cargo xtask bench -- --section NAME` prints a part of it. Last: {date}.
 {warning}
 | | |
 |---|---|
@@ -53,7 +54,7 @@ links are loopback without TLS. {users} users, {dialogs} dialogs with {messages}
 medians of {rounds} rounds of {seconds} s in which what is compared takes turns, each round after a second of the same load. CPU time
 is what the operating system counts for the service's process, in user and kernel mode, until it is idle again.
 
-| load | the same by hand |
+| load | the same by hand, with `--users {users} --dialogs {dialogs} --duration {whole}s --warmup 1s` |
 |---|---|
 {sends}
 {lists}
@@ -67,8 +68,7 @@ less than it. [What is compared](../docs/benchmarks.md#the-plain-services), in f
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),
         machine = machine(bench, busy).await?,
-        users = population.users(),
-        dialogs = population.dialogs(),
+        whole = seconds + 1,
     ))
 }
 

@@ -63,6 +63,8 @@ pub fn is_about_values(error: &StatementError) -> bool {
 #[must_use]
 pub fn verdict(error: &StatementError) -> Verdict {
     match error {
+        // Whatever it is about: nothing more can be asked here.
+        StatementError::Server(error) if error.ends_session() => Verdict::TryElsewhere,
         StatementError::Server(error) => verdict_of_state(&error.code, &error.routine, &error.message),
         StatementError::Closed | StatementError::Broken(_) | StatementError::Protocol(_) => {
             Verdict::TryElsewhere
@@ -109,7 +111,7 @@ fn names_a_shard(message: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::wire::error::ServerError, *};
 
     #[test]
     fn what_passes_is_tried_again() {
@@ -125,6 +127,15 @@ mod tests {
         }
         let message = "gecachter Plan darf den Ergebnistyp nicht ändern";
         assert_eq!(verdict_of_state("0A000", "RevalidateCachedQuery", message), Verdict::TryElsewhere);
+    }
+
+    #[test]
+    fn whatever_ends_a_session_is_asked_elsewhere() {
+        for (severity, expected) in [("FATAL", Verdict::TryElsewhere), ("ERROR", Verdict::Refused)] {
+            let error =
+                ServerError { severity: severity.to_owned(), code: "42501".to_owned(), ..ServerError::default() };
+            assert_eq!(verdict(&StatementError::Server(error)), expected, "{severity}");
+        }
     }
 
     #[test]

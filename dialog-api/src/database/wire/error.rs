@@ -36,6 +36,11 @@ pub struct ServerError {
 }
 
 impl ServerError {
+    /// Whether the server ends the session with it.
+    pub(in super::super) fn ends_session(&self) -> bool {
+        matches!(self.severity.as_str(), "FATAL" | "PANIC")
+    }
+
     /// Reads the body of an `ErrorResponse`: fields of a letter and a text that ends with a zero byte, and a zero byte
     /// after the last. Nothing if it is none.
     pub(super) fn read(mut body: &[u8]) -> Option<Self> {
@@ -80,6 +85,7 @@ mod tests {
         let error = ServerError::read(body).unwrap();
         assert_eq!(error.to_string(), "ERROR: division by zero (SQLSTATE 22012)");
         assert_eq!(error.routine, "int4div");
+        assert!(!error.ends_session());
     }
 
     #[test]

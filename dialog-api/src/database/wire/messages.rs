@@ -23,6 +23,9 @@ pub(super) mod tag {
 /// Bytes before the body of a message: its letter and its length.
 pub(super) const HEADER: usize = 5;
 
+/// PostgreSQL sends no longer ones.
+const LONGEST: usize = 1 << 30;
+
 /// The message at the beginning of these bytes: its letter and its body, which ends `HEADER` bytes after its own length.
 /// Nothing as long as it is not complete.
 pub(super) fn first(bytes: &[u8]) -> Result<Option<(u8, &[u8])>, StatementError> {
@@ -30,6 +33,9 @@ pub(super) fn first(bytes: &[u8]) -> Result<Option<(u8, &[u8])>, StatementError>
     // It counts its own four bytes.
     let body = u32::from_be_bytes(*length).checked_sub(4).map(usize::try_from);
     let Some(Ok(body)) = body else { return Err(StatementError::Protocol("a message of no length")) };
+    if body > LONGEST {
+        return Err(StatementError::Protocol("a message of more than 1 GiB"));
+    }
     Ok(bytes[HEADER..].get(..body).map(|body| (tag, body)))
 }
 
@@ -82,6 +88,8 @@ mod tests {
         assert_eq!(first(&message).unwrap(), Some((b'C', b"x\0".as_slice())));
         assert_eq!(first(&[b'1', 0, 0, 0, 4]).unwrap(), Some((b'1', b"".as_slice())));
         assert!(first(&[b'C', 0, 0, 0, 3]).is_err());
+        assert!(first(&[b'C', 0x40, 0, 0, 4]).unwrap().is_none());
+        assert!(first(&[b'C', 0x40, 0, 0, 5]).is_err());
     }
 
     #[test]

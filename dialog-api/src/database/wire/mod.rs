@@ -45,7 +45,8 @@ pub struct Client {
 
 impl Client {
     /// Connects and prepares these statements, which are known by their numbers from then on. The traffic has to be
-    /// driven for the connection to work. There is no limit to the time it takes but that of the kernel.
+    /// driven for the connection to work. [`Target::address_limit`] bounds how long each address may take to be reached, and
+    /// nothing how long the login and preparing may take.
     ///
     /// # Errors
     /// When no address of the server can be reached, the login fails, the server does not allow writes, or a statement

@@ -132,8 +132,11 @@ mod tests {
     #[test]
     fn whatever_ends_a_session_is_asked_elsewhere() {
         for (severity, expected) in [("FATAL", Verdict::TryElsewhere), ("ERROR", Verdict::Refused)] {
-            let error =
-                ServerError { severity: severity.to_owned(), code: "42501".to_owned(), ..ServerError::default() };
+            let error = ServerError {
+                severity: severity.to_owned(),
+                code: "42501".to_owned(),
+                ..ServerError::default()
+            };
             assert_eq!(verdict(&StatementError::Server(error)), expected, "{severity}");
         }
     }

@@ -72,15 +72,23 @@ async fn by_turns(
     load: Load,
 ) -> Result<(Vec<Measured>, Vec<Vec<Measured>>)> {
     let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); plain.len()]);
-    for _ in 0..bench.size.rounds {
-        ours.push(bench.measure(api, load).await?);
-        for (plain, rounds) in plain.iter().zip(&mut theirs) {
+    for round in 0..bench.size.rounds {
+        // Begins with another one in each round: what is measured first finds a quieter disk.
+        let mut turns: Vec<Option<usize>> = [None].into_iter().chain((0..plain.len()).map(Some)).collect();
+        let shift = round % turns.len();
+        turns.rotate_left(shift);
+        for turn in turns {
+            let Some(number) = turn else {
+                ours.push(bench.measure(api, load).await?);
+                continue;
+            };
+            let plain = &plain[number];
             if let Some(service) = &plain.service {
                 let measured = bench.measure(service, load).await?;
                 if measured.failed() > 0 {
                     eprintln!("{}: {} failed; {}", plain.name, measured.failed(), service.log_tail());
                 }
-                rounds.push(measured);
+                theirs[number].push(measured);
             }
         }
     }

@@ -24,6 +24,7 @@ use super::{
     queue::{Places, Queue, Turn},
     session::Session,
     statements::Sql,
+    wire::Company,
 };
 use crate::metrics::{Metrics, NodeMetrics};
 
@@ -43,13 +44,6 @@ const HURRIED_LIMIT: Duration = Duration::from_secs(1);
 /// Connections that try more often than the others while statements wait: one that is quick to give up, and one that is
 /// patient.
 const SCOUTS: u16 = 2;
-
-/// Connections to a server that reads use. They need no flush of the log to share, but travel together (see
-/// [`super::wire`]); on all eight connections hardly any two would meet.
-const READING: usize = 4;
-/// How many statements more than the least busy connection one may have under way that is about to send a read: another
-/// read travels with it in the same packet, which costs less than to wake another session of the server.
-const TOGETHER: usize = 2;
 
 /// A server.
 pub(super) struct Node {
@@ -189,14 +183,13 @@ impl Node {
         });
     }
 
-    /// The working connection with the fewest statements under way. Writes are spread over as many as are needed, so
-    /// that they commit together; reads keep to a few, where they travel together. Waits for one if the server was
-    /// lost only a moment ago. If it has been away for longer, or many wait already, says so at once instead of
-    /// gathering requests that wait.
+    /// A working connection. Reads that may share a transaction fill one after the other, where they travel together;
+    /// all else is spread, so that writes commit together. Waits for one if the server was lost only a moment ago. If it
+    /// has been away for longer, or many wait already, says so at once instead of gathering requests that wait.
     pub(super) async fn session(&self, sql: Sql, deadline: Instant) -> Result<Passage, NoSession> {
         // Who comes when there is a connection again does not overtake those who have waited for it.
         if self.queue.is_empty()
-            && let Some(session) = self.least_busy(sql)
+            && let Some(session) = self.pick(sql)
         {
             return Ok(Passage { session, turn: None });
         }
@@ -209,7 +202,7 @@ impl Node {
         let away = |why: &str| NoSession::Away(format!("{why} {node}"));
         let Some(_place) = self.queue.enter() else {
             // A server that is there refuses nobody because of those who have waited for it.
-            let session = self.least_busy(sql).map(|session| Passage { session, turn: None });
+            let session = self.pick(sql).map(|session| Passage { session, turn: None });
             return session.ok_or_else(|| away("too many statements wait already, this one for"));
         };
         let mut next = pin!(self.queue.turn());
@@ -221,7 +214,7 @@ impl Node {
             let (is_away, reached) = (contact.live == 0, contact.through_coordinator == Some(true));
             if !is_away
                 && turn.is_some()
-                && let Some(session) = self.least_busy(sql)
+                && let Some(session) = self.pick(sql)
             {
                 return Ok(Passage { session, turn });
             }
@@ -273,14 +266,16 @@ impl Node {
         }
     }
 
-    fn least_busy(&self, sql: Sql) -> Option<Arc<Session>> {
+    fn pick(&self, sql: Sql) -> Option<Arc<Session>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let sessions = if sql.is_read() { &sessions[..sessions.len().min(READING)] } else { &sessions[..] };
+        let shares = sql.company() == Company::Shared;
+        if shares && let Some(session) = sessions.iter().find(|session| session.takes_along()) {
+            return Some(Arc::clone(session));
+        }
         // Begins with another one each time, so that equally busy ones take turns.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % sessions.len().max(1);
         let (after, before) = (&sessions[first..], &sessions[..first]);
-        let alone = |session: &Session| if sql.is_read() && session.gathers() { 0 } else { TOGETHER };
-        after.iter().chain(before).min_by_key(|session| session.under_way() + alone(session)).map(Arc::clone)
+        after.iter().chain(before).min_by_key(|session| session.under_way()).map(Arc::clone)
     }
 
     /// Connects, waits until the connection is lost, and so on for ever. While statements wait for the server no attempt

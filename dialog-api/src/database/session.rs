@@ -19,11 +19,16 @@ use super::{
 /// A server that needs longer for an answer gets no reads that share a transaction. Eight of them are answered together: of
 /// slow ones nothing would be heard for so long that the server would be taken for one that has gone.
 const PROMPT: Duration = Duration::from_millis(100);
+/// Most statements under way on a connection that takes along another read: as many as share a transaction. With a second
+/// transaction the server would be busy without a pause, and another of its sessions could be of help.
+const TOGETHER: usize = 8;
 
 /// An established connection, shared by many statements at a time.
 pub(super) struct Session {
     client: Client,
     under_way: AtomicUsize,
+    /// How many of them share their transactions with nobody.
+    alone: AtomicUsize,
     made: Instant,
     /// When the server last answered, in microseconds after the connection was made.
     heard: AtomicU64,
@@ -45,6 +50,7 @@ impl Session {
         let session = Self {
             client,
             under_way: AtomicUsize::new(0),
+            alone: AtomicUsize::new(0),
             made: Instant::now(),
             heard: AtomicU64::new(0),
             prompt: AtomicBool::new(false),
@@ -56,10 +62,10 @@ impl Session {
 
     /// Runs a statement with these values, each with its length before it.
     pub(super) async fn query(&self, sql: Sql, values: &[u8]) -> Result<Rows, StatementError> {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        let _counted = Counted(&self.under_way);
-        let asked = self.made.elapsed();
         let company = if self.prompt.load(Ordering::Relaxed) { sql.company() } else { Company::Alone };
+        let _counted = Counted::new(&self.under_way);
+        let _alone = (company == Company::Alone).then(|| Counted::new(&self.alone));
+        let asked = self.made.elapsed();
         let answer = self.client.execute(sql as usize, values, company).await;
         // Read first, here and below: what all statements write is no processor's for long.
         if matches!(answer, Ok(_) | Err(StatementError::Server(_))) {
@@ -77,9 +83,12 @@ impl Session {
         answer
     }
 
-    /// Whether a read is about to leave, and others can travel with it.
-    pub(super) fn gathers(&self) -> bool {
-        self.client.gathers()
+    /// Whether a read had better come here than to an idle connection: it travels with others, which costs less than to
+    /// wake one more session of the server. Not behind a write, which waits for the log.
+    pub(super) fn takes_along(&self) -> bool {
+        self.prompt.load(Ordering::Relaxed)
+            && self.alone.load(Ordering::Relaxed) == 0
+            && self.under_way() < TOGETHER
     }
 
     /// Whether the server has said anything on this connection since then.
@@ -105,6 +114,13 @@ impl Session {
 
 /// One statement under way; gone as well when nobody waits for its answer any more.
 struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {

@@ -95,6 +95,42 @@ async fn reads_of_one_moment_share_a_transaction_and_others_do_not() -> Result<(
 }
 
 #[tokio::test]
+async fn reads_wait_together_for_the_answers_before_them_and_writes_do_not() -> Result<()> {
+    let server = database().await?;
+    let statements = [BEGAN, "SELECT FROM pg_advisory_xact_lock($1)"];
+    let Connected { client, .. } = connect(&server, &statements).await?;
+    let locker = server.connect("dialog").await?;
+    let (lock, asked) = (number(1), number(2));
+    for (last, transactions) in [(Company::Shared, 1), (Company::Alone, 2)] {
+        locker.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(1)").await?;
+        let mut due = Box::pin(client.execute(1, &lock, Company::Shared));
+        assert!(futures::poll!(&mut due).is_pending());
+        let waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        eventually("a statement to wait", async || {
+            Ok((!locker.query(waits, &[]).await?.is_empty()).then_some(()))
+        })
+        .await?;
+        let mut gathered = Vec::new();
+        for company in [Company::Shared, Company::Shared, last] {
+            let mut answer = Box::pin(client.execute(0, &asked, company));
+            assert!(futures::poll!(&mut answer).is_pending());
+            // Time in which it could have left.
+            locker.query_one("SELECT 1", &[]).await?;
+            gathered.push(answer);
+        }
+        locker.batch_execute("COMMIT").await?;
+        due.await?;
+        let mut began = Vec::new();
+        for rows in join_all(gathered).await {
+            began.push(only::<String>(&rows?));
+        }
+        began.dedup();
+        assert_eq!(began.len(), transactions, "{began:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_error_costs_none_of_its_company() -> Result<()> {
     let server = database().await?;
     let Connected { client, .. } = connect(&server, &["SELECT 12 / $1::int8"]).await?;

@@ -53,6 +53,11 @@ impl Extend<Asked> for Answers {
 }
 
 impl Answers {
+    /// Whether the server owes an answer.
+    pub(super) fn are_due(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// Deals with all that can be understood of what has been received. Says how much of it is done with; the rest has
     /// to be handed over again, and more behind it.
     ///

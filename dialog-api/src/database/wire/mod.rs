@@ -2,8 +2,8 @@
 //!
 //! It can do less than a general one, for less: what is asked is encoded once, into the one buffer that is sent; of
 //! what is answered each answer is copied out whole, and its values are looked up where they are; statements that only
-//! read share a transaction with those asked for in the same moment, so that one packet carries all and the server
-//! sends its answers in one. Migrations, jobs and the routing's look at the catalogs, which are rare, have a general
+//! read share a transaction with those asked for in the same moment, or while the last ones are not answered, so that one
+//! packet carries all and the server sends its answers in one. Migrations, jobs and the routing's look at the catalogs, which are rare, have a general
 //! client.
 //!
 //! - `startup`: from an address to a session with statements prepared, over a `stream`.
@@ -91,11 +91,5 @@ impl Client {
                 Err(Unanswered::Skipped) => Err(StatementError::Protocol("skipped after no error")),
             },
         }
-    }
-
-    /// Whether a statement is about to leave that others can join.
-    #[must_use]
-    pub fn gathers(&self) -> bool {
-        self.outbox.gathers()
     }
 }

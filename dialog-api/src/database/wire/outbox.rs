@@ -26,7 +26,7 @@ pub(super) struct Outbox {
     waiting: Mutex<Waiting>,
     /// Who drives the traffic.
     traffic: AtomicWaker,
-    /// As `Waiting::group > 0`, for those who only look.
+    /// As [`Waiting::gathers`], for those who only look.
     gathers: AtomicBool,
 }
 
@@ -53,7 +53,8 @@ impl Outbox {
         if waiting.closed {
             return Err(StatementError::Closed);
         }
-        let is_first = waiting.asked.is_empty();
+        // What the traffic has heard of it may let wait.
+        let (is_first, gathered) = (waiting.asked.is_empty(), waiting.gathers());
         if company == Company::Alone {
             waiting.end_group();
         }
@@ -63,16 +64,17 @@ impl Outbox {
         if company == Company::Alone || waiting.group == GROUP_LIMIT {
             waiting.end_group();
         }
-        self.gathers.store(waiting.group > 0, Ordering::Relaxed);
+        let gathers = waiting.gathers();
+        self.gathers.store(gathers, Ordering::Relaxed);
         drop(waiting);
         // Of the others the traffic hears when it comes for the first.
-        if is_first {
+        if is_first || gathered && !gathers {
             self.traffic.wake();
         }
         Ok(answer)
     }
 
-    /// Whether something waits that others may join.
+    /// Whether something waits that others may join, and nothing that should not wait for them.
     pub(super) fn gathers(&self) -> bool {
         self.gathers.load(Ordering::Relaxed)
     }
@@ -106,6 +108,11 @@ impl Outbox {
 }
 
 impl Waiting {
+    /// Whether all that waits is one transaction that has not been ended.
+    fn gathers(&self) -> bool {
+        self.group > 0 && self.group == self.asked.len()
+    }
+
     fn end_group(&mut self) {
         if self.group > 0
             && let Some(last) = self.asked.last_mut()

@@ -71,8 +71,9 @@ impl Traffic {
     /// Sends what waits, as far as there is room.
     ///
     /// Reads that are asked for in the same moment travel together, as one transaction. The first of them wakes the
-    /// traffic, which lets everything go first that is ready to run, and then finds the others. Writes gain nothing by
-    /// it; they wait only where a read has just been asked for on the same connection.
+    /// traffic, which lets everything go first that is ready to run, and then finds the others. While the server owes
+    /// answers they wait for those too: it executes one statement after the other, so that they would only wait there,
+    /// and meanwhile more come. Writes gain nothing by it and wait for nobody.
     fn send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while self.written < self.outbound.len() {
@@ -90,12 +91,18 @@ impl Traffic {
             }
             self.outbound.clear();
             self.written = 0;
-            // Once only: those that come meanwhile are among the others.
-            if self.outbox.gathers() && !self.waited {
-                self.waited = true;
-                // Puts this task behind all others in the queue.
-                context.waker().wake_by_ref();
-                return Poll::Pending;
+            if self.outbox.gathers() {
+                // The answers wake.
+                if self.answers.are_due() {
+                    return Poll::Pending;
+                }
+                // Once only: those that come meanwhile are among the others.
+                if !self.waited {
+                    self.waited = true;
+                    // Puts this task behind all others in the queue.
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
             self.waited = false;
             self.outbox.take(&mut self.outbound, &mut self.answers);

@@ -84,11 +84,10 @@ impl Session {
     }
 
     /// Whether a read had better come here than to an idle connection: it travels with others, which costs less than to
-    /// wake one more session of the server. Not behind a write, which waits for the log.
+    /// wake one more session of the server. Not behind a write, which waits for the log, nor behind a read that is
+    /// expected to be slow.
     pub(super) fn takes_along(&self) -> bool {
-        self.prompt.load(Ordering::Relaxed)
-            && self.alone.load(Ordering::Relaxed) == 0
-            && self.under_way() < TOGETHER
+        self.alone.load(Ordering::Relaxed) == 0 && self.under_way() < TOGETHER
     }
 
     /// Whether the server has said anything on this connection since then.

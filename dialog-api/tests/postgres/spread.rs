@@ -12,9 +12,9 @@ const REQUESTS: usize = 16;
 /// Connections that reads fill which come at a time, eight to each.
 const FILLED: usize = 2;
 
-/// Sessions of the service that have a statement which waits for the table.
-const BUSY: &str =
-    "SELECT FROM pg_stat_activity WHERE application_name = 'dialog-api' AND wait_event_type = 'Lock'";
+/// Since when each session waits for the table that has a statement which does. The service gives none of them up before two
+/// seconds are over.
+const WAITING: &str = "SELECT waitstart::text FROM pg_locks WHERE NOT granted ORDER BY waitstart";
 
 /// Writes at a time go over all connections, so that their commits share a flush of the log; reads, which have nothing to
 /// flush, travel together over a few, unless the server has just been slow to answer.
@@ -43,10 +43,14 @@ async fn writes_at_a_time_have_a_connection_each_and_reads_of_a_prompt_server_sh
             Ok(())
         }));
         let look = async {
+            let mut first = None;
             eventually(&format!("statements on {expected} connections"), async || {
-                let busy = observer.query(BUSY, &[]).await?.len();
-                ensure!(busy <= expected, "{busy} connections for {REQUESTS} requests");
-                Ok((busy == expected).then_some(()))
+                let rows = observer.query(WAITING, &[]).await?;
+                ensure!(rows.len() <= expected, "{} connections for {REQUESTS} requests", rows.len());
+                let longest: Option<String> = rows.first().and_then(|row| row.get(0));
+                let Some(longest) = longest else { return Ok(None) };
+                ensure!(*first.get_or_insert_with(|| longest.clone()) == longest, "those who waited gave up");
+                Ok((rows.len() == expected).then_some(()))
             })
             .await?;
             // Longer than a prompt server takes.

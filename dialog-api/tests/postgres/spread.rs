@@ -31,7 +31,13 @@ async fn writes_at_a_time_have_a_connection_each_and_reads_of_a_prompt_server_sh
         peers.push(peer);
     }
     let (locker, observer) = (server.connect("dialog").await?, server.connect("dialog").await?);
-    for (write, expected) in [(false, FILLED), (true, CONNECTIONS), (false, CONNECTIONS)] {
+    let behind = "SELECT FROM messages m JOIN dialogs d USING (dialog_id) WHERE d.inbox_id IS DISTINCT FROM m.message_id";
+    eventually("inboxes at the last message", async || {
+        Ok(observer.query(behind, &[]).await?.is_empty().then_some(()))
+    })
+    .await?;
+    // Then the connections that were filled were slow to answer: each takes one read, and others are filled.
+    for (write, expected) in [(false, FILLED), (false, 2 * FILLED), (true, CONNECTIONS)] {
         locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await?;
         let requests = try_join_all(peers.iter().map(async |peer: &User| {
             let answer = if write {

@@ -283,6 +283,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_can_be_counted_is_documented() {
+        let metrics = Metrics::new(8);
+        // Of what has labels there is nothing before it was counted.
+        metrics.routing.mode(RoutingMode::Off);
+        let node = metrics.routing.node("worker-0:5432");
+        node.live(1);
+        node.wait();
+        node.queue().inc();
+        metrics.statement(Sql::ListMessages, true, Duration::ZERO);
+        metrics.retried(Sql::ListMessages);
+        let labels = RequestLabels { route: RouteLabel::Fixed("/"), method: "GET", status: "2xx" };
+        metrics.request_histogram(&labels).observe(0.0);
+        let docs =
+            concat!(include_str!("../../docs/http-api.md"), include_str!("../../docs/shard-routing.md"));
+        let text = metrics.render(0, 0, true).unwrap();
+        let types: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE dialog_api_")).collect();
+        assert_eq!(types.len(), 21, "{text}");
+        for (name, kind) in types.into_iter().filter_map(|line| line.split_once(' ')) {
+            let name = if kind == "counter" { format!("`{name}_total") } else { format!("`{name}") };
+            assert!(
+                ["`", "{"].iter().any(|end| docs.contains(&format!("{name}{end}"))),
+                "{name} is not there"
+            );
+        }
+    }
+
+    #[test]
     fn what_was_counted_is_rendered() {
         let metrics = Metrics::new(8);
         let labels = RequestLabels {

@@ -19,10 +19,6 @@ use super::{
 /// A server that needs longer for an answer gets no reads that share a transaction. Eight of them are answered together: of
 /// slow ones nothing would be heard for so long that the server would be taken for one that has gone.
 const PROMPT: Duration = Duration::from_millis(100);
-/// Most statements under way on a connection that takes along another read: as many as share a transaction. With a second
-/// transaction the server would be busy without a pause, and another of its sessions could be of help.
-const TOGETHER: usize = 8;
-
 /// An established connection, shared by many statements at a time.
 pub(super) struct Session {
     client: Client,
@@ -62,7 +58,7 @@ impl Session {
 
     /// Runs a statement with these values, each with its length before it.
     pub(super) async fn query(&self, sql: Sql, values: &[u8]) -> Result<Rows, StatementError> {
-        let company = if self.prompt.load(Ordering::Relaxed) { sql.company() } else { Company::Alone };
+        let company = if self.gathers() { sql.company() } else { Company::Alone };
         let _counted = Counted::new(&self.under_way);
         let _alone = (company == Company::Alone).then(|| Counted::new(&self.alone));
         let asked = self.made.elapsed();
@@ -84,10 +80,16 @@ impl Session {
     }
 
     /// Whether a read had better come here than to an idle connection: it travels with others, which costs less than to
-    /// wake one more session of the server. Not behind a write, which waits for the log, nor behind a read that is
-    /// expected to be slow.
+    /// wake one more session of the server. With more than one transaction of them the server would be busy without a
+    /// pause, and another session could be of help.
     pub(super) fn takes_along(&self) -> bool {
-        self.alone.load(Ordering::Relaxed) == 0 && self.under_way() < TOGETHER
+        self.gathers() && self.under_way() < Client::TOGETHER
+    }
+
+    /// Whether reads share transactions: of a server that is prompt, and not behind a write, which waits for the log, or a
+    /// read that does not share.
+    fn gathers(&self) -> bool {
+        self.prompt.load(Ordering::Relaxed) && self.alone.load(Ordering::Relaxed) == 0
     }
 
     /// Whether the server has said anything on this connection since then.

@@ -1,5 +1,7 @@
 //! How statements are spread over the connections to a server.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, ensure};
 use futures::future::{try_join, try_join_all};
 
@@ -12,9 +14,9 @@ const REQUESTS: usize = 16;
 /// Connections that reads fill which come at a time, eight to each.
 const FILLED: usize = 2;
 
-/// Since when each session waits for the table that has a statement which does. The service gives none of them up before two
+/// The sessions with a statement that waits for the table, and since when. The service gives none of them up before two
 /// seconds are over.
-const WAITING: &str = "SELECT waitstart::text FROM pg_locks WHERE NOT granted ORDER BY waitstart";
+const WAITING: &str = "SELECT waitstart::text, pid FROM pg_locks WHERE NOT granted ORDER BY waitstart";
 
 /// Writes at a time go over all connections, so that their commits share a flush of the log; reads, which have nothing to
 /// flush, travel together over a few, unless the server has just been slow to answer.
@@ -36,8 +38,10 @@ async fn writes_at_a_time_have_a_connection_each_and_reads_of_a_prompt_server_sh
         Ok(observer.query(behind, &[]).await?.is_empty().then_some(()))
     })
     .await?;
-    // Then the connections that were filled were slow to answer: each takes one read, and others are filled.
-    for (write, expected) in [(false, FILLED), (false, 2 * FILLED), (true, CONNECTIONS)] {
+    // Connections that were slow to answer are not filled again, until there are no others.
+    let rounds = [(false, FILLED); CONNECTIONS / FILLED].into_iter();
+    let mut slow = HashSet::new();
+    for (write, expected) in rounds.chain([(false, CONNECTIONS), (true, CONNECTIONS)]) {
         locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await?;
         let requests = try_join_all(peers.iter().map(async |peer: &User| {
             let answer = if write {
@@ -56,6 +60,11 @@ async fn writes_at_a_time_have_a_connection_each_and_reads_of_a_prompt_server_sh
                 let longest: Option<String> = rows.first().and_then(|row| row.get(0));
                 let Some(longest) = longest else { return Ok(None) };
                 ensure!(*first.get_or_insert_with(|| longest.clone()) == longest, "those who waited gave up");
+                if rows.len() == expected && expected < CONNECTIONS {
+                    for row in &rows {
+                        ensure!(slow.insert(row.get::<_, i32>(1)), "a slow connection is filled again");
+                    }
+                }
                 Ok((rows.len() == expected).then_some(()))
             })
             .await?;

@@ -95,7 +95,8 @@ async fn reads_of_one_moment_share_a_transaction_and_others_do_not() -> Result<(
 }
 
 #[tokio::test]
-async fn reads_wait_together_for_the_answers_before_them_and_writes_do_not() -> Result<()> {
+async fn reads_that_have_waited_for_the_answers_before_them_share_a_transaction_and_writes_do_not()
+-> Result<()> {
     let server = database().await?;
     let statements = [BEGAN, "SELECT FROM pg_advisory_xact_lock($1)"];
     let Connected { client, .. } = connect(&server, &statements).await?;

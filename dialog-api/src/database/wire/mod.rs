@@ -2,9 +2,9 @@
 //!
 //! It can do less than a general one, for less: what is asked is encoded once, into the one buffer that is sent; of
 //! what is answered each answer is copied out whole, and its values are looked up where they are; statements that only
-//! read share a transaction with those asked for in the same moment, or while the last ones are not answered, so that one
-//! packet carries all and the server sends its answers in one. Migrations, jobs and the routing's look at the catalogs, which are rare, have a general
-//! client.
+//! read share a transaction with those asked for in the same moment, or while the ones before them are not answered, so
+//! that one packet carries all and the server sends its answers in one. Migrations, jobs and the routing's look at the
+//! catalogs, which are rare, have a general client.
 //!
 //! - `startup`: from an address to a session with statements prepared, over a `stream`.
 //! - `outbox`: what waits to be sent. `traffic`: sends and receives. `answers`: which answer is whose.
@@ -44,6 +44,10 @@ pub struct Client {
 }
 
 impl Client {
+    /// Most statements that share a transaction. The server sends what it has when a transaction ends: the first waits
+    /// for the last, and an error of one has all behind it executed again.
+    pub const TOGETHER: usize = 8;
+
     /// Connects and prepares these statements, which are known by their numbers from then on. The traffic has to be
     /// driven for the connection to work. [`Target::address_limit`] bounds how long each address may take to be reached, and
     /// nothing how long the login and preparing may take.

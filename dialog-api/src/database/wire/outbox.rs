@@ -9,16 +9,12 @@ use futures::task::AtomicWaker;
 use tokio::sync::oneshot;
 
 use super::{
-    Company,
+    Client, Company,
     answers::{Asked, Outcome},
     error::StatementError,
     messages,
     startup::Prepared,
 };
-
-/// Most statements in one transaction. The server sends what it has when a transaction ends: the first waits for the
-/// last, and an error of one has all behind it executed again.
-const GROUP_LIMIT: usize = 8;
 
 /// Statements that were asked for, encoded, and who waits for them.
 #[derive(Default)]
@@ -61,7 +57,7 @@ impl Outbox {
         messages::execute(&mut waiting.messages, &statement.bind_prefix, values)?;
         waiting.asked.push(Asked { reply, ends_transaction: false });
         waiting.group += 1;
-        if company == Company::Alone || waiting.group == GROUP_LIMIT {
+        if company == Company::Alone || waiting.group == Client::TOGETHER {
             waiting.end_group();
         }
         let gathers = waiting.gathers();

@@ -158,7 +158,52 @@ impl Inbound {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::{ErrorKind, Read as _};
+
+    use tokio::{net::UnixStream, task::yield_now};
+
+    use super::{
+        super::{Client, Company, startup::Prepared},
+        *,
+    };
+
+    /// How many bytes the server is sent, when everything has had its turn.
+    async fn sent(server: &mut std::os::unix::net::UnixStream) -> usize {
+        for _ in 0..20 {
+            yield_now().await;
+        }
+        match server.read(&mut [0; 10_000]) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn reads_wait_for_answers_that_are_due_and_writes_and_full_groups_do_not() {
+        let statement = Prepared { parameters: Vec::new(), bind_prefix: Box::default() };
+        let full = [Company::Shared; Client::TOGETHER];
+        let cases: [(&[Company], bool); 5] = [
+            (&[Company::Shared], false),
+            (&full[1..], false),
+            (&full, true),
+            (&[Company::Alone], true),
+            (&[Company::Shared, Company::Alone], true),
+        ];
+        for (asked, leave) in cases {
+            let (here, there) = UnixStream::pair().unwrap();
+            let (outbox, mut server) = (Arc::<Outbox>::default(), there.into_std().unwrap());
+            let traffic = tokio::spawn(Traffic::new(Stream::Unix(here), Arc::clone(&outbox), &[]));
+            let mut answers = vec![outbox.ask(&statement, &[], Company::Shared).unwrap()];
+            assert!(sent(&mut server).await > 0, "nothing is due yet");
+            for &company in asked {
+                answers.push(outbox.ask(&statement, &[], company).unwrap());
+                // Each comes by itself.
+                assert_eq!(sent(&mut server).await > 0, leave && answers.len() > asked.len(), "{asked:?}");
+            }
+            traffic.abort();
+        }
+    }
 
     #[test]
     fn room_grows_for_a_large_answer_and_is_given_back() {

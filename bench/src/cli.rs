@@ -1,10 +1,16 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use jiff::{SignedDuration, Timestamp};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     chart,
@@ -35,7 +41,8 @@ pub struct Arguments {
 enum Commands {
     /// Writes a population by COPY; all users have the password `dialog-bench`
     Load(LoadArguments),
-    /// Makes the load, and reads every shard by SQL afterwards; fails if a message is lost, doubled or out of order
+    /// Makes the load, and reads every shard by SQL afterwards; fails if a message is lost, doubled or out of order. An
+    /// interrupt (Ctrl-C, SIGTERM) ends the load before its time, and the rest is done as ever
     Run(Box<RunArguments>),
     /// Measures the standard table on servers of its own; `cargo xtask bench` calls it
     Standard(StandardArguments),
@@ -135,7 +142,7 @@ struct RunArguments {
     /// Where the ledger goes: one entry of 56 bytes for each send
     #[arg(long, default_value = "dialog-bench.ledger", help_heading = "Results")]
     ledger: PathBuf,
-    /// Write the report there, as JSON
+    /// Write the report there, as JSON; `-` is standard output, which then has nothing else
     #[arg(long, help_heading = "Results")]
     json: Option<PathBuf>,
     /// Write the chart of throughput and latency there, as SVG
@@ -185,14 +192,27 @@ async fn load(arguments: LoadArguments) -> Result<()> {
 
 async fn run(arguments: RunArguments) -> Result<()> {
     let (json, svg) = (arguments.json.clone(), arguments.svg.clone());
-    let report = run::run(&arguments.plan()?).await?;
-    if let Some(path) = json {
-        write(&path, &serde_json::to_string_pretty(&report).context("write the report as JSON")?)?;
-    }
+    let plan = arguments.plan()?;
+    let interrupted = interrupted().context("listen for interrupts")?;
+    let stop = Arc::clone(&plan.stop);
+    tokio::spawn(async move {
+        interrupted.await;
+        eprintln!("interrupted: the load ends, and the shards are read");
+        stop.store(true, Ordering::Relaxed);
+    });
+    let report = run::run(&plan).await?;
+    let as_json = || serde_json::to_string_pretty(&report).context("write the report as JSON");
     if let Some(path) = svg {
         write(&path, &chart::svg(&report))?;
     }
-    print!("{}", report.text());
+    match json {
+        Some(path) if path.as_os_str() == "-" => println!("{}", as_json()?),
+        Some(path) => {
+            write(&path, &as_json()?)?;
+            print!("{}", report.text());
+        }
+        None => print!("{}", report.text()),
+    }
     let Report { audit, .. } = &report;
     ensure!(audit.is_none() || report.is_whole(), "the shards do not hold what was acknowledged");
     Ok(())
@@ -229,8 +249,20 @@ impl RunArguments {
             ledger: self.ledger,
             database: Database::from_arguments(&self.database)?,
             progress: true,
+            stop: Arc::default(),
         })
     }
+}
+
+/// The first interrupt from now on. A second one is as harmless: the shards are read to the end.
+fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 fn required(arguments: &DatabaseArguments) -> Result<Database> {

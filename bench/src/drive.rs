@@ -98,10 +98,11 @@ impl Numbered {
 /// Where connections get their jobs.
 enum Jobs {
     Queue(Receiver<Job>),
-    Loop { numbered: Mutex<Numbered>, end: Instant },
+    Loop { numbered: Mutex<Numbered>, end: Instant, stop: Arc<AtomicBool> },
 }
 
-/// Makes the load and tells `events` about every request. Returns when the last one has ended.
+/// Makes the load and tells `events` about every request, until its time is over or `stop` is set. Returns when the last
+/// one has ended.
 ///
 /// # Errors
 /// When a request cannot be made, or nobody listens to the events.
@@ -112,17 +113,17 @@ pub async fn drive(
     workload: Workload,
     start: Instant,
     events: Sender<Event>,
+    stop: &Arc<AtomicBool>,
 ) -> Result<()> {
     let numbered = Numbered { workload, sends: 0 };
-    let stop = Arc::new(AtomicBool::new(false));
     let (jobs, dispatcher) = match settings.pace {
         Pace::Closed => {
             let end = start + settings.duration;
-            (Jobs::Loop { numbered: Mutex::new(numbered), end }, None)
+            (Jobs::Loop { numbered: Mutex::new(numbered), end, stop: Arc::clone(stop) }, None)
         }
         Pace::Open { schedule, queue } => {
             let (sender, receiver) = async_channel::bounded(queue.max(1));
-            let (events, stop) = (events.clone(), Arc::clone(&stop));
+            let (events, stop) = (events.clone(), Arc::clone(stop));
             let arrivals = Arrivals { schedule, start, duration: settings.duration };
             // A thread of its own: the runtime's timer is good to a millisecond, which is a latency here.
             let dispatcher = thread::Builder::new()
@@ -201,8 +202,8 @@ impl Jobs {
     async fn next(&self, start: Instant) -> Option<Job> {
         match self {
             Self::Queue(queue) => queue.recv().await.ok(),
-            Self::Loop { numbered, end } => {
-                if Instant::now() >= *end {
+            Self::Loop { numbered, end, stop } => {
+                if Instant::now() >= *end || stop.load(Ordering::Relaxed) {
                     return None;
                 }
                 let mut numbered = numbered.lock().unwrap_or_else(PoisonError::into_inner);

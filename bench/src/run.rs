@@ -2,12 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use async_channel::Receiver;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -58,12 +58,14 @@ pub struct Plan {
     pub database: Option<Database>,
     /// Whether to show a progress bar.
     pub progress: bool,
+    /// Set to end the load before its time.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// Runs it.
 ///
 /// # Errors
-/// When the service does not know the population, the ledger cannot be written or the shards not be read. What
+/// When it was ended within its warm-up, the service does not know the population, the ledger cannot be written or the shards not be read. What
 /// the service answers is never an error, it is in the report.
 pub async fn run(plan: &Plan) -> Result<Report> {
     let Plan { population, settings, .. } = plan;
@@ -86,7 +88,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         .spawn(move || collect(&received, stats, writer, &bar, start))
         .context("start the thread of the ledger")?;
     let cpu = process::cpu(std::process::id())?;
-    let driven = drive(*settings, &plan.targets, &requests, workload, start, events).await;
+    let driven = drive(*settings, &plan.targets, &requests, workload, start, events, &plan.stop).await;
     let cpu = process::cpu(std::process::id())?.saturating_sub(cpu);
     let elapsed = start.elapsed();
     // It ends with the load: nobody else holds the other end of the channel.
@@ -96,7 +98,9 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         .map_err(|_| anyhow!("the thread of the ledger panicked"))??;
     driven?;
 
-    let measured = settings.duration.saturating_sub(plan.warmup).as_secs_f64();
+    let lasted = elapsed.min(settings.duration);
+    ensure!(lasted > plan.warmup, "the load was ended within its warm-up: nothing was measured");
+    let measured = lasted.saturating_sub(plan.warmup).as_secs_f64();
     let (audit, shard_groups) = match &plan.database {
         None => (None, Vec::new()),
         Some(database) => {
@@ -108,7 +112,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     Ok(Report {
         run,
         started_at,
-        load: plan.load(),
+        load: plan.load(lasted),
         sends: stats.summary(Kind::Send, measured),
         lists: stats.summary(Kind::List, measured),
         dropped: seconds.iter().map(|second| second.dropped).sum(),
@@ -129,14 +133,15 @@ pub async fn audit_file(database: &Database, ledger: &Path) -> Result<(Audit, Ve
 }
 
 impl Plan {
-    fn load(&self) -> Load {
+    /// How the load was made that lasted for so long.
+    fn load(&self, lasted: Duration) -> Load {
         let rate = match self.settings.pace {
             Pace::Open { schedule, .. } => Some(schedule.rate()),
             Pace::Closed => None,
         };
         Load {
             rate,
-            duration_s: self.settings.duration.as_secs_f64(),
+            duration_s: lasted.as_secs_f64(),
             warmup_s: self.warmup.as_secs_f64(),
             connections: self.settings.connections,
             retries: self.settings.retries,

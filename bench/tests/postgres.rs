@@ -3,7 +3,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use anyhow::Result;
 use dialog_bench::{
@@ -147,5 +147,30 @@ async fn a_closed_loop_goes_as_fast_as_the_answers() -> Result<()> {
     plan.population = Population::new(400, 600, 2)?;
     let error = format!("{:#}", run(&plan).await.unwrap_err());
     assert!(error.contains("dialog-bench load"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_ended_early_is_counted_as_ever() -> Result<()> {
+    let stand = Stand::start(0).await?;
+    let service = Service::start(&stand, &[])?;
+    service.wait_for("200 OK").await?;
+    let population = service.load().await?;
+    let sql = stand.coordinator().connect("dialog").await?;
+    for pace in [service.plan(population, 200.0, 1)?.settings.pace, Pace::Closed] {
+        let mut plan = service.plan(population, 1.0, 3600)?;
+        plan.settings.pace = pace;
+        let load = async {
+            support::wait_for_messages(&sql, 100).await?;
+            plan.stop.store(true, Ordering::Relaxed);
+            anyhow::Ok(())
+        };
+        let (report, ended) = tokio::join!(run(&plan), load);
+        ended?;
+        let report = report?;
+        assert!(report.is_whole(), "{}", report.text());
+        assert!(report.sends.succeeded > 0 && report.load.duration_s < 600.0, "{:?}", report.load);
+        sql.batch_execute("DELETE FROM messages").await?;
+    }
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::{
 use crate::workload::Skew;
 
 const READERS: usize = 200;
+pub(super) const LOAD: Load = Load { skew: Skew::HotPair(1.0), connections: READERS, ..LISTS };
 const LIMIT: Limit = Limit::AtMost(0.05);
 /// A session hands in what it counted at the latest when it has been idle for ten seconds (PostgreSQL's
 /// `PGSTAT_IDLE_INTERVAL`), and nothing tells when it has.
@@ -21,9 +22,8 @@ const COUNTED: Duration = Duration::from_secs(11);
 /// Queries for each list.
 #[allow(clippy::cast_precision_loss, reason = "counts of a few seconds")]
 pub(super) async fn row(bench: &Bench<'_>, api: &Service) -> Result<Row> {
-    let load = Load { skew: Skew::HotPair(1.0), connections: READERS, ..LISTS };
     let before = scans(bench).await?;
-    let measured = bench.measure(api, load).await?;
+    let measured = bench.measure(api, LOAD).await?;
     // The servers count the warm-up's queries, too.
     let lists = measured.before + measured.report.lists.succeeded;
     let queries = scans(bench).await?.saturating_sub(before);

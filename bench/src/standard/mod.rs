@@ -16,6 +16,7 @@ mod plain;
 mod service;
 mod streams;
 mod table;
+mod watching;
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
@@ -83,6 +84,8 @@ enum Section {
     Streams,
     /// Keeping inboxes in the message's transaction against after it
     Inbox,
+    /// Counting what tenants do, by which hot ones are found, against not
+    Watching,
 }
 
 /// How much is measured.
@@ -127,7 +130,8 @@ impl Size {
     }
 }
 
-/// Measures, prints the table, and writes `RESULTS.md` unless a part was asked for, or something else than it says. What was measured on one plain
+/// Measures, prints the table, and writes `RESULTS.md` unless a part was asked for, or something else than it says. What was
+/// measured on one plain
 /// PostgreSQL goes to a file of its own: it is another table.
 ///
 /// # Errors
@@ -223,6 +227,7 @@ async fn measure(
             Section::Moves => rows.extend(moves::rows(bench, api).await?),
             Section::Streams => rows.push(streams::row(bench).await?),
             Section::Inbox => rows.extend(inbox::rows(&pgbench)?),
+            Section::Watching => rows.extend(watching::rows(bench, api).await?),
         }
     }
     Ok((rows, report))

@@ -41,7 +41,8 @@ pub(super) async fn rows(bench: &Bench<'_>, api: &Service) -> Result<Vec<Row>> {
         return Ok(whats.map(|what| Row::not_measured(what, NO_CITUS)).into());
     }
     let peak = bench.measure(api, MIXED).await?.per_second;
-    let load = Load { rate: Some(peak * SHARE), retries: Some(RETRIES), ..MIXED };
+    let rate = peak * SHARE;
+    let load = load(Some(rate));
     let (measured, changes) = under_load(bench, api, load).await?;
     let Measured { report, .. } = &measured;
     let Report { sends, lists, dropped, .. } = report;
@@ -49,7 +50,7 @@ pub(super) async fn rows(bench: &Bench<'_>, api: &Service) -> Result<Vec<Row>> {
     let retried = sends.after_retry + lists.after_retry;
     let failed = measured.failed() - dropped;
     let figures = format!(
-        "{} of {requests} in {} s with {changes} moves and a split, {dropped} dropped",
+        "{} of {requests} in {} s at {rate:.0} arrivals/s with {changes} moves and a split, {dropped} dropped",
         retried + failed,
         bench.size.moves.as_secs()
     );
@@ -71,6 +72,11 @@ pub(super) async fn rows(bench: &Bench<'_>, api: &Service) -> Result<Vec<Row>> {
         Row::ratio(longest, waited, gap.gap.longest_wait_ms, Limit::None),
         ledger_row("while shards move and split", [&measured]),
     ])
+}
+
+/// The load, at so many arrivals per second.
+pub(super) fn load(rate: Option<f64>) -> Load {
+    Load { rate, retries: Some(RETRIES), ..MIXED }
 }
 
 /// Moves one shard after the other until the load ends, and splits one of them after the first. The shards are read

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use testbed::postgres::citus_available;
 
 use super::{
-    Size,
+    Size, coalescing,
     measure::{Bench, CONNECTIONS, KINDS, MIXED, POOL, name},
+    moves,
 };
 use crate::stand::SHARDS;
 
@@ -59,16 +60,22 @@ is what the operating system counts for the service's process, in user and kerne
 {sends}
 {lists}
 | mixed | `dialog-bench run {MIXED}`, with `--rate` where a rate is named |
+| readers of one dialog | `dialog-bench run {readers}` |
+| while shards move | `dialog-bench run {moves} --rate RATE`, as long as it says |
+| the rest | `{command_of_a_part} --section designs`, `inbox` (pgbench, its scripts made of the service's own statements) or `streams` |
 
 The plain services, [axum with deadpool](examples/plain-axum.rs) and [Go with net/http and pgx](plain-go/main.go), check the
 token, the text and that the recipient exists, and write and read the same tables through the coordinator, over {POOL}
 connections for {CONNECTIONS} clients. Those that keep inboxes bring those of both users up to date in the message's
 transaction and so give clients what dialog-api gives them: the limits are for these. Those that only store the message do
-less than it. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
+less than it and are shorter; they are stated, and the limits need not hold for them. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),
         machine = machine(bench, busy).await?,
         whole = seconds + 1,
+        readers = coalescing::LOAD,
+        moves = moves::load(None),
+        command_of_a_part = if bench.stand.is_citus() { "cargo xtask bench --" } else { command },
     ))
 }
 

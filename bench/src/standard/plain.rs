@@ -73,7 +73,7 @@ async fn by_turns(
 ) -> Result<(Vec<Measured>, Vec<Vec<Measured>>)> {
     let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); plain.len()]);
     for round in 0..bench.size.rounds {
-        // Begins with another one in each round: what is measured first finds a quieter disk.
+        // Begins with another one in each round, as two that are compared in turn.
         let mut turns: Vec<Option<usize>> = [None].into_iter().chain((0..plain.len()).map(Some)).collect();
         let shift = round % turns.len();
         turns.rotate_left(shift);

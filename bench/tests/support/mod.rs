@@ -1,6 +1,6 @@
 //! The service in this process, over real HTTP, and a bench against it.
 
-use std::{fs, net::TcpListener, time::Duration};
+use std::{fs, net::TcpListener, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
@@ -110,6 +110,7 @@ impl Service {
             ledger: self.directory.path().join("ledger"),
             database: Some(self.database.clone()),
             progress: false,
+            stop: Arc::default(),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -143,6 +144,7 @@ impl Service {
             ledger: self.folder.path().join("ledger"),
             database: None,
             progress: false,
+            stop: Arc::default(),
         };
         run(&plan).await
     }

@@ -17,6 +17,10 @@ use crate::{base_image, repository};
 
 /// The repository of the images that never leave this machine.
 const LOCAL: &str = "dialog-operator";
+/// The programs of a release.
+const PROGRAMS: [&str; 2] = ["dialog-operator", "dialog-api"];
+/// Makes load, for tests.
+const BENCH: &str = "dialog-bench";
 /// Certificates of this machine's own authorities, for networks with an inspecting proxy.
 const LOCAL_AUTHORITIES: &str = "/usr/local/share/ca-certificates";
 
@@ -52,31 +56,46 @@ pub(crate) fn ensure(cache: &Cache, engine: &Engine, progress: &Progress) -> Res
             engine.remove_other_tags(&postgres_name, log)
         })?;
     }
-    let binaries = compile(progress)?;
-    // The libraries come from the base, which is built here where no registry has it.
-    let libraries = match engine {
-        Engine::Machine => String::new(),
-        Engine::Own(_) => Release::here()?.sources_list(),
-    };
-    let program = |package: &str| -> Result<String> {
-        let binary = binaries.join(package);
-        let key = Key::of().tree(&binary)?.tree(&programs())?.text(&libraries).finish();
-        let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
-        if !engine.has_image(&name) {
-            let base = debian(cache, engine, progress)?;
-            progress.step(&format!("Image {}", image_of(package)), |log| {
-                build_program(engine, package, &binary, base.as_deref(), &name, log)?;
-                engine.remove_other_tags(&name, log)
-            })?;
-        }
-        Ok(name)
-    };
+    let binaries = compile(&PROGRAMS, progress)?;
+    let program = |package: &str| ensure_program(cache, engine, package, &binaries, progress);
     Ok(Images {
         operator: program("dialog-operator")?,
         dialog_api: program("dialog-api")?,
         postgres: postgres_name,
         has_citus: postgres.has_citus(),
     })
+}
+
+/// Builds the image of dialog-bench, which makes load inside a cluster. Returns its reference.
+pub(crate) fn ensure_bench(cache: &Cache, engine: &Engine, progress: &Progress) -> Result<String> {
+    let binaries = compile(&[BENCH], progress)?;
+    ensure_program(cache, engine, BENCH, &binaries, progress)
+}
+
+/// Builds the image of a program, if `engine` does not hold it yet.
+fn ensure_program(
+    cache: &Cache,
+    engine: &Engine,
+    package: &str,
+    binaries: &Path,
+    progress: &Progress,
+) -> Result<String> {
+    // The libraries come from the base, which is built here where no registry has it.
+    let libraries = match engine {
+        Engine::Machine => String::new(),
+        Engine::Own(_) => Release::here()?.sources_list(),
+    };
+    let binary = binaries.join(package);
+    let key = Key::of().tree(&binary)?.tree(&programs())?.text(&libraries).finish();
+    let name = format!("{LOCAL}/{}:{}", image_of(package), key.as_str());
+    if !engine.has_image(&name) {
+        let base = debian(cache, engine, progress)?;
+        progress.step(&format!("Image {}", image_of(package)), |log| {
+            build_program(engine, package, &binary, base.as_deref(), &name, log)?;
+            engine.remove_other_tags(&name, log)
+        })?;
+    }
+    Ok(name)
 }
 
 /// Builds a PostgreSQL image without Citus, whatever this machine has: on plain Debian, without an overlay. Returns its
@@ -128,8 +147,8 @@ pub(crate) fn publish(repository: &str, tag: &str, push: bool, progress: &Progre
     let name = |image: &str| format!("{repository}/{image}:{tag}");
     let postgres = Postgres { overlay: Overlay::None };
     progress.step("Image postgres", |log| postgres.build(&engine, None, &name("postgres"), log))?;
-    let binaries = compile(progress)?;
-    for package in ["dialog-operator", "dialog-api"] {
+    let binaries = compile(&PROGRAMS, progress)?;
+    for package in PROGRAMS {
         let image = image_of(package);
         progress.step(&format!("Image {image}"), |log| {
             build_program(&engine, package, &binaries.join(package), None, &name(image), log)
@@ -210,13 +229,14 @@ impl Postgres {
     }
 }
 
-/// The release binaries' folder, after compiling them.
-fn compile(progress: &Progress) -> Result<PathBuf> {
+/// The release binaries' folder, after compiling those of these packages.
+fn compile(packages: &[&str], progress: &Progress) -> Result<PathBuf> {
     let metadata = command::output(&mut cargo(&["metadata", "--format-version", "1", "--no-deps"]))?;
     let metadata: serde_json::Value =
         serde_json::from_str(&metadata).context("cargo metadata printed no JSON")?;
     let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-    let mut build = cargo(&["build", "--release", "--package", "dialog-operator", "--package", "dialog-api"]);
+    let mut build = cargo(&["build", "--release", "--bins"]);
+    build.args(packages.iter().flat_map(|package| ["--package", package]));
     progress.step("Rust programs", |log| command::run(&mut build, log))?;
     Ok(Path::new(target).join("release"))
 }

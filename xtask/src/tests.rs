@@ -145,9 +145,10 @@ fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut R
         report.lacks(CITUS);
     }
     let without_citus = images::ensure_without_citus(cache, cluster.engine(), progress)?;
-    let missing = cluster.missing_images(&[&without_citus])?;
+    let bench = images::ensure_bench(cache, cluster.engine(), progress)?;
+    let missing = cluster.missing_images(&[&without_citus, &bench])?;
     if !missing.is_empty() {
-        progress.step("Image into the cluster", |log| cluster.load_images(&missing, log))?;
+        progress.step("Images into the cluster", |log| cluster.load_images(&missing, log))?;
     }
     let sizes = images::sizes(cluster.engine(), &images)?;
     let sizes = serde_json::to_string(&sizes).context("cannot write the images' sizes")?;
@@ -159,6 +160,7 @@ fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut R
         ("DIALOG_OPERATOR_DEPLOYMENT", release::NAME.to_owned()),
         ("DIALOG_IMAGE", images.postgres.clone()),
         ("DIALOG_IMAGE_WITHOUT_CITUS", without_citus),
+        ("DIALOG_BENCH_IMAGE", bench),
         ("DIALOG_IMAGE_SIZES", sizes),
         ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
     ];

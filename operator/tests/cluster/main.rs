@@ -11,6 +11,7 @@ mod commands;
 mod creation;
 mod deletion;
 mod forward;
+mod load;
 mod parameters;
 mod streams;
 mod writer;

@@ -1,5 +1,6 @@
 //! Tests that need the machine and the operator for themselves.
 
+mod hot_pair;
 mod killed;
 mod obstacles;
 mod scaling;

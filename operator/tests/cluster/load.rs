@@ -19,6 +19,8 @@ use crate::bed::{Bed, kubectl_command, object};
 
 /// How long a pod may take to run.
 const TO_RUN: Duration = Duration::from_mins(1);
+/// Requests of a million that may fail although they were sent again with the same key.
+const FAILED: u64 = 100;
 /// How long all shards may take to be read once the load has ended, in seconds.
 const TO_AUDIT: i64 = 300;
 
@@ -156,6 +158,27 @@ impl Load {
         self.log.wait().context("kubectl logs")?;
         Ok(output)
     }
+}
+
+/// Prints what came of a load.
+pub(crate) fn say(bed: &Bed, when: &str, report: &Report) {
+    for line in report.text().lines() {
+        bed.say(format!("{when}: {line}"));
+    }
+}
+
+/// The p99 of sends as a multiple of what it was at another time.
+pub(crate) fn p99(then: &Report, before: &Report) -> f64 {
+    then.sends.latency_ms.p99 / before.sends.latency_ms.p99
+}
+
+/// Makes sure that hardly any request failed that was sent again with the same key.
+pub(crate) fn ensure_answered(report: &Report) -> Result<()> {
+    let Report { sends, lists, .. } = report;
+    let requests = sends.requests + lists.requests;
+    let failed = requests - sends.succeeded - lists.succeeded;
+    ensure!(failed * 1_000_000 <= FAILED * requests, "{failed} of {requests} failed: {}", report.text());
+    Ok(())
 }
 
 async fn phase(bed: &Bed, pod: &str) -> Result<String> {

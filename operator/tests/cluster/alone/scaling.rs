@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use dialog_bench::report::Report;
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -12,7 +11,7 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 
 use crate::bed::{Bed, CLUSTER, holds};
-use crate::load::Population;
+use crate::load::{self, Population};
 
 /// How long the count may take to come true.
 const TO_SCALE: Duration = Duration::from_mins(10);
@@ -22,8 +21,6 @@ const PEOPLE: Population = Population { users: 20_000, dialogs: 20_000, messages
 const MIX: [&str; 3] = ["--lists=0.8", "--skew=zipf:1", "--connections=32"];
 /// Of the peak.
 const SHARE: f64 = 0.6;
-/// Requests of a million that may fail although they were sent again with the same key.
-const FAILED: u64 = 100;
 /// Longest time in which no send of a shard group that waited was acknowledged, in milliseconds. What is asked for is
 /// half a second, and seen on a machine with processors to spare; here all nodes share two with the load.
 const LONGEST_WAIT: f64 = 5_000.0;
@@ -45,8 +42,8 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     let peak = people.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
     let rate = format!("--rate={:.0}", SHARE * (peak.sends.per_second + peak.lists.per_second));
     let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
-    say(&bed, "before", &before);
-    let load = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
+    load::say(&bed, "before", &before);
+    let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
 
     let bytes = messages_size(&bed).await?;
     scale(&bed, 4).await?;
@@ -54,14 +51,11 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     scale(&bed, 2).await?;
     scale(&bed, 4).await?;
     let new = volumes(&bed).await?;
-    let during = load.stop(&bed).await?;
-    bed.say(format!("{bytes} of messages at {rate}; p99 of sends {:.2} x", ratio(&during, &before)));
-    say(&bed, "during", &during);
+    let during = writing.stop(&bed).await?;
+    bed.say(format!("{bytes} of messages at {rate}; p99 of sends {:.2} x", load::p99(&during, &before)));
+    load::say(&bed, "during", &during);
     ensure!(during.is_whole(), "{}", during.text());
-    let failed =
-        during.sends.requests - during.sends.succeeded + during.lists.requests - during.lists.succeeded;
-    let requests = during.sends.requests + during.lists.requests;
-    ensure!(failed * 1_000_000 <= FAILED * requests, "{failed} of {requests} failed: {}", during.text());
+    load::ensure_answered(&during)?;
     let longest = during.shard_groups.iter().map(|group| group.gap.longest_wait_ms).fold(0.0, f64::max);
     ensure!(longest <= LONGEST_WAIT, "sends of a shard group waited for {longest} ms: {}", during.text());
 
@@ -78,16 +72,6 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     bed.ready().await?;
     bed.done();
     Ok(())
-}
-
-fn say(bed: &Bed, when: &str, report: &Report) {
-    for line in report.text().lines() {
-        bed.say(format!("{when}: {line}"));
-    }
-}
-
-fn ratio(one: &Report, other: &Report) -> f64 {
-    one.sends.latency_ms.p99 / other.sends.latency_ms.p99
 }
 
 /// How much there is to move.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -108,10 +108,9 @@ impl Controller {
         for stalled in stalled {
             stalls.extend(stall::diagnose(sessions, &stalled).await);
         }
-        let last = self.memory(key, |memory| memory.last.clone());
-        if let Some(catalog) = last.as_ref().and_then(|last| last.catalog.as_ref()) {
-            let running = splits::marks(sessions, sessions.topology(), catalog).await;
-            stalls.extend(self.memory(key, |memory| memory.splits.look(running, Instant::now(), limit)));
+        let stalled = self.memory(key, |memory| memory.splits.stalled(limit));
+        for stalled in stalled {
+            stalls.extend(splits::diagnose(sessions, &stalled).await);
         }
         stalls
     }

@@ -91,6 +91,7 @@ impl Memory {
     pub(super) fn remember(&mut self, round: &Round) {
         let now = Instant::now();
         self.watch.look(round.observed.catalog.as_ref(), now);
+        self.splits.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
             if let Step::CancelMove { pid, .. } = step {
                 self.watch.ended(*pid, now);

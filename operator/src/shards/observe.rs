@@ -59,6 +59,7 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
     observed.nodes.insert(Group::Coordinator, first);
     if let Some(catalog) = &mut observed.catalog {
         catalog.lost_slots = slots::lost(sessions, catalog).await;
+        catalog.splits = splits::running(sessions, catalog).await;
     }
     observed
 }

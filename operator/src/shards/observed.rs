@@ -15,7 +15,8 @@ use crate::pg::Endpoint;
 mod moves;
 
 pub use moves::{
-    Change, Cleanup, Foreign, LostSlot, Operation, Progress, Resources, RunningMove, Transaction,
+    Change, Cleanup, Foreign, LostSlot, Operation, Progress, Resources, RunningMove, RunningSplit,
+    Transaction,
 };
 
 /// The cluster as its servers describe it.
@@ -211,6 +212,8 @@ pub struct Catalog {
     pub progress: Vec<Progress>,
     /// Moves whose target follows a replication slot that is not there.
     pub lost_slots: Vec<LostSlot>,
+    /// The splits that are running, and how far they are.
+    pub splits: Vec<RunningSplit>,
     /// What Citus' own rebalancer goes by.
     pub strategies: strategy::Seen,
 }

@@ -9,10 +9,11 @@ use dialog_operator::heat::{Action, Mode, Tenant};
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
 use dialog_operator::shards::heat::actions::{Act, Outcome};
-use dialog_operator::shards::observe::Sizes;
+use dialog_operator::shards::observe::{Sizes, splits};
 use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::round::{Carried, Round};
 use dialog_operator::shards::step::Step;
+use dialog_operator::shards::supervise::Splits;
 use dialog_operator::shards::wanted::Wanted;
 use k8s_openapi::jiff::SignedDuration;
 use tokio_postgres::types::Json;
@@ -382,17 +383,14 @@ async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
         let (sessions, step) = (world.long_sessions(&step)?, step.clone());
         async move { perform(&step, &sessions).await }
     });
-    let mut watch = dialog_operator::shards::supervise::Splits::default();
+    let mut watch = Splits::default();
     let sessions = world.sessions()?;
     let stall = loop {
         ensure!(!task.is_finished(), "it did not hang");
         let round = world.look(&wanted, Sizes::Skip).await?;
-        let catalog = round.observed.catalog.as_ref().context("no catalogs")?;
-        let marks =
-            dialog_operator::shards::observe::splits::marks(&sessions, sessions.topology(), catalog).await;
-        let stalls = watch.look(marks, Instant::now(), Duration::from_mins(10));
-        if let Some(stall) = stalls.into_iter().next() {
-            break stall;
+        watch.look(round.observed.catalog.as_ref(), Instant::now());
+        if let Some(stalled) = watch.stalled(Duration::from_mins(10)).first() {
+            break splits::diagnose(&sessions, stalled).await.context("it is at work")?;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
@@ -409,4 +407,52 @@ async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
     traffic.verify(&world).await?;
     assert_eq!(covering(&world, 0).await?.shard_id, shard.shard_id);
     assert_nothing_is_left(&world, 2).await
+}
+
+/// What copies shards waits on their source for whoever has written there and not ended, and the coordinator knows nothing
+/// of that lock.
+#[tokio::test]
+async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that_has_gone() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let mut wanted = isolating(3);
+    world.serve(&wanted).await?;
+    make_large(&world, DIALOG).await?;
+    let large = hash(&world, DIALOG).await?;
+    let source = covering(&world, large).await?.node;
+    let mut writer = world.ask_client(source).await?;
+    let open = writer.transaction().await?;
+    let pid: i32 = open.query_one("SELECT pg_backend_pid(), pg_current_xact_id()::text", &[]).await?.get(0);
+
+    wanted.rebalance.stall_timeout = Duration::from_secs(2);
+    let id = decide(&world, isolation(&world, large).await?).await?;
+    let mut operator = crate::operator::Operator::default();
+    let started = Instant::now();
+    let (status, reason, message) = loop {
+        let round = operator.round(&world, &wanted).await?;
+        let condition = condition(&round, HOT_TENANT);
+        if condition.1 == "SplitStalled" {
+            break condition;
+        }
+        ensure!(operator.failed.is_empty(), "it failed by itself");
+        ensure!(started.elapsed() < Duration::from_mins(2), "nobody has noticed: {condition:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!((status, reason), ("True", "SplitStalled"), "{message}");
+    let who = format!("(pid {pid}, open for");
+    assert!(message.contains(&format!("on {source} ")) && message.contains(&who), "{message}");
+    // The watchdog has cancelled it by now, or is about to.
+    while operator.failed.is_empty() {
+        operator.round(&world, &wanted).await?;
+        ensure!(started.elapsed() < Duration::from_mins(3), "it was not ended");
+        operator.take_results();
+    }
+    open.rollback().await?;
+    operator.settle(&world, &wanted, Duration::from_mins(3)).await?;
+    let cancelled = |step: &&Step| matches!(step, Step::CancelMove { .. });
+    assert_eq!(operator.done.iter().filter(cancelled).count(), 1, "{:?}", operator.done);
+    assert_eq!(covering(&world, large).await?.range, HashRange { min: large, max: large });
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
+    assert_nothing_is_left(&world, 3).await
 }

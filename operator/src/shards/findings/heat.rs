@@ -3,14 +3,15 @@
 use crate::condition::{Finding, HOT_TENANT, Holds};
 use crate::heat::Mode;
 use crate::shards::heat::actions::{Act, Outcome};
+use crate::shards::observed::Stall;
 use crate::shards::plan::Draft;
 use crate::shards::world::{Support, World};
 
 /// The condition `HotTenant`: true is what is to be looked at.
 pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
-    if let Some(acting) = acting(world, draft) {
-        return finding(Holds::True, "Acting", acting);
+    if let Some((reason, message)) = acting(world, draft) {
+        return finding(Holds::True, reason, message);
     }
     if let Some(problem) = draft.problems.first() {
         return finding(Holds::True, "PinNotPossible", problem.clone());
@@ -76,7 +77,17 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
 }
 
 /// What is being done, and what it waits for.
-fn acting(world: &World<'_>, draft: &Draft) -> Option<String> {
+fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
     let open = world.observed.kept.open()?;
-    Some(draft.acting.clone().unwrap_or_else(|| open.why.clone()))
+    let splits = || world.catalog().into_iter().flat_map(|catalog| &catalog.splits);
+    let of_a_split = |stall: &&Stall| splits().any(|split| split.pid == stall.pid);
+    if let Some(Stall { pid, seconds, cause, .. }) = world.observed.stalls.iter().find(of_a_split) {
+        let message = format!(
+            "{}; its split (pid {pid} on the coordinator) has made no progress for {seconds} s: {cause}; it is ended, and \
+             tried again",
+            open.why
+        );
+        return Some(("SplitStalled", message));
+    }
+    Some(("Acting", draft.acting.clone().unwrap_or_else(|| open.why.clone())))
 }

@@ -3,7 +3,7 @@
 use crate::condition::{Finding, HOT_TENANT, Holds};
 use crate::heat::Mode;
 use crate::shards::heat::actions::{Act, Outcome};
-use crate::shards::observed::Stall;
+use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::Draft;
 use crate::shards::world::{Support, World};
 
@@ -62,7 +62,12 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if names.is_empty() {
         return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
     }
-    if heat.hot.iter().all(|hot| hot.periods < lasting) {
+    let lasts = heat.hot.iter().any(|hot| hot.periods >= lasting);
+    if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
+        let message = format!("{who}; nothing is begun while shards are moved or split: {moving}");
+        return finding(Holds::True, "ShardsMoving", message);
+    }
+    if !lasts {
         let message = format!("{who}; something follows after {lasting} periods in a row");
         return finding(Holds::True, "Noticed", message);
     }
@@ -74,6 +79,13 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
         (None, Some(last)) => finding(Holds::True, "WouldHaveActed", format!("{who}; {}", last.message)),
         (None, None) => finding(Holds::True, "Noticed", who),
     }
+}
+
+/// Who moves or splits shards, or makes new ones.
+fn under_way(catalog: &Catalog) -> Option<String> {
+    let own = catalog.operations.first();
+    let own = own.map(|running| format!("{} (pid {} on the coordinator)", running.application, running.pid));
+    own.or_else(|| catalog.foreign.first().map(Foreign::to_string))
 }
 
 /// What is being done, and what it waits for.
@@ -89,5 +101,11 @@ fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
         );
         return Some(("SplitStalled", message));
     }
-    Some(("Acting", draft.acting.clone().unwrap_or_else(|| open.why.clone())))
+    let kept = draft.action_waits.clone();
+    // What nothing at all was planned for waits for the same as everything else.
+    let all = || (draft.steps.is_empty() && !draft.waits.is_empty()).then(|| draft.waits.join("; "));
+    match kept.or_else(all).filter(|_| splits().next().is_none()) {
+        Some(reason) => Some(("ActionWaits", format!("{}; it waits: {reason}", open.why))),
+        None => Some(("Acting", open.why.clone())),
+    }
 }

@@ -105,7 +105,6 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         }
     }
     let Some(act) = world.observed.kept.open() else { return };
-    let what = act.why.clone();
     match next(world, &layout, &written, act) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
         Next::Pin(pin) => {
@@ -114,15 +113,15 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         }
         Next::Wait(reason) => {
             draft.wait(reason.clone());
-            draft.acting = Some(format!("{what}; it waits: {reason}"));
-            return;
+            draft.action_waits = Some(reason);
         }
         Next::Move => {}
         Next::Split(split) => {
             let step = Step::SplitShard(split);
             if world.wanted.rebalance.hold {
                 draft.wait(format!("servers are updated first; then: {step}"));
-                draft.acting = Some(format!("{what}; servers are updated first"));
+                draft.action_waits =
+                    Some("servers are updated first: see the condition Progressing".to_owned());
                 return;
             }
             if !world.observed.deferred.contains(&step) {
@@ -132,14 +131,14 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
                     draft.wait(format!(
                         "moves that are under way ({count}) come to their end first; then: {step}"
                     ));
-                    draft.acting = Some(format!("{what}; moves that are under way come to their end first"));
+                    draft.action_waits =
+                        Some(format!("moves that are under way ({count}) come to their end first"));
                     return;
                 }
             }
             draft.step(step);
         }
     }
-    draft.acting = Some(what);
 }
 
 /// What is next of an action.

@@ -7,7 +7,9 @@ use crate::api::PinSpec;
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
-use crate::shards::observed::{Hashes, Member, Name, Node, Observed, Operation, Placement, Resources};
+use crate::shards::observed::{
+    Foreign, Hashes, Member, Name, Node, Observed, Operation, Placement, Resources, RunningSplit,
+};
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
 use crate::shards::strategy::{NAME, Seen, Strategy};
@@ -208,6 +210,37 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
     let plan = planned(&observed, 3);
     assert!(plan.steps.is_empty(), "{:?}", plan.steps);
     assert!(plan.waits.iter().any(|wait| wait.contains("come to their end first; then: split shard 1047")));
+    let says = |observed: &Observed| {
+        let findings = planned(observed, 3).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (finding.reason, finding.message)
+    };
+    let expected = "it is hot; it waits: moves that are under way (1) come to their end first";
+    assert_eq!(says(&observed), ("ActionWaits", expected.to_owned()));
+
+    // Somebody else's moves are no other.
+    catalog(&mut observed).operations.clear();
+    catalog(&mut observed).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(planned(&observed, 3).steps.is_empty(), "{:?}", planned(&observed, 3).steps);
+    let (reason, message) = says(&observed);
+    assert!(reason == "ActionWaits" && message.contains("background job 4"), "{message}");
+    // While it is split itself it does not wait.
+    catalog(&mut observed).foreign.clear();
+    let application = format!("dialog-operator: {}1047 worker-2", Split::PURPOSE);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application: application.clone() }];
+    catalog(&mut observed).splits = vec![RunningSplit {
+        pid: 7,
+        application,
+        shard_id: 1047,
+        from: Group::Worker(2),
+        since: "2026-01-05T09:00:01Z".parse().unwrap(),
+        nodes: vec![Group::Worker(2)],
+        phase: "Copying Data",
+        progress: Vec::new(),
+        errors: 0,
+        waits: false,
+    }];
+    assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
 }
 
 #[test]

@@ -278,7 +278,7 @@ pub struct Placement {
     pub shards: i64,
 }
 
-/// A move that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
+/// A move or a split that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
     /// The server process on the coordinator.
@@ -293,6 +293,14 @@ pub struct Stall {
     pub cause: String,
     /// How it is to be ended now; `None` while it is given time to end after it was asked to.
     pub end: Option<End>,
+}
+
+impl Stall {
+    /// The session that does not get on.
+    #[must_use]
+    pub fn operation(&self) -> Operation {
+        Operation { pid: self.pid, application: self.application.clone() }
+    }
 }
 
 /// What keeps a move.

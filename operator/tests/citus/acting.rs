@@ -1,19 +1,15 @@
 //! What is done about load and size, on real servers.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::HOT_TENANT;
 use dialog_operator::heat::{Action, Mode, Tenant};
 use dialog_operator::names::Group;
-use dialog_operator::shards::act::perform;
 use dialog_operator::shards::heat::actions::{Act, Outcome};
-use dialog_operator::shards::observe::{Sizes, splits};
 use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::round::{Carried, Round};
 use dialog_operator::shards::step::Step;
-use dialog_operator::shards::supervise::Splits;
 use dialog_operator::shards::wanted::Wanted;
 use k8s_openapi::jiff::SignedDuration;
 use tokio_postgres::types::Json;
@@ -21,7 +17,7 @@ use tokio_postgres::types::Json;
 use crate::heat::Operator;
 use crate::needs_citus;
 use crate::traffic::Traffic;
-use crate::world::{World, condition, eventually, few_shards};
+use crate::world::{World, condition, few_shards};
 
 /// A resource whose hot tenants are isolated.
 pub fn isolating(workers: u32) -> Wanted {
@@ -136,7 +132,7 @@ pub async fn assert_nothing_is_left(world: &World, workers: u32) -> Result<()> {
 }
 
 /// Has everything done that is to be done, and says what that was.
-async fn settle(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>> {
+pub async fn settle(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>> {
     Ok(world.settle(wanted).await?.iter().map(Step::kind).collect())
 }
 
@@ -205,7 +201,7 @@ async fn every_hash_of_a_shard_gets_its_own_under_writes_and_stays_where_it_is_p
 }
 
 /// Fills one shard group with so many bytes that the quick way is not for it.
-async fn make_large(world: &World, dialog: &str) -> Result<()> {
+pub async fn make_large(world: &World, dialog: &str) -> Result<()> {
     let rows = format!(
         "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
          SELECT '{dialog}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(),
@@ -216,10 +212,10 @@ async fn make_large(world: &World, dialog: &str) -> Result<()> {
     Ok(())
 }
 
-const DIALOG: &str = "00000000-0000-4000-8000-000000000007";
+pub const DIALOG: &str = "00000000-0000-4000-8000-000000000007";
 
 /// The only step of a round that does nothing.
-async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
+pub async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
     let round = world.round_of(wanted, 0).await?;
     let step = round.plan.steps.first().cloned();
     step.with_context(|| format!("nothing is planned: {:?}", round.plan.waits))
@@ -335,8 +331,6 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
     assert_nothing_is_left(&world, 3).await
 }
 
-/// A split that leaves a part on its source hangs as soon as a row is changed: what the operator never asks for is asked
-/// for by hand here, to have one that hangs.
 #[tokio::test]
 async fn what_could_not_be_done_for_an_hour_is_given_up() -> Result<()> {
     needs_citus!();
@@ -360,145 +354,4 @@ async fn what_could_not_be_done_for_an_hour_is_given_up() -> Result<()> {
     operator.look(Some(&heat)).await?;
     assert_eq!(outcome().await?.as_deref(), Some("Failed"));
     Ok(())
-}
-
-#[tokio::test]
-async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
-    needs_citus!();
-    let world = Arc::new(World::start(2)?);
-    let wanted = isolating(2);
-    world.serve(&wanted).await?;
-    let traffic = Traffic::start(&world).await?;
-    let shard = covering(&world, 0).await?;
-    let split = dialog_operator::shards::step::Split {
-        action: 0,
-        shard_id: shard.shard_id,
-        from: shard.node,
-        points: vec![-1, 0],
-        nodes: vec![shard.node; 3],
-        blocking: false,
-    };
-    let step = Step::SplitShard(split);
-    let task = tokio::spawn({
-        let (sessions, step) = (world.long_sessions(&step)?, step.clone());
-        async move { perform(&step, &sessions).await }
-    });
-    let mut watch = Splits::default();
-    let sessions = world.sessions()?;
-    let stall = loop {
-        ensure!(!task.is_finished(), "it did not hang");
-        let round = world.look(&wanted, Sizes::Skip).await?;
-        watch.look(round.observed.catalog.as_ref(), Instant::now());
-        if let Some(stalled) = watch.stalled(Duration::from_mins(10)).first() {
-            break splits::diagnose(&sessions, stalled).await.context("it is at work")?;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
-    assert!(stall.cause.contains("failed"), "{}", stall.cause);
-    let cancel = Step::CancelMove {
-        pid: stall.pid,
-        application: stall.application,
-        end: stall.end.context("it was ended before")?,
-    };
-    perform(&cancel, &sessions).await?;
-    let error = task.await?.unwrap_err();
-    assert!(error.to_string().contains("cancel"), "{error}");
-    world.settle(&wanted).await?;
-    traffic.verify(&world).await?;
-    assert_eq!(covering(&world, 0).await?.shard_id, shard.shard_id);
-    assert_nothing_is_left(&world, 2).await
-}
-
-/// What copies shards waits on their source for whoever has written there and not ended, and the coordinator knows nothing
-/// of that lock.
-#[tokio::test]
-async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that_has_gone() -> Result<()> {
-    needs_citus!();
-    let world = World::start(3)?;
-    let mut wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
-    let source = covering(&world, large).await?.node;
-    let mut writer = world.ask_client(source).await?;
-    let open = writer.transaction().await?;
-    let pid: i32 = open.query_one("SELECT pg_backend_pid(), pg_current_xact_id()::text", &[]).await?.get(0);
-
-    wanted.rebalance.stall_timeout = Duration::from_secs(2);
-    let id = decide(&world, isolation(&world, large).await?).await?;
-    let mut operator = crate::operator::Operator::default();
-    let started = Instant::now();
-    let (status, reason, message) = loop {
-        let round = operator.round(&world, &wanted).await?;
-        let condition = condition(&round, HOT_TENANT);
-        if condition.1 == "SplitStalled" {
-            break condition;
-        }
-        ensure!(operator.failed.is_empty(), "it failed by itself");
-        ensure!(started.elapsed() < Duration::from_mins(2), "nobody has noticed: {condition:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
-    assert_eq!((status, reason), ("True", "SplitStalled"), "{message}");
-    let who = format!("(pid {pid}, open for");
-    assert!(message.contains(&format!("on {source} ")) && message.contains(&who), "{message}");
-    // The watchdog has cancelled it by now, or is about to.
-    while operator.failed.is_empty() {
-        operator.round(&world, &wanted).await?;
-        ensure!(started.elapsed() < Duration::from_mins(3), "it was not ended");
-        operator.take_results();
-    }
-    open.rollback().await?;
-    operator.settle(&world, &wanted, Duration::from_mins(3)).await?;
-    let cancelled = |step: &&Step| matches!(step, Step::CancelMove { .. });
-    assert_eq!(operator.done.iter().filter(cancelled).count(), 1, "{:?}", operator.done);
-    assert_eq!(covering(&world, large).await?.range, HashRange { min: large, max: large });
-    let act = outcome(&world.round(&wanted).await?, id).await?;
-    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
-    assert_nothing_is_left(&world, 3).await
-}
-
-/// Who carries out a split is killed with its session each time: nobody is left to note what became of it.
-#[tokio::test]
-async fn an_attempt_that_nobody_sees_the_end_of_counts() -> Result<()> {
-    needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
-    let before = covering(&world, large).await?;
-    let mut writer = world.ask_client(before.node).await?;
-    let open = writer.transaction().await?;
-    open.execute("SELECT pg_current_xact_id()::text", &[]).await?;
-    let id = decide(&world, isolation(&world, large).await?).await?;
-    for attempt in 1..=3 {
-        let Step::SplitShard(split) = planned(&world, &wanted).await? else { panic!("nothing is split") };
-        let step = Step::SplitShard(split);
-        let task = tokio::spawn({
-            let (sessions, step) = (world.long_sessions(&step)?, step.clone());
-            async move { perform(&step, &sessions).await }
-        });
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-        eventually("the split waits for the writer", async || {
-            ensure!(!task.is_finished(), "it has ended by itself");
-            Ok(world.number(before.node, waits).await? > 0)
-        })
-        .await?;
-        task.abort();
-        let of_it = "FROM pg_stat_activity WHERE application_name LIKE 'dialog-operator: split %'";
-        eventually("its session has ended", async || {
-            world.ask(Group::Coordinator, &format!("SELECT pg_terminate_backend(pid) {of_it}")).await?;
-            Ok(world.number(Group::Coordinator, &format!("SELECT count(*) {of_it}")).await? == 0)
-        })
-        .await?;
-        let act = outcome(&world.round_of(&wanted, 0).await?, id).await?;
-        assert_eq!((act.attempts, act.outcome, act.note), (attempt, None, None));
-    }
-    settle(&world, &wanted).await?;
-    let act = outcome(&world.round(&wanted).await?, id).await?;
-    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Failed), 3));
-    assert!(act.note.as_ref().is_some_and(|note| note.contains("begun 3 times")), "{:?}", act.note);
-    open.rollback().await?;
-    assert_eq!(covering(&world, large).await?, before);
-    assert_nothing_is_left(&world, 3).await
 }

@@ -24,6 +24,7 @@ mod operator;
 mod pace;
 mod pins;
 mod planner;
+mod splits;
 mod traffic;
 mod world;
 

@@ -92,7 +92,8 @@ fn under_way(catalog: &Catalog) -> Option<String> {
 fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
     let open = world.observed.kept.open()?;
     let splits = || world.catalog().into_iter().flat_map(|catalog| &catalog.splits);
-    let of_a_split = |stall: &&Stall| splits().any(|split| split.pid == stall.pid);
+    // By the time that it is said, it may have ended.
+    let of_a_split = |stall: &&Stall| stall.operation().split().is_some();
     if let Some(Stall { pid, seconds, cause, .. }) = world.observed.stalls.iter().find(of_a_split) {
         let message = format!(
             "{}; its split (pid {pid} on the coordinator) has made no progress for {seconds} s: {cause}; it is ended, and \

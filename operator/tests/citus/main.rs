@@ -19,6 +19,7 @@ mod heat;
 mod held_up;
 mod journey;
 mod killer;
+mod leftovers;
 mod moves;
 mod operator;
 mod pace;

@@ -89,31 +89,22 @@ pub(super) async fn end(
     Ok(())
 }
 
-/// What splits have left on the servers, by name.
+/// What splits have left on the servers and Citus has noted, by name. What it has not noted is not the operator's: the
+/// condition `Balanced` says so.
 async fn left_behind(sessions: &Sessions) -> Result<Vec<String>, Error> {
     let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let nodes = coordinator
+    let noted = coordinator
         .query(
-            "SELECT nodename::text, nodeport FROM pg_dist_node WHERE isactive AND noderole = 'primary'",
-            &[],
+            "SELECT object_name, nodename::text, nodeport FROM pg_dist_cleanup
+             JOIN pg_dist_node ON groupid = node_group_id AND isactive AND noderole = 'primary'
+             WHERE starts_with(object_name, $1) ORDER BY 1",
+            &[(&"citus_shard_split_", Type::TEXT)],
         )
         .await?;
-    let mut left = Vec::new();
-    for row in &nodes {
-        let port: i32 = row.get(1);
-        let address = pg::Endpoint::new(row.get::<_, String>(0), u16::try_from(port).unwrap_or(0));
-        let Some(group) = sessions.topology().group(&address) else { continue };
-        let session = sessions.session(group, Door::Dialog).await?;
-        let names = session
-            .query(
-                "SELECT 'the slot ' || slot_name FROM pg_replication_slots WHERE starts_with(slot_name, $1)
-                 UNION ALL SELECT 'the subscription ' || subname FROM pg_subscription WHERE starts_with(subname, $1)
-                 UNION ALL SELECT 'the publication ' || pubname FROM pg_publication WHERE starts_with(pubname, $1)
-                 UNION ALL SELECT 'the role ' || rolname FROM pg_roles WHERE starts_with(rolname, $1)",
-                &[(&"citus_shard_split_", Type::TEXT)],
-            )
-            .await?;
-        left.extend(names.iter().map(|row| format!("{} on {group}", row.get::<_, String>(0))));
-    }
-    Ok(left)
+    let name = |row: &tokio_postgres::Row| {
+        let port: i32 = row.get(2);
+        let address = pg::Endpoint::new(row.get::<_, String>(1), u16::try_from(port).unwrap_or(0));
+        format!("{} on {}", row.get::<_, String>(0), address)
+    };
+    Ok(noted.iter().map(name).collect())
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 
 use crate::names::Group;
-use crate::pg::APPLICATION;
+use crate::pg::{APPLICATION, identifier, literal};
 use crate::shards::step::Split;
 
 /// A session of the operator that moves data.
@@ -182,6 +182,59 @@ pub struct LostSlot {
     pub pid: i32,
     /// The slot.
     pub slot: String,
+}
+
+/// Something that a move or a split has left on a server and that Citus does not know of: nobody takes it away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Orphan {
+    /// What it is.
+    pub kind: OrphanKind,
+    /// Its name; of a table with its schema, as it is written in SQL.
+    pub name: String,
+}
+
+/// What an orphan is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OrphanKind {
+    /// A replication slot: the server keeps its log for it.
+    Slot,
+    /// A subscription.
+    Subscription,
+    /// A publication.
+    Publication,
+    /// The role of a subscription.
+    Role,
+    /// A table with the name of a shard that is not placed there.
+    Shard,
+}
+
+impl fmt::Display for Orphan {
+    /// What it is, and what takes it away.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match self.kind {
+            OrphanKind::Slot => {
+                let quoted = literal(name);
+                write!(f, "the replication slot {name} (SELECT pg_drop_replication_slot({quoted}))")
+            }
+            OrphanKind::Subscription => {
+                let quoted = identifier(name);
+                write!(
+                    f,
+                    "the subscription {name} (ALTER SUBSCRIPTION {quoted} DISABLE; ALTER SUBSCRIPTION {quoted} SET (slot_name = \
+                     NONE); DROP SUBSCRIPTION {quoted})"
+                )
+            }
+            OrphanKind::Publication => {
+                write!(f, "the publication {name} (DROP PUBLICATION {})", identifier(name))
+            }
+            OrphanKind::Role => write!(f, "the role {name} (DROP ROLE {})", identifier(name)),
+            OrphanKind::Shard => write!(
+                f,
+                "the table {name}, which has the name of a shard and is none (look at it first, then DROP TABLE {name})"
+            ),
+        }
+    }
 }
 
 /// What moves need on one server.

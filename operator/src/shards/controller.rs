@@ -276,6 +276,7 @@ impl Reconciler for Controller {
 
         let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.show(&key, &facts);
+        self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
         outcome(cluster, round)
     }
@@ -283,6 +284,8 @@ impl Reconciler for Controller {
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
         self.show(key, &DialogClusterStatus::default());
         self.show_heat(key, None);
+        let namespace = key.namespace.as_deref().unwrap_or_default();
+        self.context.metrics.shards.heat.budget(namespace, &key.name, None);
         // A step under way is left to the database; its session has nobody to report to any more.
         self.memory(key, |memory| memory.jobs.set(None));
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);

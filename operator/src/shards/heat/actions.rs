@@ -3,7 +3,7 @@
 //! A decision to do something is a row of `dialog_operator.actions` from the moment it is made until it has an outcome, and
 //! there is one such row at most. Whoever reads it does what is left of it.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{Json, Type};
 
@@ -101,11 +101,16 @@ impl Act {
         self.asked_by == Author::Spec.name()
     }
 
+    /// How long it took, from the first attempt to its end.
+    #[must_use]
+    pub fn lasted(&self) -> Option<SignedDuration> {
+        self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun))
+    }
+
     /// As the status shows it.
     #[must_use]
     pub fn status(&self) -> ActionStatus {
         let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-        let lasted = self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun));
         ActionStatus {
             id: self.id,
             decided: time(self.decided),
@@ -116,7 +121,7 @@ impl Act {
             why: self.why.clone(),
             outcome: self.outcome.map(|outcome| outcome.name().to_owned()),
             note: self.note.clone(),
-            milliseconds: lasted.and_then(|lasted| i64::try_from(lasted.as_millis()).ok()),
+            milliseconds: self.lasted().and_then(|lasted| i64::try_from(lasted.as_millis()).ok()),
             before: self.before.map(Figures::status),
             after: self.after.map(Figures::status),
         }

@@ -11,6 +11,7 @@ mod adopt;
 mod by_load;
 mod crashes;
 mod drift;
+mod edited;
 mod faults;
 mod fresh;
 mod growth;

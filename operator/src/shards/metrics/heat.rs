@@ -110,9 +110,7 @@ impl Default for Metrics {
         Self {
             started: Family::default(),
             ended: Family::default(),
-            duration: Family::new_with_constructor(
-                (|| Histogram::new(DURATIONS.into_iter())) as fn() -> Histogram,
-            ),
+            duration: Family::new_with_constructor((|| Histogram::new(DURATIONS)) as fn() -> Histogram),
             isolations_left: Family::default(),
             shard_groups_left: Family::default(),
             queries: Family::default(),

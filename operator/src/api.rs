@@ -23,7 +23,7 @@ pub use heat::{
     ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
     PinSpec, SizeStatus, StatisticsSpec,
 };
-pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus};
+pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus, SplitStatus};
 pub use quantity::Amount;
 pub use rebalance::{
     ForeignStrategy, PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy,
@@ -366,6 +366,9 @@ pub struct DialogClusterStatus {
     /// How far the moves of shards are; absent while nothing is to be moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<RebalanceStatus>,
+    /// The split of a shard that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<SplitStatus>,
     /// The value of the annotation `dialogcluster.io/rebalance`, or in the mode `Approve` of
     /// `dialogcluster.io/approve-plan`, whose rebalance has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]

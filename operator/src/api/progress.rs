@@ -80,3 +80,21 @@ pub struct MoveStatus {
     /// Bytes to copy.
     pub bytes_total: i64,
 }
+
+/// The split of a shard that is under way.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SplitStatus {
+    /// The lowest id of the shards that are split together.
+    pub shard_id: i64,
+    /// The group that they leave.
+    pub from: String,
+    /// The groups that the parts come to, at most three of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub to: Vec<String>,
+    /// When it began.
+    pub since: Time,
+    /// What it is doing: `Setting Up`, `Copying Data`, `Creating Constraints` or `Catching Up`.
+    pub phase: String,
+}

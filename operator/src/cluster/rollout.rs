@@ -80,7 +80,7 @@ impl Step {
             Self::Nothing => None,
             Self::Wait(what) => Some(format!("an update waits for {what}")),
             Self::AfterMoves(group) => Some(format!(
-                "an update waits for the moves of shards that are under way and need {group}; no other begins before"
+                "an update waits for the moves and splits of shards that are under way and need {group}; no other begins before"
             )),
             Self::ScaleIn(how_far) => Some(how_far.clone()),
             Self::Replace { pod, why } => Some(format!("{pod} is replaced because {why}")),
@@ -98,16 +98,21 @@ impl Step {
     }
 }
 
-/// The groups that the moves under way need: sources, targets, and the coordinator, whose sessions carry them out. What
-/// was seen before the database stopped answering counts no more.
+/// The groups that the moves and the split under way need: sources, targets, and the coordinator, whose sessions carry them
+/// out. What was seen before the database stopped answering counts no more.
 #[must_use]
 pub fn moving(status: Option<&DialogClusterStatus>) -> BTreeSet<Group> {
     let Some(status) = status else { return BTreeSet::new() };
     let known = condition::find(&status.conditions, BALANCED).is_some_and(|found| found.status != "Unknown");
-    let current = status.rebalance.iter().filter(|_| known).flat_map(|rebalance| &rebalance.current);
-    let ends =
-        current.flat_map(|one| [Group::parse(&one.from), Group::parse(&one.to), Some(Group::Coordinator)]);
-    ends.flatten().collect()
+    if !known {
+        return BTreeSet::new();
+    }
+    let moves = status.rebalance.iter().flat_map(|rebalance| &rebalance.current);
+    let moves = moves.flat_map(|one| [Group::parse(&one.from), Group::parse(&one.to)]);
+    let splits = status.split.iter().flat_map(|split| split.to.iter().chain([&split.from]));
+    let ends: BTreeSet<Group> = moves.chain(splits.map(|group| Group::parse(group))).flatten().collect();
+    let coordinator = (!ends.is_empty()).then_some(Group::Coordinator);
+    ends.into_iter().chain(coordinator).collect()
 }
 
 /// The next step for groups, each with the instances that are asked for; nothing that works is touched in the groups that

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -108,10 +108,9 @@ impl Controller {
         for stalled in stalled {
             stalls.extend(stall::diagnose(sessions, &stalled).await);
         }
-        let last = self.memory(key, |memory| memory.last.clone());
-        if let Some(catalog) = last.as_ref().and_then(|last| last.catalog.as_ref()) {
-            let running = splits::marks(sessions, sessions.topology(), catalog).await;
-            stalls.extend(self.memory(key, |memory| memory.splits.look(running, Instant::now(), limit)));
+        let stalled = self.memory(key, |memory| memory.splits.stalled(limit));
+        for stalled in stalled {
+            stalls.extend(splits::diagnose(sessions, &stalled).await);
         }
         stalls
     }
@@ -277,6 +276,7 @@ impl Reconciler for Controller {
 
         let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.show(&key, &facts);
+        self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
         outcome(cluster, round)
     }
@@ -284,6 +284,8 @@ impl Reconciler for Controller {
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
         self.show(key, &DialogClusterStatus::default());
         self.show_heat(key, None);
+        let namespace = key.namespace.as_deref().unwrap_or_default();
+        self.context.metrics.shards.heat.budget(namespace, &key.name, None);
         // A step under way is left to the database; its session has nobody to report to any more.
         self.memory(key, |memory| memory.jobs.set(None));
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);

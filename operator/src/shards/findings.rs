@@ -259,7 +259,8 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         return finding(Holds::False, first.reason, each.join("; "));
     }
     let mut running = world.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
-    let distributes = |operation: &&Operation| RunningMove::of(operation).is_none() && !operation.is_split();
+    let distributes =
+        |operation: &&Operation| RunningMove::of(operation).is_none() && operation.split().is_none();
     if let Some(operation) = running.find(distributes) {
         let message = format!("{} (pid {} on the coordinator)", operation.application, operation.pid);
         return finding(Holds::False, "Distributing", message);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::act;
 use super::heat::Heat;
+use super::heat::actions::Act;
 use super::jobs::Jobs;
 use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
@@ -46,6 +47,8 @@ pub(super) struct Memory {
     pub(super) overtaken: Option<Dropped>,
     /// What is known of load.
     pub(super) heat: Option<Heat>,
+    /// The last actions, as they were counted.
+    pub(super) acts: Option<Vec<Act>>,
 }
 
 /// A step that takes long and failed.
@@ -91,6 +94,7 @@ impl Memory {
     pub(super) fn remember(&mut self, round: &Round) {
         let now = Instant::now();
         self.watch.look(round.observed.catalog.as_ref(), now);
+        self.splits.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
             if let Step::CancelMove { pid, .. } = step {
                 self.watch.ended(*pid, now);

@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::step::Step;
 use crate::api::{NodeState, NodeStatus, RebalanceStatus};
 
-mod heat;
+pub mod heat;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStep {

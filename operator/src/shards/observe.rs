@@ -1,7 +1,7 @@
 //! Reads what the servers say. Nothing here changes anything.
 //!
 //! A look at a steady cluster is one session and three statements per node, and eight more on the coordinator; once in a
-//! while another per node for the sizes of shards. A test counts them.
+//! while another per node for the sizes of shards, and one per worker for tables that look like shards. A test counts them.
 
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use tokio_postgres::types::Type;
 mod catalog;
 pub(in crate::shards) mod moves;
 pub(in crate::shards) mod names;
+mod orphans;
 mod parameters;
 mod slots;
 pub mod splits;
@@ -59,6 +60,8 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
     observed.nodes.insert(Group::Coordinator, first);
     if let Some(catalog) = &mut observed.catalog {
         catalog.lost_slots = slots::lost(sessions, catalog).await;
+        catalog.splits = splits::running(sessions, catalog).await;
+        orphans::confirm(sessions, &mut observed).await;
     }
     observed
 }
@@ -123,9 +126,14 @@ async fn node(
         facts.local_group = local.group_id;
         facts.citus.release = Some(local.release);
         facts.resources = Some(local.resources);
+        facts.orphans = local.orphans;
         if sizes == Sizes::Measure {
             // A server that cannot tell sizes in time is not a server that is down.
             facts.sizes = catalog::sizes(&session).await.ok();
+            // A coordinator beside workers holds no shards, and people's own tables.
+            if group != Group::Coordinator || wanted.workers == 0 {
+                facts.strays = orphans::strays(&session).await.ok();
+            }
         }
     }
     Ok((Node::Up(Box::new(facts)), Some(session)))

@@ -15,7 +15,8 @@ use crate::pg::Endpoint;
 mod moves;
 
 pub use moves::{
-    Change, Cleanup, Foreign, LostSlot, Operation, Progress, Resources, RunningMove, Transaction,
+    Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, RunningMove,
+    RunningSplit, Transaction,
 };
 
 /// The cluster as its servers describe it.
@@ -60,9 +61,13 @@ impl Observed {
         }
     }
 
-    /// Takes over the sizes that were measured `before`, where they were not measured this time.
+    /// Takes over the sizes that were measured `before`, and what else was looked for with them, where they were not measured
+    /// this time.
     pub fn keep_sizes(&mut self, before: &Self) {
         for (group, node) in &mut self.nodes {
+            if let (Node::Up(facts), Some(known)) = (&mut *node, before.facts(*group)) {
+                facts.strays = facts.strays.take().or_else(|| known.strays.clone());
+            }
             let measured = before.facts(*group).and_then(|facts| facts.sizes.as_ref());
             let Some(sizes) = measured.or(before.away.get(group)) else { continue };
             match node {
@@ -141,11 +146,20 @@ pub struct Facts {
     pub local_group: i32,
     /// The operator's own tables are here; looked for on the coordinator only.
     pub own_tables: bool,
+    /// What moves and splits have left here and nobody will take away, tables aside.
+    pub orphans: Vec<Orphan>,
+    /// Tables among it; `None` while nobody looked, which is done when shards are measured.
+    pub strays: Option<Vec<Orphan>>,
     /// What moves need here; `None` where Citus is not at work.
     pub resources: Option<Resources>,
 }
 
 impl Facts {
+    /// What moves and splits have left here.
+    pub fn left_behind(&self) -> impl Iterator<Item = &Orphan> {
+        self.orphans.iter().chain(self.strays.iter().flatten())
+    }
+
     /// Bytes of all shards placed here, if they were measured.
     #[must_use]
     pub fn bytes(&self) -> Option<i64> {
@@ -211,6 +225,8 @@ pub struct Catalog {
     pub progress: Vec<Progress>,
     /// Moves whose target follows a replication slot that is not there.
     pub lost_slots: Vec<LostSlot>,
+    /// The splits that are running, and how far they are.
+    pub splits: Vec<RunningSplit>,
     /// What Citus' own rebalancer goes by.
     pub strategies: strategy::Seen,
 }
@@ -275,7 +291,7 @@ pub struct Placement {
     pub shards: i64,
 }
 
-/// A move that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
+/// A move or a split that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
     /// The server process on the coordinator.
@@ -290,6 +306,14 @@ pub struct Stall {
     pub cause: String,
     /// How it is to be ended now; `None` while it is given time to end after it was asked to.
     pub end: Option<End>,
+}
+
+impl Stall {
+    /// The session that does not get on.
+    #[must_use]
+    pub fn operation(&self) -> Operation {
+        Operation { pid: self.pid, application: self.application.clone() }
+    }
 }
 
 /// What keeps a move.

@@ -90,8 +90,8 @@ pub(super) struct Draft {
     pub(super) hold_moves: bool,
     /// Why what somebody has decided about tenants is not so, and what to do.
     pub(super) problems: Vec<String>,
-    /// What is being done about load or size, or what it waits for.
-    pub(super) acting: Option<String>,
+    /// What keeps what is to be done about load or size from being begun.
+    pub(super) action_waits: Option<String>,
     /// Why surplus workers cannot leave.
     pub(super) refused: Option<String>,
 }

@@ -1,21 +1,24 @@
 //! The part of the status that this controller writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::observed::{Catalog, Facts, Progress, RunningMove};
+use super::observed::{Catalog, Facts, Observed, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::{Gate, Wanted};
 use super::world::{World, members};
-use crate::api::{DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus};
+use crate::api::{
+    DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus, SplitStatus,
+};
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, Finding, HOT_TENANT, Holds, METADATA_SYNCED, PARAMETERS_APPLIED,
     SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED, SHARDS_MANAGER, WAL_LEVEL_LOGICAL,
 };
+use crate::heat::Action;
 use crate::names::Group;
 use crate::status::Part;
 
@@ -29,6 +32,7 @@ pub const PART: Part = Part {
         "nodes",
         "plan",
         "rebalance",
+        "split",
         "lastHandledRebalance",
         "hot",
         "heat",
@@ -103,6 +107,7 @@ pub fn status(
         nodes: members(wanted, topology, observed.catalog.as_ref()).into_iter().filter_map(node).collect(),
         plan: planned(round, before.and_then(|status| status.plan.as_ref())),
         rebalance: rebalance(round, before.and_then(|status| status.rebalance.as_ref()), now),
+        split: split(observed, before.and_then(|status| status.split.as_ref())),
         last_handled_rebalance: handled(wanted, round, before),
         hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
         heat: observed.heat.as_ref().map(|heat| heat.status(&observed.kept.acts)),
@@ -210,6 +215,25 @@ fn underway(running: &RunningMove, catalog: &Catalog) -> MoveStatus {
         bytes_done: all.iter().map(|progress| progress.target_bytes).sum(),
         bytes_total: all.iter().map(|progress| progress.source_bytes).sum(),
     }
+}
+
+/// The split that is under way: one at a time. Where its parts go says the action that asks for it.
+fn split(observed: &Observed, before: Option<&SplitStatus>) -> Option<SplitStatus> {
+    let Some(catalog) = &observed.catalog else { return before.cloned() };
+    let running = catalog.splits.first()?;
+    let to: BTreeSet<Group> = match observed.kept.open().map(|act| act.action) {
+        // Where there is no place for the rest it stays.
+        Some(Action::Isolate { to, rest, .. }) => BTreeSet::from([to, rest.unwrap_or(running.from)]),
+        Some(Action::Split { to, .. }) => BTreeSet::from(to),
+        _ => BTreeSet::new(),
+    };
+    Some(SplitStatus {
+        shard_id: running.shard_id,
+        from: running.from.to_string(),
+        to: to.iter().map(Group::to_string).collect(),
+        since: Time(running.since),
+        phase: running.phase.to_owned(),
+    })
 }
 
 #[cfg(test)]

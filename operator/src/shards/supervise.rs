@@ -7,7 +7,7 @@ use super::observed::{Catalog, End, Progress, RunningMove};
 
 mod splits;
 
-pub use splits::{SplitMark, Splits};
+pub use splits::{Splits, StalledSplit};
 
 /// Looks in a row in which a slot has to be missing: the end of a move takes its slots away, too.
 const LOOKS: u32 = 2;

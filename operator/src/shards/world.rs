@@ -63,6 +63,7 @@ impl<'a> World<'a> {
             changes: Vec::new(),
             progress: Vec::new(),
             lost_slots: Vec::new(),
+            splits: Vec::new(),
             strategies: Seen { default: None, own: None },
         };
         let fresh = || {

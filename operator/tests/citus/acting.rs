@@ -1,15 +1,12 @@
 //! What is done about load and size, on real servers.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::HOT_TENANT;
 use dialog_operator::heat::{Action, Mode, Tenant};
 use dialog_operator::names::Group;
-use dialog_operator::shards::act::perform;
 use dialog_operator::shards::heat::actions::{Act, Outcome};
-use dialog_operator::shards::observe::Sizes;
 use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::round::{Carried, Round};
 use dialog_operator::shards::step::Step;
@@ -135,7 +132,7 @@ pub async fn assert_nothing_is_left(world: &World, workers: u32) -> Result<()> {
 }
 
 /// Has everything done that is to be done, and says what that was.
-async fn settle(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>> {
+pub async fn settle(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>> {
     Ok(world.settle(wanted).await?.iter().map(Step::kind).collect())
 }
 
@@ -170,7 +167,7 @@ async fn every_hash_of_a_shard_gets_its_own_under_writes_and_stays_where_it_is_p
         }
         let round = world.round(&wanted).await?;
         let act = outcome(&round, id).await?;
-        assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 0), "{:?}", act.note);
+        assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
         assert!(round.observed.kept.pins.iter().any(|pin| pin.tenant == tenant));
         assert!(round.is_settled() && round.performed.is_empty(), "{:?}", round.plan);
 
@@ -204,7 +201,7 @@ async fn every_hash_of_a_shard_gets_its_own_under_writes_and_stays_where_it_is_p
 }
 
 /// Fills one shard group with so many bytes that the quick way is not for it.
-async fn make_large(world: &World, dialog: &str) -> Result<()> {
+pub async fn make_large(world: &World, dialog: &str) -> Result<()> {
     let rows = format!(
         "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
          SELECT '{dialog}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(),
@@ -215,10 +212,10 @@ async fn make_large(world: &World, dialog: &str) -> Result<()> {
     Ok(())
 }
 
-const DIALOG: &str = "00000000-0000-4000-8000-000000000007";
+pub const DIALOG: &str = "00000000-0000-4000-8000-000000000007";
 
 /// The only step of a round that does nothing.
-async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
+pub async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
     let round = world.round_of(wanted, 0).await?;
     let step = round.plan.steps.first().cloned();
     step.with_context(|| format!("nothing is planned: {:?}", round.plan.waits))
@@ -241,7 +238,7 @@ async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_whe
     let placed = covering(&world, large).await?;
     assert_eq!(placed.range.min, placed.range.max);
     let act = outcome(&world.round(&wanted).await?, id).await?;
-    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 0), "{:?}", act.note);
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
 
     // A transaction that has written to a small shard, and does not end: the quick way gives up soon.
     let other = "00000000-0000-4000-8000-000000000001";
@@ -268,7 +265,7 @@ async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_whe
     open.commit().await?;
     settle(&world, &wanted).await?;
     let act = outcome(&world.round(&wanted).await?, id).await?;
-    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
     traffic.verify(&world).await?;
     assert_nothing_is_left(&world, 3).await
 }
@@ -334,8 +331,6 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
     assert_nothing_is_left(&world, 3).await
 }
 
-/// A split that leaves a part on its source hangs as soon as a row is changed: what the operator never asks for is asked
-/// for by hand here, to have one that hangs.
 #[tokio::test]
 async fn what_could_not_be_done_for_an_hour_is_given_up() -> Result<()> {
     needs_citus!();
@@ -359,54 +354,4 @@ async fn what_could_not_be_done_for_an_hour_is_given_up() -> Result<()> {
     operator.look(Some(&heat)).await?;
     assert_eq!(outcome().await?.as_deref(), Some("Failed"));
     Ok(())
-}
-
-#[tokio::test]
-async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
-    needs_citus!();
-    let world = Arc::new(World::start(2)?);
-    let wanted = isolating(2);
-    world.serve(&wanted).await?;
-    let traffic = Traffic::start(&world).await?;
-    let shard = covering(&world, 0).await?;
-    let split = dialog_operator::shards::step::Split {
-        action: 0,
-        shard_id: shard.shard_id,
-        from: shard.node,
-        points: vec![-1, 0],
-        nodes: vec![shard.node; 3],
-        blocking: false,
-    };
-    let step = Step::SplitShard(split);
-    let task = tokio::spawn({
-        let (sessions, step) = (world.long_sessions(&step)?, step.clone());
-        async move { perform(&step, &sessions).await }
-    });
-    let mut watch = dialog_operator::shards::supervise::Splits::default();
-    let sessions = world.sessions()?;
-    let stall = loop {
-        ensure!(!task.is_finished(), "it did not hang");
-        let round = world.look(&wanted, Sizes::Skip).await?;
-        let catalog = round.observed.catalog.as_ref().context("no catalogs")?;
-        let marks =
-            dialog_operator::shards::observe::splits::marks(&sessions, sessions.topology(), catalog).await;
-        let stalls = watch.look(marks, Instant::now(), Duration::from_mins(10));
-        if let Some(stall) = stalls.into_iter().next() {
-            break stall;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
-    assert!(stall.cause.contains("failed"), "{}", stall.cause);
-    let cancel = Step::CancelMove {
-        pid: stall.pid,
-        application: stall.application,
-        end: stall.end.context("it was ended before")?,
-    };
-    perform(&cancel, &sessions).await?;
-    let error = task.await?.unwrap_err();
-    assert!(error.to_string().contains("cancel"), "{error}");
-    world.settle(&wanted).await?;
-    traffic.verify(&world).await?;
-    assert_eq!(covering(&world, 0).await?.shard_id, shard.shard_id);
-    assert_nothing_is_left(&world, 2).await
 }

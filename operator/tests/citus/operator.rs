@@ -8,12 +8,12 @@ use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs};
-use dialog_operator::shards::observe::stall::diagnose;
+use dialog_operator::shards::observe::{splits, stall};
 use dialog_operator::shards::observed::Observed;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::round::{Brief, Carried, Failure, Handover, Round, round};
 use dialog_operator::shards::step::Step;
-use dialog_operator::shards::supervise::Watch;
+use dialog_operator::shards::supervise::{Splits, Watch};
 use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready};
 
@@ -34,6 +34,7 @@ pub struct Operator {
     /// What is known of load.
     pub heat: Option<Heat>,
     watch: Watch,
+    splits: Splits,
     before: Option<Observed>,
     held: Option<MovePlan>,
     put_off: BTreeMap<Step, (Instant, Failure)>,
@@ -46,7 +47,10 @@ impl Operator {
         let sessions = world.sessions()?;
         let mut stalls = Vec::new();
         for stalled in self.watch.stalled(wanted.rebalance.stall_timeout) {
-            stalls.extend(diagnose(&sessions, &stalled).await);
+            stalls.extend(stall::diagnose(&sessions, &stalled).await);
+        }
+        for stalled in self.splits.stalled(wanted.rebalance.stall_timeout) {
+            stalls.extend(splits::diagnose(&sessions, &stalled).await);
         }
         let groups = world.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };
@@ -67,9 +71,11 @@ impl Operator {
         .await;
         let now = Instant::now();
         self.watch.look(round.observed.catalog.as_ref(), now);
+        self.splits.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
             if let Step::CancelMove { pid, .. } = step {
                 self.watch.ended(*pid, now);
+                self.splits.ended(*pid, now);
             }
         }
         self.done.extend(round.performed.iter().cloned());

@@ -64,6 +64,18 @@ fn who_gives_or_takes_a_shard_is_restarted_after_that() {
         "nobody knows whether it still runs"
     );
 
+    let splitting = DialogClusterStatus {
+        rebalance: None,
+        split: serde_json::from_value(serde_json::json!({
+            "shardId": 102_008, "from": "worker-0", "to": ["worker-2"], "since": "2026-03-01T00:00:00Z", "phase": "Setting Up",
+        }))
+        .unwrap(),
+        ..status("True")
+    };
+    assert_eq!(super::moving(Some(&splitting)), moving, "a split is as a move");
+    let calm = DialogClusterStatus { rebalance: None, ..status("True") };
+    assert_eq!(super::moving(Some(&calm)), BTreeSet::new());
+
     let workers = |revisions: [&'static str; 3]| -> Vec<(Group, ObservedGroup)> {
         (0..3)
             .map(Group::Worker)

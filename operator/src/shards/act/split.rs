@@ -11,22 +11,22 @@ use crate::shards::step::Split;
 
 /// How long the quick way may wait for writers, and all of it may take: writers wait for it meanwhile.
 const QUICK: &str = "SET lock_timeout = '1s'; SET statement_timeout = '10s'";
-/// As the session began.
-const PATIENT: &str = "RESET lock_timeout; RESET statement_timeout";
 
 /// Cuts as `split` says. The coordinator's session of `sessions` has no time limit, and its name says what it is for.
 pub(super) async fn perform(sessions: &Sessions, split: &Split) -> Result<(), Error> {
-    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    actions::note_begin(&session, split.action).await?;
-    let done = cut(sessions, &session, split).await;
+    let done = cut(sessions, split).await;
     if let Err(error) = &done {
-        // If this is not noted either, the coordinator has gone, which is no fault of the action.
-        let _ = actions::note_failure(&session, split.action, &error.to_string()).await;
+        // The session may have been ended with the split. If this is not noted either, the coordinator has gone: the attempt
+        // counts all the same.
+        if let Ok(session) = sessions.session(Group::Coordinator, Door::Dialog).await {
+            let _ = actions::note_failure(&session, split.action, &error.to_string()).await;
+        }
     }
     done
 }
 
-async fn cut(sessions: &Sessions, session: &Session, split: &Split) -> Result<(), Error> {
+async fn cut(sessions: &Sessions, split: &Split) -> Result<(), Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     for group in &split.nodes {
         if *group != split.from {
             moves::reaches(sessions, *group, split.from).await?;
@@ -35,13 +35,14 @@ async fn cut(sessions: &Sessions, session: &Session, split: &Split) -> Result<()
     }
     let mut nodes: Vec<i32> = Vec::with_capacity(split.nodes.len());
     for group in &split.nodes {
-        nodes.push(node_id(sessions, session, *group).await?);
+        nodes.push(node_id(sessions, &session, *group).await?);
     }
     let points: Vec<String> = split.points.iter().map(ToString::to_string).collect();
     let mode = if split.blocking { "block_writes" } else { "force_logical" };
     if split.blocking {
         session.run(QUICK).await?;
     }
+    actions::note_begin(&session, split.action).await?;
     let done = session
         .query(
             "SELECT citus_split_shard_by_split_points($1, $2, $3, $4::text::citus.shard_transfer_mode)",
@@ -53,9 +54,6 @@ async fn cut(sessions: &Sessions, session: &Session, split: &Split) -> Result<()
             ],
         )
         .await;
-    if split.blocking {
-        session.run(PATIENT).await?;
-    }
     done.map(drop).map_err(Error::from)
 }
 
@@ -91,31 +89,22 @@ pub(super) async fn end(
     Ok(())
 }
 
-/// What splits have left on the servers, by name.
+/// What splits have left on the servers and Citus has noted, by name. What it has not noted is not the operator's: the
+/// condition `Balanced` says so.
 async fn left_behind(sessions: &Sessions) -> Result<Vec<String>, Error> {
     let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let nodes = coordinator
+    let noted = coordinator
         .query(
-            "SELECT nodename::text, nodeport FROM pg_dist_node WHERE isactive AND noderole = 'primary'",
-            &[],
+            "SELECT object_name, nodename::text, nodeport FROM pg_dist_cleanup
+             JOIN pg_dist_node ON groupid = node_group_id AND isactive AND noderole = 'primary'
+             WHERE starts_with(object_name, $1) ORDER BY 1",
+            &[(&"citus_shard_split_", Type::TEXT)],
         )
         .await?;
-    let mut left = Vec::new();
-    for row in &nodes {
-        let port: i32 = row.get(1);
-        let address = pg::Endpoint::new(row.get::<_, String>(0), u16::try_from(port).unwrap_or(0));
-        let Some(group) = sessions.topology().group(&address) else { continue };
-        let session = sessions.session(group, Door::Dialog).await?;
-        let names = session
-            .query(
-                "SELECT 'the slot ' || slot_name FROM pg_replication_slots WHERE starts_with(slot_name, $1)
-                 UNION ALL SELECT 'the subscription ' || subname FROM pg_subscription WHERE starts_with(subname, $1)
-                 UNION ALL SELECT 'the publication ' || pubname FROM pg_publication WHERE starts_with(pubname, $1)
-                 UNION ALL SELECT 'the role ' || rolname FROM pg_roles WHERE starts_with(rolname, $1)",
-                &[(&"citus_shard_split_", Type::TEXT)],
-            )
-            .await?;
-        left.extend(names.iter().map(|row| format!("{} on {group}", row.get::<_, String>(0))));
-    }
-    Ok(left)
+    let name = |row: &tokio_postgres::Row| {
+        let port: i32 = row.get(2);
+        let address = pg::Endpoint::new(row.get::<_, String>(1), u16::try_from(port).unwrap_or(0));
+        format!("{} on {}", row.get::<_, String>(0), address)
+    };
+    Ok(noted.iter().map(name).collect())
 }

@@ -7,6 +7,8 @@ use tracing::{info, warn};
 use super::Controller;
 use crate::api::DialogCluster;
 use crate::shards::heat::{self, Heat};
+use crate::shards::metrics::heat::Budget;
+use crate::shards::observed::Observed;
 use crate::shards::sessions::Sessions;
 use crate::shards::wanted::Wanted;
 use crate::shards::world::World;
@@ -58,5 +60,20 @@ impl Controller {
         let before = self.memory(key, |memory| std::mem::replace(&mut memory.heat, heat.cloned()));
         let namespace = key.namespace.as_deref().unwrap_or_default();
         self.context.metrics.shards.heat.show(namespace, &key.name, before.as_ref(), heat);
+    }
+
+    /// Shows in the metrics what is done about load, and what of the budgets is left.
+    pub(super) fn show_actions(&self, key: &ObjectRef<DialogCluster>, wanted: &Wanted, observed: &Observed) {
+        let namespace = key.namespace.as_deref().unwrap_or_default();
+        let metrics = &self.context.metrics.shards.heat;
+        metrics.budget(namespace, &key.name, Budget::of(wanted, observed));
+        // What could not be read is no news.
+        if observed.kept.now.is_none() {
+            return;
+        }
+        let now = &observed.kept.acts;
+        if let Some(before) = self.memory(key, |memory| memory.acts.replace(now.clone())) {
+            metrics.actions(namespace, &key.name, &before, now);
+        }
     }
 }

@@ -3,14 +3,15 @@
 use crate::condition::{Finding, HOT_TENANT, Holds};
 use crate::heat::Mode;
 use crate::shards::heat::actions::{Act, Outcome};
+use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::Draft;
 use crate::shards::world::{Support, World};
 
 /// The condition `HotTenant`: true is what is to be looked at.
 pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
-    if let Some(acting) = acting(world, draft) {
-        return finding(Holds::True, "Acting", acting);
+    if let Some((reason, message)) = acting(world, draft) {
+        return finding(Holds::True, reason, message);
     }
     if let Some(problem) = draft.problems.first() {
         return finding(Holds::True, "PinNotPossible", problem.clone());
@@ -61,7 +62,12 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if names.is_empty() {
         return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
     }
-    if heat.hot.iter().all(|hot| hot.periods < lasting) {
+    let lasts = heat.hot.iter().any(|hot| hot.periods >= lasting);
+    if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
+        let message = format!("{who}; nothing is begun while shards are moved or split: {moving}");
+        return finding(Holds::True, "ShardsMoving", message);
+    }
+    if !lasts {
         let message = format!("{who}; something follows after {lasting} periods in a row");
         return finding(Holds::True, "Noticed", message);
     }
@@ -75,8 +81,32 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     }
 }
 
+/// Who moves or splits shards, or makes new ones.
+fn under_way(catalog: &Catalog) -> Option<String> {
+    let own = catalog.operations.first();
+    let own = own.map(|running| format!("{} (pid {} on the coordinator)", running.application, running.pid));
+    own.or_else(|| catalog.foreign.first().map(Foreign::to_string))
+}
+
 /// What is being done, and what it waits for.
-fn acting(world: &World<'_>, draft: &Draft) -> Option<String> {
+fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
     let open = world.observed.kept.open()?;
-    Some(draft.acting.clone().unwrap_or_else(|| open.why.clone()))
+    let splits = || world.catalog().into_iter().flat_map(|catalog| &catalog.splits);
+    // By the time that it is said, it may have ended.
+    let of_a_split = |stall: &&Stall| stall.operation().split().is_some();
+    if let Some(Stall { pid, seconds, cause, .. }) = world.observed.stalls.iter().find(of_a_split) {
+        let message = format!(
+            "{}; its split (pid {pid} on the coordinator) has made no progress for {seconds} s: {cause}; it is ended, and \
+             tried again",
+            open.why
+        );
+        return Some(("SplitStalled", message));
+    }
+    let kept = draft.action_waits.clone();
+    // What nothing at all was planned for waits for the same as everything else.
+    let all = || (draft.steps.is_empty() && !draft.waits.is_empty()).then(|| draft.waits.join("; "));
+    match kept.or_else(all).filter(|_| splits().next().is_none()) {
+        Some(reason) => Some(("ActionWaits", format!("{}; it waits: {reason}", open.why))),
+        None => Some(("Acting", open.why.clone())),
+    }
 }

@@ -86,7 +86,13 @@ pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) 
     }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     match &world.wanted.rebalance.gate {
-        _ if left == 0 => finding(Holds::True, "Balanced", even_message(&catalog.strategies)),
+        _ if left == 0 => {
+            let message = even_message(&catalog.strategies);
+            match left_behind(world) {
+                None => finding(Holds::True, "Balanced", message),
+                Some(orphans) => finding(Holds::True, "LeftBehind", format!("{message}; {orphans}")),
+            }
+        }
         Gate::Closed { reason, message } if even => {
             let bytes = moves.plan.bytes;
             let hash = &moves.plan.hash;
@@ -121,6 +127,22 @@ fn even_message(strategies: &Seen) -> String {
              citus_rebalance_start('{NAME}'), or set spec.sharding.rebalance.foreignStrategy to Replace"
         ),
     }
+}
+
+/// What is said of what somebody's moves or splits have left.
+fn left_behind(world: &World<'_>) -> Option<String> {
+    let orphans = world.groups().into_iter().filter_map(|group| Some((group, world.observed.facts(group)?)));
+    let orphans = orphans.flat_map(|(group, facts)| facts.left_behind().map(move |orphan| (group, orphan)));
+    let each: Vec<String> = orphans.map(|(group, orphan)| format!("on {group} {orphan}")).collect();
+    let more = each.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    let named = each.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+    (!each.is_empty()).then(|| {
+        format!(
+            "a move or a split has left what Citus does not know of, and nobody takes away: {named}{more}. The operator deletes \
+             nothing that may be somebody's: if nobody needs it, run there what is in brackets"
+        )
+    })
 }
 
 /// What is said of a move that does not get on.

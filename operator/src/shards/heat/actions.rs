@@ -3,7 +3,7 @@
 //! A decision to do something is a row of `dialog_operator.actions` from the moment it is made until it has an outcome, and
 //! there is one such row at most. Whoever reads it does what is left of it.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{Json, Type};
 
@@ -82,11 +82,11 @@ pub struct Act {
     pub asked_by: String,
     /// Why it is done.
     pub why: String,
-    /// Attempts that failed.
+    /// Attempts that were begun, whatever became of them.
     pub attempts: i32,
     /// What became of it.
     pub outcome: Option<Outcome>,
-    /// Why it failed or was dropped.
+    /// Why it failed or was dropped; while it is being done, why the last attempt that came to an end failed.
     pub note: Option<String>,
     /// Figures of the period before it.
     pub before: Option<Figures>,
@@ -101,11 +101,16 @@ impl Act {
         self.asked_by == Author::Spec.name()
     }
 
+    /// How long it took, from the first attempt to its end.
+    #[must_use]
+    pub fn lasted(&self) -> Option<SignedDuration> {
+        self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun))
+    }
+
     /// As the status shows it.
     #[must_use]
     pub fn status(&self) -> ActionStatus {
         let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-        let lasted = self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun));
         ActionStatus {
             id: self.id,
             decided: time(self.decided),
@@ -116,7 +121,7 @@ impl Act {
             why: self.why.clone(),
             outcome: self.outcome.map(|outcome| outcome.name().to_owned()),
             note: self.note.clone(),
-            milliseconds: lasted.and_then(|lasted| i64::try_from(lasted.as_millis()).ok()),
+            milliseconds: self.lasted().and_then(|lasted| i64::try_from(lasted.as_millis()).ok()),
             before: self.before.map(Figures::status),
             after: self.after.map(Figures::status),
         }
@@ -324,15 +329,16 @@ pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg:
     session.query(late, &[(&now, Type::TIMESTAMPTZ)]).await.map(drop)
 }
 
-/// Notes that somebody has begun to do it.
+/// Notes that an attempt begins: it counts from now on, so that one that nobody lives to see the end of does, too.
 pub(in crate::shards) async fn note_begin(session: &Session, id: i64) -> Result<(), pg::Error> {
-    let begun = "UPDATE dialog_operator.actions SET begun = coalesce(begun, clock_timestamp()) WHERE id = $1";
+    let begun = "UPDATE dialog_operator.actions
+                 SET begun = coalesce(begun, clock_timestamp()), attempts = attempts + 1 WHERE id = $1";
     session.query(begun, &[(&id, Type::INT8)]).await.map(drop)
 }
 
-/// Notes that an attempt has failed.
+/// Notes why an attempt has failed.
 pub(in crate::shards) async fn note_failure(session: &Session, id: i64, why: &str) -> Result<(), pg::Error> {
-    let failed = "UPDATE dialog_operator.actions SET attempts = attempts + 1, note = $2 WHERE id = $1 AND ended IS NULL";
+    let failed = "UPDATE dialog_operator.actions SET note = $2 WHERE id = $1 AND ended IS NULL";
     session.query(failed, &[(&id, Type::INT8), (&why, Type::TEXT)]).await.map(drop)
 }
 

@@ -1,10 +1,13 @@
-//! What is measured of load: per node, per group of tables, and of the hot tenants, of which there are few.
+//! What is measured of load: per node, per group of tables, and of the hot tenants, of which there are few; and of what is
+//! done about it.
 
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{ByCluster, ByNode};
@@ -12,6 +15,9 @@ use crate::api::{HotTenant, SizeStatus};
 use crate::heat::{NodeLoad, Reason};
 use crate::names::Group;
 use crate::shards::heat::Heat;
+use crate::shards::heat::actions::{Act, Author, Outcome};
+use crate::shards::observed::Observed;
+use crate::shards::wanted::Wanted;
 
 /// A gauge of parts and rates.
 type Fraction = Gauge<f64, AtomicU64>;
@@ -39,9 +45,55 @@ struct ByReason {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    namespace: String,
+    cluster: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    namespace: String,
+    cluster: String,
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+/// Bounds of the durations of actions in seconds: from the quick way of a small shard to the copy of a large one.
+const DURATIONS: [f64; 10] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0];
+
+/// What of the budgets is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Tenants that may still be isolated.
+    pub isolations: usize,
+    /// Shard groups that may still be made.
+    pub shard_groups: usize,
+}
+
+impl Budget {
+    /// What the policy may still do by what is seen; `None` where nobody watches, or catalogs could not be read.
+    #[must_use]
+    pub fn of(wanted: &Wanted, observed: &Observed) -> Option<Self> {
+        let (policy, catalog) = (&wanted.watch.as_ref()?.policy, observed.catalog.as_ref()?);
+        // Who is pinned by hand counts for nothing.
+        let isolated = observed.kept.pins.iter().filter(|pin| pin.author == Author::Policy).count();
+        Some(Self {
+            isolations: policy.max_isolated.saturating_sub(isolated),
+            shard_groups: policy.max_shard_groups.saturating_sub(catalog.placements.len()),
+        })
+    }
+}
+
 /// The metrics; cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
+    started: Family<ByKind, Counter>,
+    ended: Family<ByOutcome, Counter>,
+    duration: Family<ByKind, Histogram>,
+    isolations_left: Family<ByCluster, Gauge>,
+    shard_groups_left: Family<ByCluster, Gauge>,
     queries: Family<ByNode, Fraction>,
     writes: Family<ByNode, Fraction>,
     cpu: Family<ByNode, Fraction>,
@@ -51,6 +103,27 @@ pub struct Metrics {
     refused: Family<ByReason, Gauge>,
     size: Family<ByTables, Gauge>,
     largest: Family<ByTables, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            started: Family::default(),
+            ended: Family::default(),
+            duration: Family::new_with_constructor((|| Histogram::new(DURATIONS)) as fn() -> Histogram),
+            isolations_left: Family::default(),
+            shard_groups_left: Family::default(),
+            queries: Family::default(),
+            writes: Family::default(),
+            cpu: Family::default(),
+            cpu_limit: Family::default(),
+            hot: Family::default(),
+            share: Family::default(),
+            refused: Family::default(),
+            size: Family::default(),
+            largest: Family::default(),
+        }
+    }
 }
 
 impl Metrics {
@@ -79,7 +152,55 @@ impl Metrics {
             Unit::Bytes,
             metrics.largest.clone(),
         );
+        let started = "What was begun about load and size, by kind";
+        registry.register("actions_started", started, metrics.started.clone());
+        let ended = "What became of it, by kind and outcome";
+        registry.register("actions_ended", ended, metrics.ended.clone());
+        let duration = "How long what was done took, from its first attempt to its end";
+        registry.register_with_unit("action_duration", duration, Unit::Seconds, metrics.duration.clone());
+        let isolations = "Tenants that the policy may still isolate";
+        registry.register("isolations_left", isolations, metrics.isolations_left.clone());
+        let groups = "Shard groups that the policy may still make";
+        registry.register("shard_groups_left", groups, metrics.shard_groups_left.clone());
         metrics
+    }
+
+    /// Counts what was begun and what has ended between `before` and `now`: the last actions that are written down, as this
+    /// process has seen them. What it sees first was counted by another.
+    pub fn actions(&self, namespace: &str, cluster: &str, before: &[Act], now: &[Act]) {
+        let names = Names { namespace, cluster };
+        let last = before.iter().map(|act| act.id).max().unwrap_or(i64::MIN);
+        for act in now {
+            let known = before.iter().find(|known| known.id == act.id);
+            if known.is_none() && act.id < last {
+                continue;
+            }
+            if act.begun.is_some() && known.is_none_or(|known| known.begun.is_none()) {
+                self.started.get_or_create(&names.kind(act)).inc();
+            }
+            let Some(outcome) = act.outcome.filter(|_| known.is_none_or(|known| known.outcome.is_none()))
+            else {
+                continue;
+            };
+            let ByKind { namespace, cluster, kind } = names.kind(act);
+            self.ended.get_or_create(&ByOutcome { namespace, cluster, kind, outcome: outcome.name() }).inc();
+            if let Some(lasted) = act.lasted().filter(|_| outcome == Outcome::Done) {
+                self.duration.get_or_create(&names.kind(act)).observe(lasted.as_secs_f64());
+            }
+        }
+    }
+
+    /// Shows what is left of a cluster's budgets; nothing where nobody watches.
+    pub fn budget(&self, namespace: &str, cluster: &str, budget: Option<Budget>) {
+        let label = Names { namespace, cluster }.cluster();
+        let Some(Budget { isolations, shard_groups }) = budget else {
+            self.isolations_left.remove(&label);
+            self.shard_groups_left.remove(&label);
+            return;
+        };
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.isolations_left.get_or_create(&label).set(number(isolations));
+        self.shard_groups_left.get_or_create(&label).set(number(shard_groups));
     }
 
     /// Shows what is known of a cluster's load, and nothing that was known `before` and is not any more.
@@ -168,6 +289,11 @@ impl Names<'_> {
         ByTenant { namespace, cluster, group, tables, tenant }
     }
 
+    fn kind(&self, act: &Act) -> ByKind {
+        let ByCluster { namespace, cluster } = self.cluster();
+        ByKind { namespace, cluster, kind: act.action.kind() }
+    }
+
     fn tables(&self, size: &SizeStatus) -> ByTables {
         let ByCluster { namespace, cluster } = self.cluster();
         ByTables { namespace, cluster, tables: size.group.clone() }
@@ -193,6 +319,53 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
         text
+    }
+
+    #[test]
+    fn an_action_is_counted_once_when_it_begins_and_once_when_it_ends() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let act = |id: i64, begun: Option<&str>, ended: Option<&str>, outcome: Option<&str>| -> Act {
+            let action = serde_json::json!({"kind": "Spread", "from": "worker-0", "to": "worker-1"});
+            serde_json::from_value(serde_json::json!({
+                "id": id, "decided": "2026-01-05T09:00:00Z", "begun": begun, "ended": ended, "action": action,
+                "tenant": null, "asked_by": "policy", "why": "", "attempts": 0, "outcome": outcome, "note": null,
+                "before": null, "after": null,
+            }))
+            .unwrap()
+        };
+        let (begun, ended) = (Some("2026-01-05T09:00:01Z"), Some("2026-01-05T09:00:03Z"));
+        let old = act(6, begun, ended, Some("Done"));
+        let decided = act(7, None, None, None);
+        let under_way = act(7, begun, None, None);
+        let done = act(7, begun, ended, Some("Done"));
+        let dropped = act(8, begun, ended, Some("Dropped"));
+        let looks = [
+            vec![old.clone()],
+            vec![old.clone(), decided],
+            vec![old.clone(), under_way.clone()],
+            vec![old.clone(), under_way],
+            // Between two looks another was dropped, and the oldest has gone.
+            vec![done.clone(), dropped.clone()],
+            vec![old, done, dropped],
+        ];
+        for pair in looks.windows(2) {
+            metrics.actions("ns", "chat", &pair[0], &pair[1]);
+        }
+        let shown = text(&registry);
+        for line in [
+            "actions_started_total{namespace=\"ns\",cluster=\"chat\",kind=\"Spread\"} 2",
+            "actions_ended_total{namespace=\"ns\",cluster=\"chat\",kind=\"Spread\",outcome=\"Done\"} 1",
+            "actions_ended_total{namespace=\"ns\",cluster=\"chat\",kind=\"Spread\",outcome=\"Dropped\"} 1",
+            "action_duration_seconds_sum{namespace=\"ns\",cluster=\"chat\",kind=\"Spread\"} 2.0",
+            "action_duration_seconds_count{namespace=\"ns\",cluster=\"chat\",kind=\"Spread\"} 1",
+        ] {
+            assert!(shown.contains(line), "{line} is not in:\n{shown}");
+        }
+        metrics.budget("ns", "chat", Some(Budget { isolations: 3, shard_groups: 40 }));
+        assert!(text(&registry).contains("isolations_left{namespace=\"ns\",cluster=\"chat\"} 3"));
+        metrics.budget("ns", "chat", None);
+        assert!(!text(&registry).contains("_left{"), "{}", text(&registry));
     }
 
     #[test]

@@ -4,8 +4,9 @@ use tokio_postgres::types::Type;
 
 use crate::pg::{self, APPLICATION, Session};
 use crate::shards::heat::actions::{KEPT, Kept};
+use crate::shards::observe::orphans;
 use crate::shards::observed::{
-    Catalog, Change, Cleanup, Foreign, Operation, Progress, Resources, Transaction,
+    Catalog, Change, Cleanup, Foreign, Operation, Orphan, Progress, Resources, Transaction,
 };
 use crate::shards::strategy::{self, Seen};
 
@@ -145,6 +146,8 @@ pub(super) struct Local {
     pub(super) release: String,
     /// What moves need.
     pub(super) resources: Resources,
+    /// What may have been left by moves and splits.
+    pub(super) orphans: Vec<Orphan>,
 }
 
 /// Transactions that are named; those of moves under way are among them, and there are few.
@@ -155,7 +158,7 @@ const WRITERS: i64 = 16;
 pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg::Error> {
     let row = session
         .query_one(
-            "WITH writers AS (
+            &format!("WITH writers AS (
                  SELECT pid, application_name AS name, xact_start AS since FROM pg_stat_activity
                  WHERE backend_xid IS NOT NULL AND backend_type = 'client backend'
                    AND NOT starts_with(application_name, $1)
@@ -172,8 +175,8 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
                                'background writer', 'archiver', 'logger', 'autovacuum launcher', 'autovacuum worker')),
                     ARRAY (SELECT pid FROM oldest ORDER BY since), ARRAY (SELECT name FROM oldest ORDER BY since),
                     ARRAY (SELECT extract(epoch FROM clock_timestamp() - since)::int8 FROM oldest ORDER BY since),
-                    citus_version()
-             FROM citus_local_disk_space_stats() AS space",
+                    citus_version(), {}
+             FROM citus_local_disk_space_stats() AS space", orphans::NAMED),
             &[(&APPLICATION, Type::TEXT), (&WRITERS, Type::INT8)],
         )
         .await?;
@@ -197,7 +200,8 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
     // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
     let version: String = row.get(10);
     let release = version.split_whitespace().nth(1).unwrap_or(&version).to_owned();
-    Ok(Local { group_id: row.get(0), release, resources })
+    let named: Vec<String> = row.get(11);
+    Ok(Local { group_id: row.get(0), release, resources, orphans: orphans::parse(&named) })
 }
 
 /// Shards of tables that are physically on this server, whatever the catalogs say; of tables that are copied whole to every

@@ -1,50 +1,141 @@
-//! Reads how far splits are, of which Citus itself shows nothing.
+//! Reads how far splits are, of which Citus itself shows nothing, and finds out what one waits for that does not get on.
 
+use tokio_postgres::types::Type;
+
+use super::stall::{self, Cause};
 use crate::names::Group;
 use crate::pg;
-use crate::shards::observed::{Catalog, Operation};
+use crate::shards::observed::{Catalog, RunningSplit, Stall, StallKind};
 use crate::shards::sessions::{Door, Sessions};
-use crate::shards::supervise::SplitMark;
-use crate::shards::topology::Topology;
+use crate::shards::supervise::StalledSplit;
 
-/// The splits that are under way, each with how far it is.
-pub async fn marks(
-    sessions: &Sessions,
-    topology: &Topology,
-    catalog: &Catalog,
-) -> Vec<(Operation, SplitMark)> {
-    let running: Vec<&Operation> = catalog.operations.iter().filter(|running| running.is_split()).collect();
-    if running.is_empty() {
-        return Vec::new();
-    }
-    let mut mark = SplitMark::default();
-    for group in catalog.groups(topology) {
-        // A server that does not answer has no progress to show.
-        if let Ok((progress, errors)) = of(sessions, group).await {
-            mark.progress.push(progress);
-            mark.errors += errors;
-        }
-    }
-    running.into_iter().map(|running| (running.clone(), mark.clone())).collect()
+/// What one server shows of a split: what is copied, what is followed, what is built, and whether a session of the split
+/// waits for a lock. `$1` and `$2` are as [`stall::ask`] has them.
+const SHOWN: &str = "
+    SELECT concat_ws(' ', copies, follows, builds, slots), copies IS NOT NULL, follows IS NOT NULL, builds IS NOT NULL,
+           (SELECT coalesce(sum(apply_error_count + sync_error_count), 0)::int8 FROM pg_stat_subscription_stats
+            WHERE starts_with(subname, 'citus_shard_split_')),
+           EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+                   AND (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2))
+    FROM (SELECT
+        (SELECT string_agg(pid || '=' || bytes_processed, ',' ORDER BY pid) FROM pg_stat_progress_copy) AS copies,
+        (SELECT string_agg(subname || '=' || coalesce(latest_end_lsn::text, ''), ',' ORDER BY subname)
+         FROM pg_stat_subscription WHERE starts_with(subname, 'citus_shard_split_')) AS follows,
+        (SELECT string_agg(pid || '=' || phase || blocks_done || tuples_done, ',' ORDER BY pid)
+         FROM pg_stat_progress_create_index) AS builds,
+        (SELECT string_agg(slot_name || '=' || active, ',' ORDER BY slot_name)
+         FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_split_')) AS slots) AS shown";
+
+/// What one server shows of a split.
+#[derive(Default)]
+struct Shown {
+    progress: String,
+    copies: bool,
+    follows: bool,
+    builds: bool,
+    errors: i64,
+    waits: bool,
 }
 
-/// What one server shows of a split: what is copied, what is followed, what is built; and how often that failed.
-async fn of(sessions: &Sessions, group: Group) -> Result<(String, i64), pg::Error> {
-    let session = sessions.session(group, Door::Dialog).await?;
-    let row = session
-        .query_one(
-            "SELECT concat_ws(' ',
-                        (SELECT string_agg(pid || '=' || bytes_processed, ',' ORDER BY pid) FROM pg_stat_progress_copy),
-                        (SELECT string_agg(subname || '=' || coalesce(latest_end_lsn::text, ''), ',' ORDER BY subname)
-                         FROM pg_stat_subscription WHERE starts_with(subname, 'citus_shard_split_')),
-                        (SELECT string_agg(pid || '=' || phase || blocks_done, ',' ORDER BY pid)
-                         FROM pg_stat_progress_create_index),
-                        (SELECT string_agg(slot_name || '=' || active, ',' ORDER BY slot_name)
-                         FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_split_'))),
-                    (SELECT coalesce(sum(apply_error_count + sync_error_count), 0)::int8 FROM pg_stat_subscription_stats
-                     WHERE starts_with(subname, 'citus_shard_split_'))",
-            &[],
-        )
-        .await?;
-    Ok((row.get(0), row.get(1)))
+/// The splits that are under way, each with how far it is. The servers are asked only while there is one.
+pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<RunningSplit> {
+    let mut running = Vec::new();
+    for operation in &catalog.operations {
+        let Some((shard_id, from)) = operation.split() else { continue };
+        // It may have ended meanwhile.
+        let Ok(Some(since)) = since(sessions, operation.pid).await else { continue };
+        let nodes: Vec<Group> = catalog.groups(sessions.topology()).collect();
+        let mut shown = Vec::new();
+        for group in &nodes {
+            // A server that does not answer has no progress to show.
+            shown.extend(of(sessions, *group, operation.pid).await.ok());
+        }
+        running.push(RunningSplit {
+            pid: operation.pid,
+            application: operation.application.clone(),
+            shard_id,
+            from,
+            since,
+            nodes,
+            phase: phase(&shown),
+            errors: shown.iter().map(|shown| shown.errors).sum(),
+            waits: shown.iter().any(|shown| shown.waits),
+            progress: shown.into_iter().map(|shown| shown.progress).collect(),
+        });
+    }
+    running
+}
+
+/// When the statement of the process `pid` on the coordinator began.
+async fn since(sessions: &Sessions, pid: i32) -> Result<Option<jiff::Timestamp>, pg::Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let statement = "SELECT query_start FROM pg_stat_activity WHERE pid = $1";
+    let rows = session.query(statement, &[(&pid, Type::INT4)]).await?;
+    Ok(rows.first().and_then(|row| row.get(0)))
+}
+
+async fn of(sessions: &Sessions, group: Group, pid: i32) -> Result<Shown, pg::Error> {
+    let row = stall::ask(sessions, group, pid, SHOWN).await?;
+    let Some(row) = row.first() else { return Ok(Shown::default()) };
+    Ok(Shown {
+        progress: row.get(0),
+        copies: row.get(1),
+        follows: row.get(2),
+        builds: row.get(3),
+        errors: row.get(4),
+        waits: row.get(5),
+    })
+}
+
+/// What a split is doing, in the words that Citus has for moves.
+fn phase(shown: &[Shown]) -> &'static str {
+    if shown.iter().any(|shown| shown.copies) {
+        "Copying Data"
+    } else if shown.iter().any(|shown| shown.builds) {
+        "Creating Constraints"
+    } else if shown.iter().any(|shown| shown.follows) {
+        "Catching Up"
+    } else {
+        "Setting Up"
+    }
+}
+
+/// What keeps `stalled`, with the process to look at; `None` if it is at work all the same.
+pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Stall> {
+    let running = &stalled.running;
+    let (kind, cause) = if stalled.hopeless {
+        let message = format!(
+            "its target failed {} times to follow the changes of its source, and will go on to: its log says why",
+            running.errors
+        );
+        (StallKind::ReplicationFailed, message)
+    } else {
+        cause(sessions, stalled).await?
+    };
+    Some(Stall {
+        pid: running.pid,
+        application: running.application.clone(),
+        seconds: stalled.idle.as_secs(),
+        kind,
+        cause,
+        end: stalled.end,
+    })
+}
+
+/// Who keeps the split, on whatever server: its parts go to several, and a lock of the catalogs is one of all of them.
+async fn cause(sessions: &Sessions, stalled: &StalledSplit) -> Option<Cause> {
+    let RunningSplit { pid, nodes, .. } = &stalled.running;
+    let (mut away, mut builds) = (None, false);
+    for group in nodes {
+        match stall::blocked(sessions, *group, *pid).await {
+            Ok(Some(message)) => return Some((StallKind::Blocked, message)),
+            Ok(None) => builds |= stall::builds_index(sessions, *group, *pid).await.unwrap_or(false),
+            Err(error) => away = away.or(Some(stall::unreachable(*group, &error))),
+        }
+    }
+    if away.is_none() && builds {
+        return None;
+    }
+    let cause = "nothing is copied or followed: look at the logs of its nodes";
+    Some(away.unwrap_or_else(|| (StallKind::Unknown, cause.to_owned())))
 }

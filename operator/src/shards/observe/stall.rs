@@ -1,5 +1,6 @@
-//! Finds out what a move that makes no progress waits for.
+//! Finds out what a move that makes no progress waits for, and who keeps a split waiting.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::names::Group;
@@ -8,7 +9,7 @@ use crate::shards::observed::{Operation, Stall, StallKind};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
-/// Who keeps the sessions of a move waiting, on one server: `$1` is the move's process on the coordinator where the
+/// Who keeps the sessions of a move or a split waiting, on one server: `$1` is its process on the coordinator where the
 /// server is the coordinator, `$2` what ends the names of its sessions elsewhere.
 const BLOCKED: &str = "
     SELECT waiting.pid, blocker.pid, blocker.application_name, blocker.state,
@@ -18,11 +19,12 @@ const BLOCKED: &str = "
     CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS by (pid)
     JOIN pg_stat_activity AS blocker ON blocker.pid = by.pid
     WHERE waiting.pid = $1 OR waiting.application_name LIKE 'citus_internal gpid=%' || $2
-       OR waiting.application_name LIKE 'citus_shard_move_%' OR waiting.backend_type = 'logical replication worker'
+       OR waiting.application_name LIKE ANY ('{citus_shard_move_%,citus_shard_split_%}')
+       OR waiting.backend_type = 'logical replication worker'
        OR (waiting.backend_type = 'walsender' AND waiting.state = 'active')
     LIMIT 1";
 
-/// Whether the move builds an index on its target, and waits for nobody: that has no progress which Citus shows, however
+/// Whether the move or split builds an index on this server, and waits for nobody: that has no progress which Citus shows, however
 /// long it takes. `$1` and `$2` are as for [`BLOCKED`].
 const BUILDS: &str = "
     SELECT EXISTS (SELECT FROM pg_stat_progress_create_index JOIN pg_stat_activity AS at USING (pid)
@@ -32,8 +34,8 @@ const BUILDS: &str = "
 /// Less than this many bytes free is a full disk.
 const FULL: i64 = 64 << 20;
 
-/// What keeps a move, and what to look at.
-type Cause = (StallKind, String);
+/// What keeps a move or a split, and what to look at.
+pub(super) type Cause = (StallKind, String);
 
 /// What `stalled` waits for, with the process or object to look at; `None` if it is at work all the same.
 pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
@@ -86,24 +88,37 @@ async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
     }
 }
 
-fn unreachable(group: Group, error: &pg::Error) -> Cause {
+/// What is said of a server that cannot be asked.
+pub(super) fn unreachable(group: Group, error: &pg::Error) -> Cause {
     (StallKind::Unreachable, format!("{group} does not answer: {error}"))
 }
 
-/// Whether the move whose process on the coordinator is `pid` builds an index on `target`.
-async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -> Result<bool, pg::Error> {
-    let session = sessions.session(target, Door::Dialog).await?;
-    let here = if target == Group::Coordinator { pid } else { 0 };
-    let row = session.query_one(BUILDS, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await?;
-    Ok(row.get(0))
-}
-
-/// Who keeps the move waiting on `group`'s server.
-async fn blocked(sessions: &Sessions, group: Group, pid: i32) -> Result<Option<String>, pg::Error> {
+/// Asks `group`'s server about the sessions of the move or split whose process on the coordinator is `pid`: of `statement`
+/// `$1` is that process where the server is the coordinator, and `$2` what ends the names of its sessions elsewhere.
+pub(super) async fn ask(
+    sessions: &Sessions,
+    group: Group,
+    pid: i32,
+    statement: &str,
+) -> Result<Vec<Row>, pg::Error> {
     let session = sessions.session(group, Door::Dialog).await?;
     let here = if group == Group::Coordinator { pid } else { 0 };
     // The last ten digits of the number that Citus gives to a session in all nodes.
-    let rows = session.query(BLOCKED, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await?;
+    session.query(statement, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await
+}
+
+/// Whether the move or split whose process on the coordinator is `pid` builds an index on `target`.
+pub(super) async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -> Result<bool, pg::Error> {
+    Ok(ask(sessions, target, pid, BUILDS).await?.first().is_some_and(|row| row.get(0)))
+}
+
+/// Who keeps the move or split whose process on the coordinator is `pid` waiting on `group`'s server.
+pub(super) async fn blocked(
+    sessions: &Sessions,
+    group: Group,
+    pid: i32,
+) -> Result<Option<String>, pg::Error> {
+    let rows = ask(sessions, group, pid, BLOCKED).await?;
     Ok(rows.first().map(|row| {
         let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
         let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
+
 use crate::names::Group;
-use crate::pg::APPLICATION;
+use crate::pg::{APPLICATION, identifier, literal};
 use crate::shards::step::Split;
 
 /// A session of the operator that moves data.
@@ -22,12 +24,38 @@ impl Operation {
         format!("{APPLICATION}: {}", RunningMove::purpose(shard_id, from, to))
     }
 
-    /// Whether it splits shards.
+    /// The lowest shard id of what it splits, and where that is; `None` if it does something else.
     #[must_use]
-    pub fn is_split(&self) -> bool {
-        let purpose = self.application.strip_prefix(APPLICATION).and_then(|rest| rest.strip_prefix(": "));
-        purpose.is_some_and(|purpose| purpose.starts_with(Split::PURPOSE))
+    pub fn split(&self) -> Option<(i64, Group)> {
+        let purpose = self.application.strip_prefix(APPLICATION)?.strip_prefix(": ")?;
+        let (shard_id, from) = purpose.strip_prefix(Split::PURPOSE)?.split_once(' ')?;
+        Some((shard_id.parse().ok()?, Group::parse(from)?))
     }
+}
+
+/// A split that is running, and how far it is. Citus itself shows nothing of splits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningSplit {
+    /// The server process on the coordinator.
+    pub pid: i32,
+    /// Its name in `pg_stat_activity`.
+    pub application: String,
+    /// The lowest shard id of what it splits.
+    pub shard_id: i64,
+    /// Where that is.
+    pub from: Group,
+    /// When its statement began.
+    pub since: Timestamp,
+    /// What it is doing, in the words that Citus has for moves, for example `Copying Data`.
+    pub phase: &'static str,
+    /// The nodes that may have a part in it.
+    pub nodes: Vec<Group>,
+    /// What each of these shows of it: any change is progress.
+    pub progress: Vec<String>,
+    /// How often a change that it follows could not be made. In a split that will come to its end there is none.
+    pub errors: i64,
+    /// One of its sessions waits for a lock. What its targets are sent meanwhile is what others write, and no progress.
+    pub waits: bool,
 }
 
 /// A move that is running.
@@ -156,6 +184,59 @@ pub struct LostSlot {
     pub slot: String,
 }
 
+/// Something that a move or a split has left on a server and that Citus does not know of: nobody takes it away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Orphan {
+    /// What it is.
+    pub kind: OrphanKind,
+    /// Its name; of a table with its schema, as it is written in SQL.
+    pub name: String,
+}
+
+/// What an orphan is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OrphanKind {
+    /// A replication slot: the server keeps its log for it.
+    Slot,
+    /// A subscription.
+    Subscription,
+    /// A publication.
+    Publication,
+    /// The role of a subscription.
+    Role,
+    /// A table with the name of a shard that is not placed there.
+    Shard,
+}
+
+impl fmt::Display for Orphan {
+    /// What it is, and what takes it away.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match self.kind {
+            OrphanKind::Slot => {
+                let quoted = literal(name);
+                write!(f, "the replication slot {name} (SELECT pg_drop_replication_slot({quoted}))")
+            }
+            OrphanKind::Subscription => {
+                let quoted = identifier(name);
+                write!(
+                    f,
+                    "the subscription {name} (ALTER SUBSCRIPTION {quoted} DISABLE; ALTER SUBSCRIPTION {quoted} SET (slot_name = \
+                     NONE); DROP SUBSCRIPTION {quoted})"
+                )
+            }
+            OrphanKind::Publication => {
+                write!(f, "the publication {name} (DROP PUBLICATION {})", identifier(name))
+            }
+            OrphanKind::Role => write!(f, "the role {name} (DROP ROLE {})", identifier(name)),
+            OrphanKind::Shard => write!(
+                f,
+                "the table {name}, which has the name of a shard and is none (look at it first, then DROP TABLE {name})"
+            ),
+        }
+    }
+}
+
 /// What moves need on one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
@@ -191,6 +272,7 @@ pub struct Transaction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shards::step::Step;
 
     #[test]
     fn a_move_is_read_from_the_name_that_it_was_given() {
@@ -206,6 +288,21 @@ mod tests {
             assert_eq!(RunningMove::of(&name(other)), None, "{other}");
         }
         let hand = Operation { pid: 7, application: "psql".to_owned() };
-        assert_eq!(RunningMove::of(&hand), None);
+        assert_eq!((RunningMove::of(&hand), hand.split()), (None, None));
+        assert_eq!(operation.split(), None);
+        let split = Split {
+            action: 5,
+            shard_id: 9_999_999_999,
+            from: Group::Worker(98),
+            points: vec![7],
+            nodes: vec![from, to],
+            blocking: false,
+        };
+        let split = name(&Step::SplitShard(split).purpose());
+        assert!(split.application.len() <= 63, "the server would cut {}", split.application);
+        assert_eq!(
+            (split.split(), RunningMove::of(&split)),
+            (Some((9_999_999_999, Group::Worker(98))), None)
+        );
     }
 }

@@ -12,7 +12,8 @@ use crate::shards::rebalance::{Cause, Layout, Move, Pin, Role, ShardGroup};
 use crate::shards::step::{Split, Step};
 use crate::shards::world::World;
 
-/// Attempts that may fail before an action is given up.
+/// Attempts that are begun before an action is given up, whether they failed or whoever began them was gone before their
+/// end.
 const MOST_ATTEMPTS: i32 = 3;
 
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
@@ -104,7 +105,6 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         }
     }
     let Some(act) = world.observed.kept.open() else { return };
-    let what = act.why.clone();
     match next(world, &layout, &written, act) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
         Next::Pin(pin) => {
@@ -113,15 +113,15 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         }
         Next::Wait(reason) => {
             draft.wait(reason.clone());
-            draft.acting = Some(format!("{what}; it waits: {reason}"));
-            return;
+            draft.action_waits = Some(reason);
         }
         Next::Move => {}
         Next::Split(split) => {
             let step = Step::SplitShard(split);
             if world.wanted.rebalance.hold {
                 draft.wait(format!("servers are updated first; then: {step}"));
-                draft.acting = Some(format!("{what}; servers are updated first"));
+                draft.action_waits =
+                    Some("servers are updated first: see the condition Progressing".to_owned());
                 return;
             }
             if !world.observed.deferred.contains(&step) {
@@ -131,14 +131,14 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
                     draft.wait(format!(
                         "moves that are under way ({count}) come to their end first; then: {step}"
                     ));
-                    draft.acting = Some(format!("{what}; moves that are under way come to their end first"));
+                    draft.action_waits =
+                        Some(format!("moves that are under way ({count}) come to their end first"));
                     return;
                 }
             }
             draft.step(step);
         }
     }
-    draft.acting = Some(what);
 }
 
 /// What is next of an action.
@@ -251,7 +251,13 @@ fn split(
     nodes: Vec<Group>,
 ) -> Next {
     if act.attempts >= MOST_ATTEMPTS {
-        return Next::End(Outcome::Failed, act.note.clone());
+        let note = act.note.clone().unwrap_or_else(|| {
+            format!(
+                "it was begun {} times, and the operator or the coordinator ended before it did",
+                act.attempts
+            )
+        });
+        return Next::End(Outcome::Failed, Some(note));
     }
     if world.unmeasured().contains(&shard.node) {
         return Next::Wait(format!("the sizes of the shards on {} are not known yet", shard.node));
@@ -272,7 +278,7 @@ fn split(
         };
     }
     // Somebody writes so much that the quick way did not come through: then the other one, if there is one.
-    let blocking = quick && (act.attempts == 0 || stays);
+    let blocking = quick && (act.note.is_none() || stays);
     let mut targets: Vec<Group> = nodes.iter().copied().filter(|group| *group != shard.node).collect();
     targets.sort_unstable();
     targets.dedup();

@@ -4,22 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Endings;
-use crate::shards::observed::{Operation, Stall, StallKind};
+use crate::shards::observed::{Catalog, End, RunningSplit};
 
 /// Failures to follow a change after which a split is hopeless: the same change is tried again every few seconds, and a
 /// connection that breaks once is none.
 const HOPELESS: i64 = 3;
 
-/// How far a split is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SplitMark {
-    /// What the servers show of it, each in its own words.
-    pub progress: Vec<String>,
-    /// How often a change that it follows could not be made. In a split that will come to its end there is none.
-    pub errors: i64,
-}
-
-/// How far the splits were when they were last seen to get on.
+/// How far the splits were when they were last seen to get on. A new operator begins to watch anew.
 #[derive(Debug, Default)]
 pub struct Splits {
     seen: BTreeMap<i32, Seen>,
@@ -27,52 +18,125 @@ pub struct Splits {
 
 #[derive(Debug)]
 struct Seen {
-    application: String,
-    mark: SplitMark,
+    running: RunningSplit,
     since: Instant,
+    looked: Instant,
     endings: Endings,
 }
 
+/// A split that does not get on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StalledSplit {
+    /// The split.
+    pub running: RunningSplit,
+    /// How long there has been no progress.
+    pub idle: Duration,
+    /// Whether it will make none.
+    pub hopeless: bool,
+    /// How it is to be ended now; `None` while it is given time to.
+    pub end: Option<End>,
+}
+
 impl Splits {
-    /// Takes in how far the splits under way are at `now`; those that have made no progress for `limit`, or will make none.
-    pub fn look(
-        &mut self,
-        running: Vec<(Operation, SplitMark)>,
-        now: Instant,
-        limit: Duration,
-    ) -> Vec<Stall> {
+    /// Takes in what `catalog` says at `now`.
+    pub fn look(&mut self, catalog: Option<&Catalog>, now: Instant) {
+        let Some(catalog) = catalog else { return };
         let mut seen = BTreeMap::new();
-        let mut stalls = Vec::new();
-        for (Operation { pid, application }, mark) in running {
-            let before = self.seen.remove(&pid).filter(|before| before.application == application);
+        for running in &catalog.splits {
+            let before = self.seen.remove(&running.pid).filter(|before| {
+                before.running.application == running.application && before.running.since == running.since
+            });
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
-            let same = before.filter(|before| before.mark.progress == mark.progress);
-            let since = same.map_or(now, |before| before.since);
-            let idle = now.saturating_duration_since(since);
-            let stall = if mark.errors >= HOPELESS {
-                let cause = format!(
-                    "its target failed {} times to follow the changes of its source, and will go on to: its log says why",
-                    mark.errors
-                );
-                Some((StallKind::ReplicationFailed, cause))
-            } else {
-                let cause = "nothing is copied or followed: look at the logs of its nodes";
-                (idle >= limit).then(|| (StallKind::Unknown, cause.to_owned()))
+            let same = |before: &Seen| {
+                before.running.progress == running.progress || (before.running.waits && running.waits)
             };
-            if let Some((kind, cause)) = stall {
-                let (seconds, end) = (idle.as_secs(), endings.next(now));
-                stalls.push(Stall { pid, application: application.clone(), seconds, kind, cause, end });
-            }
-            seen.insert(pid, Seen { application, mark, since, endings });
+            let since = before.filter(same).map_or(now, |before| before.since);
+            seen.insert(running.pid, Seen { running: running.clone(), since, looked: now, endings });
         }
         self.seen = seen;
-        stalls
+    }
+
+    /// The splits that had made no progress for `limit` when they were last looked at, and those that will make none.
+    #[must_use]
+    pub fn stalled(&self, limit: Duration) -> Vec<StalledSplit> {
+        let stalled = |seen: &Seen| {
+            let idle = seen.looked.saturating_duration_since(seen.since);
+            let hopeless = seen.running.errors >= HOPELESS;
+            let end = seen.endings.next(seen.looked);
+            let running = seen.running.clone();
+            (hopeless || idle >= limit).then_some(StalledSplit { running, idle, hopeless, end })
+        };
+        self.seen.values().filter_map(stalled).collect()
     }
 
     /// Remembers that the split of the process `pid` was cancelled or terminated at `now`.
     pub fn ended(&mut self, pid: i32, now: Instant) {
         if let Some(seen) = self.seen.get_mut(&pid) {
             seen.endings.count(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Group;
+    use crate::shards::step::Split;
+
+    fn catalog(progress: &str, waits: bool, errors: i64) -> Catalog {
+        let split = RunningSplit {
+            pid: 7,
+            application: format!("dialog-operator: {}102008 worker-0", Split::PURPOSE),
+            shard_id: 102_008,
+            from: Group::Worker(0),
+            since: "2026-01-05T09:00:00Z".parse().unwrap(),
+            nodes: vec![Group::Worker(0)],
+            phase: "Catching Up",
+            progress: vec![progress.to_owned()],
+            errors,
+            waits,
+        };
+        Catalog { splits: vec![split], ..Catalog::default() }
+    }
+
+    #[test]
+    fn a_split_that_waits_for_a_lock_makes_no_progress_whatever_others_write() {
+        let (start, limit) = (Instant::now(), Duration::from_mins(1));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut watch = Splits::default();
+        // However long it takes, what is copied or followed is progress.
+        for (second, progress) in [(0, "1=100"), (50, "1=200"), (100, "s=0/1")] {
+            watch.look(Some(&catalog(progress, false, 0)), at(second));
+            assert_eq!(watch.stalled(limit), []);
+        }
+        // A lock that somebody had for a moment is no matter.
+        watch.look(Some(&catalog("s=0/2", true, 0)), at(110));
+        watch.look(Some(&catalog("s=0/3", false, 0)), at(120));
+        for (second, progress, stalled) in [(130, "s=0/4", 0), (189, "s=0/5", 0), (190, "s=0/6", 1)] {
+            watch.look(Some(&catalog(progress, true, 0)), at(second));
+            assert_eq!(watch.stalled(limit).len(), stalled, "{second}");
+        }
+        // Catalogs that could not be read say nothing.
+        watch.look(None, at(191));
+        let [stalled] = &watch.stalled(limit)[..] else { panic!("no stall") };
+        assert_eq!((stalled.idle, stalled.end), (limit, Some(End::Cancel)));
+        watch.ended(7, at(191));
+        assert_eq!(watch.stalled(limit)[0].end, None, "it is given time to end");
+        watch.look(Some(&Catalog::default()), at(200));
+        assert_eq!(watch.stalled(Duration::ZERO), [], "it has ended");
+    }
+
+    #[test]
+    fn a_split_whose_target_cannot_follow_is_no_matter_of_time() {
+        let (start, limit) = (Instant::now(), Duration::from_mins(1));
+        let mut watch = Splits::default();
+        for (second, errors, hopeless) in [(0, 2, 0), (1, 3, 1)] {
+            watch.look(
+                Some(&catalog(&second.to_string(), false, errors)),
+                start + Duration::from_secs(second),
+            );
+            let stalled = watch.stalled(limit);
+            assert_eq!(stalled.iter().filter(|stalled| stalled.hopeless).count(), hopeless);
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::api::{DecisionStatus, HotTenant};
 use crate::condition::HOT_TENANT;
 use crate::heat::Reason;
 use crate::shards::heat::Refusal;
+use crate::shards::observed::Foreign;
 use crate::shards::step::Step;
 
 fn at(minute: i64) -> Timestamp {
@@ -69,4 +70,23 @@ fn who_does_not_watch_keeps_nothing() {
     assert_eq!(plan.steps, vec![]);
     let found = plan.findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
     assert_eq!((found.holds.as_str(), found.reason), ("Unknown", "NotWatched"));
+}
+
+#[test]
+fn nothing_is_begun_for_who_is_hot_while_somebody_moves_shards() {
+    let spec = json!({"workers": {"count": 1}, "sharding": {"hotTenants": {"mode": "Isolate"}}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let found = |periods, foreign: Vec<Foreign>| {
+        let mut observed = Observed { heat: Some(hot(periods)), ..at_rest() };
+        catalog(&mut observed).foreign = foreign;
+        let findings = plan(&wanted, &topology(), &observed).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (finding.reason, finding.message)
+    };
+    let job = || vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert_eq!(found(3, Vec::new()).0, "Noticed");
+    assert_eq!(found(2, job()).0, "Noticed");
+    let (reason, message) = found(3, job());
+    assert_eq!(reason, "ShardsMoving");
+    assert!(message.starts_with("hot: dialog 7 ") && message.contains("background job 4"), "{message}");
 }

@@ -7,7 +7,9 @@ use crate::api::PinSpec;
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
-use crate::shards::observed::{Hashes, Member, Name, Node, Observed, Operation, Placement, Resources};
+use crate::shards::observed::{
+    Foreign, Hashes, Member, Name, Node, Observed, Operation, Placement, Resources, RunningSplit,
+};
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
 use crate::shards::strategy::{NAME, Seen, Strategy};
@@ -169,15 +171,28 @@ fn what_is_large_is_cut_while_people_write_and_never_with_a_part_on_its_node() {
 }
 
 #[test]
-fn what_fails_again_and_again_is_given_up() {
-    let mut often = isolation(4750);
-    often.attempts = 3;
-    often.note = Some("canceling statement due to lock timeout".to_owned());
-    let Step::EndAction { id, outcome, note } = &planned(&with(vec![often]), 3).steps[0] else {
-        panic!("it goes on")
+fn what_is_begun_again_and_again_is_given_up() {
+    let ended = |act: &Act| match planned(&with(vec![act.clone()]), 3).steps.into_iter().next() {
+        Some(Step::EndAction { id: 5, outcome: Outcome::Failed, note: Some(note) }) => note,
+        other => panic!("it goes on: {other:?}"),
     };
-    assert_eq!((*id, *outcome), (5, Outcome::Failed));
-    assert!(note.as_ref().unwrap().contains("lock timeout"));
+    let quick = |act: &Act| match planned(&with(vec![act.clone()]), 3).steps.into_iter().next() {
+        Some(Step::SplitShard(split)) => split.blocking,
+        other => panic!("it is not tried: {other:?}"),
+    };
+    let why = "canceling statement due to lock timeout";
+    let mut often = Act { note: Some(why.to_owned()), ..isolation(4750) };
+    for attempts in 1..3 {
+        often.attempts = attempts;
+        assert!(!quick(&often), "writers did not let go: the other way");
+    }
+    often.attempts = 3;
+    assert_eq!(ended(&often), why);
+    // Nobody was there at the end of these: nothing is known against the quick way, and they count all the same.
+    often.note = None;
+    assert!(ended(&often).contains("begun 3 times"), "{}", ended(&often));
+    often.attempts = 2;
+    assert!(quick(&often));
 }
 
 #[test]
@@ -195,6 +210,37 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
     let plan = planned(&observed, 3);
     assert!(plan.steps.is_empty(), "{:?}", plan.steps);
     assert!(plan.waits.iter().any(|wait| wait.contains("come to their end first; then: split shard 1047")));
+    let says = |observed: &Observed| {
+        let findings = planned(observed, 3).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (finding.reason, finding.message)
+    };
+    let expected = "it is hot; it waits: moves that are under way (1) come to their end first";
+    assert_eq!(says(&observed), ("ActionWaits", expected.to_owned()));
+
+    // Somebody else's moves are no other.
+    catalog(&mut observed).operations.clear();
+    catalog(&mut observed).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(planned(&observed, 3).steps.is_empty(), "{:?}", planned(&observed, 3).steps);
+    let (reason, message) = says(&observed);
+    assert!(reason == "ActionWaits" && message.contains("background job 4"), "{message}");
+    // While it is split itself it does not wait.
+    catalog(&mut observed).foreign.clear();
+    let application = format!("dialog-operator: {}1047 worker-2", Split::PURPOSE);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application: application.clone() }];
+    catalog(&mut observed).splits = vec![RunningSplit {
+        pid: 7,
+        application,
+        shard_id: 1047,
+        from: Group::Worker(2),
+        since: "2026-01-05T09:00:01Z".parse().unwrap(),
+        nodes: vec![Group::Worker(2)],
+        phase: "Copying Data",
+        progress: Vec::new(),
+        errors: 0,
+        waits: false,
+    }];
+    assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
 }
 
 #[test]

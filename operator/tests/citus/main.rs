@@ -24,6 +24,7 @@ mod operator;
 mod pace;
 mod pins;
 mod planner;
+mod retirement;
 mod traffic;
 mod world;
 

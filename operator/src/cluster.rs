@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::reconcile::{Outcome, Reconciler, owners};
+use crate::shards::topology::Topology;
 use crate::status;
 
 pub mod act;
@@ -97,7 +98,8 @@ impl Controller {
         let step = act::next(target, observed, moving, now);
         let step = act::act(&self.context, target, observed, certificates, step, now).await?;
         // Nothing else is held up by a group that cannot leave yet.
-        match retire::step(&self.context, target, observed).await? {
+        let topology = Topology::of_services(&target.names);
+        match retire::step(&self.context, target, observed, topology).await? {
             stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::ScaleIn(format!(
                 "workers that are not asked for any more are emptied and leave ({}); see the condition ScaleInBlocked and \
                  status.rebalance",

@@ -33,7 +33,7 @@ pub(crate) enum Tier {
     Unit,
     /// Debian's PostgreSQL, and Python for Schemathesis.
     Postgres,
-    /// PostgreSQL with the citus extension on this machine; skipped where it is missing.
+    /// PostgreSQL with the citus extension on this machine, skipped where it is missing; and what the next needs.
     Citus,
     /// etcd and kube-apiserver, built here.
     Apiserver,
@@ -119,14 +119,12 @@ fn run_tier(
                 let schemathesis = python::program(cache, progress, "schemathesis")?;
                 environment.push(("SCHEMATHESIS", schemathesis.display().to_string()));
             }
+            if tier == Tier::Citus {
+                environment.extend(apiserver(cache, progress)?);
+            }
             run_targets(tier, names, &environment, report)
         }
-        Tier::Apiserver => {
-            let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;
-            let path = |tool| tools.path(tool).display().to_string();
-            let environment = [("ETCD", path(Tool::Etcd)), ("KUBE_APISERVER", path(Tool::KubeApiserver))];
-            run_targets(tier, names, &environment, report)
-        }
+        Tier::Apiserver => run_targets(tier, names, &apiserver(cache, progress)?, report),
         Tier::Cluster => {
             let was_up = Cluster::find(cache)?.is_some();
             let outcome = in_cluster(names, cache, progress, report);
@@ -135,6 +133,13 @@ fn run_tier(
             outcome.and(down)
         }
     }
+}
+
+/// What names the programs of the Kubernetes API to the tests.
+fn apiserver(cache: &Cache, progress: &Progress) -> Result<[(&'static str, String); 2]> {
+    let tools = Tools::ensure(cache, progress, &[Tool::Etcd, Tool::KubeApiserver])?;
+    let path = |tool| tools.path(tool).display().to_string();
+    Ok([("ETCD", path(Tool::Etcd)), ("KUBE_APISERVER", path(Tool::KubeApiserver))])
 }
 
 fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut Report) -> Result<()> {

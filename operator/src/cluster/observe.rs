@@ -177,8 +177,8 @@ impl Observed {
                     || self.with_pods.contains(&group))
     }
 
-    /// The ConfigMaps of groups that have no StatefulSet, pod or volume.
-    pub fn orphaned_state(&self) -> impl Iterator<Item = &str> {
+    /// The groups that have no StatefulSet, pod or volume, and the names of their ConfigMaps.
+    pub fn orphaned_state(&self) -> impl Iterator<Item = (Group, &str)> {
         let gone = |group: Group| {
             !self.groups.contains_key(&group)
                 && !self.leaving.contains(&group)
@@ -188,8 +188,7 @@ impl Observed {
         self.state
             .iter()
             .filter(move |(group, _)| gone(**group))
-            .flat_map(|(_, names)| names)
-            .map(String::as_str)
+            .flat_map(|(group, names)| names.iter().map(|name| (*group, name.as_str())))
     }
 
     /// How many instances of a group have a claim.

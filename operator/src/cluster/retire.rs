@@ -13,16 +13,53 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 use tracing::info;
 
+use super::certificates::identity;
 use super::observe::Observed;
 use super::target::Target;
 use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{Group, Names};
-use crate::pg::Identity;
 use crate::shards::retire::retire;
 use crate::shards::sessions::Sessions;
 use crate::shards::topology::Topology;
+
+/// What is done next to take away what is left of a group that is not asked for, once it holds nothing: each is one call,
+/// and safe to repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Removal {
+    /// Have its volumes go with its StatefulSet.
+    LetVolumesFollow,
+    /// Wait until Kubernetes has taken note of that on every claim.
+    AwaitOwners,
+    /// Delete the StatefulSet, and with it pods and volumes.
+    DeleteStatefulSet,
+    /// Delete the state that Patroni keeps of it.
+    ForgetState,
+}
+
+impl Removal {
+    /// All, in their order.
+    pub const ALL: [Self; 4] =
+        [Self::LetVolumesFollow, Self::AwaitOwners, Self::DeleteStatefulSet, Self::ForgetState];
+
+    /// What is next for `group`; `None` where nothing is left of it, or while Kubernetes is deleting that.
+    #[must_use]
+    pub fn next(observed: &Observed, group: Group) -> Option<Self> {
+        let Some(there) = observed.groups.get(&group) else {
+            return observed.orphaned_state().any(|(of, _)| of == group).then_some(Self::ForgetState);
+        };
+        let belongs = |owner: &Option<String>| owner.is_some() && *owner == there.uid;
+        let mut claims = observed.claims.get(&group).into_iter().flatten();
+        Some(if !there.volumes_follow {
+            Self::LetVolumesFollow
+        } else if claims.all(|(_, claim)| belongs(&claim.owner)) {
+            Self::DeleteStatefulSet
+        } else {
+            Self::AwaitOwners
+        })
+    }
+}
 
 /// Deletes the state that Patroni keeps of groups without a StatefulSet, pod or volume: it speaks of a database that is
 /// no more, and a group that comes back would wait for it.
@@ -31,7 +68,7 @@ use crate::shards::topology::Topology;
 /// If the API server refuses.
 pub async fn forget_state(context: &Context, names: &Names, observed: &Observed) -> Result<(), Error> {
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), names.namespace());
-    for name in observed.orphaned_state() {
+    for (_, name) in observed.orphaned_state() {
         info!(%name, namespace = names.namespace(), "forgetting the state of a database that is gone");
         let deleted = maps.delete(name, &DeleteParams::default()).await;
         absent_is_fine(deleted.map(drop), || format!("ConfigMap {name}"))?;
@@ -39,25 +76,29 @@ pub async fn forget_state(context: &Context, names: &Names, observed: &Observed)
     Ok(())
 }
 
-/// Takes the next step for each group that is not asked for any more; why the ones that stay do.
+/// Takes the next step for each group that is not asked for any more, whose databases listen where `topology` says; why
+/// the ones that stay do.
 ///
 /// # Errors
 /// If the API server refuses, or the coordinator cannot be asked.
-pub async fn step(context: &Context, target: &Target, observed: &Observed) -> Result<Vec<String>, Error> {
+pub async fn step(
+    context: &Context,
+    target: &Target,
+    observed: &Observed,
+    topology: Topology,
+) -> Result<Vec<String>, Error> {
     let surplus: BTreeSet<Group> =
         observed.groups.keys().copied().filter(|group| target.is_surplus(*group)).collect();
     let names = &target.names;
-    let secret = names.operator_certificate();
-    let Some(data) = observed.secrets.get(&secret).and_then(|secret| secret.data.as_ref()) else {
+    let name = names.operator_certificate();
+    let Some(secret) = observed.secrets.get(&name).filter(|secret| secret.data.is_some()) else {
         return Ok(Vec::new());
     };
     if surplus.is_empty() {
         return Ok(Vec::new());
     }
-    let part = |key: &str| data.get(key).map_or(&[][..], |bytes| &bytes.0);
-    let identity = Identity::from_pem(part("ca.crt"), part("tls.crt"), part("tls.key"))
-        .map_err(|source| Error::Identity { secret, source })?;
-    let sessions = Sessions::new(Topology::of_services(names), identity);
+    let identity = identity(secret).map_err(|source| Error::Identity { secret: name, source })?;
+    let sessions = Sessions::new(topology, identity);
     let mut stay = Vec::new();
     // The highest leaves first.
     for group in surplus.into_iter().rev() {
@@ -74,20 +115,22 @@ pub async fn step(context: &Context, target: &Target, observed: &Observed) -> Re
 async fn remove(context: &Context, names: &Names, observed: &Observed, group: Group) -> Result<(), Error> {
     let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), names.namespace());
     let name = names.group(group);
-    let Some(there) = observed.groups.get(&group) else { return Ok(()) };
-    if !there.volumes_follow {
-        let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}});
-        let patched = sets.patch(&name, &PatchParams::default(), &Patch::Merge(&policy)).await;
-        return absent_is_fine(patched.map(drop), || format!("StatefulSet {name}"));
+    let object = || format!("StatefulSet {name}");
+    match Removal::next(observed, group) {
+        Some(Removal::LetVolumesFollow) => {
+            let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}});
+            let patched = sets.patch(&name, &PatchParams::default(), &Patch::Merge(&policy)).await;
+            absent_is_fine(patched.map(drop), object)
+        }
+        Some(Removal::DeleteStatefulSet) => {
+            info!(%group, namespace = names.namespace(), manager = CLUSTER_MANAGER, "deleting a group that holds nothing any more");
+            let uid = observed.groups.get(&group).and_then(|there| there.uid.clone());
+            let this = Preconditions { uid, resource_version: None };
+            let deleted = sets.delete(&name, &DeleteParams::foreground().preconditions(this)).await;
+            absent_is_fine(deleted.map(drop), object)
+        }
+        Some(Removal::AwaitOwners | Removal::ForgetState) | None => Ok(()),
     }
-    let belongs = |owner: &Option<String>| owner.is_some() && *owner == there.uid;
-    if !observed.claims.get(&group).into_iter().flatten().all(|(_, claim)| belongs(&claim.owner)) {
-        return Ok(());
-    }
-    info!(%group, namespace = names.namespace(), manager = CLUSTER_MANAGER, "deleting a group that holds nothing any more");
-    let this = Preconditions { uid: there.uid.clone(), resource_version: None };
-    let deleted = sets.delete(&name, &DeleteParams::foreground().preconditions(this)).await;
-    absent_is_fine(deleted.map(drop), || format!("StatefulSet {name}"))
 }
 
 fn absent_is_fine(result: kube::Result<()>, object: impl FnOnce() -> String) -> Result<(), Error> {

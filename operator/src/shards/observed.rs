@@ -219,8 +219,6 @@ pub struct Catalog {
     pub unfollowable: BTreeMap<i32, Vec<String>>,
     /// Tables that are placed on workers without being cut by a hash, by Citus' number of the node: nobody moves these.
     pub immovable: BTreeMap<i32, Vec<String>>,
-    /// Changes of distributed tables that are under way in somebody's session.
-    pub changes: Vec<Change>,
     /// How far the moves are; empty while none is running.
     pub progress: Vec<Progress>,
     /// Moves whose target follows a replication slot that is not there.

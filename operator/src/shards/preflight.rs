@@ -1,5 +1,7 @@
 //! What has to be so before a shard moves: a pure function, with a reason and a remedy for each thing that is not.
 
+use std::collections::BTreeSet;
+
 use crate::names::Group;
 use crate::shards::observed::{Change, Facts, Transaction};
 use crate::shards::rebalance::Move;
@@ -45,14 +47,17 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
             ),
         );
     }
-    let changes = world.catalog().into_iter().flat_map(|catalog| &catalog.changes);
-    if let Some(change) = changes.into_iter().find(|change| change.colocation_id == next.colocation_id) {
-        let Change { table, pid, application, .. } = change;
-        let message = format!(
-            "{application} (pid {pid} on the coordinator) is changing {table}: let its transaction end, or SELECT \
-             pg_terminate_backend({pid})"
-        );
-        fail("TableChanging", message);
+    for group in BTreeSet::from([Group::Coordinator, next.from, next.to]) {
+        let resources = world.observed.facts(group).and_then(|facts| facts.resources.as_ref());
+        let mut changes = resources.into_iter().flat_map(|resources| &resources.changes);
+        if let Some(change) = changes.find(|change| stands_in_the_way(change, next)) {
+            let Change { table, pid, application, .. } = change;
+            let message = format!(
+                "{application} (pid {pid} on {group}) is changing {table}: let its transaction end, or SELECT \
+                 pg_terminate_backend({pid}) there"
+            );
+            fail("TableChanging", message);
+        }
     }
     match world.server(next.from) {
         Ok(facts) => source(world, next.from, facts, &mut fail),
@@ -63,6 +68,11 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
         Err(why) => fail("NodeUnreachable", why),
     }
     checks
+}
+
+/// Whether what is changed is part of what moves.
+fn stands_in_the_way(change: &Change, next: &Move) -> bool {
+    change.colocation_id == next.colocation_id && change.shard_id.is_none_or(|shard| shard == next.shard_id)
 }
 
 fn source(world: &World<'_>, group: Group, facts: &Facts, fail: &mut impl FnMut(&'static str, String)) {

@@ -166,14 +166,16 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let before = before.unwrap_or(&none);
     let moves_done = before.moves_done.saturating_add(number(made.len()));
     let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
-    let current: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
-    let arrived: i64 = current.iter().map(|one| one.bytes_done).sum();
-    let on_the_way: i64 = current.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
+    let running: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
+    let arrived: i64 = running.iter().map(|one| one.bytes_done).sum();
+    let on_the_way: i64 = running.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
     let bytes_left = i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way);
-    let current: Vec<MoveStatus> = current.into_iter().take(CURRENT).collect();
+    // Those that begin with this round are of the plan still, and nobody waits for the next round to see them.
+    let next = round.long.iter().filter_map(|step| beginning(step, &sizes));
+    let current: Vec<MoveStatus> = running.into_iter().chain(next).take(CURRENT).collect();
     let got_on = !made.is_empty() || current != before.current;
     // A plan may wait for somebody's word for days: time counts from the first move on.
-    let begun = !made.is_empty() || !moves.running.is_empty();
+    let begun = !made.is_empty() || !current.is_empty();
     let started_at = before.started_at.clone().or_else(|| begun.then_some(Time(now)));
     Some(RebalanceStatus {
         moves_done,
@@ -233,6 +235,19 @@ fn split(observed: &Observed, before: Option<&SplitStatus>) -> Option<SplitStatu
         to: to.iter().map(Group::to_string).collect(),
         since: Time(running.since),
         phase: running.phase.to_owned(),
+    })
+}
+
+/// A move that is about to begin.
+fn beginning(step: &Step, sizes: &BTreeMap<i64, i64>) -> Option<MoveStatus> {
+    let Step::MoveShard { shard_id, from, to } = step else { return None };
+    Some(MoveStatus {
+        shard_id: *shard_id,
+        from: from.to_string(),
+        to: to.to_string(),
+        phase: String::new(),
+        bytes_done: 0,
+        bytes_total: sizes.get(shard_id).copied().unwrap_or(0),
     })
 }
 

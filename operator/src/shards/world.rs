@@ -60,7 +60,6 @@ impl<'a> World<'a> {
             cleanup: Vec::new(),
             unfollowable: BTreeMap::new(),
             immovable: BTreeMap::new(),
-            changes: Vec::new(),
             progress: Vec::new(),
             lost_slots: Vec::new(),
             splits: Vec::new(),

@@ -98,7 +98,7 @@ async fn wait_for_lock(step: &Step, sessions: &Sessions) -> Result<()> {
 }
 
 /// What `future` gives if it waits no more than `waits` times; it is dropped otherwise.
-async fn killed_after<T>(future: impl Future<Output = T>, waits: usize) -> Option<T> {
+pub async fn killed_after<T>(future: impl Future<Output = T>, waits: usize) -> Option<T> {
     let mut future = pin!(future);
     let mut left = waits;
     std::future::poll_fn(|context| match future.as_mut().poll(context) {

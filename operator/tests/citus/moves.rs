@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::api::PlanStatus;
 use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED};
 use dialog_operator::names::{DATABASE, Group, MAP_CHANNEL};
@@ -181,6 +181,44 @@ async fn a_table_without_a_key_keeps_its_own_colocation_group_only() -> Result<(
     world.ask_client(Group::Coordinator).await?.batch_execute(key).await?;
     world.settle(&open).await?;
     assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+/// A change of a shard, or of a table, is found on whichever node it began.
+#[tokio::test]
+async fn a_change_that_runs_on_a_worker_is_named_and_waited_for() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let open = few_shards(2);
+    let first = world.round_of(&open, 0).await?.plan.steps.first().cloned();
+    let Some(Step::MoveShard { shard_id, from, .. }) = first else { bail!("no move is planned: {first:?}") };
+    let table = format!(
+        "SELECT shard_name(logicalrelid, shardid), logicalrelid::text FROM pg_dist_shard WHERE shardid = {shard_id}"
+    );
+    let row = &world.ask(Group::Coordinator, &table).await?[0];
+    let (shard, table): (String, String) = (row.get(0), row.get(1));
+
+    let by_hand = world.ask_client(from).await?;
+    let pid: i32 = by_hand.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    by_hand.batch_execute("SET citus.enable_manual_changes_to_shards = on").await?;
+    for (change, named) in [
+        (format!("CREATE INDEX by_hand ON public.{shard} (created_at)"), shard),
+        (format!("LOCK TABLE public.{table} IN SHARE ROW EXCLUSIVE MODE"), table),
+    ] {
+        by_hand.batch_execute(&format!("BEGIN; {change}")).await.with_context(|| change.clone())?;
+        let round = world.round_of(&open, 0).await?;
+        let (status, reason, message) = condition(&round, BALANCED);
+        assert_eq!((status, reason), ("False", "TableChanging"), "{change}: {message}");
+        let who = format!("testbed (pid {pid} on {from}) is changing public.{named}");
+        assert!(message.contains(&who), "{change}: {message}");
+        assert!(message.contains(&format!("pg_terminate_backend({pid}) there")), "{change}: {message}");
+        // The others need not wait.
+        let begun = round.plan.steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).count();
+        assert!(!round.plan.steps.contains(first.as_ref().unwrap()) && begun == 1, "{:?}", round.plan.steps);
+        by_hand.batch_execute("ROLLBACK").await?;
+        let round = world.round_of(&open, 0).await?;
+        assert_eq!(round.plan.steps.first(), first.as_ref(), "{:?}", round.plan.waits);
+    }
     Ok(())
 }
 

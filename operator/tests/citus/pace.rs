@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
 use dialog_operator::shards::observed::RunningMove;
+use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::needs_citus;
 use crate::operator::Operator;
@@ -28,6 +30,15 @@ async fn one_move_follows_the_other_without_a_round_between_them_in_the_order_of
     let first = operator.round(&world, &open).await?;
     let plan = first.held_plan().unwrap();
     ensure!(plan.moves.len() > 2, "{plan:?}");
+    // The move that begins is shown at once, and counted once.
+    let shown = status(&open, &world.topology(), &first, None, Timestamp::now()).rebalance;
+    let shown = shown.context("no moves are shown")?;
+    let now = shown.current.iter().map(|one| (one.shard_id, one.from.clone(), one.to.clone()));
+    let next = plan.moves.iter().map(|next| (next.shard_id, next.from.to_string(), next.to.to_string()));
+    assert_eq!(now.collect::<Vec<_>>(), next.take(1).collect::<Vec<_>>());
+    assert_eq!(usize::try_from(shown.moves_total)?, plan.moves.len());
+    assert_eq!(u64::try_from(shown.bytes_left)?, plan.bytes);
+    assert!(shown.started_at.is_some() && shown.last_progress_at.is_some(), "{shown:?}");
     let started = Instant::now();
     while moves_of(&operator.done).len() < plan.moves.len() {
         ensure!(started.elapsed() < LIMIT, "made: {:?}, failed: {:?}", operator.done, operator.failed);

@@ -1,5 +1,6 @@
 //! Reads what runs, how far it is, and what moves need.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::pg::{self, APPLICATION, Session};
@@ -24,8 +25,7 @@ pub(super) async fn read(
     Ok(kept)
 }
 
-/// Who is at work on shards and their tables: the operator's own sessions, Citus' jobs, statements by hand, and changes of
-/// distributed tables. Reading and writing rows takes weaker locks than those.
+/// Who is at work on shards: the operator's own sessions, Citus' jobs, and statements by hand.
 async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
     let rows = session
         .query(
@@ -42,16 +42,6 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
                AND NOT starts_with(application_name, 'citus_')
                AND query ~* '(citus_move_shard_placement|citus_copy_shard_placement|citus_drain_node|citus_split_shard|'
                             'rebalance_table_shards|isolate_tenant_to_new_shard)[a-z_]*[[:space:]]*[(]'
-             UNION ALL
-             (SELECT DISTINCT ON (colocationid) 'change', colocationid::int8, pid, application_name, relname::text
-             FROM pg_locks JOIN pg_dist_partition ON logicalrelid = relation JOIN pg_class ON pg_class.oid = relation
-             JOIN pg_stat_activity USING (pid)
-             WHERE locktype = 'relation' AND granted AND partmethod = 'h' AND backend_type = 'client backend'
-               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-               AND mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
-                            'AccessExclusiveLock')
-               AND NOT starts_with(application_name, $1) AND NOT starts_with(application_name, 'citus_')
-             ORDER BY colocationid, pid)
              ORDER BY 1, 2, 3",
             &[(&APPLICATION, Type::TEXT), (&format!("{APPLICATION}: "), Type::TEXT)],
         )
@@ -64,11 +54,7 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
         match row.get(0) {
             "job" => catalog.foreign.push(Foreign::Job { id: number, description: text }),
             "operation" => catalog.operations.push(Operation { pid, application }),
-            "statement" => catalog.foreign.push(Foreign::Statement { pid, application }),
-            _ => {
-                let colocation_id = i32::try_from(number).unwrap_or_default();
-                catalog.changes.push(Change { colocation_id, table: text, pid, application });
-            }
+            _ => catalog.foreign.push(Foreign::Statement { pid, application }),
         }
     }
     Ok(())
@@ -126,7 +112,7 @@ async fn progress(session: &Session) -> Result<Vec<Progress>, pg::Error> {
             &[],
         )
         .await?;
-    let progress = |row: &tokio_postgres::Row| Progress {
+    let progress = |row: &Row| Progress {
         pid: row.get(0),
         shard_id: row.get(1),
         source_bytes: row.get(2),
@@ -150,6 +136,26 @@ pub(super) struct Local {
     pub(super) orphans: Vec<Orphan>,
 }
 
+/// Who has a lock that changes take on a distributed table, or on a shard that is here; reading and writing rows takes
+/// weaker ones. What Citus does for a session on another node shows there. Shards are known by their names: Citus hides
+/// them in `pg_class`.
+const CHANGES: &str = "
+    SELECT DISTINCT ON (colocationid, shard_id) colocationid, relation::regclass::text AS name, pid, application_name,
+           (SELECT min(beside.shardid) FROM pg_dist_shard AS beside JOIN pg_dist_partition AS its USING (logicalrelid)
+            WHERE its.colocationid = part.colocationid AND beside.shardminvalue = shard.shardminvalue) AS shard_id
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    LEFT JOIN pg_dist_shard AS shard
+         ON shard.shardid = substring(relation::regclass::text FROM '_([0-9]{1,18})$')::int8
+         AND relation = to_regclass(
+             CASE (SELECT relnamespace FROM pg_class WHERE oid = shard.logicalrelid)
+             WHEN 'public'::regnamespace THEN 'public.' ELSE '' END || shard_name(shard.logicalrelid, shard.shardid))
+    JOIN pg_dist_partition AS part ON part.logicalrelid = coalesce(shard.logicalrelid, relation::regclass)
+    WHERE locktype = 'relation' AND granted AND partmethod = 'h' AND backend_type = 'client backend'
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+      AND NOT starts_with(application_name, $1) AND NOT starts_with(application_name, 'citus_')
+    ORDER BY colocationid, shard_id, pid";
+
 /// Transactions that are named; those of moves under way are among them, and there are few.
 const WRITERS: i64 = 16;
 
@@ -163,7 +169,8 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
                  WHERE backend_xid IS NOT NULL AND backend_type = 'client backend'
                    AND NOT starts_with(application_name, $1)
                  UNION ALL SELECT 0, gid, prepared FROM pg_prepared_xacts),
-             oldest AS (SELECT * FROM writers ORDER BY since LIMIT $2)
+             oldest AS (SELECT * FROM writers ORDER BY since LIMIT $2),
+             changes AS ({CHANGES})
              SELECT (SELECT groupid FROM pg_dist_local_group), space.available_disk_size, space.total_disk_size,
                     current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots),
                     current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
@@ -175,8 +182,13 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
                                'background writer', 'archiver', 'logger', 'autovacuum launcher', 'autovacuum worker')),
                     ARRAY (SELECT pid FROM oldest ORDER BY since), ARRAY (SELECT name FROM oldest ORDER BY since),
                     ARRAY (SELECT extract(epoch FROM clock_timestamp() - since)::int8 FROM oldest ORDER BY since),
-                    citus_version(), {}
-             FROM citus_local_disk_space_stats() AS space", orphans::NAMED),
+                    citus_version(), {named},
+                    ARRAY (SELECT colocationid FROM changes ORDER BY colocationid, shard_id),
+                    ARRAY (SELECT shard_id FROM changes ORDER BY colocationid, shard_id),
+                    ARRAY (SELECT name FROM changes ORDER BY colocationid, shard_id),
+                    ARRAY (SELECT pid FROM changes ORDER BY colocationid, shard_id),
+                    ARRAY (SELECT application_name FROM changes ORDER BY colocationid, shard_id)
+             FROM citus_local_disk_space_stats() AS space", named = orphans::NAMED),
             &[(&APPLICATION, Type::TEXT), (&WRITERS, Type::INT8)],
         )
         .await?;
@@ -195,6 +207,7 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
         free_appliers: row.get(5),
         free_workers: row.get(6),
         writers: writers.collect(),
+        changes: changes(&row, 12),
         stored_shards: if leaving { Some(stored_shards(session).await?) } else { None },
     };
     // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
@@ -202,6 +215,26 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
     let release = version.split_whitespace().nth(1).unwrap_or(&version).to_owned();
     let named: Vec<String> = row.get(11);
     Ok(Local { group_id: row.get(0), release, resources, orphans: orphans::parse(&named) })
+}
+
+/// The changes in five columns from `first` on.
+fn changes(row: &Row, first: usize) -> Vec<Change> {
+    let groups: Vec<i32> = row.get(first);
+    let shards: Vec<Option<i64>> = row.get(first + 1);
+    let tables: Vec<String> = row.get(first + 2);
+    let pids: Vec<i32> = row.get(first + 3);
+    let applications: Vec<String> = row.get(first + 4);
+    let who = pids.into_iter().zip(applications);
+    let what = groups.into_iter().zip(shards).zip(tables);
+    what.zip(who)
+        .map(|(((colocation_id, shard_id), table), (pid, application))| Change {
+            colocation_id,
+            shard_id,
+            table,
+            pid,
+            application,
+        })
+        .collect()
 }
 
 /// Shards of tables that are physically on this server, whatever the catalogs say; of tables that are copied whole to every

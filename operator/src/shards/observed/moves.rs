@@ -133,14 +133,16 @@ impl fmt::Display for Foreign {
     }
 }
 
-/// A session that changes a distributed table: a move would wait for it, or each for the other.
+/// A session that changes a distributed table, or a shard: a move would wait for it, or each for the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The table's colocation group.
     pub colocation_id: i32,
-    /// The table.
+    /// The lowest id among the shards that move together with the one that is changed; `None` where it is the table.
+    pub shard_id: Option<i64>,
+    /// The table, or the shard.
     pub table: String,
-    /// The server process on the coordinator.
+    /// The server process.
     pub pid: i32,
     /// The session's name.
     pub application: String,
@@ -254,6 +256,8 @@ pub struct Resources {
     pub free_workers: i64,
     /// The oldest transactions that have written, oldest first: a move waits for them to end before it begins to copy.
     pub writers: Vec<Transaction>,
+    /// Changes of distributed tables and of shards that are under way in sessions that began on this server.
+    pub changes: Vec<Change>,
     /// Shards of distributed tables that are physically here; asked of nodes that are to leave only.
     pub stored_shards: Option<i64>,
 }

@@ -28,7 +28,7 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
 #[test]
 fn what_a_move_needs_is_named_before_it_begins() {
     type Alter = fn(&mut Observed);
-    let cases: [(Alter, &str, &str); 10] = [
+    let cases: [(Alter, &str, &str); 11] = [
         (
             |observed| {
                 catalog(observed).unfollowable =
@@ -93,16 +93,20 @@ fn what_a_move_needs_is_named_before_it_begins() {
         ),
         (
             |observed| {
-                let change = |colocation_id| Change {
-                    colocation_id,
-                    table: "messages".to_owned(),
-                    pid: 43,
-                    application: "psql".to_owned(),
-                };
-                catalog(observed).changes = vec![change(1), change(2)];
+                resources(observed, Group::Coordinator).changes = vec![change(1, None), change(2, None)]
             },
             "TableChanging",
-            "psql (pid 43 on the coordinator) is changing messages",
+            "psql (pid 43 on coordinator) is changing messages",
+        ),
+        (
+            |observed| {
+                // Each shard on the node that it goes to.
+                let all = [1, 2].into_iter().flat_map(|colocation_id| ranges(colocation_id, 0, 0..48));
+                resources(observed, Group::Worker(0)).changes =
+                    all.map(|at| change(at.colocation_id, Some(at.shard_id))).collect();
+            },
+            "TableChanging",
+            "psql (pid 43 on worker-0) is changing messages",
         ),
     ];
     for (change, expected, part) in cases {
@@ -127,6 +131,11 @@ fn what_a_move_needs_is_named_before_it_begins() {
     }
 }
 
+/// A session that changes a table, or a shard.
+fn change(colocation_id: i32, shard_id: Option<i64>) -> Change {
+    Change { colocation_id, shard_id, table: "messages".to_owned(), pid: 43, application: "psql".to_owned() }
+}
+
 #[test]
 fn what_cannot_move_does_not_keep_the_rest() {
     let mut observed = at_rest();
@@ -143,9 +152,18 @@ fn what_cannot_move_does_not_keep_the_rest() {
     let steps = begin(&observed);
     assert_eq!((steps.len(), &steps[0]), (2, &first[0]), "{steps:?}");
     assert!(matches!(steps[1], Step::MoveShard { .. }));
+    // A shard that somebody changes keeps those that move with it only.
+    observed.deferred.clear();
+    let colocation_id = if *shard_id < 2000 { 1 } else { 2 };
+    resources(&mut observed, Group::Worker(0)).changes = vec![change(colocation_id, Some(*shard_id))];
+    let steps = begin(&observed);
+    assert!(
+        matches!(&steps[..], [Step::MoveShard { shard_id: other, .. }] if other != shard_id),
+        "{steps:?}"
+    );
+    resources(&mut observed, Group::Worker(0)).changes.clear();
     // A table that cannot be followed keeps its own colocation group only.
     let (own, other) = if *shard_id < 2000 { (1, 2000..3000) } else { (2, 1000..2000) };
-    observed.deferred.clear();
     catalog(&mut observed).unfollowable = [(own, vec!["bare".to_owned()])].into();
     let steps = begin(&observed);
     let [Step::MoveShard { shard_id, .. }] = &steps[..] else { panic!("{steps:?}") };

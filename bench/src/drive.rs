@@ -116,6 +116,8 @@ pub async fn drive(
     stop: &Arc<AtomicBool>,
 ) -> Result<()> {
     let numbered = Numbered { workload, sends: 0 };
+    // Nobody is left to take what arrives.
+    let ended = Arc::new(AtomicBool::new(false));
     let (jobs, dispatcher) = match settings.pace {
         Pace::Closed => {
             let end = start + settings.duration;
@@ -123,12 +125,13 @@ pub async fn drive(
         }
         Pace::Open { schedule, queue } => {
             let (sender, receiver) = async_channel::bounded(queue.max(1));
-            let (events, stop) = (events.clone(), Arc::clone(stop));
-            let arrivals = Arrivals { schedule, start, duration: settings.duration };
+            let events = events.clone();
+            let ends = [Arc::clone(stop), Arc::clone(&ended)];
+            let arrivals = Arrivals { schedule, start, duration: settings.duration, ends };
             // A thread of its own: the runtime's timer is good to a millisecond, which is a latency here.
             let dispatcher = thread::Builder::new()
                 .name("arrivals".into())
-                .spawn(move || arrivals.dispatch(numbered, &sender, &events, &stop))
+                .spawn(move || arrivals.dispatch(numbered, &sender, &events))
                 .context("start the thread of arrivals")?;
             (Jobs::Queue(receiver), Some(dispatcher))
         }
@@ -148,15 +151,15 @@ pub async fn drive(
         connections.spawn(worker.run());
     }
     let mut outcome = Ok(());
-    while let Some(ended) = connections.join_next().await {
-        let ended = ended.context("a connection's task").and_then(|ended| ended);
-        if ended.is_err() && outcome.is_ok() {
-            stop.store(true, Ordering::Relaxed);
-            outcome = ended;
+    while let Some(connection) = connections.join_next().await {
+        let outcome_of_one = connection.context("a connection's task").and_then(|outcome| outcome);
+        if outcome_of_one.is_err() && outcome.is_ok() {
+            ended.store(true, Ordering::Relaxed);
+            outcome = outcome_of_one;
         }
     }
     if let Some(dispatcher) = dispatcher {
-        stop.store(true, Ordering::Relaxed);
+        ended.store(true, Ordering::Relaxed);
         dispatcher.join().map_err(|_| anyhow!("the thread of arrivals panicked"))??;
     }
     outcome
@@ -166,19 +169,15 @@ struct Arrivals {
     schedule: Schedule,
     start: Instant,
     duration: Duration,
+    /// Each of them ends the arrivals before their time.
+    ends: [Arc<AtomicBool>; 2],
 }
 
 impl Arrivals {
-    fn dispatch(
-        &self,
-        mut numbered: Numbered,
-        jobs: &Sender<Job>,
-        events: &Sender<Event>,
-        stop: &AtomicBool,
-    ) -> Result<()> {
+    fn dispatch(&self, mut numbered: Numbered, jobs: &Sender<Job>, events: &Sender<Event>) -> Result<()> {
         for arrival in 0.. {
             let due = self.schedule.due(arrival);
-            if due >= self.duration || stop.load(Ordering::Relaxed) {
+            if due >= self.duration || self.ends.iter().any(|end| end.load(Ordering::Relaxed)) {
                 break;
             }
             if let Some(early) = due.checked_sub(self.start.elapsed()) {

@@ -2,7 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -98,7 +101,8 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         .map_err(|_| anyhow!("the thread of the ledger panicked"))??;
     driven?;
 
-    let lasted = elapsed.min(settings.duration);
+    let was_ended = plan.stop.load(Ordering::Relaxed);
+    let lasted = if was_ended { elapsed.min(settings.duration) } else { settings.duration };
     ensure!(lasted > plan.warmup, "the load was ended within its warm-up: nothing was measured");
     let measured = lasted.saturating_sub(plan.warmup).as_secs_f64();
     let (audit, shard_groups) = match &plan.database {

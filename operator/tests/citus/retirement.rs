@@ -63,14 +63,14 @@ async fn an_operator_that_is_killed_at_any_step_of_a_removal_is_continued_by_the
         ensure!(killer.kinds.contains(kind), "no {kind} among {:?}", killer.kinds);
     }
 
-    let (mut seen, mut killed, mut waits) = (Vec::new(), 0, 0);
+    let (mut seen, mut deaths, mut waits) = (Vec::new(), 0, 0);
     while let Some(next) = kubernetes.next().await? {
         if seen.last() != Some(&next) {
             seen.push(next);
             waits = 0;
         }
-        match killed_after(kubernetes.step(&world), waits).await {
-            None => killed += 1,
+        match Box::pin(killed_after(kubernetes.step(&world), waits)).await {
+            None => deaths += 1,
             Some(done) => {
                 done?;
                 if next == Removal::AwaitOwners {
@@ -80,9 +80,9 @@ async fn an_operator_that_is_killed_at_any_step_of_a_removal_is_continued_by_the
         }
         waits += 1;
     }
-    println!("{killed} operators were killed");
+    println!("{deaths} operators were killed");
     assert_eq!(seen, Removal::ALL, "a step was left out, or done twice");
-    assert!(killed > 2 * seen.len(), "only {killed} operators were killed");
+    assert!(deaths > 2 * seen.len(), "only {deaths} operators were killed");
     let left = kubernetes.observed().await?;
     assert!(!left.is_leaving(LEAVER) && !left.claims.contains_key(&LEAVER), "{:?}", left.claims);
 

@@ -213,8 +213,8 @@ pub(super) async fn local(session: &Session, leaving: bool) -> Result<Local, pg:
     // "Citus 13.2.2 on x86_64-pc-linux-gnu, compiled by gcc ..."
     let version: String = row.get(10);
     let release = version.split_whitespace().nth(1).unwrap_or(&version).to_owned();
-    let named: Vec<String> = row.get(11);
-    Ok(Local { group_id: row.get(0), release, resources, orphans: orphans::parse(&named) })
+    let left: Vec<String> = row.get(11);
+    Ok(Local { group_id: row.get(0), release, resources, orphans: orphans::parse(&left) })
 }
 
 /// The changes in five columns from `first` on.

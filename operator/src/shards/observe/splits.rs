@@ -30,11 +30,20 @@ const SHOWN: &str = "
 #[derive(Default)]
 struct Shown {
     progress: String,
-    copies: bool,
-    follows: bool,
-    builds: bool,
+    phase: Phase,
     errors: i64,
     waits: bool,
+}
+
+/// What a split is doing on a server. Of several what comes last here counts: while anything is still copied nothing else
+/// is over.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    #[default]
+    SettingUp,
+    CatchingUp,
+    CreatingConstraints,
+    CopyingData,
 }
 
 /// The splits that are under way, each with how far it is. The servers are asked only while there is one.
@@ -57,7 +66,7 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
             from,
             since,
             nodes,
-            phase: phase(&shown),
+            phase: shown.iter().map(|shown| shown.phase).max().unwrap_or_default().name(),
             errors: shown.iter().map(|shown| shown.errors).sum(),
             waits: shown.iter().any(|shown| shown.waits),
             progress: shown.into_iter().map(|shown| shown.progress).collect(),
@@ -77,26 +86,25 @@ async fn since(sessions: &Sessions, pid: i32) -> Result<Option<jiff::Timestamp>,
 async fn of(sessions: &Sessions, group: Group, pid: i32) -> Result<Shown, pg::Error> {
     let row = stall::ask(sessions, group, pid, SHOWN).await?;
     let Some(row) = row.first() else { return Ok(Shown::default()) };
+    let phases = [Phase::CopyingData, Phase::CatchingUp, Phase::CreatingConstraints];
+    let phase = (1..).zip(phases).filter(|(column, _)| row.get(*column)).map(|(_, phase)| phase).max();
     Ok(Shown {
         progress: row.get(0),
-        copies: row.get(1),
-        follows: row.get(2),
-        builds: row.get(3),
+        phase: phase.unwrap_or_default(),
         errors: row.get(4),
         waits: row.get(5),
     })
 }
 
-/// What a split is doing, in the words that Citus has for moves.
-fn phase(shown: &[Shown]) -> &'static str {
-    if shown.iter().any(|shown| shown.copies) {
-        "Copying Data"
-    } else if shown.iter().any(|shown| shown.builds) {
-        "Creating Constraints"
-    } else if shown.iter().any(|shown| shown.follows) {
-        "Catching Up"
-    } else {
-        "Setting Up"
+impl Phase {
+    /// In the words that Citus has for moves.
+    fn name(self) -> &'static str {
+        match self {
+            Self::SettingUp => "Setting Up",
+            Self::CatchingUp => "Catching Up",
+            Self::CreatingConstraints => "Creating Constraints",
+            Self::CopyingData => "Copying Data",
+        }
     }
 }
 

@@ -93,7 +93,7 @@ fn what_a_move_needs_is_named_before_it_begins() {
         ),
         (
             |observed| {
-                resources(observed, Group::Coordinator).changes = vec![change(1, None), change(2, None)]
+                resources(observed, Group::Coordinator).changes = vec![change(1, None), change(2, None)];
             },
             "TableChanging",
             "psql (pid 43 on coordinator) is changing messages",

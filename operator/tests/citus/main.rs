@@ -25,6 +25,7 @@ mod pace;
 mod pins;
 mod planner;
 mod retirement;
+mod stalls;
 mod traffic;
 mod world;
 

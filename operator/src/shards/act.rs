@@ -14,7 +14,7 @@ use crate::heat::Action;
 use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
-mod moves;
+pub(in crate::shards) mod moves;
 mod split;
 
 /// How long a change of Citus' catalogs may take: a new node is sent all of them. What copies rows has no limit, in

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream;
 
 use super::heat::store;
-use super::observed::{Citus, Facts, Node, Observed, Role};
+use super::observed::{Citus, Facts, Node, Observed, Role, RunningMove};
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, OPERATOR_ROLE};
 use super::wanted::Wanted;
@@ -59,6 +59,11 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
         .await;
     observed.nodes.insert(Group::Coordinator, first);
     if let Some(catalog) = &mut observed.catalog {
+        let answers = |group: Group| matches!(observed.nodes.get(&group), Some(Node::Up(_)));
+        let moves: Vec<RunningMove> = catalog.moves().collect();
+        if !moves.is_empty() && moves.iter().all(|running| answers(running.from) && answers(running.to)) {
+            catalog.progress = moves::progress(sessions).await.unwrap_or_default();
+        }
         catalog.lost_slots = slots::lost(sessions, catalog).await;
         catalog.splits = splits::running(sessions, catalog).await;
         orphans::confirm(sessions, &mut observed).await;

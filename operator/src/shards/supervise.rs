@@ -118,7 +118,11 @@ impl Watch {
             let before = self.seen.remove(&running.pid).filter(|before| before.running == running);
             let own = catalog.progress.iter().filter(|progress| progress.pid == running.pid);
             let known = before.as_ref().map_or(&[][..], |before| &before.marks);
-            let marks: Vec<Mark> = own.map(|progress| Mark::of(progress, known)).collect();
+            let mut marks: Vec<Mark> = own.map(|progress| Mark::of(progress, known)).collect();
+            if marks.is_empty() {
+                // While a node is silent nobody says how far a move is: that is no progress.
+                marks = known.to_vec();
+            }
             let lost_slot = catalog.lost_slots.iter().find(|lost| lost.pid == running.pid).map(|lost| {
                 let earlier = before.as_ref().and_then(|before| before.lost_slot.as_ref());
                 let earlier = earlier.filter(|earlier| earlier.slot == lost.slot);
@@ -286,5 +290,11 @@ mod tests {
         assert_eq!(watch.longest_idle(), Some(Duration::from_secs(5)));
         watch.look(Some(&catalog(605, 9, "0/1")), at(605));
         assert_eq!(watch.stalled(limit), []);
+        // How far it is cannot be said now and then, as while a node is silent.
+        let unsaid = Catalog { progress: Vec::new(), ..catalog(605, 9, "0/1") };
+        watch.look(Some(&unsaid), at(640));
+        watch.look(Some(&catalog(605, 9, "0/1")), at(650));
+        watch.look(Some(&unsaid), at(665));
+        assert_eq!(watch.stalled(limit).len(), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! Servers that end in the middle of a move.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::condition::BALANCED;
@@ -11,14 +11,12 @@ use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::Shutdown;
 
-use crate::held_up::HeldUp;
+use crate::held_up::{HeldUp, TO_COPY};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{World, condition, eventually, few_shards, with_an_empty_worker};
 
 const ROWS: i64 = 10_000;
-/// A move that is held up at its end is there after this time at the latest.
-const TO_COPY: Duration = Duration::from_mins(2);
 
 /// One server after the other ends when everything is copied and the changes meanwhile are followed: subscriptions, slots,
 /// publications and a second copy of the shards are there.
@@ -68,15 +66,7 @@ async fn dies_in_the_middle_of_a_move(
         let (step, sessions) = (step.clone(), world.long_sessions(&step)?);
         async move { perform(&step, &sessions).await }
     });
-    let copied = async {
-        let subscribed = "SELECT count(*) FROM pg_stat_subscription WHERE subname LIKE 'citus_shard_move_%'
-                          AND latest_end_lsn IS NOT NULL AND relid IS NULL";
-        while world.number(to, subscribed).await? == 0 || !held_up.is_waited_for().await? {
-            ensure!(!task.is_finished(), "the move has ended before");
-        }
-        Ok(())
-    };
-    tokio::time::timeout(TO_COPY, copied).await.context("the move was not held up at its end")??;
+    held_up.copied(world, to, || task.is_finished()).await?;
     world.server(who).stop(how)?;
     drop(held_up);
     ensure!(task.await?.is_err(), "{who} has gone, and the move was made");
@@ -98,15 +88,7 @@ async fn a_move_whose_slot_is_lost_is_made_anew_without_waiting_for_time_to_run_
     let mut operator = Operator::default();
     operator.round(&world, &open).await?;
     ensure!(operator.jobs.has(&step), "another move was begun");
-    let copied = async {
-        let subscribed = "SELECT count(*) FROM pg_stat_subscription WHERE subname LIKE 'citus_shard_move_%'
-                          AND latest_end_lsn IS NOT NULL AND relid IS NULL";
-        while world.number(to, subscribed).await? == 0 || !held_up.is_waited_for().await? {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(TO_COPY, copied).await.context("the move was not held up at its end")??;
+    held_up.copied(&world, to, || false).await?;
     let round = operator.round(&world, &open).await?;
     let lost = &round.observed.catalog.as_ref().context("catalogs")?.lost_slots;
     ensure!(lost.is_empty(), "nothing is lost yet: {lost:?}");
@@ -162,7 +144,7 @@ fn rows() -> String {
 }
 
 /// No trace of a move is left on any server.
-async fn assert_nothing_is_left(world: &World) -> Result<()> {
+pub async fn assert_nothing_is_left(world: &World) -> Result<()> {
     for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
         for (what, of) in [
             ("slots", "pg_replication_slots WHERE slot_name LIKE 'citus_%'"),

@@ -1,15 +1,20 @@
 //! Keeps a move from ending, so that a test can act in the middle of it.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use dialog_operator::names::Group;
 use tokio_postgres::Client;
 
 use crate::world::World;
 
-/// As long as this is there, no move of the shard group comes to its end: everything is copied, and the changes meanwhile
+/// A move that is held up at its end is there after this time at the latest.
+pub const TO_COPY: Duration = Duration::from_mins(2);
+
+/// As long as this is there, no move of the shard groups comes to its end: everything is copied, and the changes meanwhile
 /// are followed.
 pub struct HeldUp {
-    /// Its transaction has the lock that writers of the shard have.
+    /// Its transaction has the lock that writers of the shards have.
     writer: Client,
     watcher: Client,
     pid: i32,
@@ -18,9 +23,18 @@ pub struct HeldUp {
 impl HeldUp {
     /// Holds up the moves of the shard group of `shard_id`.
     pub async fn new(world: &World, shard_id: i64) -> Result<Self> {
+        Self::of(world, &format!("ARRAY[{shard_id}]")).await
+    }
+
+    /// Holds up every move.
+    pub async fn every(world: &World) -> Result<Self> {
+        Self::of(world, "(SELECT array_agg(shardid) FROM pg_dist_shard)").await
+    }
+
+    async fn of(world: &World, shards: &str) -> Result<Self> {
         let writer = world.ask_client(Group::Coordinator).await?;
         // Mode 5 is SHARE; the end of a move wants EXCLUSIVE.
-        writer.batch_execute(&format!("BEGIN; SELECT lock_shard_metadata(5, ARRAY[{shard_id}])")).await?;
+        writer.batch_execute(&format!("BEGIN; SELECT lock_shard_metadata(5, {shards})")).await?;
         let pid = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
         Ok(Self { writer, watcher: world.ask_client(Group::Coordinator).await?, pid })
     }
@@ -29,6 +43,21 @@ impl HeldUp {
     pub async fn is_waited_for(&self) -> Result<bool> {
         let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))";
         Ok(self.watcher.query_one(waits, &[&self.pid]).await?.get(0))
+    }
+
+    /// Returns when a move to `to` waits for it to go, and the changes meanwhile are followed; fails if `is_over` says that
+    /// the move has ended before.
+    pub async fn copied(&self, world: &World, to: Group, is_over: impl Fn() -> bool) -> Result<()> {
+        let followed = "SELECT count(*) FROM pg_stat_subscription WHERE subname LIKE 'citus_shard_move_%'
+                        AND latest_end_lsn IS NOT NULL AND relid IS NULL";
+        let copied = async {
+            while world.number(to, followed).await? == 0 || !self.is_waited_for().await? {
+                ensure!(!is_over(), "the move has ended before");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(TO_COPY, copied).await.context("no move was held up at its end")?
     }
 
     /// Goes.

@@ -29,6 +29,7 @@ mod planner;
 mod retirement;
 mod seeds;
 mod splits;
+mod stalls;
 mod traffic;
 mod world;
 

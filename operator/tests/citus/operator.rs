@@ -115,6 +115,7 @@ impl Operator {
                 Ok(Carried::Out) => self.done.push(step),
                 Ok(Carried::Needless | Carried::Held(_)) => {}
                 Err(error) => {
+                    println!("could not {step}: {error}");
                     self.put_off.insert(step.clone(), (Instant::now(), Failure::from(&error)));
                     self.failed.push(step);
                 }

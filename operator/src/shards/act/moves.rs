@@ -34,13 +34,19 @@ pub(super) async fn perform(sessions: &Sessions, shard_id: i64, from: Group, to:
     Ok(())
 }
 
+/// Whether the server of the session reaches another; one that is silent is waited for no longer than this, in
+/// milliseconds.
+const REACHES: &str = "
+    SELECT citus_check_connection_to_node($1, $2)
+    FROM set_config('citus.node_connection_timeout', '5000', true)";
+
 /// Makes sure that `group`'s server reaches `other`'s.
-pub(super) async fn reaches(sessions: &Sessions, group: Group, other: Group) -> Result<(), Error> {
+pub(in crate::shards) async fn reaches(sessions: &Sessions, group: Group, other: Group) -> Result<(), Error> {
     let session = sessions.session(group, Door::Dialog).await?;
     let endpoint = endpoint(sessions, other)?;
     let port = i32::from(endpoint.port);
     let address: [Parameter<'_>; 2] = [(&endpoint.host, Type::TEXT), (&port, Type::INT4)];
-    if session.query_one("SELECT citus_check_connection_to_node($1, $2)", &address).await?.get(0) {
+    if session.query_one(REACHES, &address).await?.get(0) {
         return Ok(());
     }
     let message =

@@ -3,12 +3,14 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use crate::names::Group;
 use crate::pg::{self, APPLICATION, Session};
 use crate::shards::heat::actions::{KEPT, Kept};
 use crate::shards::observe::orphans;
 use crate::shards::observed::{
     Catalog, Change, Cleanup, Foreign, Operation, Orphan, Progress, Resources, Transaction,
 };
+use crate::shards::sessions::{Door, Sessions};
 use crate::shards::strategy::{self, Seen};
 
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
@@ -18,11 +20,7 @@ pub(super) async fn read(
     catalog: &mut Catalog,
 ) -> Result<Kept, pg::Error> {
     activity(session, catalog).await?;
-    let kept = obstacles(session, own_tables, catalog).await?;
-    if catalog.moves().next().is_some() {
-        catalog.progress = progress(session).await?;
-    }
-    Ok(kept)
+    obstacles(session, own_tables, catalog).await
 }
 
 /// Who is at work on shards: the operator's own sessions, Citus' jobs, and statements by hand.
@@ -102,8 +100,11 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
     Ok(written)
 }
 
-/// How far the moves are. This asks every node that takes part, so it is asked only while something moves.
-async fn progress(session: &Session) -> Result<Vec<Progress>, pg::Error> {
+/// How far the moves are. The coordinator asks every node that takes part, and waits for one that is silent as long as a
+/// statement may take: so this is asked only while something moves, of nodes that answer, and what else the coordinator
+/// says does not depend on it.
+pub(super) async fn progress(sessions: &Sessions) -> Result<Vec<Progress>, pg::Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let rows = session
         .query(
             "SELECT sessionid, shardid, coalesce(source_shard_size, 0), coalesce(target_shard_size, 0),

@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 
 use crate::names::Group;
 use crate::pg;
+use crate::shards::act::moves::reaches;
 use crate::shards::observed::{Operation, Stall, StallKind};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
@@ -75,7 +76,15 @@ async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
             Err(error) => return unreachable(group, &error),
         }
     }
-    match replication(sessions, from, to, &stalled.phase).await {
+    let found = replication(sessions, from, to, &stalled.phase).await;
+    // What is certain needs no more questions; the others may follow from a way that is cut.
+    let is_certain = |(kind, _): &Cause| *kind != StallKind::ReplicationFailed;
+    if !matches!(&found, Ok(Some(cause)) if is_certain(cause))
+        && let Some(message) = cut_off(sessions, from, to).await
+    {
+        return (StallKind::Unreachable, message);
+    }
+    match found {
         Ok(Some(cause)) => cause,
         Ok(None) => {
             let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
@@ -91,6 +100,17 @@ async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
 /// What is said of a server that cannot be asked.
 pub(super) fn unreachable(group: Group, error: &pg::Error) -> Cause {
     (StallKind::Unreachable, format!("{group} does not answer: {error}"))
+}
+
+/// Which of the two servers does not reach the other, if one does not: what the target follows comes from the source, and
+/// the source copies to the target.
+async fn cut_off(sessions: &Sessions, from: Group, to: Group) -> Option<String> {
+    for (group, other) in [(to, from), (from, to)] {
+        if let Err(error) = reaches(sessions, group, other).await {
+            return Some(error.to_string());
+        }
+    }
+    None
 }
 
 /// Asks `group`'s server about the sessions of the move or split whose process on the coordinator is `pid`: of `statement`
@@ -164,7 +184,7 @@ async fn replication(
     let target = sessions.session(to, Door::Dialog).await?;
     let rows = target
         .query(
-            "SELECT subname::text, stat.pid IS NOT NULL, apply_error_count + sync_error_count
+            "SELECT pg_subscription.subname::text, stat.pid IS NOT NULL, apply_error_count + sync_error_count
              FROM pg_subscription JOIN pg_stat_subscription AS stat ON stat.subid = pg_subscription.oid
              LEFT JOIN pg_stat_subscription_stats AS errors ON errors.subid = pg_subscription.oid
              WHERE subenabled AND starts_with(pg_subscription.subname, 'citus_shard_move_') AND relid IS NULL
@@ -187,26 +207,29 @@ async fn replication(
     Ok(None)
 }
 
-/// Why the subscription has no worker: none is free; or its worker ends again and again, as where the source is not reached.
+/// Why the subscription has no worker: none is free; or its worker ends again and again.
 async fn worker(sessions: &Sessions, to: Group, subscription: &str) -> Result<Cause, pg::Error> {
     let session = sessions.session(to, Door::Dialog).await?;
     let row = session
         .query_one(
-            "SELECT current_setting('max_logical_replication_workers')::int8
-                        - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)",
+            "SELECT current_setting('max_logical_replication_workers')::int8, count(pid),
+                    coalesce(string_agg(DISTINCT name, ', ' ORDER BY name) FILTER (WHERE pid IS NOT NULL), '')
+             FROM (SELECT pid, subname::text AS name FROM pg_stat_subscription) AS workers",
             &[],
         )
         .await?;
-    if row.get::<_, i64>(0) > 0 {
+    let (most, taken): (i64, i64) = (row.get(0), row.get(1));
+    if taken < most {
         let message = format!(
-            "the worker of the subscription {subscription} on {to} does not stay: its log says why, as a rule that the source \
-             cannot be reached from there, or that no background worker is free (pg_stat_activity)"
+            "the worker of the subscription {subscription} on {to} does not stay: its log says why, as a rule that what comes \
+             cannot be applied, or that no background worker is free (pg_stat_activity)"
         );
         return Ok((StallKind::ReplicationFailed, message));
     }
+    let holders: String = row.get(2);
     let message = format!(
-        "the subscription {subscription} on {to} has no background worker: see pg_stat_subscription and pg_stat_activity \
-         there for who has them, and drop subscriptions that are not needed"
+        "the subscription {subscription} on {to} has no background worker: all {most} logical replication workers there are \
+         taken, by {holders}; drop subscriptions that are not needed (see pg_stat_subscription)"
     );
     Ok((StallKind::NoWorker, message))
 }

@@ -1,0 +1,276 @@
+//! A move that stops in the middle: what keeps it is named, it is cancelled, and it is made when nothing keeps it any more.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use dialog_operator::condition::BALANCED;
+use dialog_operator::names::Group;
+use dialog_operator::shards::step::Step;
+use dialog_operator::shards::wanted::Wanted;
+use testbed::postgres::volumes_available;
+
+use crate::crashes::assert_nothing_is_left;
+use crate::held_up::HeldUp;
+use crate::needs_citus;
+use crate::operator::Operator;
+use crate::world::{World, closed, condition, eventually, few_shards, gated};
+
+/// How long a move may make no progress here.
+const STALL: Duration = Duration::from_secs(2);
+/// Until a cause is named, and until a move is made again.
+const LIMIT: Duration = Duration::from_mins(2);
+/// Bytes of the target's volume.
+const VOLUME: u64 = 600 << 20;
+/// Messages at first.
+const ROWS: i64 = 5_000;
+/// Messages that the target has no room for.
+const MANY: i64 = 4_000;
+const SOURCE: Group = Group::Worker(0);
+const TARGET: Group = Group::Worker(1);
+
+/// One move that is begun again and again.
+struct Scene {
+    world: World,
+    operator: Operator,
+    wanted: Wanted,
+    step: Step,
+    /// The shard of messages that it moves.
+    table: String,
+}
+
+#[tokio::test]
+async fn what_keeps_a_move_is_named_and_the_move_is_made_when_it_is_gone() -> Result<()> {
+    needs_citus!();
+    let full = volumes_available();
+    let mut scene = Scene::new(full.is_ok()).await?;
+    let mut held_up = HeldUp::every(&scene.world).await?;
+    held_up = scene.no_worker_is_free(held_up).await?;
+    held_up = scene.a_row_is_there_already(held_up).await?;
+    match full {
+        Ok(()) => held_up = scene.the_disk_is_full(held_up).await?,
+        Err(reason) => println!("SKIPPED a full volume: {reason}"),
+    }
+    held_up.end().await?;
+    Box::pin(scene.comes_to_rest(&[ROWS + 1, ROWS + 1 + MANY])).await
+}
+
+impl Scene {
+    /// A worker with messages, and one that is to get some.
+    async fn new(volume: bool) -> Result<Self> {
+        let mut world = World::start(1)?;
+        world.serve(&few_shards(1)).await?;
+        world.add_with(TARGET, |builder| {
+            let parameters = [
+                ("max_logical_replication_workers", "2"),
+                // Workers that have ended are started again at once, rather than after 5 s.
+                ("wal_retrieve_retry_interval", "200ms"),
+                ("max_wal_size", "64MB"),
+                ("min_wal_size", "32MB"),
+            ];
+            let builder =
+                parameters.iter().fold(builder, |builder, (name, value)| builder.parameter(name, value));
+            if volume { builder.volume(VOLUME) } else { builder }
+        })?;
+        world.settle(&gated(2, closed())).await?;
+        world.api(Group::Coordinator).await?.run(&rows()).await?;
+        let mut wanted = few_shards(2);
+        wanted.rebalance.stall_timeout = STALL;
+        let planned = world.round_of(&wanted, 0).await?.plan;
+        let step = planned.steps.into_iter().find(|step| matches!(step, Step::MoveShard { .. }));
+        let Some(Step::MoveShard { shard_id, from, to }) = step else { bail!("no move is planned") };
+        ensure!((from, to) == (SOURCE, TARGET), "from {from} to {to}");
+        let of_messages = format!(
+            "SELECT messages.shardid FROM pg_dist_shard AS moved JOIN pg_dist_partition USING (logicalrelid)
+             JOIN pg_dist_partition AS beside USING (colocationid)
+             JOIN pg_dist_shard AS messages ON messages.logicalrelid = beside.logicalrelid
+             WHERE moved.shardid = {shard_id} AND messages.shardminvalue = moved.shardminvalue
+               AND messages.logicalrelid = 'public.messages'::regclass"
+        );
+        let table = world.number(Group::Coordinator, &of_messages).await.context("it moves no messages")?;
+        Ok(Self {
+            world,
+            operator: Operator::default(),
+            wanted,
+            step: Step::MoveShard { shard_id, from, to },
+            table: format!("public.messages_{table}"),
+        })
+    }
+
+    /// Nothing keeps moves any more: all are made, and as many messages are there as one of `rows`.
+    async fn comes_to_rest(self, rows: &[i64]) -> Result<()> {
+        let Self { mut operator, world, wanted, .. } = self;
+        operator.settle(&world, &wanted, LIMIT).await?;
+        assert_eq!(condition(&world.round(&wanted).await?, BALANCED).0, "True");
+        let found = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
+        assert!(rows.contains(&found), "{found} messages");
+        assert_nothing_is_left(&world).await
+    }
+
+    /// Begins the move; returns when everything is copied and the changes meanwhile are followed.
+    async fn begin(&mut self, held_up: &HeldUp) -> Result<()> {
+        let started = Instant::now();
+        while !self.operator.jobs.has(&self.step) {
+            let round = self.operator.round(&self.world, &self.wanted).await?;
+            ensure!(started.elapsed() < LIMIT, "it is not begun: {:?}", condition(&round, BALANCED));
+        }
+        let Self { world, operator, step, .. } = self;
+        held_up.copied(world, TARGET, || operator.jobs.is_idle() && operator.jobs.has(step)).await
+    }
+
+    /// Makes rounds until the condition has this reason, and its message this part; what it says then.
+    async fn until_said(&mut self, reason: &str, part: &str) -> Result<String> {
+        let (started, mut last) = (Instant::now(), String::new());
+        loop {
+            let round = self.operator.round(&self.world, &self.wanted).await?;
+            ensure!(
+                round.observed.facts(Group::Coordinator).is_some() && round.observed.catalog.is_some(),
+                "the coordinator answers, and is said not to: {:?}",
+                round.observed.nodes
+            );
+            let (_, found, message) = condition(&round, BALANCED);
+            if found == reason && message.contains(part) {
+                return Ok(message);
+            }
+            if last != found {
+                println!("not {reason} yet, but {found}: {message}");
+                found.clone_into(&mut last);
+            }
+            ensure!(!self.operator.done.contains(&self.step), "the move was made");
+            ensure!(started.elapsed() < LIMIT, "not {reason} with {part:?}, but {found}: {message}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Makes rounds until the move has ended without success, because it was cancelled.
+    async fn until_cancelled(&mut self) -> Result<()> {
+        let (started, before) = (Instant::now(), self.operator.failed.len());
+        while self.operator.failed.len() == before {
+            self.operator.round(&self.world, &self.wanted).await?;
+            ensure!(started.elapsed() < LIMIT, "it does not end: {:?}", self.operator.done);
+        }
+        let is_end = |step: &Step| matches!(step, Step::CancelMove { .. });
+        ensure!(self.operator.done.iter().any(is_end), "{:?}", self.operator.done);
+        Ok(())
+    }
+
+    async fn no_worker_is_free(&mut self, held_up: HeldUp) -> Result<HeldUp> {
+        let Self { world, .. } = self;
+        let tls: String = world.ask(TARGET, "SHOW citus.node_conninfo").await?[0].get(0);
+        let port = world.server(SOURCE).port();
+        for name in ["idle_1", "idle_2"] {
+            let slot = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
+            world.ask(SOURCE, &slot).await?;
+        }
+        let publication = "SET citus.enable_ddl_propagation = off; CREATE PUBLICATION idle";
+        world.ask_client(SOURCE).await?.batch_execute(publication).await?;
+        let target = world.ask_client(TARGET).await?;
+        for name in ["idle_1", "idle_2"] {
+            let create = format!(
+                "CREATE SUBSCRIPTION {name} CONNECTION 'host=localhost port={port} user=postgres dbname=dialog {tls}'
+                 PUBLICATION idle WITH (connect = false, slot_name = '{name}')"
+            );
+            target.batch_execute(&create).await?;
+        }
+        self.begin(&held_up).await?;
+
+        for name in ["idle_1", "idle_2"] {
+            target.batch_execute(&format!("ALTER SUBSCRIPTION {name} ENABLE")).await?;
+        }
+        let workers = "pg_stat_subscription WHERE pid IS NOT NULL AND subname";
+        eventually("the workers are taken", async || {
+            let end = format!("SELECT pg_terminate_backend(pid) FROM {workers} LIKE 'citus_shard_move_%'");
+            self.world.ask(TARGET, &end).await?;
+            let taken = format!("SELECT count(*) FROM {workers} LIKE 'idle_%'");
+            Ok(self.world.number(TARGET, &taken).await? == 2)
+        })
+        .await?;
+        held_up.end().await?;
+        let message = self.until_said("NoReplicationWorker", "has made no progress").await?;
+        assert!(message.contains("on worker-1 has no background worker"), "{message}");
+        assert!(
+            message.contains("all 2 logical replication workers there are taken, by idle_1, idle_2"),
+            "{message}"
+        );
+        self.until_cancelled().await?;
+        let message = self.until_said("NoReplicationWorker", "worker-1 has 0 logical").await?;
+        assert!(message.contains("drop subscriptions that are not needed"), "{message}");
+
+        let held_up = HeldUp::every(&self.world).await?;
+        for name in ["idle_1", "idle_2"] {
+            target.batch_execute(&format!("DROP SUBSCRIPTION {name}")).await?;
+        }
+        Ok(held_up)
+    }
+
+    async fn a_row_is_there_already(&mut self, held_up: HeldUp) -> Result<HeldUp> {
+        self.begin(&held_up).await?;
+        let row = format!(
+            "INSERT INTO {0} (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+             SELECT dialog_id, '00000000-0000-4000-8000-000000000001', from_user_id, to_user_id, 'twice', now()
+             FROM {0} ORDER BY dialog_id LIMIT 1",
+            self.table
+        );
+        for group in [TARGET, SOURCE] {
+            self.by_hand(group, &row).await?;
+        }
+        self.until_apply_fails().await?;
+        held_up.end().await?;
+        let message = self.until_said("ReplicationFailed", "has made no progress").await?;
+        assert!(message.contains("the subscription citus_shard_move_subscription"), "{message}");
+        assert!(message.contains("the log of worker-1 says why"), "{message}");
+        let held_up = HeldUp::every(&self.world).await?;
+        self.until_cancelled().await?;
+        Ok(held_up)
+    }
+
+    async fn the_disk_is_full(&mut self, held_up: HeldUp) -> Result<HeldUp> {
+        self.begin(&held_up).await?;
+        // The log has a file to go on in; what has none is the table.
+        self.world.ask_client(TARGET).await?.batch_execute("CHECKPOINT; SELECT pg_switch_wal()").await?;
+        self.world.server(TARGET).leave_free(1 << 20)?;
+        let rows = format!(
+            "INSERT INTO {0} (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+             SELECT dialog_id, gen_random_uuid(), from_user_id, to_user_id, repeat('text', 450), now()
+             FROM (SELECT * FROM {0} ORDER BY dialog_id LIMIT 1) AS one, generate_series(1, {MANY})",
+            self.table
+        );
+        self.by_hand(SOURCE, &rows).await?;
+        self.until_apply_fails().await?;
+        held_up.end().await?;
+        let message = self.until_said("DiskFull", "has made no progress").await?;
+        assert!(
+            message.contains("the disk of worker-1 is full") && message.contains("make room there"),
+            "{message}"
+        );
+        self.until_cancelled().await?;
+        let message = self.until_said("NoPlace", "worker-1").await?;
+        assert!(message.contains("delete what takes the room there"), "{message}");
+        let held_up = HeldUp::every(&self.world).await?;
+        self.world.server(TARGET).leave_free(VOLUME)?;
+        Ok(held_up)
+    }
+
+    /// Somebody's statement on the shard itself.
+    async fn by_hand(&self, group: Group, statement: &str) -> Result<()> {
+        let client = self.world.ask_client(group).await?;
+        client.batch_execute("SET citus.enable_manual_changes_to_shards = on").await?;
+        client.batch_execute(statement).await.with_context(|| format!("on {group}: {statement}"))
+    }
+
+    /// Waits until the target could not apply what came.
+    async fn until_apply_fails(&self) -> Result<()> {
+        let failed = "SELECT coalesce(sum(apply_error_count), 0)::int8 FROM pg_stat_subscription_stats
+                      WHERE subname LIKE 'citus_shard_move_%'";
+        eventually("an error of the subscription", async || Ok(self.world.number(TARGET, failed).await? > 0))
+            .await
+    }
+}
+
+/// Inserts messages.
+fn rows() -> String {
+    format!(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
+         FROM generate_series(1, {ROWS})"
+    )
+}

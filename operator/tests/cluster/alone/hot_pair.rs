@@ -20,10 +20,9 @@ const SHARE: f64 = 0.25;
 const SESSIONS: usize = 4;
 /// From the flood until it is somewhere else: two periods that count, one that does not, and the split.
 const TO_ACT: Duration = Duration::from_mins(3);
-/// The others' p99 while they suffer, and afterwards, as multiples of what it was before. What is asked for afterwards is
-/// 1.3, and seen where the nodes do not share two processors with the load.
-const SUFFERING: f64 = 2.0;
-const RELIEVED: f64 = 2.0;
+/// The others suffer if their p99 is above this multiple of what it was before, and are relieved if it is below. What is
+/// asked for is 1.3, and seen where the nodes do not share two processors with the load.
+const NOTICEABLE: f64 = 1.5;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<()> {
@@ -72,8 +71,8 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     bed.say(format!(
         "{flooded} messages of the pair; p99 of the others' sends {suffering:.1} x, then {relieved:.1} x"
     ));
-    ensure!(suffering >= SUFFERING, "nobody has suffered: {suffering:.1} x");
-    ensure!(relieved <= RELIEVED, "others still suffer: {relieved:.1} x");
+    ensure!(suffering > NOTICEABLE, "nobody has suffered: {suffering:.1} x");
+    ensure!(relieved < NOTICEABLE, "others still suffer: {relieved:.1} x");
     bed.done();
     Ok(())
 }

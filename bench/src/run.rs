@@ -68,7 +68,8 @@ pub struct Plan {
 /// Runs it.
 ///
 /// # Errors
-/// When it was ended within its warm-up, the service does not know the population, the ledger cannot be written or the shards not be read. What
+/// When it was ended within its warm-up, the service does not know the population, the ledger cannot be written or the shards
+/// not be read. What
 /// the service answers is never an error, it is in the report.
 pub async fn run(plan: &Plan) -> Result<Report> {
     let Plan { population, settings, .. } = plan;

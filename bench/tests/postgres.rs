@@ -173,7 +173,7 @@ async fn a_load_that_is_ended_early_is_counted_as_ever() -> Result<()> {
         let report = report?;
         assert!(report.is_whole(), "{}", report.text());
         assert!(report.sends.succeeded > 0 && report.load.duration_s < 600.0, "{:?}", report.load);
-        // The same plan once more, which nobody ends.
+        // The same plan again, which nobody ends.
         (plan.settings.duration, plan.stop) = (Duration::from_secs(1), Arc::default());
         for _ in 0..2 {
             let report = run(&plan).await?;

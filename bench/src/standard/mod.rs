@@ -130,9 +130,8 @@ impl Size {
     }
 }
 
-/// Measures, prints the table, and writes `RESULTS.md` unless a part was asked for, or something else than it says. What was
-/// measured on one plain
-/// PostgreSQL goes to a file of its own: it is another table.
+/// Measures, prints the table, and writes `RESULTS.md` unless a part was asked for, or something else than it says. What
+/// was measured on one plain PostgreSQL goes to a file of its own: it is another table.
 ///
 /// # Errors
 /// When something cannot be measured at all. A limit that is missed is no error; the table says so.

@@ -19,6 +19,7 @@ use super::{
 /// A server that needs longer for an answer gets no reads that share a transaction. Eight of them are answered together: of
 /// slow ones nothing would be heard for so long that the server would be taken for one that has gone.
 const PROMPT: Duration = Duration::from_millis(100);
+
 /// An established connection, shared by many statements at a time.
 pub(super) struct Session {
     client: Client,

@@ -14,7 +14,7 @@ use testbed::postgres::Shutdown;
 use crate::held_up::{HeldUp, TO_COPY};
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, condition, eventually, few_shards, with_an_empty_worker};
+use crate::world::{World, condition, eventually, few_shards, store_messages, with_an_empty_worker};
 
 const ROWS: i64 = 10_000;
 
@@ -24,7 +24,7 @@ const ROWS: i64 = 10_000;
 async fn a_server_that_dies_in_the_middle_of_a_move_loses_nothing() -> Result<()> {
     needs_citus!();
     let mut world = with_an_empty_worker().await?;
-    world.api(Group::Coordinator).await?.run(&rows()).await?;
+    store_messages(&world, ROWS, "'text'").await?;
     let open = few_shards(2);
     for (who, how) in [
         (Group::Coordinator, Shutdown::Immediate),
@@ -78,7 +78,7 @@ async fn dies_in_the_middle_of_a_move(
 async fn a_move_whose_slot_is_lost_is_made_anew_without_waiting_for_time_to_run_out() -> Result<()> {
     needs_citus!();
     let world = with_an_empty_worker().await?;
-    world.api(Group::Coordinator).await?.run(&rows()).await?;
+    store_messages(&world, ROWS, "'text'").await?;
     let open = few_shards(2);
     let planned = world.round_of(&open, 0).await?.plan;
     let step = planned.steps.into_iter().find(|step| matches!(step, Step::MoveShard { .. }));
@@ -132,15 +132,6 @@ async fn drop_slots(world: &World, group: Group) -> Result<()> {
         Ok(dropped.is_ok() && world.number(group, &format!("SELECT count(*) FROM {slots}")).await? == 0)
     })
     .await
-}
-
-/// Inserts messages.
-fn rows() -> String {
-    format!(
-        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
-         FROM generate_series(1, {ROWS})"
-    )
 }
 
 /// No trace of a move is left on any server.

@@ -13,7 +13,7 @@ use crate::acting::{
 };
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, condition, eventually};
+use crate::world::{World, condition};
 
 /// What a split needs, with the names that Citus gives, and no note of any of it.
 const LEFT: [&str; 5] = [
@@ -84,13 +84,7 @@ async fn a_split_whose_coordinator_ends_is_made_anew_and_its_parts_are_nobodys_o
     writer.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
     let id = decide(&world, isolation(&world, large).await?).await?;
     let mut operator = Operator::default();
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    eventually("the split waits for the writer", async || {
-        operator.round(&world, &wanted).await?;
-        ensure!(operator.failed.is_empty(), "it failed by itself");
-        Ok(world.number(source, waits).await? > 0)
-    })
-    .await?;
+    operator.until_held(&world, &wanted, source).await?;
     let noted = world.number(Group::Coordinator, "SELECT count(*) FROM pg_dist_cleanup").await?;
     ensure!(noted > 0, "nothing is there yet");
     let (_, reason, message) = condition(&operator.round(&world, &wanted).await?, BALANCED);

@@ -18,7 +18,9 @@ use futures::future::{BoxFuture, ready};
 use testbed::postgres::{Shutdown, volumes_available};
 
 use crate::needs_citus;
-use crate::world::{World, brief, closed, condition, few_shards, gated, with_an_empty_worker};
+use crate::world::{
+    World, brief, closed, condition, few_shards, gated, store_messages, with_an_empty_worker,
+};
 
 /// Longest time that a notice may take.
 const NOTICE_LIMIT: Duration = Duration::from_secs(30);
@@ -335,13 +337,7 @@ async fn nothing_is_moved_to_where_there_is_no_room() -> Result<()> {
     add_with_volume(&mut world, Group::Worker(0))?;
     world.add(Group::Worker(1))?;
     world.serve(&few_shards(2)).await?;
-    let api = world.api(Group::Coordinator).await?;
-    api.run(
-        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), repeat('text', 450), now()
-         FROM generate_series(1, 20000)",
-    )
-    .await?;
+    store_messages(&world, 20_000, "repeat('text', 450)").await?;
     // About 20 MiB are on each; a tenth of the volume is kept free.
     world.server(Group::Worker(0)).leave_free(VOLUME / 10 + (10 << 20))?;
     let round = world.round(&few_shards(1)).await?;
@@ -372,7 +368,7 @@ async fn nothing_is_moved_to_where_there_is_no_room() -> Result<()> {
     world.server(Group::Worker(1)).leave_free(VOLUME)?;
     world.settle(&few_shards(2)).await?;
     assert_eq!(condition(&world.round(&few_shards(2)).await?, BALANCED).0, "True");
-    let rows: i64 = api.query_one("SELECT count(*) FROM messages", &[]).await?.get(0);
+    let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
     assert_eq!(rows, 20_000);
     Ok(())
 }

@@ -17,7 +17,7 @@ use dialog_operator::shards::supervise::{Splits, Watch};
 use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready};
 
-use crate::world::{World, brief};
+use crate::world::{World, brief, eventually};
 
 /// How long a step that failed is put off.
 const RETRY: Duration = Duration::from_secs(2);
@@ -106,6 +106,17 @@ impl Operator {
             ensure!(started.elapsed() < limit, "not at rest: {:?}, {:?}", round.plan.steps, round.plan.waits);
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+    }
+
+    /// Rounds until a session on `group`'s server waits for a lock, and with it the long step that this operator has begun.
+    pub async fn until_held(&mut self, world: &World, wanted: &Wanted, group: Group) -> Result<()> {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        eventually("a session waits for a lock", async || {
+            self.round(world, wanted).await?;
+            ensure!(self.failed.is_empty(), "it failed by itself");
+            Ok(world.number(group, waits).await? > 0)
+        })
+        .await
     }
 
     /// Takes over what has come of long steps.

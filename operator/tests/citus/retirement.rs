@@ -20,7 +20,7 @@ use testbed::apiserver::ApiServer;
 
 use crate::killer::{Killer, killed_after};
 use crate::needs_citus;
-use crate::world::{World, few_shards};
+use crate::world::{World, few_shards, store_messages};
 
 const LEAVER: Group = Group::Worker(1);
 const ROWS: i64 = 1_000;
@@ -39,12 +39,7 @@ async fn an_operator_that_is_killed_at_any_step_of_a_removal_is_continued_by_the
     let server = tokio::task::spawn_blocking(ApiServer::shared).await??;
     let mut world = World::start(2)?;
     world.serve(&few_shards(2)).await?;
-    let rows = format!(
-        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
-         FROM generate_series(1, {ROWS})"
-    );
-    world.api(Group::Coordinator).await?.run(&rows).await?;
+    store_messages(&world, ROWS, "'text'").await?;
     let kubernetes = Kubernetes::new(&server, &world).await?;
 
     // As long as it holds something it stays, whatever else is done.

@@ -90,13 +90,7 @@ async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that
 
     let id = decide(&world, isolation(&world, large).await?).await?;
     let mut operator = Operator::default();
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    eventually("the split waits for the writer", async || {
-        operator.round(&world, &wanted).await?;
-        ensure!(operator.failed.is_empty(), "it failed by itself");
-        Ok(world.number(source, waits).await? > 0)
-    })
-    .await?;
+    operator.until_held(&world, &wanted, source).await?;
     let round = operator.round(&world, &wanted).await?;
     let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now()).split;
     let shown = shown.context("the status shows no split")?;

@@ -13,7 +13,7 @@ use crate::crashes::assert_nothing_is_left;
 use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, closed, condition, eventually, few_shards, gated};
+use crate::world::{World, closed, condition, eventually, few_shards, gated, store_messages};
 
 /// How long a move may make no progress here.
 const STALL: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ impl Scene {
             if volume { builder.volume(VOLUME) } else { builder }
         })?;
         world.settle(&gated(2, closed())).await?;
-        world.api(Group::Coordinator).await?.run(&rows()).await?;
+        store_messages(&world, ROWS, "'text'").await?;
         let mut wanted = few_shards(2);
         wanted.rebalance.stall_timeout = STALL;
         let planned = world.round_of(&wanted, 0).await?.plan;
@@ -264,13 +264,4 @@ impl Scene {
         eventually("an error of the subscription", async || Ok(self.world.number(TARGET, failed).await? > 0))
             .await
     }
-}
-
-/// Inserts messages.
-fn rows() -> String {
-    format!(
-        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'text', now()
-         FROM generate_series(1, {ROWS})"
-    )
 }

@@ -252,6 +252,17 @@ pub fn brief<'a>(
     }
 }
 
+/// Stores so many messages with this text, an expression of SQL, each in a dialog of its own.
+pub async fn store_messages(world: &World, rows: i64, text: &str) -> Result<()> {
+    let insert = format!(
+        "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), {text}, now()
+         FROM generate_series(1, {rows})"
+    );
+    world.api(Group::Coordinator).await?.run(&insert).await?;
+    Ok(())
+}
+
 /// Waits until `condition` holds, for as long as a cluster may take to come to rest.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     testbed::wait::eventually(what, REST_LIMIT, async || Ok(condition().await?.then_some(()))).await

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -64,7 +64,8 @@ pub enum Event {
     Send(Entry),
     /// A list ended.
     List(Outcome),
-    /// An arrival found the queue full; it was due then, in microseconds after the start.
+    /// An arrival found the queue full, or still waited in it when the load was stopped; it was due then, in microseconds
+    /// after the start.
     Dropped(u64),
 }
 
@@ -72,37 +73,18 @@ pub enum Event {
 #[derive(Clone, Copy, Debug)]
 struct Job {
     operation: Operation,
-    /// Counts sends only.
-    sequence: u64,
     /// When it is due, in microseconds after the start.
     intended: u64,
-}
-
-/// Numbers operations; only what is really asked takes a number.
-struct Numbered {
-    workload: Workload,
-    sends: u64,
-}
-
-impl Numbered {
-    fn next(&mut self, intended: u64) -> Option<Job> {
-        let operation = self.workload.next()?;
-        Some(Job { operation, sequence: self.sends, intended })
-    }
-
-    fn taken(&mut self, job: &Job) {
-        self.sends += u64::from(job.operation.kind == Kind::Send);
-    }
 }
 
 /// Where connections get their jobs.
 enum Jobs {
     Queue(Receiver<Job>),
-    Loop { numbered: Mutex<Numbered>, end: Instant, stop: Arc<AtomicBool> },
+    Loop { workload: Mutex<Workload>, end: Instant },
 }
 
-/// Makes the load and tells `events` about every request, until its time is over or `stop` is set. Returns when the last
-/// one has ended.
+/// Makes the load and tells `events` about every request, until its time is over or `stop` is set, which drops what waits in
+/// the queue. Returns when the last one has ended.
 ///
 /// # Errors
 /// When a request cannot be made, or nobody listens to the events.
@@ -115,13 +97,12 @@ pub async fn drive(
     events: Sender<Event>,
     stop: &Arc<AtomicBool>,
 ) -> Result<()> {
-    let numbered = Numbered { workload, sends: 0 };
     // Nobody is left to take what arrives.
     let ended = Arc::new(AtomicBool::new(false));
     let (jobs, dispatcher) = match settings.pace {
         Pace::Closed => {
             let end = start + settings.duration;
-            (Jobs::Loop { numbered: Mutex::new(numbered), end, stop: Arc::clone(stop) }, None)
+            (Jobs::Loop { workload: Mutex::new(workload), end }, None)
         }
         Pace::Open { schedule, queue } => {
             let (sender, receiver) = async_channel::bounded(queue.max(1));
@@ -131,12 +112,13 @@ pub async fn drive(
             // A thread of its own: the runtime's timer is good to a millisecond, which is a latency here.
             let dispatcher = thread::Builder::new()
                 .name("arrivals".into())
-                .spawn(move || arrivals.dispatch(numbered, &sender, &events))
+                .spawn(move || arrivals.dispatch(workload, &sender, &events))
                 .context("start the thread of arrivals")?;
             (Jobs::Queue(receiver), Some(dispatcher))
         }
     };
     let jobs = Arc::new(jobs);
+    let sends = Arc::new(AtomicU64::new(0));
     let mut connections = JoinSet::new();
     for number in 0..settings.connections.max(1) {
         let target = targets.get(number % targets.len().max(1)).context("no target")?;
@@ -147,6 +129,8 @@ pub async fn drive(
             events: events.clone(),
             retries: settings.retries,
             start,
+            stop: Arc::clone(stop),
+            sends: Arc::clone(&sends),
         };
         connections.spawn(worker.run());
     }
@@ -174,7 +158,7 @@ struct Arrivals {
 }
 
 impl Arrivals {
-    fn dispatch(&self, mut numbered: Numbered, jobs: &Sender<Job>, events: &Sender<Event>) -> Result<()> {
+    fn dispatch(&self, mut workload: Workload, jobs: &Sender<Job>, events: &Sender<Event>) -> Result<()> {
         for arrival in 0.. {
             let due = self.schedule.due(arrival);
             if due >= self.duration || self.ends.iter().any(|end| end.load(Ordering::Relaxed)) {
@@ -184,9 +168,9 @@ impl Arrivals {
                 thread::sleep(early);
             }
             let intended = micros(due);
-            let Some(job) = numbered.next(intended) else { break };
-            match jobs.try_send(job) {
-                Ok(()) => numbered.taken(&job),
+            let Some(operation) = workload.next() else { break };
+            match jobs.try_send(Job { operation, intended }) {
+                Ok(()) => {}
                 Err(TrySendError::Full(_)) => {
                     events.send_blocking(Event::Dropped(intended)).context("report a dropped arrival")?;
                 }
@@ -201,14 +185,12 @@ impl Jobs {
     async fn next(&self, start: Instant) -> Option<Job> {
         match self {
             Self::Queue(queue) => queue.recv().await.ok(),
-            Self::Loop { numbered, end, stop } => {
-                if Instant::now() >= *end || stop.load(Ordering::Relaxed) {
+            Self::Loop { workload, end } => {
+                if Instant::now() >= *end {
                     return None;
                 }
-                let mut numbered = numbered.lock().unwrap_or_else(PoisonError::into_inner);
-                let job = numbered.next(micros(start.elapsed()))?;
-                numbered.taken(&job);
-                Some(job)
+                let mut workload = workload.lock().unwrap_or_else(PoisonError::into_inner);
+                Some(Job { operation: workload.next()?, intended: micros(start.elapsed()) })
             }
         }
     }
@@ -222,16 +204,35 @@ struct Worker {
     events: Sender<Event>,
     retries: u8,
     start: Instant,
+    stop: Arc<AtomicBool>,
+    /// Sends so far: only what is really asked takes a number.
+    sends: Arc<AtomicU64>,
 }
 
 impl Worker {
     async fn run(mut self) -> Result<()> {
-        while let Some(job) = self.jobs.next(self.start).await {
-            let started = micros(self.start.elapsed());
-            let (code, attempts) = self.ask(job).await?;
-            let finished = micros(self.start.elapsed());
-            let Job { operation, sequence, intended } = job;
+        while let Some(Job { operation, intended }) = self.jobs.next(self.start).await {
+            if self.stop.load(Ordering::Relaxed) {
+                match *self.jobs {
+                    // A service that hardly answers would have whoever stopped the load wait for the whole queue.
+                    Jobs::Queue(_) => {
+                        self.events
+                            .send(Event::Dropped(intended))
+                            .await
+                            .context("report a dropped arrival")?;
+                        continue;
+                    }
+                    Jobs::Loop { .. } => break,
+                }
+            }
             let Operation { kind, from, to } = operation;
+            let sequence = match kind {
+                Kind::Send => self.sends.fetch_add(1, Ordering::Relaxed),
+                Kind::List => self.sends.load(Ordering::Relaxed),
+            };
+            let started = micros(self.start.elapsed());
+            let (code, attempts) = self.ask(operation, sequence).await?;
+            let finished = micros(self.start.elapsed());
             let event = match kind {
                 Kind::Send => {
                     Event::Send(Entry { sequence, from, to, intended, started, finished, code, attempts })
@@ -243,10 +244,10 @@ impl Worker {
         Ok(())
     }
 
-    async fn ask(&mut self, job: Job) -> Result<(Code, u8)> {
+    async fn ask(&mut self, operation: Operation, sequence: u64) -> Result<(Code, u8)> {
         let (mut attempts, mut pause) = (0_u8, RETRY_PAUSE);
         loop {
-            let request = self.requests.request(job.operation, job.sequence)?;
+            let request = self.requests.request(operation, sequence)?;
             let code = self.connection.ask(request).await;
             attempts = attempts.saturating_add(1);
             if !code.may_pass() || attempts > self.retries {

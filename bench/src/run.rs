@@ -69,8 +69,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// When it was ended within its warm-up, the service does not know the population, the ledger cannot be written or the shards
-/// not be read. What
-/// the service answers is never an error, it is in the report.
+/// not be read. What the service answers is never an error, it is in the report.
 pub async fn run(plan: &Plan) -> Result<Report> {
     let Plan { population, settings, .. } = plan;
     // One of its own for each run: the shards may hold messages of others.
@@ -104,7 +103,12 @@ pub async fn run(plan: &Plan) -> Result<Report> {
 
     let was_ended = plan.stop.load(Ordering::Relaxed);
     let lasted = if was_ended { elapsed.min(settings.duration) } else { settings.duration };
-    ensure!(lasted > plan.warmup, "the load was ended within its warm-up: nothing was measured");
+    ensure!(
+        lasted > plan.warmup,
+        "the load was ended within its warm-up: nothing was measured; `dialog-bench audit` compares the ledger {} with the \
+         shards",
+        plan.ledger.display()
+    );
     let measured = lasted.saturating_sub(plan.warmup).as_secs_f64();
     let (audit, shard_groups) = match &plan.database {
         None => (None, Vec::new()),

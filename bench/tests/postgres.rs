@@ -160,7 +160,9 @@ async fn a_load_that_is_ended_early_is_counted_as_ever() -> Result<()> {
     service.wait_for("200 OK").await?;
     let population = service.load().await?;
     let sql = stand.coordinator().connect("dialog").await?;
-    for pace in [service.plan(population, 200.0, 1)?.settings.pace, Pace::Closed] {
+    let [easy, too_fast] = [200.0, 50_000.0].map(|rate| service.plan(population, rate, 1));
+    let [easy, too_fast] = [easy?.settings.pace, too_fast?.settings.pace];
+    for pace in [easy, too_fast, Pace::Closed] {
         let mut plan = service.plan(population, 1.0, 3600)?;
         plan.settings.pace = pace;
         let load = async {
@@ -173,6 +175,8 @@ async fn a_load_that_is_ended_early_is_counted_as_ever() -> Result<()> {
         let report = report?;
         assert!(report.is_whole(), "{}", report.text());
         assert!(report.sends.succeeded > 0 && report.load.duration_s < 600.0, "{:?}", report.load);
+        // What could not be asked in time is not asked afterwards.
+        assert_eq!(report.dropped > 1_000, pace == too_fast, "{}", report.text());
         // The same plan again, which nobody ends.
         (plan.settings.duration, plan.stop) = (Duration::from_secs(1), Arc::default());
         for _ in 0..2 {

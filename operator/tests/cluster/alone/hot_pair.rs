@@ -20,6 +20,9 @@ const SHARE: f64 = 0.25;
 const SESSIONS: usize = 4;
 /// From the flood until it is somewhere else: two periods that count, one that does not, and the split.
 const TO_ACT: Duration = Duration::from_mins(3);
+/// From the end of the action until the others are relieved: caches and averages follow what has happened, and what is left
+/// of the shard that was cut is removed.
+const TO_RELIEVE: Duration = Duration::from_mins(3);
 /// The others suffer if their p99 is above this multiple of what it was before, and are relieved if it is below. What is
 /// asked for is 1.3, and seen where the nodes do not share two processors with the load.
 const NOTICEABLE: f64 = 1.5;
@@ -63,16 +66,24 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     ensure!(during.is_whole(), "{}", during.text());
     load::ensure_answered(&during)?;
 
+    let suffering = load::p99(&during, &before);
+    ensure!(suffering > NOTICEABLE, "nobody has suffered: {suffering:.1} x");
+
     // The flood goes on.
-    let after = PEOPLE.run(&bed, &some_time).await?;
-    load::say(&bed, "after", &after);
+    let begun = Instant::now();
+    let relieved = loop {
+        let after = PEOPLE.run(&bed, &some_time).await?;
+        load::say(&bed, "after", &after);
+        let relieved = load::p99(&after, &before);
+        if relieved < NOTICEABLE {
+            break relieved;
+        }
+        ensure!(begun.elapsed() < TO_RELIEVE, "others still suffer: {relieved:.1} x");
+    };
     let flooded = flood.end(&bed).await?;
-    let [suffering, relieved] = [&during, &after].map(|then| load::p99(then, &before));
     bed.say(format!(
         "{flooded} messages of the pair; p99 of the others' sends {suffering:.1} x, then {relieved:.1} x"
     ));
-    ensure!(suffering > NOTICEABLE, "nobody has suffered: {suffering:.1} x");
-    ensure!(relieved < NOTICEABLE, "others still suffer: {relieved:.1} x");
     bed.done();
     Ok(())
 }

@@ -23,6 +23,9 @@ use report::{Count, Report};
 const CITUS: &str = "citus";
 /// The operator logs each reconciliation, so that tests can count them.
 const RECONCILIATIONS: &str = "log.directives=info\\,dialog_operator::reconcile=debug";
+/// Tests with servers of their own that run at the same time, on any machine: they wait most of their time, for locks, periods
+/// and each other, and two cores are kept busy by no fewer.
+const WITH_SERVERS: &str = "4";
 /// Tests of the cluster tier that run at the same time: as many as two cores start databases for in good time.
 const TOGETHER: &str = "3";
 
@@ -187,8 +190,9 @@ fn run_targets(
     environment: &[(&str, String)],
     report: &mut Report,
 ) -> Result<()> {
+    let choice = [names, &["--test-threads", WITH_SERVERS]].concat();
     let run = |(package, target): &(&str, &str)| {
-        cargo_test(&["--package", package, "--test", target], names, environment, report)
+        cargo_test(&["--package", package, "--test", target], &choice, environment, report)
     };
     // All of them, though the first may end with a failure that is more than that of a test.
     let outcomes: Vec<_> = tier.targets().iter().map(run).collect();

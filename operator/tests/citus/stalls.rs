@@ -76,8 +76,6 @@ impl Scene {
         world.add_with(TARGET, |builder| {
             let parameters = [
                 ("max_logical_replication_workers", "2"),
-                // Workers that have ended are started again at once, rather than after 5 s.
-                ("wal_retrieve_retry_interval", "200ms"),
                 ("max_wal_size", "64MB"),
                 ("min_wal_size", "32MB"),
             ];

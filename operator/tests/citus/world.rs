@@ -57,7 +57,8 @@ impl World {
     pub fn add_with(&mut self, group: Group, change: impl FnOnce(Builder<'_>) -> Builder<'_>) -> Result<()> {
         let name = group.to_string();
         let mut builder = self.server_named(&name).citus();
-        for (name, value) in config::owned(200) {
+        let defaults = config::DEFAULTS.map(|(name, value)| (name, value.to_owned()));
+        for (name, value) in config::owned(200).into_iter().chain(defaults) {
             // Of a pod's file system, or known to some minor versions only, as Patroni knows.
             let is_local =
                 name.starts_with("ssl") || name == "unix_socket_directories" || name.ends_with("conninfo");

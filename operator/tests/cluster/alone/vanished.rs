@@ -2,10 +2,13 @@
 
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::obstacles::{class_of, create_class, delete_class, standard};
 use crate::bed::{Bed, CLUSTER, TO_NAME, TO_SERVE, holds};
+
+/// Shards of each table: a few moves say as much as many.
+const SHARDS: i32 = 4;
 
 /// The new worker's claim waits and says for what; the others serve on; and it goes on when the class is back.
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +31,11 @@ async fn a_class_that_vanishes_keeps_a_new_worker_waiting_and_nobody_else() -> R
 async fn grow(bed: &Bed) -> Result<()> {
     let (class, provisioner) = (class_of(bed), standard(bed).await?.provisioner);
     create_class(bed, &provisioner, None).await?;
-    bed.create(1, |spec| spec["workers"]["storage"]["className"] = json!(class)).await?;
+    let change = |spec: &mut Value| {
+        spec["workers"]["storage"]["className"] = json!(class);
+        spec["sharding"] = json!({"shardCount": SHARDS});
+    };
+    bed.create(1, change).await?;
     bed.ready().await?;
     let (ada, grace, message) = bed.talk()?;
 
@@ -53,12 +60,13 @@ async fn grow(bed: &Bed) -> Result<()> {
 
     create_class(bed, &provisioner, None).await?;
     bed.ready().await?;
-    let spread = |nodes: &str| nodes == "24\n24";
+    let half = (SHARDS / 2).to_string();
     bed.eventually("both workers hold shards", TO_SERVE, || async {
         let balanced = bed.all().get(CLUSTER).await.map(|cluster| holds(&cluster, "Balanced") == "True")?;
         let count = "SELECT count(*) FROM citus_shards WHERE table_name = 'public.messages'::regclass GROUP BY nodename";
         let nodes = bed.sql(Group::Coordinator, count).await?;
-        Ok((!(balanced && spread(&nodes))).then(|| format!("{nodes:?}, Balanced {balanced}")))
+        let even = nodes.lines().collect::<Vec<_>>() == [&half, &half];
+        Ok((!(balanced && even)).then(|| format!("{nodes:?}, Balanced {balanced}")))
     })
     .await?;
     bed.still_listed(&ada, &grace, &message)

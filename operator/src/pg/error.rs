@@ -44,6 +44,16 @@ impl Error {
         }
     }
 
+    /// Whether the server could not be asked at all: it does not answer, does not let the operator in, or is starting or
+    /// stopping. Otherwise it has answered, and what failed is the statement.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        let Some(code) = self.sqlstate() else { return true };
+        // The classes are those of connections and of who may connect.
+        ["08", "28", "57P"].iter().any(|class| code.code().starts_with(class))
+            || [SqlState::TOO_MANY_CONNECTIONS, SqlState::INVALID_CATALOG_NAME].contains(code)
+    }
+
     /// Whether the server has no database of this name.
     #[must_use]
     pub fn is_database_missing(&self) -> bool {

@@ -63,17 +63,24 @@ impl Permission {
 }
 
 impl Job {
-    async fn carry_out(&self, step: &Step) -> Ended {
+    /// The sessions for `step`, with what `others` have open.
+    fn sessions(&self, step: &Step, others: Option<&Sessions>) -> Sessions {
+        let own = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
+        match others {
+            Some(others) => own.going_on(others),
+            None => own,
+        }
+    }
+
+    async fn carry_out(&self, sessions: &Sessions, step: &Step) -> Ended {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
-        let sessions = Sessions::long(self.topology.clone(), self.identity.clone(), step.purpose());
-        carry_out(&self.handover.brief(&ask), &sessions, step).await
+        carry_out(&self.handover.brief(&ask), sessions, step).await
     }
 
     /// The moves that can begin now.
-    async fn following(&self) -> Vec<Step> {
+    async fn following(&self, sessions: &Sessions) -> Vec<Step> {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
-        let sessions = Sessions::new(self.topology.clone(), self.identity.clone());
-        following(&self.handover.brief(&ask), &sessions).await
+        following(&self.handover.brief(&ask), sessions).await
     }
 
     /// This, with what may be done now.
@@ -111,11 +118,18 @@ impl Jobs {
     /// Begins steps, but for those that are under way: moves go together; anything else goes alone, and the lock sees to
     /// it. One that has ended begins again only after its result was taken.
     pub fn start(&self, steps: &[Step]) {
+        self.go_on(steps, None);
+    }
+
+    /// As [`Jobs::start`]; the first that begins goes on with what `open` has open.
+    fn go_on(&self, steps: &[Step], open: Option<&Sessions>) {
         let mut state = self.state();
         let Some(job) = state.job.as_ref().map(Job::now) else { return };
+        let mut open = open;
         for step in steps {
             if !state.under_way.iter().any(|one| one.step == *step) {
-                let task = tokio::spawn(self.clone().run(Arc::clone(&job), step.clone()));
+                let sessions = job.sessions(step, open.take());
+                let task = tokio::spawn(self.clone().run(Arc::clone(&job), sessions, step.clone()));
                 state.under_way.push(UnderWay { step: step.clone(), task });
                 state.begun.push(step.clone());
             }
@@ -123,14 +137,17 @@ impl Jobs {
     }
 
     /// Carries out `step`, and has the next moves begin.
-    fn run(self, job: Arc<Job>, step: Step) -> BoxFuture<'static, Ended> {
+    fn run(self, job: Arc<Job>, sessions: Sessions, step: Step) -> BoxFuture<'static, Ended> {
         async move {
-            let ended = job.carry_out(&step).await;
+            let ended = job.carry_out(&sessions, &step).await;
             if step.hold() == Hold::Shared && matches!(ended, Ok(Carried::Out)) {
                 // What was asked for may have changed while it was carried out.
                 let newest = self.state().job.as_ref().map(Job::now);
                 if let Some(newest) = newest {
-                    self.start(&newest.following().await);
+                    let looking = Sessions::new(newest.topology.clone(), newest.identity.clone());
+                    let looking = looking.going_on(&sessions);
+                    drop(sessions);
+                    self.go_on(&newest.following(&looking).await, Some(&looking));
                 }
             }
             (job.wake)();

@@ -327,8 +327,10 @@ pub enum StallKind {
     SlotLost,
     /// A volume is full.
     DiskFull,
-    /// A server that takes part does not answer.
+    /// A server that takes part does not answer, or does not reach another.
     Unreachable,
+    /// A statement that asks for it fails.
+    NotDiagnosed,
     /// Nothing that is known.
     Unknown,
 }
@@ -344,6 +346,7 @@ impl StallKind {
             Self::SlotLost => "ReplicationSlotLost",
             Self::DiskFull => "DiskFull",
             Self::Unreachable => "NodeUnreachable",
+            Self::NotDiagnosed => "DiagnosisFailed",
             Self::Unknown => "Stalled",
         }
     }

@@ -274,7 +274,7 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
     if let Some(holder) = holder {
         return Ok(Carried::Held(holder));
     }
-    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let observed = look(brief, brief.before, &sessions.looking(), brief.sizes).await;
     let carried = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
         perform(step, sessions).await.map(|()| Carried::Out)
     } else {

@@ -24,27 +24,54 @@ pub enum Door {
     Bootstrap,
 }
 
-/// The sessions of one round.
+/// The sessions of one round, or of one move after the other.
 pub struct Sessions {
     topology: Topology,
     identity: Identity,
-    /// What the coordinator's session is for, if for one statement that takes long.
-    purpose: Option<String>,
-    open: Mutex<BTreeMap<Login, Arc<Session>>>,
+    open: Arc<Mutex<BTreeMap<Login, Arc<Session>>>>,
+    /// The coordinator's session of its own, if these are for one statement that takes long.
+    long: Option<Long>,
+}
+
+/// A session for one statement that takes long.
+struct Long {
+    /// What it is for.
+    purpose: String,
+    session: Mutex<Option<Arc<Session>>>,
 }
 
 impl Sessions {
     /// None yet.
     #[must_use]
     pub fn new(topology: Topology, identity: Identity) -> Self {
-        Self { topology, identity, purpose: None, open: Mutex::default() }
+        Self { topology, identity, open: Arc::default(), long: None }
     }
 
     /// Sessions for one statement that takes long: the coordinator's has no time limit, outlives the operator, and is
     /// recognised by `purpose`. The topology lock that it holds lives as long as the statement.
     #[must_use]
     pub fn long(topology: Topology, identity: Identity, purpose: impl Into<String>) -> Self {
-        Self { purpose: Some(purpose.into()), ..Self::new(topology, identity) }
+        let long = Long { purpose: purpose.into(), session: Mutex::default() };
+        Self { long: Some(long), ..Self::new(topology, identity) }
+    }
+
+    /// These, with what `others` have open: whoever goes on at once need not connect to every server again. The two must
+    /// not be used at the same time, since a look is a transaction.
+    #[must_use]
+    pub fn going_on(self, others: &Self) -> Self {
+        Self { open: Arc::clone(&others.open), ..self }
+    }
+
+    /// These without the session for the statement that takes long: what is only asked has a time limit, and is not taken
+    /// for that statement by whoever looks.
+    #[must_use]
+    pub fn looking(&self) -> Self {
+        Self {
+            topology: self.topology.clone(),
+            identity: self.identity.clone(),
+            open: Arc::clone(&self.open),
+            long: None,
+        }
     }
 
     /// Where the groups listen.
@@ -59,24 +86,37 @@ impl Sessions {
     /// When it cannot be opened.
     pub async fn session(&self, group: Group, door: Door) -> Result<Arc<Session>, pg::Error> {
         let login = self.login(group, door);
+        if let (Some(long), Group::Coordinator, Door::Dialog) = (&self.long, group, door) {
+            let mut session = long.session.lock().await;
+            if let Some(session) = session.as_ref().filter(|session| !session.is_over()) {
+                return Ok(Arc::clone(session));
+            }
+            let limits = Limits::long(&long.purpose);
+            return Ok(Arc::clone(session.insert(self.connect(&login, &limits).await?)));
+        }
         if let Some(session) = self.open.lock().await.get(&login)
             && !session.is_over()
         {
             return Ok(Arc::clone(session));
         }
         // Servers are asked side by side: the list is not held while one answers.
-        let limits = match &self.purpose {
-            Some(purpose) if (group, door) == (Group::Coordinator, Door::Dialog) => Limits::long(purpose),
-            _ => Limits::short(),
-        };
-        let session = Arc::new(pg::connect(&self.identity, &login, &limits).await?);
+        let session = self.connect(&login, &Limits::short()).await?;
         self.open.lock().await.insert(login, Arc::clone(&session));
         Ok(session)
     }
 
+    async fn connect(&self, login: &Login, limits: &Limits) -> Result<Arc<Session>, pg::Error> {
+        pg::connect(&self.identity, login, limits).await.map(Arc::new)
+    }
+
     /// Closes a session: what it held, locks included, is given back by the server.
     pub async fn close(&self, group: Group, door: Door) {
-        self.open.lock().await.remove(&self.login(group, door));
+        match &self.long {
+            Some(long) if (group, door) == (Group::Coordinator, Door::Dialog) => {
+                *long.session.lock().await = None;
+            }
+            _ => drop(self.open.lock().await.remove(&self.login(group, door))),
+        }
     }
 
     fn login(&self, group: Group, door: Door) -> Login {

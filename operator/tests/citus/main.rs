@@ -10,6 +10,7 @@ mod acting_under_load;
 mod adopt;
 mod by_load;
 mod crashes;
+mod detour;
 mod drift;
 mod edited;
 mod faults;

@@ -117,3 +117,48 @@ async fn two_at_a_time_are_two_and_share_no_node() -> Result<()> {
     assert_eq!(spread.iter().map(|row| row.get(0)).collect::<Vec<i64>>(), [3, 3, 3, 3]);
     Ok(())
 }
+
+/// Moves follow each other about as quickly as those of Citus' own rebalance of the same shards, small as they are.
+#[tokio::test]
+async fn small_shards_are_moved_about_as_quickly_as_by_citus_itself() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let open = few_shards(2);
+    let mut operator = Operator::default();
+    let began = Instant::now();
+    operator.round(&world, &open).await?;
+    while !operator.jobs.is_idle() {
+        ensure!(began.elapsed() < LIMIT, "made: {:?}, failed: {:?}", operator.done, operator.failed);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ours = began.elapsed();
+    operator.take_results();
+    let made = moves_of(&operator.done);
+    assert_eq!(operator.failed, []);
+
+    // Back again, one after the other, as quickly as can be.
+    let client = world.ask_client(Group::Coordinator).await?;
+    let began = Instant::now();
+    for step in &made {
+        let Step::MoveShard { shard_id, from, to } = step else { continue };
+        let port = |group: Group| world.topology().endpoint(group).unwrap().port;
+        let back = format!(
+            "SELECT citus_move_shard_placement({shard_id}, 'localhost', {}, 'localhost', {}, 'force_logical')",
+            port(*to),
+            port(*from)
+        );
+        client.batch_execute(&back).await?;
+    }
+    let direct = began.elapsed();
+    let began = Instant::now();
+    client.batch_execute("SELECT citus_rebalance_start(shard_transfer_mode => 'force_logical')").await?;
+    client.batch_execute("SELECT citus_rebalance_wait()").await?;
+    let theirs = began.elapsed();
+    let count = "SELECT count(*) FROM pg_dist_background_task WHERE status = 'done'";
+    let count = world.number(Group::Coordinator, count).await?;
+    println!(
+        "{} moves: {ours:?}; without any look {direct:?}; {count} by Citus' rebalance: {theirs:?}",
+        made.len()
+    );
+    Ok(())
+}

@@ -10,6 +10,7 @@ use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::volumes_available;
 
 use crate::crashes::assert_nothing_is_left;
+use crate::detour::{Cut, Detour};
 use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
@@ -42,28 +43,39 @@ struct Scene {
 async fn what_keeps_a_move_is_named_and_the_move_is_made_when_it_is_gone() -> Result<()> {
     needs_citus!();
     let full = volumes_available();
-    let mut scene = Scene::new(full.is_ok()).await?;
+    let mut scene = Scene::new(World::start(1)?, full.is_ok()).await?;
     let mut held_up = HeldUp::every(&scene.world).await?;
     held_up = scene.no_worker_is_free(held_up).await?;
     held_up = scene.a_row_is_there_already(held_up).await?;
+    held_up = scene.nobody_can_be_asked(held_up).await?;
     match full {
         Ok(()) => held_up = scene.the_disk_is_full(held_up).await?,
         Err(reason) => println!("SKIPPED a full volume: {reason}"),
     }
     held_up.end().await?;
-    Box::pin(scene.comes_to_rest(&[ROWS + 1, ROWS + 1 + MANY])).await
+    Box::pin(scene.comes_to_rest(&[ROWS + 2, ROWS + 2 + MANY])).await
+}
+
+#[tokio::test]
+async fn a_way_that_is_cut_in_the_middle_of_a_move_is_named_and_the_coordinator_is_not() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    let detour = Detour::to(world.server(SOURCE).port()).await?;
+    world.lead_by(SOURCE, detour.port());
+    let mut scene = Scene::new(world, false).await?;
+    let held_up = HeldUp::every(&scene.world).await?;
+    let held_up = scene.the_target_is_cut_off(held_up, &detour).await?;
+    scene.the_source_is_cut_off(held_up, &detour).await?;
+    Box::pin(scene.comes_to_rest(&[ROWS + 1])).await
 }
 
 impl Scene {
     /// A worker with messages, and one that is to get some.
-    async fn new(volume: bool) -> Result<Self> {
-        let mut world = World::start(1)?;
+    async fn new(mut world: World, volume: bool) -> Result<Self> {
         world.serve(&few_shards(1)).await?;
         world.add_with(TARGET, |builder| {
             let parameters = [
                 ("max_logical_replication_workers", "2"),
-                // Workers that have ended are started again at once, rather than after 5 s.
-                ("wal_retrieve_retry_interval", "200ms"),
                 ("max_wal_size", "64MB"),
                 ("min_wal_size", "32MB"),
             ];
@@ -204,16 +216,7 @@ impl Scene {
 
     async fn a_row_is_there_already(&mut self, held_up: HeldUp) -> Result<HeldUp> {
         self.begin(&held_up).await?;
-        let row = format!(
-            "INSERT INTO {0} (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-             SELECT dialog_id, '00000000-0000-4000-8000-000000000001', from_user_id, to_user_id, 'twice', now()
-             FROM {0} ORDER BY dialog_id LIMIT 1",
-            self.table
-        );
-        for group in [TARGET, SOURCE] {
-            self.by_hand(group, &row).await?;
-        }
-        self.until_apply_fails().await?;
+        self.conflict(1).await?;
         held_up.end().await?;
         let message = self.until_said("ReplicationFailed", "has made no progress").await?;
         assert!(message.contains("the subscription citus_shard_move_subscription"), "{message}");
@@ -221,6 +224,43 @@ impl Scene {
         let held_up = HeldUp::every(&self.world).await?;
         self.until_cancelled().await?;
         Ok(held_up)
+    }
+
+    /// The server that knows answers, and one of the statements fails.
+    async fn nobody_can_be_asked(&mut self, held_up: HeldUp) -> Result<HeldUp> {
+        self.begin(&held_up).await?;
+        self.conflict(2).await?;
+        let target = self.world.ask_client(TARGET).await?;
+        target.batch_execute("SET allow_system_table_mods = on").await?;
+        let rename = "ALTER VIEW pg_catalog.pg_stat_subscription_stats RENAME TO hidden";
+        target.batch_execute(rename).await?;
+        held_up.end().await?;
+        let message = self.until_said("DiagnosisFailed", "has made no progress").await?;
+        assert!(message.contains("worker-1 answers and refuses the question"), "{message}");
+        assert!(message.contains("\"pg_stat_subscription_stats\" does not exist"), "{message}");
+        let rename = "ALTER VIEW pg_catalog.hidden RENAME TO pg_stat_subscription_stats";
+        target.batch_execute(rename).await?;
+        let held_up = HeldUp::every(&self.world).await?;
+        self.until_cancelled().await?;
+        Ok(held_up)
+    }
+
+    /// Writes a message on the source, with this number, that the target has already; returns when that has failed there.
+    async fn conflict(&self, number: u8) -> Result<()> {
+        let row = self.message(&format!("'00000000-0000-4000-8000-0000000000{number:02}'"));
+        for group in [TARGET, SOURCE] {
+            self.by_hand(group, &row).await?;
+        }
+        self.until_apply_fails().await
+    }
+
+    /// A statement that writes a message with this id, an expression of SQL, into the shard that moves.
+    fn message(&self, id: &str) -> String {
+        format!(
+            "INSERT INTO {0} (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+             SELECT dialog_id, {id}, from_user_id, to_user_id, 'by hand', now() FROM {0} ORDER BY dialog_id LIMIT 1",
+            self.table
+        )
     }
 
     async fn the_disk_is_full(&mut self, held_up: HeldUp) -> Result<HeldUp> {
@@ -248,6 +288,36 @@ impl Scene {
         let held_up = HeldUp::every(&self.world).await?;
         self.world.server(TARGET).leave_free(VOLUME)?;
         Ok(held_up)
+    }
+
+    /// The target hears nothing of the source any more, and everybody else does.
+    async fn the_target_is_cut_off(&mut self, held_up: HeldUp, detour: &Detour) -> Result<HeldUp> {
+        self.begin(&held_up).await?;
+        let process = self.world.server(TARGET).pid().context("the target does not run")?;
+        detour.set(Cut::Server(process));
+        // Without anything left to follow the move would end.
+        self.by_hand(SOURCE, &self.message("gen_random_uuid()")).await?;
+        held_up.end().await?;
+        let message = self.until_said("NodeUnreachable", "has made no progress").await?;
+        assert!(message.contains("worker-1 cannot connect to worker-0 at localhost:"), "{message}");
+        assert!(message.contains("NetworkPolicy"), "{message}");
+        self.until_cancelled().await?;
+        let message = self.until_said("NodeUnreachable", "could not move shard").await?;
+        assert!(message.contains("worker-1 cannot connect to worker-0"), "{message}");
+        let held_up = HeldUp::every(&self.world).await?;
+        detour.set(Cut::Nobody);
+        Ok(held_up)
+    }
+
+    /// Nobody hears anything of the source any more.
+    async fn the_source_is_cut_off(&mut self, held_up: HeldUp, detour: &Detour) -> Result<()> {
+        self.begin(&held_up).await?;
+        detour.set(Cut::Everybody);
+        held_up.end().await?;
+        let message = self.until_said("NodeUnreachable", "has made no progress").await?;
+        assert!(message.contains("worker-0 does not answer"), "{message}");
+        detour.set(Cut::Nobody);
+        Ok(())
     }
 
     /// Somebody's statement on the shard itself.

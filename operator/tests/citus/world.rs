@@ -28,12 +28,14 @@ const REST_LIMIT: Duration = Duration::from_mins(10);
 pub struct World {
     pub authority: Authority,
     servers: BTreeMap<Group, Server>,
+    /// The ports of this machine that lead to servers by a detour.
+    detours: BTreeMap<Group, u16>,
 }
 
 impl World {
     /// A coordinator and `workers` workers, empty.
     pub fn start(workers: u32) -> Result<Self> {
-        let mut world = Self { authority: Authority::new()?, servers: BTreeMap::new() };
+        let mut world = Self::empty()?;
         world.add(Group::Coordinator)?;
         for number in 0..workers {
             world.add(Group::Worker(number))?;
@@ -43,7 +45,7 @@ impl World {
 
     /// No servers yet.
     pub fn empty() -> Result<Self> {
-        Ok(Self { authority: Authority::new()?, servers: BTreeMap::new() })
+        Ok(Self { authority: Authority::new()?, servers: BTreeMap::new(), detours: BTreeMap::new() })
     }
 
     /// Starts `group`'s server as in a cluster.
@@ -55,7 +57,8 @@ impl World {
     pub fn add_with(&mut self, group: Group, change: impl FnOnce(Builder<'_>) -> Builder<'_>) -> Result<()> {
         let name = group.to_string();
         let mut builder = self.server_named(&name).citus();
-        for (name, value) in config::owned(200) {
+        let defaults = config::DEFAULTS.map(|(name, value)| (name, value.to_owned()));
+        for (name, value) in config::owned(200).into_iter().chain(defaults) {
             // Of a pod's file system, or known to some minor versions only, as Patroni knows.
             let is_local =
                 name.starts_with("ssl") || name == "unix_socket_directories" || name.ends_with("conninfo");
@@ -92,11 +95,18 @@ impl World {
         self.servers.get_mut(&group).unwrap()
     }
 
-    /// Where the servers listen; groups without one lead nowhere.
+    /// Has everybody who is told where `group`'s server is go by way of this port.
+    pub fn lead_by(&mut self, group: Group, port: u16) {
+        self.detours.insert(group, port);
+    }
+
+    /// Where the servers are reached; groups without one lead nowhere.
     pub fn topology(&self) -> Topology {
         let nowhere = (0..MOST_WORKERS).map(|number| (Group::Worker(number), Endpoint::new("localhost", 1)));
-        let servers =
-            self.servers.iter().map(|(group, server)| (*group, Endpoint::new(server.host(), server.port())));
+        let servers = self.servers.iter().map(|(group, server)| {
+            let port = self.detours.get(group).copied().unwrap_or_else(|| server.port());
+            (*group, Endpoint::new(server.host(), port))
+        });
         nowhere.chain(servers).collect()
     }
 

@@ -1,12 +1,14 @@
 //! Tests that need the machine and the operator for themselves.
 
 mod hot_pair;
+mod interrupted;
 mod killed;
 mod obstacles;
 mod scaling;
 mod switchover;
 mod two_workers;
 mod update;
+mod vanished;
 mod wal_level;
 
 /// Where the operator is installed.

@@ -180,6 +180,16 @@ pub fn dynamic(target: &Target, group: Group) -> Value {
     })
 }
 
+/// What the resource may overrule, however large the server is.
+pub const DEFAULTS: [(&str, &str); 4] = [
+    ("max_locks_per_transaction", "128"),
+    ("citus.max_background_task_executors", "4"),
+    ("citus.max_background_task_executors_per_node", "4"),
+    // Each move of a shard has subscriptions of its own. PostgreSQL 15 starts workers of subscriptions once in this time,
+    // whosever they are: with its own five seconds a move of few rows would be made of waiting.
+    ("wal_retrieve_retry_interval", "200ms"),
+];
+
 fn parameters(target: &Target, group: Group) -> Map<String, Value> {
     let asked = &target.spec.postgres.parameters;
     let connections =
@@ -188,11 +198,10 @@ fn parameters(target: &Target, group: Group) -> Map<String, Value> {
     let mut set = |name: &str, value: String| {
         parameters.insert(name.to_owned(), Value::String(value));
     };
-    // Defaults, which the resource may overrule.
     set("max_connections", connections.to_string());
-    set("max_locks_per_transaction", "128".to_owned());
-    set("citus.max_background_task_executors", "4".to_owned());
-    set("citus.max_background_task_executors_per_node", "4".to_owned());
+    for (name, value) in DEFAULTS {
+        set(name, value.to_owned());
+    }
     let resources = target.group(group).resources;
     let memory = resources.limits.memory.as_ref().or(resources.requests.memory.as_ref());
     if let Some(mebibytes) = memory.and_then(crate::api::Amount::units).map(|bytes| bytes >> 20) {

@@ -11,8 +11,7 @@ use crate::shards::sessions::{Door, Sessions};
 /// its name says what it is for.
 pub(super) async fn perform(sessions: &Sessions, shard_id: i64, from: Group, to: Group) -> Result<(), Error> {
     // The target fetches from the source, and either may ask the other.
-    reaches(sessions, to, from).await?;
-    reaches(sessions, from, to).await?;
+    futures::try_join!(reaches(sessions, to, from), reaches(sessions, from, to))?;
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let (from, to) = (endpoint(sessions, from)?, endpoint(sessions, to)?);
     let (from_port, to_port) = (i32::from(from.port), i32::from(to.port));

@@ -138,7 +138,7 @@ async fn cause(sessions: &Sessions, stalled: &StalledSplit) -> Option<Cause> {
         match stall::blocked(sessions, *group, *pid).await {
             Ok(Some(message)) => return Some((StallKind::Blocked, message)),
             Ok(None) => builds |= stall::builds_index(sessions, *group, *pid).await.unwrap_or(false),
-            Err(error) => away = away.or(Some(stall::unreachable(*group, &error))),
+            Err(error) => away = away.or(Some(stall::unasked(*group, &error))),
         }
     }
     if away.is_none() && builds {

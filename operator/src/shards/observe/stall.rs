@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use crate::names::Group;
 use crate::pg;
-use crate::shards::act::moves::reaches;
+use crate::shards::act::{self, moves::reaches};
 use crate::shards::observed::{Operation, Stall, StallKind};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
@@ -69,48 +69,61 @@ fn lost(from: Group, to: Group, slot: &str) -> Cause {
 /// What keeps a move that makes no progress.
 async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
     let (from, to) = (stalled.running.from, stalled.running.to);
+    // A statement that fails is no reason not to ask for the rest.
+    let mut failed = None;
     for group in [Group::Coordinator, from, to] {
         match blocked(sessions, group, stalled.running.pid).await {
             Ok(Some(message)) => return (StallKind::Blocked, message),
             Ok(None) => {}
-            Err(error) => return unreachable(group, &error),
+            Err(error) if error.is_out_of_reach() => return unasked(group, &error),
+            Err(error) => failed = failed.or(Some(unasked(group, &error))),
         }
     }
     let found = replication(sessions, from, to, &stalled.phase).await;
     // What is certain needs no more questions; the others may follow from a way that is cut.
     let is_certain = |(kind, _): &Cause| *kind != StallKind::ReplicationFailed;
-    if !matches!(&found, Ok(Some(cause)) if is_certain(cause))
-        && let Some(message) = cut_off(sessions, from, to).await
-    {
-        return (StallKind::Unreachable, message);
-    }
-    match found {
-        Ok(Some(cause)) => cause,
-        Ok(None) => {
-            let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
-            let message = format!(
-                "nothing that is known keeps it ({phase}): look at the logs of the coordinator, {from} and {to}"
-            );
-            (StallKind::Unknown, message)
+    if !matches!(&found, Ok(Some(cause)) if is_certain(cause)) {
+        match cut_off(sessions, from, to).await {
+            Ok(Some(message)) => return (StallKind::Unreachable, message),
+            Ok(None) => {}
+            Err(cause) => failed = failed.or(Some(cause)),
         }
-        Err(error) => (StallKind::Unreachable, error.to_string()),
     }
+    let found = match found {
+        Ok(Some(cause)) => return cause,
+        Ok(None) => None,
+        Err((StallKind::Unreachable, message)) => return (StallKind::Unreachable, message),
+        Err(cause) => Some(cause),
+    };
+    found.or(failed).unwrap_or_else(|| {
+        let phase = if stalled.phase.is_empty() { "before its first phase" } else { &stalled.phase };
+        let message = format!(
+            "nothing that is known keeps it ({phase}): look at the logs of the coordinator, {from} and {to}"
+        );
+        (StallKind::Unknown, message)
+    })
 }
 
-/// What is said of a server that cannot be asked.
-pub(super) fn unreachable(group: Group, error: &pg::Error) -> Cause {
-    (StallKind::Unreachable, format!("{group} does not answer: {error}"))
+/// What is said of a server that did not say what keeps a move or a split: it cannot be asked, or the statement failed.
+pub(super) fn unasked(group: Group, error: &pg::Error) -> Cause {
+    if error.is_out_of_reach() {
+        return (StallKind::Unreachable, format!("{group} does not answer: {error}"));
+    }
+    let message = format!("what keeps it is not known, as {group} answers and refuses the question: {error}");
+    (StallKind::NotDiagnosed, message)
 }
 
 /// Which of the two servers does not reach the other, if one does not: what the target follows comes from the source, and
 /// the source copies to the target.
-async fn cut_off(sessions: &Sessions, from: Group, to: Group) -> Option<String> {
+async fn cut_off(sessions: &Sessions, from: Group, to: Group) -> Result<Option<String>, Cause> {
     for (group, other) in [(to, from), (from, to)] {
-        if let Err(error) = reaches(sessions, group, other).await {
-            return Some(error.to_string());
+        match reaches(sessions, group, other).await {
+            Ok(()) => {}
+            Err(act::Error::Database(error)) => return Err(unasked(group, &error)),
+            Err(error) => return Ok(Some(error.to_string())),
         }
     }
-    None
+    Ok(None)
 }
 
 /// Asks `group`'s server about the sessions of the move or split whose process on the coordinator is `pid`: of `statement`
@@ -157,30 +170,44 @@ pub(super) async fn blocked(
     }))
 }
 
-/// What is wrong with the replication of the move.
+/// What is wrong with the replication of the move; an error is what is said of a server that could not be asked.
 async fn replication(
     sessions: &Sessions,
     from: Group,
     to: Group,
     phase: &str,
-) -> Result<Option<Cause>, pg::Error> {
+) -> Result<Option<Cause>, Cause> {
     // A disk that is full is the cause of what else there is.
     for group in [from, to] {
-        let session = sessions.session(group, Door::Dialog).await?;
-        let free = "SELECT available_disk_size FROM citus_local_disk_space_stats()";
-        let free: i64 = session.query_one(free, &[]).await?.get(0);
+        let free = free_bytes(sessions, group).await.map_err(|error| unasked(group, &error))?;
         if free < FULL {
             let message = format!("the disk of {group} is full: {free} bytes are free; make room there");
             return Ok(Some((StallKind::DiskFull, message)));
         }
     }
-    let source = sessions.session(from, Door::Dialog).await?;
+    if !["", "Setting Up", "Completed"].contains(&phase) {
+        let slots = slots(sessions, from).await.map_err(|error| unasked(from, &error))?;
+        if slots == 0 {
+            return Ok(Some(lost(from, to, "of the move")));
+        }
+    }
+    subscription(sessions, to).await.map_err(|error| unasked(to, &error))
+}
+
+async fn free_bytes(sessions: &Sessions, group: Group) -> Result<i64, pg::Error> {
+    let free = "SELECT available_disk_size FROM citus_local_disk_space_stats()";
+    Ok(sessions.session(group, Door::Dialog).await?.query_one(free, &[]).await?.get(0))
+}
+
+/// Slots of moves on the source.
+async fn slots(sessions: &Sessions, from: Group) -> Result<i64, pg::Error> {
     let slots =
         "SELECT count(*) FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_move_slot_')";
-    let slots: i64 = source.query_one(slots, &[]).await?.get(0);
-    if slots == 0 && !["", "Setting Up", "Completed"].contains(&phase) {
-        return Ok(Some(lost(from, to, "of the move")));
-    }
+    Ok(sessions.session(from, Door::Dialog).await?.query_one(slots, &[]).await?.get(0))
+}
+
+/// What is wrong with the subscriptions of the move on its target.
+async fn subscription(sessions: &Sessions, to: Group) -> Result<Option<Cause>, pg::Error> {
     let target = sessions.session(to, Door::Dialog).await?;
     let rows = target
         .query(

@@ -270,7 +270,7 @@ async fn assert_wait_quietly(beds: &[(Obstacle, Bed)]) -> Result<()> {
 }
 
 /// The StorageClass of a test, and the label of the node that its pod fits: both are in no namespace.
-fn class_of(bed: &Bed) -> String {
+pub(super) fn class_of(bed: &Bed) -> String {
     bed.names.namespace().to_owned()
 }
 
@@ -279,7 +279,7 @@ fn node_label(bed: &Bed) -> String {
 }
 
 /// The class that this Kubernetes has.
-async fn standard(bed: &Bed) -> Result<StorageClass> {
+pub(super) async fn standard(bed: &Bed) -> Result<StorageClass> {
     let all: Api<StorageClass> = Api::all(bed.client.clone());
     let is_default = |class: &StorageClass| {
         let default = "storageclass.kubernetes.io/is-default-class";
@@ -289,7 +289,7 @@ async fn standard(bed: &Bed) -> Result<StorageClass> {
     found.context("this cluster has no default StorageClass")
 }
 
-async fn create_class(bed: &Bed, provisioner: &str, parameters: Option<Value>) -> Result<()> {
+pub(super) async fn create_class(bed: &Bed, provisioner: &str, parameters: Option<Value>) -> Result<()> {
     let all: Api<StorageClass> = Api::all(bed.client.clone());
     let class = object(json!({
         "metadata": {"name": class_of(bed)},
@@ -301,7 +301,7 @@ async fn create_class(bed: &Bed, provisioner: &str, parameters: Option<Value>) -
     Ok(())
 }
 
-async fn delete_class(bed: &Bed) -> Result<()> {
+pub(super) async fn delete_class(bed: &Bed) -> Result<()> {
     let all: Api<StorageClass> = Api::all(bed.client.clone());
     all.delete(&class_of(bed), &DeleteParams::default()).await?;
     Ok(())

@@ -274,7 +274,8 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
     if let Some(holder) = holder {
         return Ok(Carried::Held(holder));
     }
-    let observed = look(brief, brief.before, &sessions.looking(), brief.sizes).await;
+    let looking = sessions.looking();
+    let observed = Box::pin(look(brief, brief.before, &looking, brief.sizes)).await;
     let carried = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
         perform(step, sessions).await.map(|()| Carried::Out)
     } else {

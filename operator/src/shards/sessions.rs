@@ -30,7 +30,7 @@ pub struct Sessions {
     identity: Identity,
     open: Arc<Mutex<BTreeMap<Login, Arc<Session>>>>,
     /// The coordinator's session of its own, if these are for one statement that takes long.
-    long: Option<Long>,
+    long: Option<Box<Long>>,
 }
 
 /// A session for one statement that takes long.
@@ -52,7 +52,7 @@ impl Sessions {
     #[must_use]
     pub fn long(topology: Topology, identity: Identity, purpose: impl Into<String>) -> Self {
         let long = Long { purpose: purpose.into(), session: Mutex::default() };
-        Self { long: Some(long), ..Self::new(topology, identity) }
+        Self { long: Some(Box::new(long)), ..Self::new(topology, identity) }
     }
 
     /// These, with what `others` have open: whoever goes on at once need not connect to every server again. The two must

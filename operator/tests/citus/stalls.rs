@@ -20,6 +20,8 @@ use crate::world::{World, closed, condition, eventually, few_shards, gated, stor
 const STALL: Duration = Duration::from_secs(2);
 /// Until a cause is named, and until a move is made again.
 const LIMIT: Duration = Duration::from_mins(2);
+/// Until all moves are made, one after the other.
+const TO_REST: Duration = Duration::from_mins(10);
 /// Bytes of the target's volume.
 const VOLUME: u64 = 600 << 20;
 /// Messages at first.
@@ -111,7 +113,7 @@ impl Scene {
     /// Nothing keeps moves any more: all are made, and as many messages are there as one of `rows`.
     async fn comes_to_rest(self, rows: &[i64]) -> Result<()> {
         let Self { mut operator, world, wanted, .. } = self;
-        operator.settle(&world, &wanted, LIMIT).await?;
+        operator.settle(&world, &wanted, TO_REST).await?;
         assert_eq!(condition(&world.round(&wanted).await?, BALANCED).0, "True");
         let found = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
         assert!(rows.contains(&found), "{found} messages");

@@ -1,5 +1,6 @@
 //! Moves the shards that cover one range from one node to another.
 
+use futures::future::try_join;
 use tokio_postgres::types::Type;
 
 use super::{Error, endpoint};
@@ -11,7 +12,7 @@ use crate::shards::sessions::{Door, Sessions};
 /// its name says what it is for.
 pub(super) async fn perform(sessions: &Sessions, shard_id: i64, from: Group, to: Group) -> Result<(), Error> {
     // The target fetches from the source, and either may ask the other.
-    futures::try_join!(reaches(sessions, to, from), reaches(sessions, from, to))?;
+    Box::pin(try_join(reaches(sessions, to, from), reaches(sessions, from, to))).await?;
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let (from, to) = (endpoint(sessions, from)?, endpoint(sessions, to)?);
     let (from_port, to_port) = (i32::from(from.port), i32::from(to.port));

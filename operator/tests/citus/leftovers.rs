@@ -150,7 +150,7 @@ const NOTED: &str = "SELECT count(*) FROM pg_dist_cleanup";
 #[tokio::test]
 async fn what_citus_cannot_take_away_is_named_until_it_can() -> Result<()> {
     needs_citus!();
-    let world = without_daemon(2).await?;
+    let mut world = without_daemon(2).await?;
     let wanted = few_shards(2);
     let reader = reader(&world, Group::Worker(0), shard_on(&world, Group::Worker(0)).await?).await?;
     let [read, renamed] = swap(&world).await?;
@@ -198,6 +198,17 @@ async fn what_citus_cannot_take_away_is_named_until_it_can() -> Result<()> {
     assert_eq!(there(Group::Worker(0), &shard).await?, 0, "nobody reads it any more");
     assert_eq!(there(Group::Worker(1), &shard).await?, 1, "it has moved here");
     assert_eq!(there(Group::Worker(1), "mine").await?, 1, "it is somebody's own");
+
+    // A worker that is away keeps what is there until it is back.
+    own.batch_execute(&format!("DROP VIEW public.messages_{renamed}; DROP TABLE mine")).await?;
+    swap(&world).await?;
+    world.server(Group::Worker(1)).stop(Shutdown::Immediate)?;
+    let away = operator.round(&world, &wanted).await?;
+    ensure!(away.failed.is_empty(), "{:?}", away.failed);
+    assert_ne!(condition(&away, BALANCED).1, "Balanced");
+    world.server(Group::Worker(1)).start()?;
+    operator.settle(&world, &wanted, Duration::from_mins(1)).await?;
+    assert_eq!(condition(&operator.round(&world, &wanted).await?, BALANCED).1, "Balanced");
     assert_eq!(world.number(Group::Coordinator, NOTED).await?, 0);
     Ok(())
 }

@@ -5,12 +5,16 @@
 //! every wait has an end, except where the caller asks for none.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio_postgres::error::DbError;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Config, Row};
+use tokio_postgres::{AsyncMessage, Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::tls;
@@ -140,10 +144,45 @@ pub struct Session {
     login: Login,
     /// Longest wait for an answer, in milliseconds; 0 for no end.
     limit: AtomicU64,
+    /// What the server has warned of since somebody asked for it.
+    warnings: Warnings,
     client: Client,
     connection: JoinHandle<()>,
     /// Set when an answer never came: the connection cannot be ended in order.
     lost: AtomicBool,
+}
+
+/// What a server has warned of, in order.
+type Warnings = Arc<Mutex<Vec<Warning>>>;
+
+/// Warnings that are kept: who asks for them does so after one statement.
+const MOST_WARNINGS: usize = 100;
+
+/// What a server says beside an answer about something that it could not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// What went wrong.
+    pub message: String,
+    /// In the middle of what; empty if the server does not say.
+    pub context: String,
+}
+
+impl From<&DbError> for Warning {
+    fn from(notice: &DbError) -> Self {
+        let of = |text: &str| text.to_owned();
+        Self { message: of(notice.message()), context: notice.where_().map_or_else(String::new, of) }
+    }
+}
+
+/// Keeps what is a warning; a server says much else.
+fn keep(notice: &DbError, warnings: &Warnings) {
+    if notice.parsed_severity() != Some(tokio_postgres::error::Severity::Warning) {
+        return;
+    }
+    let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
+    if warnings.len() < MOST_WARNINGS {
+        warnings.push(notice.into());
+    }
 }
 
 /// A parameter of a statement, with its type: statements are sent once, without being prepared first.
@@ -174,14 +213,28 @@ pub async fn connect(identity: &Identity, login: &Login, limits: &Limits) -> Res
         .map_err(|_| Error::new(login, Cause::Silent(CONNECT_LIMIT)))?
         .map_err(|error| Error::new(login, Cause::Postgres(error)))?;
     let name = login.clone();
+    let warnings = Warnings::default();
+    let heard = Arc::clone(&warnings);
     let connection = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(session = %name, %error, "connection ended");
+        let mut connection = pin!(connection);
+        while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+            match message {
+                Ok(AsyncMessage::Notice(notice)) => {
+                    tracing::debug!(session = %name, %notice, "the server says");
+                    keep(&notice, &heard);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(session = %name, %error, "connection ended");
+                    return;
+                }
+            }
         }
     });
     Ok(Session {
         login: login.clone(),
         limit: AtomicU64::new(limits.statement.map_or(0, |limit| milliseconds(limit + GRACE))),
+        warnings,
         client,
         connection,
         lost: AtomicBool::new(false),
@@ -235,6 +288,18 @@ impl Session {
     /// As [`Session::query`].
     pub async fn run(&self, statements: &str) -> Result<(), Error> {
         self.bounded(self.client.batch_execute(statements)).await
+    }
+
+    /// As [`Session::run`]; what the server has warned of meanwhile, in order.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub async fn run_warned(&self, statements: &str) -> Result<Vec<Warning>, Error> {
+        let take = || std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+        take();
+        self.run(statements).await?;
+        // The server says it before it says that the statement has ended.
+        Ok(take())
     }
 
     async fn bounded<T>(

@@ -14,12 +14,16 @@ use crate::heat::Action;
 use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
+mod cleanup;
 pub(in crate::shards) mod moves;
 mod split;
 
 /// How long a change of Citus' catalogs may take: a new node is sent all of them. What copies rows has no limit, in
 /// sessions of its own.
 const CHANGE_LIMIT: Duration = Duration::from_mins(2);
+
+/// The reason where Citus cannot take away what is left of a move or a split.
+pub(super) const CLEANUP_BLOCKED: &str = "CleanupBlocked";
 
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +37,9 @@ pub enum Error {
     /// A server that takes part does not reach another.
     #[error("{0}")]
     Unreachable(String),
+    /// Citus did what it could; the rest has to wait for something else.
+    #[error("{0}")]
+    Left(String),
 }
 
 impl Error {
@@ -41,6 +48,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "NodeUnreachable",
+            Self::Left(_) => CLEANUP_BLOCKED,
             Self::Database(_) | Self::Moved(_) => "StepFailed",
         }
     }
@@ -99,7 +107,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
                              AND NOT EXISTS (SELECT FROM pg_dist_node WHERE groupid = $1)";
             catalogs(sessions).await?.query(statement, &[(group_id, Type::INT4)]).await?;
         }
-        Step::CleanUp => catalogs(sessions).await?.run("CALL citus_cleanup_orphaned_resources()").await?,
+        Step::CleanUp => cleanup::perform(sessions, |_| true).await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
         Step::SplitShard(split) => split::perform(sessions, split).await?,
         Step::BeginIsolation { tenant, name, from, to, rest, why } => {

@@ -253,6 +253,11 @@ impl Reconciler for Controller {
         for step in &round.performed {
             self.tell(cluster, step).await;
         }
+        for (step, error) in &round.partly {
+            self.memory(&key, |memory| memory.put_off(step, error));
+            self.context.metrics.shards.step(step, false);
+            info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
+        }
         for (step, _) in &round.failed {
             // Log and Event are made of the error that is returned.
             self.context.metrics.shards.step(step, false);

@@ -17,7 +17,7 @@ use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
 use crate::api::{DecisionStatus, HeatStatus, HotTenant, SizeStatus};
-use crate::heat::{History, Mode, NodeLoad, Reason, decide};
+use crate::heat::{History, Mode, NodeLoad, Reason, Tenant, decide};
 use crate::names::Group;
 use crate::pg;
 
@@ -180,8 +180,9 @@ fn last_end(watch: &Watch, now: Timestamp) -> Option<Timestamp> {
 
 /// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
 fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
-    let kept: Vec<_> =
-        before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied().collect();
+    let remembered = before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied();
+    // One that is pinned is not among the busiest for ever, and is not quiet for that.
+    let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
     let moving = period.underway;
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);

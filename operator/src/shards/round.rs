@@ -16,7 +16,7 @@ use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::wanted::{Gate, Wanted};
 use crate::api::PlanStatus;
-use crate::condition::{BALANCED, Finding, HOT_TENANT, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
+use crate::condition::{BALANCED, Finding, HOT_TENANT, Holds, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
 
@@ -74,6 +74,8 @@ pub struct Round {
     pub plan: Plan,
     /// What was done, in order.
     pub performed: Vec<Step>,
+    /// What Citus has done in part, and why no more: it waits for something else.
+    pub partly: Vec<(Step, act::Error)>,
     /// What could not be done, and why.
     pub failed: Vec<(Step, act::Error)>,
     /// What failed before this round and is not tried in it, and why.
@@ -123,7 +125,7 @@ impl Round {
         let mut findings = self.plan.findings.clone();
         let mut say = |kind: &'static str, reason, message: String, anyway: bool| {
             for finding in findings.iter_mut().filter(|finding| finding.kind == kind) {
-                if anyway || finding.holds != crate::condition::Holds::True {
+                if anyway || finding.holds != Holds::True {
                     // A failure is what is meant by blocked; a wait is not.
                     let holds = kind == SCALE_IN_BLOCKED && anyway;
                     *finding = Finding::new(kind, holds, reason, message.clone());
@@ -136,10 +138,21 @@ impl Round {
         // The first failure is the one that the others may follow from.
         let still = self.deferred.iter().filter(|(step, _)| self.plan.steps.contains(step));
         let deferred = still.map(|(step, error)| (step, error.clone()));
-        let failed = self.failed.iter().map(|(step, error)| (step, Failure::from(error)));
+        let failed = self.failed.iter().chain(&self.partly);
+        let failed = failed.map(|(step, error)| (step, Failure::from(error)));
         let failures: Vec<_> = failed.chain(deferred).collect();
+        let (remains, failures): (Vec<_>, Vec<_>) = failures
+            .into_iter()
+            .partition(|(step, failure)| **step == Step::CleanUp && failure.reason == act::CLEANUP_BLOCKED);
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
             say(step.condition(), reason, format!("could not {step}: {message}"), true);
+        }
+        // The shards are where they belong all the same; where they are not, that is what there is to say.
+        if let Some((_, Failure { reason, message })) = remains.into_iter().next() {
+            let even = |finding: &&mut Finding| finding.kind == BALANCED && finding.holds == Holds::True;
+            for finding in findings.iter_mut().filter(even) {
+                *finding = Finding::new(BALANCED, true, reason, format!("{}; {message}", finding.message));
+            }
         }
         findings
     }
@@ -202,6 +215,7 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
         observed,
         plan,
         performed: Vec::new(),
+        partly: Vec::new(),
         failed: Vec::new(),
         deferred: brief.deferred.to_vec(),
         held: None,
@@ -240,6 +254,7 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
         let again = if step.makes_shards() { Sizes::Measure } else { Sizes::Skip };
         match perform(&step, sessions).await {
             Ok(()) => round.performed.push(step),
+            Err(error @ act::Error::Left(_)) => round.partly.push((step, error)),
             Err(error) => round.failed.push((step, error)),
         }
         look_again(&mut round, brief, sessions, again).await;
@@ -294,6 +309,7 @@ pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
         observed,
         plan,
         performed: Vec::new(),
+        partly: Vec::new(),
         failed: Vec::new(),
         deferred: brief.deferred.to_vec(),
         held: None,
@@ -318,7 +334,7 @@ fn next(round: &Round) -> Option<Step> {
 
 fn was_tried(round: &Round, step: &Step) -> bool {
     // A step that was done and is planned again has no effect; doing it again would have none either.
-    round.failed.iter().any(|(failed, _)| failed == step)
+    round.failed.iter().chain(&round.partly).any(|(failed, _)| failed == step)
         || round.deferred.iter().any(|(failed, _)| failed == step)
         || round.performed.contains(step)
 }

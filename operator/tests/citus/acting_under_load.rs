@@ -41,8 +41,9 @@ async fn elsewhere(world: &World, hash_of: i32) -> Result<Vec<String>> {
 #[tokio::test]
 async fn a_dialog_that_takes_its_worker_gets_its_own_and_nobody_loses_a_message() -> Result<()> {
     needs_citus!();
-    let world = start(3, &watched(3, MANY), 100).await?;
-    let millicores = millicores_of_the_spammer(&world).await? * 2;
+    let calm = watched(3, MANY);
+    let world = start(3, &calm, 100).await?;
+    let millicores = millicores_of_the_spammer(&world, &calm).await? * 2;
     let wanted = with_mode(watched(3, millicores), Mode::Isolate);
     let operator = Operator::new(&world, &wanted).await?;
     let hot = hash(&world, &uuid(0)).await?;

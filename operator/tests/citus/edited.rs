@@ -98,8 +98,9 @@ async fn a_policy_that_is_edited_in_the_middle_of_a_split_leaves_nothing_half_do
 #[tokio::test]
 async fn statistics_that_are_reset_neither_accuse_nor_have_anything_done_twice() -> Result<()> {
     needs_citus!();
-    let world = start(3, &watched(3, MANY), 100).await?;
-    let millicores = millicores_of_the_spammer(&world).await? * 2;
+    let calm = watched(3, MANY);
+    let world = start(3, &calm, 100).await?;
+    let millicores = millicores_of_the_spammer(&world, &calm).await? * 2;
     let wanted = with_mode(watched(3, millicores), Mode::Isolate);
     let watcher = Watcher::new(&world, &wanted).await?;
     let reset = async || -> Result<()> {

@@ -182,10 +182,9 @@ pub async fn spammer(world: &World) -> Result<Crowd> {
     Crowd::start(world, 3, vec![uuid(0)], Duration::from_millis(4)).await
 }
 
-/// What the spammer's worker spends on it: how fast a machine is, nobody knows before.
-pub async fn millicores_of_the_spammer(world: &World) -> Result<u64> {
-    let wanted = watched(3, MANY);
-    let operator = Operator::new(world, &wanted).await?;
+/// What the spammer's worker spends on it where `wanted` is asked for: how fast a machine is, nobody knows before.
+pub async fn millicores_of_the_spammer(world: &World, wanted: &Wanted) -> Result<u64> {
+    let operator = Operator::new(world, wanted).await?;
     let spammer = spammer(world).await?;
     let mut heat = operator.look(None).await?;
     for _ in 0..2 {
@@ -201,8 +200,9 @@ pub async fn millicores_of_the_spammer(world: &World) -> Result<u64> {
 #[tokio::test]
 async fn a_dialog_that_takes_its_worker_is_found_in_time_and_it_is_said_what_would_be_done() -> Result<()> {
     needs_citus!();
-    let world = start(3, &watched(3, MANY), 100).await?;
-    let wanted = watched(3, millicores_of_the_spammer(&world).await? * 2);
+    let calm = watched(3, MANY);
+    let world = start(3, &calm, 100).await?;
+    let wanted = watched(3, millicores_of_the_spammer(&world, &calm).await? * 2);
     let operator = Operator::new(&world, &wanted).await?;
     let at_rest = operator.round(&Heat::default()).await;
     assert!(at_rest.performed.is_empty() && at_rest.plan.steps.is_empty(), "{:?}", at_rest.plan.steps);

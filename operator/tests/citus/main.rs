@@ -27,6 +27,7 @@ mod operator;
 mod pace;
 mod pins;
 mod planner;
+mod released;
 mod retirement;
 mod seeds;
 mod splits;

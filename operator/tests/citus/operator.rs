@@ -78,6 +78,9 @@ impl Operator {
                 self.splits.ended(*pid, now);
             }
         }
+        for (step, error) in &round.partly {
+            self.put_off.insert(step.clone(), (Instant::now(), Failure::from(error)));
+        }
         self.done.extend(round.performed.iter().cloned());
         self.before = Some(round.observed.clone());
         self.held = round.held_plan();

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::{Error, endpoint, moves};
+use super::{Error, cleanup, endpoint, moves};
 use crate::names::Group;
 use crate::pg::{self, Session};
 use crate::shards::heat::actions::{self, Outcome};
@@ -77,34 +77,9 @@ pub(super) async fn end(
     outcome: Outcome,
     note: Option<&str>,
 ) -> Result<(), Error> {
-    let session = super::catalogs(sessions).await?;
-    session.run("CALL citus_cleanup_orphaned_resources()").await?;
-    let left = left_behind(sessions).await?;
-    if !left.is_empty() {
-        let message =
-            format!("a split has left behind what Citus is still to take away: {}", left.join(", "));
-        return Err(Error::Moved(message));
-    }
-    actions::end(&session, id, outcome, note).await?;
+    // What splits have left and Citus has not noted is not the operator's: the condition `Balanced` says so.
+    let of_splits = |left: &cleanup::Left| left.object.starts_with("citus_shard_split_") && left.node.is_ok();
+    cleanup::perform(sessions, of_splits).await?;
+    actions::end(&*super::catalogs(sessions).await?, id, outcome, note).await?;
     Ok(())
-}
-
-/// What splits have left on the servers and Citus has noted, by name. What it has not noted is not the operator's: the
-/// condition `Balanced` says so.
-async fn left_behind(sessions: &Sessions) -> Result<Vec<String>, Error> {
-    let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let noted = coordinator
-        .query(
-            "SELECT object_name, nodename::text, nodeport FROM pg_dist_cleanup
-             JOIN pg_dist_node ON groupid = node_group_id AND isactive AND noderole = 'primary'
-             WHERE starts_with(object_name, $1) ORDER BY 1",
-            &[(&"citus_shard_split_", Type::TEXT)],
-        )
-        .await?;
-    let name = |row: &tokio_postgres::Row| {
-        let port: i32 = row.get(2);
-        let address = pg::Endpoint::new(row.get::<_, String>(1), u16::try_from(port).unwrap_or(0));
-        format!("{} on {}", row.get::<_, String>(0), address)
-    };
-    Ok(noted.iter().map(name).collect())
 }

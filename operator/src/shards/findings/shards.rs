@@ -256,7 +256,26 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
         );
         return finding(false, "Removing", message);
     }
+    if let Some((group, records)) = kept_by_objects(world, &registered) {
+        let message = format!(
+            "{group} has no shards any more and cannot leave: Citus cannot take away {records} objects there that moves have left;              the condition Balanced names them, why, and what to do"
+        );
+        return finding(true, "CleanupBlocked", message);
+    }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
     finding(false, "Draining", message)
+}
+
+/// A node that only waits for what Citus was asked to take away there and could not, and how much that is.
+fn kept_by_objects(world: &World<'_>, leaving: &[Group]) -> Option<(Group, i64)> {
+    if !world.observed.deferred.contains(&Step::CleanUp) {
+        return None;
+    }
+    let records = |group: &Group| {
+        let member = world.member(*group)?;
+        Some((*group, world.catalog()?.cleanup_of(member.group_id)))
+    };
+    let empty = leaving.iter().filter(|group| world.shards_on(**group) == 0);
+    empty.filter_map(records).find(|(_, records)| *records > 0)
 }

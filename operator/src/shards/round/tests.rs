@@ -68,6 +68,7 @@ fn under_the_lock_the_next_move_is_asked_for_while_a_failed_one_is_put_off() {
         plan: plan(&wanted(), &topology(), &observed),
         observed,
         performed: Vec::new(),
+        partly: Vec::new(),
         failed: Vec::new(),
         deferred: vec![(failed.clone(), Failure::from(&unreachable))],
         held: None,
@@ -100,6 +101,7 @@ fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
         observed,
         plan,
         performed: Vec::new(),
+        partly: Vec::new(),
         failed: Vec::new(),
         deferred: vec![(
             step,
@@ -123,6 +125,7 @@ fn of(wanted: &Wanted, observed: &Observed) -> Round {
         plan: plan(wanted, &topology(), observed),
         observed: observed.clone(),
         performed: Vec::new(),
+        partly: Vec::new(),
         failed: Vec::new(),
         deferred: Vec::new(),
         held: None,
@@ -199,4 +202,32 @@ fn a_rebalance_by_hand_ends_where_nothing_more_can_be_moved() {
     let writer = Transaction { pid: 42, name: "psql".to_owned(), seconds: 600 };
     facts(&mut observed, Group::Coordinator).resources.as_mut().unwrap().writers = vec![writer];
     assert_eq!(handled(&wanted, &of(&wanted, &observed)), None);
+}
+
+#[test]
+fn what_citus_cannot_take_away_is_said_and_the_spread_is_even_all_the_same() {
+    let mut observed = at_rest();
+    catalog(&mut observed).cleanup = vec![crate::shards::observed::Cleanup { group_id: 0, records: 1 }];
+    let error = act::Error::Left("Citus cannot take away the table public.messages_102008".to_owned());
+    let mut round = of(&wanted(), &observed);
+    assert_eq!(round.plan.steps, [Step::CleanUp]);
+    let say = |round: &Round| {
+        let found = round.findings().into_iter().find(|finding| finding.kind == BALANCED).unwrap();
+        (found.holds.as_str(), found.reason, found.message)
+    };
+    assert_eq!(say(&round).1, "Balanced");
+    // Both when it was tried, and until it is tried again.
+    round.deferred = vec![(Step::CleanUp, Failure::from(&error))];
+    let (status, reason, message) = say(&round);
+    assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
+    assert!(message.ends_with("; Citus cannot take away the table public.messages_102008"), "{message}");
+    round.deferred.clear();
+    round.partly = vec![(Step::CleanUp, error)];
+    assert_eq!(say(&round), (status, reason, message));
+    assert!(was_tried(&round, &Step::CleanUp), "not again in this round");
+    // Taken away meanwhile.
+    round.partly.clear();
+    round.deferred = vec![(Step::CleanUp, Failure { reason: "CleanupBlocked", message: String::new() })];
+    round.plan.steps.clear();
+    assert_eq!(say(&round).1, "Balanced");
 }

@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::DialogClusterSpec;
+use crate::shards::heat::State;
 use crate::shards::observed::{Catalog, Observed, Table};
 use crate::shards::rebalance::{HashRange, Node};
 use crate::shards::topology::Topology;
@@ -170,4 +171,31 @@ fn two_colocation_groups_are_never_called_the_same() {
     let world = World { wanted: &scene.wanted, topology: &scene.topology, observed: &scene.observed };
     let names: Vec<String> = [4, 5, 7, 9].map(|id| group_name(&world, id)).into();
     assert_eq!(names, ["dialog", "user", "colocation 7", "colocation 9"]);
+}
+
+#[test]
+fn a_pinned_tenant_that_is_busy_is_not_taken_for_quiet_beside_busier_ones_and_keeps_its_name() {
+    let mut scene = Scene::new(&limited());
+    scene.layout.pins = vec![tenant(0).pin(Group::Worker(0))];
+    let judge = |before: &State, second: i64, reading: Reading| {
+        let world = World { wanted: &scene.wanted, topology: &scene.topology, observed: &scene.observed };
+        let watch = scene.wanted.watch.as_ref().unwrap();
+        let readings = [Group::Worker(0), Group::Worker(1)].map(|group| (group, reading.clone())).into();
+        let end = at(second);
+        let seen =
+            Seen { world: &world, watch, end, layout: &scene.layout, readings: &readings, large: Vec::new() };
+        super::super::judge(before, false, &seen)
+    };
+    let first = judge(&State::default(), 0, reading(0, 0, 0, 0));
+    let mut busy = reading(60, 100_000, 0, 10_000_000);
+    busy.tenants = (1..50).map(|hash| counted(hash, "k", 1_000, 0, 0)).collect();
+    busy.tenants.push(counted(0, "mine", 120, 0, 0));
+    let second = judge(&first.state, 60, busy);
+    assert!(second.period.tenants.iter().any(|load| load.tenant == tenant(0)), "{:?}", second.period.tenants);
+    assert!(!second.state.history.quiet.contains_key(&tenant(0)), "it has more queries than quiet ones have");
+
+    // It is quiet, and whoever speaks of it knows it.
+    let third = judge(&second.state, 120, reading(120, 200_000, 0, 20_000_000));
+    assert_eq!(third.state.history.quiet.get(&tenant(0)), Some(&at(120)));
+    assert_eq!(third.state.names.of(tenant(0)), "mine");
 }

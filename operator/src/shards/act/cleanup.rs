@@ -1,0 +1,221 @@
+//! Has Citus take away what moves and splits have left, and says what it cannot, and why.
+//!
+//! Citus notes what it makes in `pg_dist_cleanup`, and keeps the note of what it could not take away: it tries again every
+//! few seconds, and tells nobody but its log.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use tokio_postgres::Row;
+
+use super::{Error, catalogs};
+use crate::pg::{self, Endpoint, Session, Warning, literal};
+use crate::shards::sessions::Sessions;
+use crate::shards::topology::Topology;
+
+/// Notes of operations that have ended. One that is under way, or is being taken away by another session, keeps its number
+/// locked (class 10 of Citus' advisory locks).
+const NOTED: &str = "
+    SELECT record_id, object_type, object_name, node_group_id, nodename::text, nodeport FROM pg_dist_cleanup
+    LEFT JOIN pg_dist_node ON groupid = node_group_id AND noderole = 'primary'
+    WHERE NOT EXISTS (
+        SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 10 AND (classid::int8 << 32) | objid::int8 = operation_id
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+    ORDER BY 1";
+
+/// Notes that a message names.
+const NAMED: usize = 3;
+
+/// A note of Citus, of an object that is still to be taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    record_id: i64,
+    kind: Kind,
+    pub(super) object: String,
+    /// Where it is; the number of the group if no such node is registered.
+    pub(super) node: Result<Endpoint, i32>,
+}
+
+/// What is to be taken away, by `object_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Shard,
+    Subscription,
+    Slot,
+    Publication,
+    Role,
+    Database,
+    /// Of a release that notes more.
+    Other(i32),
+}
+
+impl Kind {
+    fn of(number: i32) -> Self {
+        match number {
+            1 => Self::Shard,
+            2 => Self::Subscription,
+            3 => Self::Slot,
+            4 => Self::Publication,
+            5 => Self::Role,
+            6 => Self::Database,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shard => f.write_str("the table"),
+            Self::Subscription => f.write_str("the subscription"),
+            Self::Slot => f.write_str("the replication slot"),
+            Self::Publication => f.write_str("the publication"),
+            Self::Role => f.write_str("the role"),
+            Self::Database => f.write_str("the database"),
+            Self::Other(number) => write!(f, "the object of type {number}"),
+        }
+    }
+}
+
+impl Left {
+    fn of(row: &Row) -> Self {
+        let host: Option<String> = row.get(4);
+        let port = row.get::<_, Option<i32>>(5).and_then(|port| u16::try_from(port).ok());
+        Self {
+            record_id: row.get(0),
+            kind: Kind::of(row.get(1)),
+            object: row.get(2),
+            node: host.zip(port).map(|(host, port)| Endpoint::new(host, port)).ok_or_else(|| row.get(3)),
+        }
+    }
+
+    /// Which it is, where, and what Citus says of it.
+    fn describe(&self, topology: &Topology, warnings: &[Warning]) -> String {
+        let Self { record_id, kind, object, node } = self;
+        let (place, why) = match node {
+            Err(group_id) => {
+                (format!("the node of group {group_id}"), "pg_dist_node has no such node".to_owned())
+            }
+            Ok(endpoint) => {
+                let place =
+                    topology.group(endpoint).map_or_else(|| endpoint.to_string(), |group| group.to_string());
+                (place, said(warnings, endpoint))
+            }
+        };
+        let who = self.user().map_or_else(String::new, |query| format!("; who uses it: {query}"));
+        format!("{kind} {object} on {place} (record {record_id}): {why}{who}")
+    }
+
+    /// What tells there who uses the object.
+    fn user(&self) -> Option<String> {
+        let name = literal(&self.object);
+        match self.kind {
+            Kind::Shard => {
+                Some(format!("SELECT pid, mode FROM pg_locks WHERE relation = to_regclass({name})"))
+            }
+            Kind::Slot => {
+                Some(format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = {name}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What Citus said of a node. It says with what node it was speaking, and not which object it was about; of a slot that is
+/// in use it says nothing.
+fn said(warnings: &[Warning], endpoint: &Endpoint) -> String {
+    let said: BTreeSet<&str> = warnings
+        .iter()
+        .filter(|warning| [&warning.message, &warning.context].into_iter().any(|text| names(text, endpoint)))
+        .map(|warning| warning.message.as_str())
+        .collect();
+    if said.is_empty() {
+        return "Citus does not say why, as of what somebody uses".to_owned();
+    }
+    said.into_iter().collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a text of Citus is about a node.
+fn names(text: &str, endpoint: &Endpoint) -> bool {
+    let address = format!("{}:{}", endpoint.host, endpoint.port);
+    text.match_indices(&address).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + address.len()..]);
+        let part_of_a_name = |c: char| c.is_alphanumeric() || c == '-' || c == '.';
+        !before.ends_with(part_of_a_name) && !after.starts_with(|c: char| c.is_ascii_digit())
+    })
+}
+
+/// Has Citus take away all that is noted.
+///
+/// # Errors
+/// [`Error::Left`] if any of it that `matters` is still there.
+pub(super) async fn perform(sessions: &Sessions, matters: impl Fn(&Left) -> bool) -> Result<(), Error> {
+    let session = catalogs(sessions).await?;
+    let before = noted(&session).await?;
+    let warnings = session.run_warned("CALL citus_cleanup_orphaned_resources()").await?;
+    // What was noted meanwhile nobody has tried to take away yet.
+    let mut left = noted(&session).await?;
+    left.retain(|one| before.contains(one) && matters(one));
+    if left.is_empty() { Ok(()) } else { Err(Error::Left(message(&left, sessions.topology(), &warnings))) }
+}
+
+async fn noted(session: &Session) -> Result<Vec<Left>, pg::Error> {
+    Ok(session.query(NOTED, &[]).await?.iter().map(Left::of).collect())
+}
+
+/// What could not be taken away, and what to do.
+fn message(left: &[Left], topology: &Topology, warnings: &[Warning]) -> String {
+    let named: Vec<String> = left.iter().take(NAMED).map(|one| one.describe(topology, warnings)).collect();
+    let more = left.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!("; and {more} more in pg_dist_cleanup") } else { String::new() };
+    format!(
+        "Citus cannot take away {}{more}. It is tried again: bring back a node that does not answer, and end who uses an object. \
+         If an object is somebody's own, have Citus forget it, on the coordinator: DELETE FROM pg_dist_cleanup WHERE record_id = \
+         RECORD",
+        named.join("; ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Group;
+
+    #[test]
+    fn each_object_is_named_with_its_node_and_what_citus_says_of_that_one() {
+        let node = |port| Endpoint::new("chat-worker", port);
+        let topology: Topology =
+            [(Group::Worker(0), node(5432)), (Group::Worker(1), node(54321))].into_iter().collect();
+        let left = |record_id, number, object: &str, node| Left {
+            record_id,
+            kind: Kind::of(number),
+            object: object.to_owned(),
+            node,
+        };
+        let said = |message: &str, context: &str| Warning {
+            message: message.to_owned(),
+            context: context.to_owned(),
+        };
+        let warnings = [
+            said("canceling statement due to lock timeout", "while executing command on chat-worker:5432"),
+            said("failed to clean up 2 orphaned resources out of 5", ""),
+        ];
+        let left = [
+            left(7, 1, "public.messages_102008", Ok(node(5432))),
+            left(8, 3, "citus_shard_split_slot_2_10_7", Ok(node(54321))),
+            left(9, 5, "citus_shard_split_subscription_role_10_7", Err(4)),
+            left(10, 4, "somewhere", Ok(node(5432))),
+        ];
+        assert_eq!(
+            message(&left, &topology, &warnings),
+            "Citus cannot take away the table public.messages_102008 on worker-0 (record 7): canceling statement due to lock \
+             timeout; who uses it: SELECT pid, mode FROM pg_locks WHERE relation = to_regclass('public.messages_102008'); \
+             the replication slot citus_shard_split_slot_2_10_7 on worker-1 (record 8): Citus does not say why, as of what \
+             somebody uses; who uses it: SELECT active_pid FROM pg_replication_slots WHERE slot_name = \
+             'citus_shard_split_slot_2_10_7'; the role citus_shard_split_subscription_role_10_7 on the node of group 4 \
+             (record 9): pg_dist_node has no such node; and 1 more in pg_dist_cleanup. It is tried again: bring back a node \
+             that does not answer, and end who uses an object. If an object is somebody's own, have Citus forget it, on the \
+             coordinator: DELETE FROM pg_dist_cleanup WHERE record_id = RECORD"
+        );
+    }
+}

@@ -258,7 +258,8 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     }
     if let Some((group, records)) = kept_by_objects(world, &registered) {
         let message = format!(
-            "{group} has no shards any more and cannot leave: Citus cannot take away {records} objects there that moves have left;              the condition Balanced names them, why, and what to do"
+            "{group} has no shards any more and cannot leave: Citus cannot take away {records} objects there that moves have left; \
+             the condition Balanced names them, why, and what to do"
         );
         return finding(true, "CleanupBlocked", message);
     }

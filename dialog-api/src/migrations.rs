@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use crate::database::tables::Table;
 
@@ -19,9 +19,10 @@ pub const TOPOLOGY_LOCK: (i32, i32) = (1_684_631_916, 1);
 /// The tables that requests use and that Citus distributes, if it is there.
 pub const TABLES: [&str; Table::ALL.len()] = Table::NAMES;
 
-/// How often the topology lock is asked for. It is asked for again and again rather than waited for inside the
-/// server, because a waiting statement holds a snapshot that a moving shard would have to wait for.
-const LOCK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the topology lock is waited for inside the server at a time. Who waits there is next: no move begins before, however
+/// many follow each other. A statement that waits holds a snapshot that a moving shard may have to wait for, so it does not
+/// wait for long, and begins anew.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// One step of the schema.
 #[derive(Debug)]
@@ -111,7 +112,6 @@ pub async fn run(client: &mut Client, mut waiting: impl FnMut()) -> Result<(), M
     }
     while !try_lock(client).await? {
         waiting();
-        tokio::time::sleep(LOCK_INTERVAL).await;
     }
     // Another replica may have been here while we waited.
     let outcome = apply_pending(client).await;
@@ -170,13 +170,19 @@ async fn read_applied(client: &Client) -> anyhow::Result<Applied> {
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-async fn try_lock(client: &Client) -> anyhow::Result<bool> {
+/// Takes the topology lock, or gives up after [`LOCK_WAIT`].
+async fn try_lock(client: &mut Client) -> anyhow::Result<bool> {
     let (first, second) = TOPOLOGY_LOCK;
-    let row = client
-        .query_one("SELECT pg_try_advisory_lock($1, $2)", &[&first, &second])
-        .await
-        .context("ask for the topology lock")?;
-    Ok(row.get(0))
+    let ask = || "ask for the topology lock";
+    let transaction = client.transaction().await.with_context(ask)?;
+    let limit = format!("SET LOCAL lock_timeout = {}", LOCK_WAIT.as_millis());
+    transaction.batch_execute(&limit).await.with_context(ask)?;
+    // It is the session's: it stays when the transaction has ended.
+    match transaction.execute("SELECT pg_advisory_lock($1, $2)", &[&first, &second]).await {
+        Ok(_) => transaction.commit().await.with_context(ask).map(|()| true),
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
+        Err(error) => Err(error).with_context(ask),
+    }
 }
 
 #[cfg(test)]

@@ -62,6 +62,29 @@ async fn nothing_is_migrated_while_the_topology_changes() -> Result<()> {
     Ok(())
 }
 
+/// Moves follow each other at once, for as long as there are any: who waits would never find the lock free.
+#[tokio::test]
+async fn no_move_begins_before_migrations_that_wait() -> Result<()> {
+    const SHARE: &str = "SELECT pg_try_advisory_xact_lock_shared(1684631916, 1)";
+    let server = database().await?;
+    let (operator, next) = (server.connect("dialog").await?, server.connect("dialog").await?);
+    operator.execute("SELECT pg_advisory_lock_shared(1684631916, 1)", &[]).await?;
+    let service = Service::spawn(&server, &[])?;
+    wait_for_reason(&service, "topology lock").await?;
+    let waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    eventually("who waits is next", async || {
+        Ok((!operator.query(waits, &[]).await?.is_empty()
+            && !next.query_one(SHARE, &[]).await?.get::<_, bool>(0))
+        .then_some(()))
+    })
+    .await?;
+
+    operator.execute("SELECT pg_advisory_unlock_shared(1684631916, 1)", &[]).await?;
+    service.wait_until_ready().await?;
+    assert_eq!(versions(&server).await?, VERSIONS);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_changed_migration_ends_the_program_with_a_reason() -> Result<()> {
     let server = database().await?;

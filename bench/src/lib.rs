@@ -3,7 +3,8 @@
 //! A [`population`] of users and dialogs is computed, not stored: [`load`] writes it, and a [`workload`] draws
 //! operations from it. [`run`] has them made by [`drive`] (in an open loop by a [`schedule`]), writes every send
 //! into the [`ledger`], and has [`audit`] read every shard by SQL and compare. The [`report`] is JSON, the
-//! [`chart`] an SVG. [`standard`] compares the service with others on a [`stand`] of servers of its own.
+//! [`chart`] an SVG. [`standard`] compares the service with others on a [`stand`] of servers of its own, in a
+//! [`table`] that says which [`machine`] it was.
 
 pub mod audit;
 pub mod chart;
@@ -14,6 +15,7 @@ pub mod drive;
 pub mod gaps;
 pub mod ledger;
 pub mod load;
+pub mod machine;
 pub mod population;
 pub mod process;
 pub mod report;
@@ -22,4 +24,5 @@ pub mod schedule;
 pub mod stand;
 pub mod standard;
 pub mod stats;
+pub mod table;
 pub mod workload;

@@ -8,9 +8,11 @@ use testbed::postgres::Server;
 use super::{
     measure::{Bench, LISTS, Load, failures},
     service::Service,
-    table::{Limit, Row},
 };
-use crate::workload::Skew;
+use crate::{
+    table::{Limit, Row},
+    workload::Skew,
+};
 
 const READERS: usize = 200;
 pub(super) const LOAD: Load = Load { skew: Skew::HotPair(1.0), connections: READERS, ..LISTS };

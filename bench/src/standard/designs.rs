@@ -6,9 +6,11 @@ use tokio_postgres::Client;
 use super::{
     measure::Bench,
     pgbench::{Pgbench, own_list},
+};
+use crate::{
+    stand::SHARDS,
     table::{Limit, Row},
 };
-use crate::stand::SHARDS;
 
 /// How another system lists a dialog.
 struct Design {

@@ -3,10 +3,8 @@
 use anyhow::Result;
 use dialog_api::database::statements::Sql;
 
-use super::{
-    pgbench::{Found, Pgbench, own_send},
-    table::{Limit, Row},
-};
+use super::pgbench::{Found, Pgbench, own_send};
+use crate::table::{Limit, Row};
 
 /// An id that is newer than all before, as the service's are: inboxes only go forward.
 const NEWER: &str = "(lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000000)::bigint), 16, '0') || md5(random()::text))::varchar(32)::uuid";

@@ -15,7 +15,6 @@ use testbed::wait::eventually;
 use super::{
     Size,
     service::{Programs, Service},
-    table::{Limit, Row, median},
 };
 use crate::{
     drive::{Pace, Settings},
@@ -24,6 +23,7 @@ use crate::{
     run::{Plan, run},
     schedule::Schedule,
     stand::Stand,
+    table::{Limit, Row, median},
     workload::{Kind, Skew},
 };
 

@@ -5,9 +5,13 @@ use anyhow::{Context as _, Result};
 use super::{
     measure::{Bench, Load, MIXED, Measured, NO_CITUS, failures, latency_row, name, p99},
     service::Service,
-    table::{Limit, Row},
 };
-use crate::{audit::Audit, report::Report, workload::Kind};
+use crate::{
+    audit::Audit,
+    report::Report,
+    table::{Limit, Row},
+    workload::Kind,
+};
 
 /// At 60 % of the peak of the coordinator's path. The report is the last of ours.
 pub(super) async fn rows(

@@ -15,7 +15,6 @@ mod pgbench;
 mod plain;
 mod service;
 mod streams;
-mod table;
 mod watching;
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
@@ -30,14 +29,15 @@ use self::{
     measure::Bench,
     pgbench::Pgbench,
     service::{Programs, Service},
-    table::Row,
 };
 use crate::{
     chart,
     load::{self, LoadPlan},
+    machine,
     population::Population,
     report::Report,
     stand::Stand,
+    table::{self, Row},
 };
 
 /// Longest wait for the service to make its tables.
@@ -137,7 +137,7 @@ impl Size {
 /// When something cannot be measured at all. A limit that is missed is no error; the table says so.
 pub async fn standard(arguments: StandardArguments) -> Result<()> {
     let size = Size::new(&arguments)?;
-    let busy = notes::load_average()?;
+    let busy = machine::load_average()?;
     let folder = tempfile::tempdir().context("temporary directory")?;
     step("servers");
     let stand = Stand::start(if arguments.without_citus { 0 } else { 2 }).await?;

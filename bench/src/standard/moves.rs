@@ -9,9 +9,12 @@ use super::{
     measure::{Bench, Load, MIXED, Measured, NO_CITUS},
     mixed::ledger_row,
     service::Service,
+};
+use crate::{
+    report::Report,
+    run::audit_file,
     table::{Limit, Row},
 };
-use crate::{report::Report, run::audit_file};
 
 /// Share of first attempts that may fail.
 const FAILED: Limit = Limit::AtMost(0.0001);

@@ -1,8 +1,6 @@
 //! What the results are results of.
 
-use std::{fs, process::Command, thread};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 use testbed::postgres::citus_available;
 
@@ -11,13 +9,7 @@ use super::{
     measure::{Bench, CONNECTIONS, KINDS, MIXED, POOL, name},
     moves,
 };
-use crate::stand::SHARDS;
-
-/// How busy the machine is: measured beside something else, figures are worth little.
-pub(super) fn load_average() -> Result<String> {
-    let text = first_line("/proc/loadavg")?;
-    Ok(text.split(' ').take(3).collect::<Vec<_>>().join(", "))
-}
+use crate::{machine, stand::SHARDS};
 
 /// The text above the table; `busy` is the load average before anything was started.
 pub(super) async fn notes(bench: &Bench<'_>, quick: bool, busy: &str) -> Result<String> {
@@ -69,52 +61,14 @@ token, the text and that the recipient exists, and write and read the same table
 connections for {CONNECTIONS} clients. Those that keep inboxes bring those of both users up to date in the message's
 transaction and so give clients what dialog-api gives them: the limits are for these. Those that only store the message do
 less than it and are shorter; they are stated, and the limits need not hold for them. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
+
+What growing and shrinking costs is measured by the operator's own code, into [a table of its own](RESULTS-growth.md).
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),
-        machine = machine(bench, busy).await?,
+        machine = machine::describe(&bench.stand.coordinator().connect("dialog").await?, busy).await?,
         whole = seconds + 1,
         readers = coalescing::LOAD,
         moves = moves::load(None),
         command_of_a_part = if bench.stand.is_citus() { "cargo xtask bench --" } else { command },
     ))
-}
-
-/// Hardware and versions.
-async fn machine(bench: &Bench<'_>, busy: &str) -> Result<String> {
-    let cpu = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-    let model = cpu.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1));
-    let processors = thread::available_parallelism().map_or(0, usize::from);
-    let sql = bench.stand.coordinator().connect("dialog").await?;
-    let row = sql
-        .query_one(
-            "SELECT current_setting('server_version'),
-                    (SELECT extversion FROM pg_extension WHERE extname = 'citus')",
-            &[],
-        )
-        .await
-        .context("ask for versions")?;
-    let lines = [
-        ("processors", format!("{processors} x {}", model.unwrap_or("unknown"))),
-        ("system", format!("Linux {}", first_line("/proc/sys/kernel/osrelease")?)),
-        ("PostgreSQL", row.get::<_, String>(0)),
-        ("Citus extension", row.get::<_, Option<String>>(1).unwrap_or_else(|| "not installed".into())),
-        ("load average before the run (1, 5, 15 minutes)", busy.to_owned()),
-        ("Rust", version("rustc")),
-        ("Go", version("go")),
-    ];
-    Ok(lines.map(|(name, value)| format!("| {name} | {value} |")).join("\n"))
-}
-
-fn first_line(path: &str) -> Result<String> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
-}
-
-/// What a compiler says it is.
-fn version(program: &str) -> String {
-    let argument = if program == "go" { "version" } else { "--version" };
-    Command::new(program).arg(argument).output().map_or_else(
-        |_| "not installed".to_owned(),
-        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-    )
 }

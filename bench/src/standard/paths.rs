@@ -5,9 +5,11 @@ use anyhow::Result;
 use super::{
     measure::{Bench, KINDS, Load, NO_CITUS, failures, latency_row, name, speed},
     service::Service,
-    table::{Limit, Row},
 };
-use crate::workload::Kind;
+use crate::{
+    table::{Limit, Row},
+    workload::Kind,
+};
 
 /// Peaks, and latencies at a rate that both ways can keep up.
 pub(super) async fn rows(

@@ -8,9 +8,11 @@ use super::{
     measure::{Bench, KINDS, Load, Measured, cpu, failures, name, speed},
     pgbench::Pgbench,
     service::Service,
-    table::{Limit, Row},
 };
-use crate::workload::Kind;
+use crate::{
+    table::{Limit, Row},
+    workload::Kind,
+};
 
 const CPU_LIMIT: Limit = Limit::AtMost(0.6);
 const SPEED_LIMIT: Limit = Limit::AtLeast(1.3);

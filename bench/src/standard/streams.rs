@@ -9,15 +9,12 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{
-    measure::Bench,
-    service::Service,
-    table::{Limit, Row},
-};
+use super::{measure::Bench, service::Service};
 use crate::{
     client::{Connection, Requests},
     ledger::{Code, mark},
     process,
+    table::{Limit, Row},
     workload::{Kind, Operation},
 };
 

@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result};
 use super::{
     measure::{Bench, KINDS, NO_CITUS, failures, name, speed},
     service::Service,
-    table::{Limit, Row},
 };
+use crate::table::{Limit, Row};
 
 const LIMIT: Limit = Limit::AtLeast(0.95);
 

@@ -17,13 +17,13 @@ use dialog_bench::population::Population;
 use dialog_bench::report::Report;
 use dialog_bench::run::{Plan, run};
 use dialog_bench::schedule::Schedule;
+use dialog_bench::table::{Limit, Row};
 use dialog_bench::workload::Skew;
 use dialog_operator::names::Group;
 use jiff::Timestamp;
 use tempfile::TempDir;
 use testbed::wait::eventually;
 
-use crate::table::{Limit, Table};
 use crate::world::World;
 
 /// Longest wait for the service to answer for the first time.
@@ -151,46 +151,46 @@ impl Service {
 
     /// Compares what was acknowledged `during` the changes with what the shards hold, and its latency with that `before`.
     #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
-    pub async fn audit(&self, before: &Report, during: &Report, table: &mut Table) -> Result<()> {
+    pub async fn audit(&self, before: &Report, during: &Report, rows: &mut Vec<Row>) -> Result<()> {
         let ledger = self.folder.path().join("ledger");
         let (audit, groups) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
-        table.row(
+        rows.push(Row::ratio(
             "messages not as acknowledged",
-            &format!("{} acknowledged, {} lost, {} doubled", audit.acknowledged, audit.lost, audit.doubled),
+            format!("{} acknowledged, {} lost, {} doubled", audit.acknowledged, audit.lost, audit.doubled),
             (audit.lost + audit.doubled + audit.strange) as f64,
             Limit::AtMost(0.0),
-        );
+        ));
         let requests = during.sends.requests + during.lists.requests;
         let failed = requests - during.sends.succeeded - during.lists.succeeded + during.dropped;
-        table.row(
+        rows.push(Row::ratio(
             "share of requests that failed",
-            &format!("{failed} of {requests}, {} of them found no room in the queue", during.dropped),
+            format!("{failed} of {requests}, {} of them found no room in the queue", during.dropped),
             failed as f64 / requests as f64,
             Limit::AtMost(0.0001),
-        );
+        ));
         let worst = groups
             .iter()
             .max_by(|one, other| one.gap.longest_wait_ms.total_cmp(&other.gap.longest_wait_ms))
             .context("no shard group")?;
-        table.row(
+        rows.push(Row::ratio(
             "longest wait of a shard group's sends for an acknowledgement, in ms",
-            &format!(
+            format!(
                 "shard {} on {}, {:.1} s after the begin",
                 worst.shard, worst.node, worst.gap.gap_began_s
             ),
             worst.gap.longest_wait_ms,
             Limit::AtMost(500.0),
-        );
+        ));
         for (what, before, during) in
             [("sends", &before.sends, &during.sends), ("lists", &before.lists, &during.lists)]
         {
             let (then, now) = (before.latency_ms.p99, during.latency_ms.p99);
-            table.row(
-                &format!("p99 of {what} with moves against before"),
-                &format!("{now:.1} ms against {then:.1} ms, at {:.0} a second", during.per_second),
+            rows.push(Row::ratio(
+                format!("p99 of {what} with moves against before"),
+                format!("{now:.1} ms against {then:.1} ms, at {:.0} a second", during.per_second),
                 now / then,
                 Limit::AtMost(3.0),
-            );
+            ));
         }
         Ok(())
     }

@@ -11,11 +11,14 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on ends the measurement")]
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use dialog_bench::machine;
+use dialog_bench::table::{self, Limit, Row};
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::step::Step;
@@ -23,14 +26,12 @@ use dialog_operator::shards::wanted::Wanted;
 
 use crate::load::Service;
 use crate::operator::Operator;
-use crate::table::{Limit, Table};
 use crate::world::{World, closed, eventually, wanted};
 
 mod load;
 #[path = "../../tests/citus/operator.rs"]
 #[allow(dead_code, reason = "tests use more of it")]
 mod operator;
-mod table;
 #[path = "../../tests/citus/world.rs"]
 #[allow(dead_code, reason = "tests use more of it")]
 mod world;
@@ -64,6 +65,9 @@ struct Arguments {
     /// Seconds of the load before anything moves, and of the one that finds the peak
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// The folder that RESULTS-growth.md is written to
+    #[arg(long)]
+    results: Option<PathBuf>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -81,11 +85,12 @@ async fn main() -> Result<()> {
         println!("SKIPPED growth: --dialog-api is missing");
         return Ok(());
     };
-    Box::pin(measure(&arguments, program)).await
+    Box::pin(measure(&arguments, &in_repository(program))).await
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
 async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
+    let busy = machine::load_average()?;
     let mut world = World::empty()?;
     for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
         add(&mut world, group)?;
@@ -106,8 +111,8 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     service.fill(dialogs, MESSAGES).await?;
     let data = messages(&world).await?;
 
-    let mut table = Table::default();
-    let alone = alone(&mut world, arguments, &mut table, data).await?;
+    let mut rows = Vec::new();
+    let alone = alone(&mut world, arguments, &mut rows, data).await?;
 
     say("the peak");
     let length = Duration::from_secs(arguments.seconds);
@@ -135,28 +140,59 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let (moves, failures) = changes
         .iter()
         .fold((0, 0), |(moves, failures), change| (moves + change.made.len(), failures + change.failed));
-    table.row(
+    rows.push(Row::ratio(
         "2 -> 4 -> 2 under load, in seconds",
-        &format!("{moves} moves, {failures} failed and were made again; {covered} ({} s)", lasts.as_secs()),
+        format!("{moves} moves, {failures} failed and were made again; {covered} ({} s)", lasts.as_secs()),
         took.as_secs_f64(),
         Limit::None,
-    );
+    ));
     let planned = changes.iter().all(Change::is_as_planned);
     let hashes: Vec<&str> = changes.iter().map(|change| change.plan.hash.as_str()).collect();
-    table.row(
+    rows.push(Row::ratio(
         "moves made other than by the plan's list",
-        &format!("plans {}", hashes.join(", ")),
+        format!("plans {}", hashes.join(", ")),
         f64::from(u8::from(!planned)),
         Limit::AtMost(0.0),
+    ));
+    service.audit(&before, &during, &mut rows).await?;
+    write(&world, arguments, &busy, &table::markdown(&rows)).await
+}
+
+/// Where a path is: cargo runs this in the folder of the package, and who calls it is in the one above.
+fn in_repository(path: &Path) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// Prints the table, and writes it where that was asked for.
+async fn write(world: &World, arguments: &Arguments, busy: &str, table: &str) -> Result<()> {
+    let Arguments { megabytes, parallel, shards, seconds, .. } = arguments;
+    let machine = machine::describe(&world.ask_client(Group::Coordinator).await?, busy).await?;
+    let text = format!(
+        "# Growing and shrinking
+
+`cargo bench -p dialog-operator --bench growth -- --dialog-api target/release/dialog-api --megabytes {megabytes} --shards {shards} \
+--parallel {parallel} --seconds {seconds} --results bench` measures this table and writes this file. Last: {date}.
+
+| | |
+|---|---|
+{machine}
+
+{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists at {share:.0} % of its peak. \
+[What is measured](../docs/rebalancing.md#measured). Servers, service and load share the processors.
+
+{table}",
+        date = jiff::Timestamp::now().strftime("%Y-%m-%d"),
+        share = SHARE * 100.0,
     );
-    service.audit(&before, &during, &mut table).await?;
-    println!("\n{}", table.markdown());
-    Ok(())
+    println!("\n{text}");
+    let Some(folder) = &arguments.results else { return Ok(()) };
+    let path = in_repository(folder).join("RESULTS-growth.md");
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
 }
 
 /// Grows without a load, by the operator and by Citus, on the same data: how long the operator takes.
 #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
-async fn alone(world: &mut World, arguments: &Arguments, table: &mut Table, data: i64) -> Result<Duration> {
+async fn alone(world: &mut World, arguments: &Arguments, rows: &mut Vec<Row>, data: i64) -> Result<Duration> {
     say("2 -> 4 by the operator, nobody else at work");
     for number in [2, 3] {
         add(world, Group::Worker(number))?;
@@ -184,9 +220,9 @@ async fn alone(world: &mut World, arguments: &Arguments, table: &mut Table, data
     let moves = world.number(Group::Coordinator, count).await?;
     back(world, arguments).await?;
     let Change { made, took, .. } = &ours;
-    table.row(
+    rows.push(Row::ratio(
         "2 -> 4 against citus_rebalance_start alone",
-        &format!(
+        format!(
             "{:.1} s for {} moves against {:.1} s for {moves}, {} at a time, {} MB of messages",
             took.as_secs_f64(),
             made.len(),
@@ -196,13 +232,13 @@ async fn alone(world: &mut World, arguments: &Arguments, table: &mut Table, data
         ),
         took.as_secs_f64() / theirs.as_secs_f64(),
         Limit::AtMost(1.1),
-    );
-    table.row(
+    ));
+    rows.push(Row::ratio(
         "the same for each move",
         "seconds by the operator against seconds by Citus",
         (took.as_secs_f64() / made.len() as f64) / (theirs.as_secs_f64() / moves as f64),
         Limit::None,
-    );
+    ));
     Ok(*took)
 }
 

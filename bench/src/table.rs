@@ -4,9 +4,12 @@ use std::fmt::Write as _;
 
 /// What a ratio has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Limit {
+pub enum Limit {
+    /// This or less.
     AtMost(f64),
+    /// This or more.
     AtLeast(f64),
+    /// Less than this.
     Below(f64),
     /// It is stated, not judged.
     None,
@@ -14,7 +17,7 @@ pub(super) enum Limit {
 
 /// One result.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Row {
+pub struct Row {
     what: String,
     figures: String,
     /// Absent if it could not be measured; the figures then say why.
@@ -24,21 +27,20 @@ pub(super) struct Row {
 
 impl Row {
     /// A ratio, and the figures that it is made from.
-    pub(super) fn ratio(
-        what: impl Into<String>,
-        figures: impl Into<String>,
-        ratio: f64,
-        limit: Limit,
-    ) -> Self {
+    #[must_use]
+    pub fn ratio(what: impl Into<String>, figures: impl Into<String>, ratio: f64, limit: Limit) -> Self {
         Self { what: what.into(), figures: figures.into(), ratio: Some(ratio), limit }
     }
 
     /// Something that could not be measured here, and why.
-    pub(super) fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { what: what.into(), figures: why.into(), ratio: None, limit: Limit::None }
     }
 
-    pub(super) fn verdict(&self) -> &'static str {
+    /// Whether it is within its limit.
+    #[must_use]
+    pub fn verdict(&self) -> &'static str {
         match (self.ratio, self.limit) {
             (None, _) => "not measured",
             (Some(_), Limit::None) => "stated",
@@ -52,7 +54,8 @@ impl Row {
 }
 
 /// The rows as a Markdown table.
-pub(super) fn markdown(rows: &[Row]) -> String {
+#[must_use]
+pub fn markdown(rows: &[Row]) -> String {
     let mut text = "| measured | figures | ratio or value | limit | |\n|---|---|---|---|---|\n".to_owned();
     for row in rows {
         let ratio = row.ratio.map_or_else(|| "-".to_owned(), number);
@@ -73,7 +76,8 @@ fn number(value: f64) -> String {
 }
 
 /// The middle one; of an even number, the lower of the two. Not a number if there is none.
-pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+#[must_use]
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)

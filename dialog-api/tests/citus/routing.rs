@@ -100,15 +100,18 @@ async fn a_shard_that_moved_is_found_at_its_new_place() -> Result<()> {
 /// How often the map was read because somebody said that it has changed.
 const NOTICED: &str = r#"routing_map_refreshes_total{reason="notice"}"#;
 
-/// Moves a shard to and fro, and says so as the operator does, until a reading of the map is owed to that. (The service also
-/// looks by itself, every second, and may have seen a move in the moment before it is told of it.)
+/// Moves one shard after the other, and says so as the operator does, until a reading of the map is owed to that. (The service
+/// also looks by itself, every second, and may have seen a move in the moment before it is told of it.) None goes back to
+/// where its old table may still be.
 async fn move_until_noticed(sql: &Sql, service: &Service) -> Result<()> {
     const MOVES: usize = 5;
     let before = metric(service, NOTICED).await?;
     for _ in 0..MOVES {
         let moved = "SELECT citus_move_shard_placement(shardid, source.nodeid, target.nodeid, 'block_writes')
                      FROM pg_dist_placement JOIN pg_dist_node AS source USING (groupid), pg_dist_node AS target
-                     WHERE shardid = (SELECT min(shardid) FROM pg_dist_shard WHERE logicalrelid = 'messages'::regclass)
+                     WHERE shardid = (SELECT min(shardid) FROM pg_dist_shard WHERE logicalrelid = 'messages'::regclass
+                                        AND NOT EXISTS (SELECT FROM pg_dist_cleanup
+                                                        WHERE object_name = 'public.messages_' || shardid))
                        AND target.groupid NOT IN (0, source.groupid)";
         ensure!(sql.query(moved, &[]).await?.len() == 1);
         sql.batch_execute("NOTIFY dialog_map").await?;

@@ -37,7 +37,11 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
     let mut period = Period {
         end: Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minute),
         length: SignedDuration::from_mins(1),
-        nodes: (0..nodes).map(|number| (Group::Worker(number), idle())).collect(),
+        nodes: (0..nodes)
+            .map(|number| {
+                (Group::Worker(number), idle(if number == 0 { Role::Dedicated } else { Role::Shared }))
+            })
+            .collect(),
         tenants: Vec::new(),
         pins: (2..)
             .map(|number| tenant(number).pin(Group::Worker(number % nodes)))
@@ -58,7 +62,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
     let pinned: Vec<Tenant> = period.pins.iter().map(Tenant::from).collect();
     for number in 0..tenants {
         let cpu = if number == HOT {
-            CPU_LIMIT / 2
+            CPU_LIMIT * 2 / 5
         } else if number % 1000 == 0 {
             400_000
         } else {
@@ -83,13 +87,13 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
     period
 }
 
-fn idle() -> NodeLoad {
+fn idle(role: Role) -> NodeLoad {
     NodeLoad {
-        role: Role::Shared,
+        role,
         queries: 0,
         writes: 0,
         // So much that none counts as idle: then every tenant is looked at.
-        cpu: CPU_LIMIT / 3,
+        cpu: CPU_LIMIT / 4,
         cpu_limit: CPU_LIMIT,
         free_bytes: Some(1 << 40),
         unseen: 0,

@@ -172,6 +172,11 @@ pub(crate) fn p99(then: &Report, before: &Report) -> f64 {
     then.sends.latency_ms.p99 / before.sends.latency_ms.p99
 }
 
+/// The middle one of the latencies of sends, likewise.
+pub(crate) fn p50(then: &Report, before: &Report) -> f64 {
+    then.sends.latency_ms.p50 / before.sends.latency_ms.p50
+}
+
 /// Makes sure that hardly any request failed that was sent again with the same key.
 pub(crate) fn ensure_answered(report: &Report) -> Result<()> {
     let Report { sends, lists, .. } = report;

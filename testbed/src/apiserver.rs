@@ -45,11 +45,23 @@ fn program(variable: &str) -> Result<PathBuf, String> {
 /// A Kubernetes API.
 pub struct ApiServer {
     kubeconfig: PathBuf,
+    authority: Authority,
+    port: u16,
+    store: Store,
     // Dropped in this order: the API, its store, their files.
-    _api: Process,
-    _etcd: Process,
-    _directory: TempDir,
+    api: Process,
+    etcd: Process,
+    directory: TempDir,
 }
+
+/// Where a store listens: for the API, and for the peers that it has none of.
+struct Store {
+    clients: String,
+    peers: String,
+}
+
+/// What a store had at some time.
+pub struct Backup(TempDir);
 
 impl ApiServer {
     /// The server that tests share: started by the first that asks, stopped when the last lets go.
@@ -73,14 +85,42 @@ impl ApiServer {
     /// If a program is missing or does not come up; the message has the end of its log.
     pub fn start() -> Result<Self> {
         let directory = TempDir::with_prefix("apiserver-").context("make a directory")?;
-        let (etcd, store) = start_etcd(directory.path())?;
+        let store = Store::new()?;
+        let etcd = start_etcd(directory.path(), &store)?;
         let authority = Authority::new()?;
         let port = free_port()?;
         let mut api = start_api(directory.path(), &authority, &store, port)?;
         await_ready(&mut api, &authority, port)?;
         let kubeconfig = directory.path().join("kubeconfig");
         fs::write(&kubeconfig, self::kubeconfig(directory.path(), port)).context("write the kubeconfig")?;
-        Ok(Self { kubeconfig, _api: api, _etcd: etcd, _directory: directory })
+        Ok(Self { kubeconfig, authority, port, store, api, etcd, directory })
+    }
+
+    /// Copies everything that is stored, for which the store is stopped for a moment; the API is ready when it returns.
+    ///
+    /// # Errors
+    /// If files cannot be copied, or the store does not come up again.
+    pub fn back_up(&mut self) -> Result<Backup> {
+        self.etcd.end();
+        let backup = Backup(TempDir::with_prefix("etcd-").context("make a directory")?);
+        copy(&data(self.directory.path()), &data(backup.0.path()))?;
+        self.etcd = start_etcd(self.directory.path(), &self.store)?;
+        await_ready(&mut self.api, &self.authority, self.port)?;
+        Ok(backup)
+    }
+
+    /// Has the API begin again with what is in `backup`; it is ready when this returns. Nobody is told that time went back.
+    ///
+    /// # Errors
+    /// If files cannot be copied, or a program does not come up.
+    pub fn restore(&mut self, backup: &Backup) -> Result<()> {
+        self.api.end();
+        self.etcd.end();
+        fs::remove_dir_all(data(self.directory.path())).context("remove what is stored")?;
+        copy(&data(backup.0.path()), &data(self.directory.path()))?;
+        self.etcd = start_etcd(self.directory.path(), &self.store)?;
+        self.api = start_api(self.directory.path(), &self.authority, &self.store, self.port)?;
+        await_ready(&mut self.api, &self.authority, self.port)
     }
 
     /// A kubeconfig for an administrator.
@@ -90,20 +130,45 @@ impl ApiServer {
     }
 }
 
-/// Starts a store; returns it with its URL.
-fn start_etcd(directory: &Path) -> Result<(Process, String)> {
-    let url = || Ok::<_, anyhow::Error>(format!("http://127.0.0.1:{}", free_port()?));
-    let (clients, peers) = (url()?, url()?);
+impl Store {
+    fn new() -> Result<Self> {
+        let url = || Ok::<_, anyhow::Error>(format!("http://127.0.0.1:{}", free_port()?));
+        Ok(Self { clients: url()?, peers: url()? })
+    }
+}
+
+/// Where a store keeps its data.
+fn data(directory: &Path) -> PathBuf {
+    directory.join("etcd")
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            copy(&from, &to)?;
+        } else {
+            fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn start_etcd(directory: &Path, store: &Store) -> Result<Process> {
+    let Store { clients, peers } = store;
     let mut command = Command::new(program("ETCD").map_err(|missing| anyhow!(missing))?);
     command
-        .arg(format!("--data-dir={}", directory.join("etcd").display()))
+        .arg(format!("--data-dir={}", data(directory).display()))
         .args([format!("--listen-client-urls={clients}"), format!("--advertise-client-urls={clients}")])
         .args([format!("--listen-peer-urls={peers}"), format!("--initial-advertise-peer-urls={peers}")])
         .args([format!("--initial-cluster=default={peers}"), "--unsafe-no-fsync".to_owned()]);
-    Ok((Process::start("etcd", command, directory)?, clients))
+    Process::start("etcd", command, directory)
 }
 
-fn start_api(directory: &Path, authority: &Authority, store: &str, port: u16) -> Result<Process> {
+fn start_api(directory: &Path, authority: &Authority, store: &Store, port: u16) -> Result<Process> {
     let names = ["localhost", "127.0.0.1"];
     let identity = authority.issue("kube-apiserver", &names, &[ExtendedKeyUsagePurpose::ServerAuth])?;
     let files = authority.write(&identity, directory)?;
@@ -117,7 +182,7 @@ fn start_api(directory: &Path, authority: &Authority, store: &str, port: u16) ->
     let tokens = write("tokens.csv", &format!("{TOKEN},administrator,administrator,system:masters\n"))?;
     let mut command = Command::new(program("KUBE_APISERVER").map_err(|missing| anyhow!(missing))?);
     command
-        .arg(format!("--etcd-servers={store}"))
+        .arg(format!("--etcd-servers={}", store.clients))
         .args(["--bind-address=127.0.0.1".to_owned(), format!("--secure-port={port}")])
         .arg(format!("--tls-cert-file={}", files.certificate.display()))
         .arg(format!("--tls-private-key-file={}", files.key.display()))
@@ -206,6 +271,13 @@ impl Process {
         Ok(Self { name, child, log })
     }
 
+    /// Kills it.
+    fn end(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Fails if it has ended.
     fn check(&mut self) -> Result<()> {
         match self.child.try_wait()? {
@@ -224,8 +296,6 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }

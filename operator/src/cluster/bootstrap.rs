@@ -1,4 +1,5 @@
-//! Whether the making of a group's database was interrupted, and whether it may begin anew. Pure.
+//! Whether the making of a group's database was interrupted, and whether it may begin anew; and whether a database that was
+//! made is on no volume any more. Pure.
 //!
 //! Patroni writes an empty `initialize` into its store before it runs `initdb`, and the system identifier when the
 //! database is whole. If it dies in between, the empty key stays: every Patroni that comes after waits for somebody who
@@ -26,6 +27,8 @@ pub enum Bootstrap {
     Interrupted,
     /// Nobody makes it, and a volume may hold data: somebody has to look.
     Stuck,
+    /// It was made, and no volume has it any more: Patroni waits for a primary that will not come.
+    Lost,
 }
 
 /// Looks at a group with this many claims for volumes.
@@ -41,8 +44,19 @@ pub fn bootstrap(group: &ObservedGroup, claims: usize, now: Timestamp) -> Bootst
             && instance.patroni.state == "stopped"
             && is_past(instance.started)
     };
-    if group.is_initialized() || group.instances.is_empty() || !group.instances.iter().all(idles) {
+    if group.instances.is_empty() || !group.instances.iter().all(idles) {
         return Bootstrap::Underway;
+    }
+    let is_blank = |instance: &Instance| instance.patroni.role == "uninitialized";
+    if group.is_initialized() {
+        // An instance that says nothing may have it.
+        let all =
+            usize::try_from(group.replicas).is_ok_and(|count| count.max(claims) == group.instances.len());
+        return if all && group.instances.iter().all(is_blank) {
+            Bootstrap::Lost
+        } else {
+            Bootstrap::Underway
+        };
     }
     // The key without an identifier.
     let is_begun = group.system_identifier.is_some();
@@ -51,9 +65,7 @@ pub fn bootstrap(group: &ObservedGroup, claims: usize, now: Timestamp) -> Bootst
     }
     let is_alone = group.replicas == 1 && group.instances.len() == 1 && claims <= 1;
     // Patroni read no database from the volume; and what it writes once there was one is not there either.
-    let is_empty = group.instances.iter().all(|instance| instance.patroni.role == "uninitialized")
-        && !group.has_led
-        && group.configuration.is_none();
+    let is_empty = group.instances.iter().all(is_blank) && !group.has_led && group.configuration.is_none();
     if is_begun && is_alone && is_empty { Bootstrap::Interrupted } else { Bootstrap::Stuck }
 }
 
@@ -145,8 +157,44 @@ mod tests {
         assert_eq!(after(|group| group.instances[0].is_terminating = true), Bootstrap::Underway);
         let crash = Some(Trouble::Crash(String::new()));
         assert_eq!(after(|group| group.instances[0].trouble = crash), Bootstrap::Underway);
-        assert_eq!(after(|group| group.system_identifier = Some("7".to_owned())), Bootstrap::Underway);
         assert_eq!(after(|group| group.instances.clear()), Bootstrap::Underway);
+    }
+
+    #[test]
+    fn a_database_is_lost_when_every_volume_says_that_it_has_none() {
+        let made = |claims, change: fn(&mut ObservedGroup)| {
+            let mut group = interrupted();
+            group.system_identifier = Some("7".to_owned());
+            group.has_led = true;
+            group.configuration = Some(json!({}));
+            change(&mut group);
+            bootstrap(&group, claims, at(300).unwrap())
+        };
+        assert_eq!(made(1, |_| ()), Bootstrap::Lost);
+        assert_eq!(made(0, |_| ()), Bootstrap::Lost, "the claim is not listed yet");
+        assert_eq!(made(2, |_| ()), Bootstrap::Underway, "a volume whose instance says nothing");
+        assert_eq!(made(1, |group| group.replicas = 2), Bootstrap::Underway, "the other was not made yet");
+        assert_eq!(
+            made(2, |group| {
+                group.replicas = 2;
+                group.instances.push(group.instances[0].clone());
+                "replica".clone_into(&mut group.instances[1].patroni.role);
+            }),
+            Bootstrap::Underway,
+            "the other has it"
+        );
+        assert_eq!(
+            made(2, |group| {
+                group.replicas = 2;
+                group.instances.push(group.instances[0].clone());
+            }),
+            Bootstrap::Lost
+        );
+        assert_eq!(
+            made(1, |group| group.instances[0].started = at(290)),
+            Bootstrap::Underway,
+            "not looked yet"
+        );
     }
 
     #[test]

@@ -126,8 +126,13 @@ fn instances(
         return;
     };
     let before = problems.len();
-    if bootstrap(there, observed.claims_of(group), now) == Bootstrap::Stuck {
-        problems.push(not_made(target, group, there));
+    let problem = match bootstrap(there, observed.claims_of(group), now) {
+        Bootstrap::Stuck => Some(not_made(target, group, there)),
+        Bootstrap::Lost => Some(lost(target, group, there)),
+        Bootstrap::Underway | Bootstrap::Interrupted => None,
+    };
+    if let Some(problem) = problem {
+        problems.push(problem);
         return;
     }
     for instance in &there.instances {
@@ -170,6 +175,31 @@ fn not_made(target: &Target, group: Group, there: &ObservedGroup) -> Problem {
         target.names.group(group)
     );
     Problem::lasting("DatabaseNotMade", message)
+}
+
+/// A database that was made and is on no volume any more.
+fn lost(target: &Target, group: Group, there: &ObservedGroup) -> Problem {
+    let names = &target.names;
+    let pods: Vec<&str> = there.instances.iter().map(|instance| &*instance.pod).collect();
+    let (pods, state) = (pods.join(", "), names.patroni_state(group, "config"));
+    let volumes = "bring its volumes back, or restore them from a backup";
+    let (cause, remedy) = match group {
+        Group::Coordinator => ("the volumes were lost", volumes.to_owned()),
+        Group::Worker(number) => (
+            "the volumes were lost, or Kubernetes was restored from a time before this worker left",
+            format!(
+                "if pg_dist_node on the coordinator does not have {}, nothing is lost with it: lower spec.workers.count to \
+                 {number}, and raise it again once StatefulSet {} is gone; otherwise {volumes}",
+                names.host(group),
+                names.group(group)
+            ),
+        ),
+    };
+    let message = format!(
+        "{pods}: no volume has a database, and the annotation `initialize` of ConfigMap {state} says that one was made: \
+         {cause}; {remedy}"
+    );
+    Problem::lasting("DatabaseLost", message)
 }
 
 /// Why an instance of the database does not serve, if it does not.

@@ -16,7 +16,7 @@ mod moves;
 
 pub use moves::{
     Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, RunningMove,
-    RunningSplit, Transaction,
+    RunningSplit, Transaction, end_of_prepared,
 };
 
 /// The cluster as its servers describe it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::names::Group;
-use crate::shards::observed::{Change, Facts, Transaction};
+use crate::shards::observed::{Change, Facts, Transaction, end_of_prepared};
 use crate::shards::rebalance::Move;
 use crate::shards::settings;
 use crate::shards::world::World;
@@ -116,14 +116,7 @@ fn owner(world: &World<'_>, writer: &Transaction) -> (String, String) {
     let Transaction { pid, name, .. } = writer;
     if *pid == 0 {
         let who = format!("the prepared transaction {name}");
-        // Citus' own may be committed already where it began: whoever ends one by hand loses a part of it.
-        let remedy = if name.starts_with("citus_") {
-            "Citus ends it as it began; SELECT recover_prepared_transactions() on the node that began it has it done now. \
-             Never COMMIT or ROLLBACK PREPARED it by hand"
-        } else {
-            "COMMIT PREPARED or ROLLBACK PREPARED it"
-        };
-        return (who, remedy.to_owned());
+        return (who, end_of_prepared(name));
     }
     let origin = gpid(name).and_then(|(node_id, pid)| {
         let mut members = world.catalog()?.members.iter();

@@ -11,7 +11,7 @@ use crate::pg;
 
 /// Deletes what `delete` deletes if nothing is lost with `group`; otherwise says why it has to stay.
 ///
-/// `has_database` is whether a database was ever made on the group's volumes; such a server has to say itself that it
+/// `has_database` is whether a database was ever made on the group's volumes, and may be there still; such a server has to say itself that it
 /// stores no shard. The topology lock is held throughout, so nothing comes to the group meanwhile.
 ///
 /// # Errors

@@ -64,4 +64,9 @@ impl HeldUp {
     pub async fn end(self) -> Result<()> {
         Ok(self.writer.batch_execute("ROLLBACK").await?)
     }
+
+    /// Stays without a session, as the prepared transaction `gid`.
+    pub async fn prepare(self, gid: &str) -> Result<()> {
+        Ok(self.writer.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?)
+    }
 }

@@ -28,6 +28,7 @@ mod pace;
 mod pins;
 mod planner;
 mod released;
+mod restored;
 mod retirement;
 mod seeds;
 mod splits;

@@ -11,6 +11,7 @@ use dialog_operator::metrics::Metrics;
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
@@ -22,15 +23,16 @@ use crate::killer::{Killer, killed_after};
 use crate::needs_citus;
 use crate::world::{World, few_shards, store_messages};
 
-const LEAVER: Group = Group::Worker(1);
+pub const LEAVER: Group = Group::Worker(1);
 const ROWS: i64 = 1_000;
 
 /// The leaver's objects, and what Kubernetes would do with them.
-struct Kubernetes {
-    client: Client,
+pub struct Kubernetes {
+    pub client: Client,
+    pub names: Names,
+    /// What the resource asks for.
+    pub target: Target,
     context: Context,
-    names: Names,
-    target: Target,
 }
 
 #[tokio::test]
@@ -89,9 +91,14 @@ async fn an_operator_that_is_killed_at_any_step_of_a_removal_is_continued_by_the
     Ok(())
 }
 
+fn target(cluster: &DialogCluster, settings: &Settings) -> Result<Target> {
+    Target::new(cluster, settings, &Observed::default())
+        .map_err(|refusal| anyhow::anyhow!("the cluster is refused: {}", refusal.message))
+}
+
 impl Kubernetes {
     /// With the objects of a worker that has a database.
-    async fn new(server: &ApiServer, world: &World) -> Result<Self> {
+    pub async fn new(server: &ApiServer, world: &World) -> Result<Self> {
         let kubeconfig = Kubeconfig::read_from(server.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         let (client, watcher) = dialog_operator::run::clients(config)?;
@@ -109,10 +116,9 @@ impl Kubernetes {
             "metadata": {"name": names.cluster(), "namespace": names.namespace(), "uid": "1"},
             "spec": {"workers": {"count": 1}},
         }))?;
-        let target = Target::new(&cluster, &settings, &Observed::default())
-            .map_err(|refusal| anyhow::anyhow!("the cluster is refused: {}", refusal.message))?;
+        let target = target(&cluster, &settings)?;
         let context = Context::new(client.clone(), watcher, settings, Metrics::new());
-        let kubernetes = Self { client, context, names, target };
+        let kubernetes = Self { client, names, target, context };
         kubernetes.create_objects(world).await?;
         Ok(kubernetes)
     }
@@ -153,14 +159,20 @@ impl Kubernetes {
         .await
     }
 
-    fn all<K>(&self) -> Api<K>
+    /// Has the operator read the resource anew.
+    pub fn read(&mut self, cluster: &DialogCluster) -> Result<()> {
+        self.target = target(cluster, &self.context.settings)?;
+        Ok(())
+    }
+
+    pub fn all<K>(&self) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
     {
         Api::namespaced(self.client.clone(), self.names.namespace())
     }
 
-    async fn create<K>(&self, object: Value) -> Result<()>
+    pub async fn create<K>(&self, object: Value) -> Result<()>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
         K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
@@ -169,11 +181,11 @@ impl Kubernetes {
         Ok(())
     }
 
-    async fn observed(&self) -> Result<Observed> {
+    pub async fn observed(&self) -> Result<Observed> {
         Ok(observe(&self.client, &self.names).await?)
     }
 
-    async fn next(&self) -> Result<Option<Removal>> {
+    pub async fn next(&self) -> Result<Option<Removal>> {
         let observed = self.observed().await?;
         // What it has begun Kubernetes brings to its end.
         if observed.leaving.contains(&LEAVER) {
@@ -184,14 +196,14 @@ impl Kubernetes {
     }
 
     /// What the operator does of a removal in one reconciliation; why the worker stays.
-    async fn step(&self, world: &World) -> Result<Vec<String>> {
+    pub async fn step(&self, world: &World) -> Result<Vec<String>> {
         let observed = self.observed().await?;
         forget_state(&self.context, &self.names, &observed).await?;
-        Ok(step(&self.context, &self.target, &observed, world.topology()).await?)
+        Ok(step(&self.context, &self.target, &observed, world.topology(), Timestamp::now()).await?)
     }
 
     /// Lets Kubernetes take note of what was written: claims follow their StatefulSet, and go before it does.
-    async fn follow(&self) -> Result<()> {
+    pub async fn follow(&self) -> Result<()> {
         let (sets, claims) = (self.all::<StatefulSet>(), self.all::<PersistentVolumeClaim>());
         let Some(set) = sets.get_opt(&self.names.group(LEAVER)).await? else { return Ok(()) };
         let policy = set.spec.and_then(|spec| spec.persistent_volume_claim_retention_policy);

@@ -59,6 +59,14 @@ async fn what_keeps_a_move_is_named_and_the_move_is_made_when_it_is_gone() -> Re
 }
 
 #[tokio::test]
+async fn a_prepared_transaction_that_keeps_a_move_is_named_with_what_ends_it() -> Result<()> {
+    needs_citus!();
+    let mut scene = Scene::new(World::start(1)?, false).await?;
+    let held_up = HeldUp::every(&scene.world).await?;
+    scene.a_prepared_transaction_is_forgotten(held_up).await
+}
+
+#[tokio::test]
 async fn a_way_that_is_cut_in_the_middle_of_a_move_is_named_and_the_coordinator_is_not() -> Result<()> {
     needs_citus!();
     let mut world = World::start(1)?;
@@ -245,6 +253,28 @@ impl Scene {
         let held_up = HeldUp::every(&self.world).await?;
         self.until_cancelled().await?;
         Ok(held_up)
+    }
+
+    /// It has the lock that the end of the move waits for, and no process that anybody could be told of.
+    async fn a_prepared_transaction_is_forgotten(&mut self, held_up: HeldUp) -> Result<()> {
+        self.begin(&held_up).await?;
+        held_up.prepare("forgotten").await?;
+        let message = self.until_said("MoveBlocked", "has made no progress").await?;
+        for part in [
+            "on coordinator its process",
+            "waits for a lock of the prepared transaction 'forgotten' of postgres in database dialog (since 2",
+            "ROLLBACK PREPARED 'forgotten' there",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+        self.until_cancelled().await?;
+        let coordinator = self.world.ask_client(Group::Coordinator).await?;
+        coordinator.batch_execute("ROLLBACK PREPARED 'forgotten'").await?;
+        eventually("the move is made", async || {
+            self.operator.round(&self.world, &self.wanted).await?;
+            Ok(self.operator.done.contains(&self.step))
+        })
+        .await
     }
 
     /// Writes a message on the source, with this number, that the target has already; returns when that has failed there.

@@ -6,12 +6,18 @@ use tokio_postgres::types::Type;
 use crate::names::Group;
 use crate::pg;
 use crate::shards::act::{self, moves::reaches};
-use crate::shards::observed::{Operation, Stall, StallKind};
+use crate::shards::observed::{Operation, Stall, StallKind, end_of_prepared};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
-/// Who keeps the sessions of a move or a split waiting, on one server: `$1` is its process on the coordinator where the
-/// server is the coordinator, `$2` what ends the names of its sessions elsewhere.
+/// Which sessions are of a move or a split, on one server: `$1` is its process on the coordinator where the server is the
+/// coordinator, `$2` what ends the names of its sessions elsewhere.
+const OURS: &str = "(waiting.pid = $1 OR waiting.application_name LIKE 'citus_internal gpid=%' || $2
+       OR waiting.application_name LIKE ANY ('{citus_shard_move_%,citus_shard_split_%}')
+       OR waiting.backend_type = 'logical replication worker'
+       OR (waiting.backend_type = 'walsender' AND waiting.state = 'active'))";
+
+/// Which session keeps these waiting.
 const BLOCKED: &str = "
     SELECT waiting.pid, blocker.pid, blocker.application_name, blocker.state,
            extract(epoch FROM clock_timestamp() - blocker.xact_start)::int8, left(blocker.query, 80),
@@ -19,14 +25,28 @@ const BLOCKED: &str = "
     FROM pg_stat_activity AS waiting
     CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS by (pid)
     JOIN pg_stat_activity AS blocker ON blocker.pid = by.pid
-    WHERE waiting.pid = $1 OR waiting.application_name LIKE 'citus_internal gpid=%' || $2
-       OR waiting.application_name LIKE ANY ('{citus_shard_move_%,citus_shard_split_%}')
-       OR waiting.backend_type = 'logical replication worker'
-       OR (waiting.backend_type = 'walsender' AND waiting.state = 'active')
-    LIMIT 1";
+    WHERE";
+
+/// Which prepared transaction does. It has no process, so each is 0 among those that block: the one that is meant has the
+/// lock that is waited for, and is known by the lock on its own number.
+const BLOCKED_BY_PREPARED: &str = "
+    SELECT waiting.pid, prepared.gid, prepared.owner::text, prepared.database::text,
+           to_char(prepared.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+           extract(epoch FROM clock_timestamp() - prepared.prepared)::int8
+    FROM pg_stat_activity AS waiting
+    JOIN pg_locks AS asked ON asked.pid = waiting.pid AND NOT asked.granted
+    JOIN pg_locks AS held ON held.granted AND held.pid IS NULL
+         AND (held.locktype, held.database, held.relation, held.page, held.tuple, held.virtualxid, held.transactionid,
+              held.classid, held.objid, held.objsubid) IS NOT DISTINCT FROM
+             (asked.locktype, asked.database, asked.relation, asked.page, asked.tuple, asked.virtualxid,
+              asked.transactionid, asked.classid, asked.objid, asked.objsubid)
+    JOIN pg_locks AS own ON own.locktype = 'transactionid' AND own.pid IS NULL AND own.granted
+         AND own.virtualtransaction = held.virtualtransaction
+    JOIN pg_prepared_xacts AS prepared ON prepared.transaction = own.transactionid
+    WHERE 0 = ANY (pg_blocking_pids(waiting.pid)) AND";
 
 /// Whether the move or split builds an index on this server, and waits for nobody: that has no progress which Citus shows, however
-/// long it takes. `$1` and `$2` are as for [`BLOCKED`].
+/// long it takes. `$1` and `$2` are as for [`OURS`].
 const BUILDS: &str = "
     SELECT EXISTS (SELECT FROM pg_stat_progress_create_index JOIN pg_stat_activity AS at USING (pid)
                    WHERE (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2)
@@ -151,7 +171,12 @@ pub(super) async fn blocked(
     group: Group,
     pid: i32,
 ) -> Result<Option<String>, pg::Error> {
-    let rows = ask(sessions, group, pid, BLOCKED).await?;
+    // What no session has to end ends by no session: it is the cause of the others that wait.
+    let prepared = format!("{BLOCKED_BY_PREPARED} {OURS} ORDER BY prepared.prepared LIMIT 1");
+    if let Some(row) = ask(sessions, group, pid, &prepared).await?.first() {
+        return Ok(Some(prepared_transaction(group, row)));
+    }
+    let rows = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} LIMIT 1")).await?;
     Ok(rows.first().map(|row| {
         let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
         let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
@@ -168,6 +193,18 @@ pub(super) async fn blocked(
              {statement}); let it end, or SELECT pg_terminate_backend({blocker}) there"
         )
     }))
+}
+
+/// What is said of a row of [`BLOCKED_BY_PREPARED`].
+fn prepared_transaction(group: Group, row: &Row) -> String {
+    let waiting: i32 = row.get(0);
+    let [gid, owner, database, since]: [String; 4] = [row.get(1), row.get(2), row.get(3), row.get(4)];
+    let seconds: i64 = row.get(5);
+    format!(
+        "on {group} its process {waiting} waits for a lock of the prepared transaction '{gid}' of {owner} in database \
+         {database} (since {since}, {seconds} s): {}",
+        end_of_prepared(&gid)
+    )
 }
 
 /// What is wrong with the replication of the move; an error is what is said of a server that could not be asked.

@@ -273,6 +273,21 @@ pub struct Transaction {
     pub seconds: i64,
 }
 
+/// How the prepared transaction with the identifier `gid` is ended without loss.
+#[must_use]
+pub fn end_of_prepared(gid: &str) -> String {
+    // Citus' own may be committed already where it began: whoever ends one by hand loses a part of it.
+    if gid.starts_with("citus_") {
+        return "Citus ends it as it began; SELECT recover_prepared_transactions() on the node that began it has it done now. \
+                Never COMMIT or ROLLBACK PREPARED it by hand"
+            .to_owned();
+    }
+    let quoted = gid.replace('\'', "''");
+    format!(
+        "COMMIT PREPARED '{quoted}' or ROLLBACK PREPARED '{quoted}' there, in its database and as its owner"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

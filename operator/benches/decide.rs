@@ -93,6 +93,7 @@ fn idle() -> NodeLoad {
         cpu_limit: CPU_LIMIT,
         free_bytes: Some(1 << 40),
         unseen: 0,
+        unlisted: 0,
     }
 }
 

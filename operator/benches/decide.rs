@@ -97,6 +97,7 @@ fn idle(role: Role) -> NodeLoad {
         cpu_limit: CPU_LIMIT,
         free_bytes: Some(1 << 40),
         unseen: 0,
+        unlisted: 0,
     }
 }
 

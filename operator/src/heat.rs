@@ -132,8 +132,8 @@ pub struct Period {
     pub length: SignedDuration,
     /// The nodes; one whose figures are missing is [`Role::Unavailable`].
     pub nodes: BTreeMap<Group, NodeLoad>,
-    /// The tenants that were seen, and those with a pinned shard in any case: its own statistics tell about them. Those of
-    /// equal hash count as one.
+    /// The tenants that were seen, and of those with a pinned shard all that the servers list. Those of equal hash count as
+    /// one.
     pub tenants: Vec<TenantLoad>,
     /// The tenants with a shard of their own, and where it belongs.
     pub pins: Vec<Pin>,
@@ -164,8 +164,12 @@ pub struct NodeLoad {
     pub cpu_limit: u64,
     /// Bytes that may still be placed here; `None` if nobody knows.
     pub free_bytes: Option<u64>,
-    /// A tenant with no more queries than this may be missing from the list, which holds only so many; 0 if none is.
+    /// A tenant with no more queries than this may be missing from the period, which holds only so many; 0 if none is.
     pub unseen: u64,
+    /// A tenant with no more queries than this, pinned or not, may be missing as its server itself does not list it any
+    /// more; 0 if none is.
+    #[serde(default)]
+    pub unlisted: u64,
 }
 
 /// Whose rows are meant: those whose distribution column has this hash. Isolation can tell no closer.

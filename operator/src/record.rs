@@ -107,6 +107,7 @@ mod tests {
             cpu_limit: 18_000_000,
             free_bytes: Some(1 << 30),
             unseen: 0,
+            unlisted: 0,
         };
         let period = |minute: i64| Period {
             end: jiff::Timestamp::from_second(1_800_000_000 + 60 * minute).unwrap(),

@@ -1,12 +1,12 @@
 //! The decision.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
 use super::place::{FLANKS, bearable, isolate, retarget, split, spread};
-use super::watch::{Seen, rest, watch};
+use super::watch::{Seen, Untold, rest, watch};
 use super::{
     Action, Decision, History, Hot, Imagined, Mode, Period, Policy, Reason, Refused, Tenant, TenantLoad,
 };
@@ -43,14 +43,19 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     };
 
     let hot = watch(policy, &mut history, &period);
-    rest(policy, &mut history, &period, &hot);
+    let untold = rest(policy, &mut history, &period, &hot);
     let mut decision = Decision { hot: named(&history, &hot), ..Decision::default() };
     decision.retargeted = retarget(&period, &mut decision.refused);
     history.imagined.retarget(&mut decision.retargeted);
     if period.underway {
         return (decision, history);
     }
-    let action = choose(policy, &history, &period, &hot, &mut decision.refused);
+    let action = choose(policy, &history, &period, &hot, &untold, &mut decision.refused);
+    let unlisted = untold.iter().filter(|(_, why)| **why == Untold::Unlisted);
+    let refused =
+        |tenant: &Tenant| Refused { tenant: Some(*tenant), shard_id: None, reason: Reason::Unlisted };
+    decision.refused.extend(unlisted.map(|(tenant, _)| refused(tenant)));
+    decision.refused.truncate(NAMED);
     let acted = history.acted.max(history.imagined.acted);
     let cooling = acted.and_then(|acted| acted.checked_add(policy.cooldown).ok()).filter(|end| *end > now);
     match (action, cooling) {
@@ -88,6 +93,7 @@ fn choose(
     history: &History,
     period: &Period,
     hot: &[Seen],
+    untold: &BTreeMap<Tenant, Untold>,
     refused: &mut Vec<Refused>,
 ) -> Option<Action> {
     let own: BTreeSet<Tenant> = period.pins.iter().map(Tenant::from).collect();
@@ -108,12 +114,10 @@ fn choose(
             Err(reason) => refused.push(Refused { tenant: Some(load.tenant), shard_id: None, reason }),
         }
     }
-    let action = action
+    action
         .or_else(|| split(policy, period, refused))
         .or_else(|| spread(policy, history, period))
-        .or_else(|| release(policy, history, period));
-    refused.truncate(NAMED);
-    action
+        .or_else(|| release(policy, history, period, untold))
 }
 
 /// A tenant that has its own shard already is never moved around; at most there is something to say.
@@ -121,9 +125,15 @@ fn stays(period: &Period, load: &TenantLoad) -> Result<(), Reason> {
     if bearable(period, load) { Ok(()) } else { Err(Reason::TooHot) }
 }
 
-/// The pinned tenant that has been quiet for longest, if it was for long.
-fn release(policy: &Policy, history: &History, period: &Period) -> Option<Action> {
-    let (tenant, since) = history.quiet.iter().min_by_key(|(tenant, since)| (**since, **tenant))?;
+/// The pinned tenant that has been quiet for longest, if it was for long and is known to be now.
+fn release(
+    policy: &Policy,
+    history: &History,
+    period: &Period,
+    untold: &BTreeMap<Tenant, Untold>,
+) -> Option<Action> {
+    let quiet = history.quiet.iter().filter(|(tenant, _)| !untold.contains_key(tenant));
+    let (tenant, since) = quiet.min_by_key(|(tenant, since)| (**since, **tenant))?;
     let end = since.checked_add(policy.release_after).ok()?;
     (end <= period.end).then_some(Action::Release { tenant: *tenant })
 }

@@ -22,7 +22,16 @@ pub(super) fn tenant(number: i32) -> Tenant {
 pub(super) fn node(role: Role, percent: u64) -> NodeLoad {
     let cpu_limit = 60_000_000;
     let cpu = cpu_limit / 100 * percent;
-    NodeLoad { role, queries: cpu / 1000, writes: cpu / 2000, cpu, cpu_limit, free_bytes: None, unseen: 0 }
+    NodeLoad {
+        role,
+        queries: cpu / 1000,
+        writes: cpu / 2000,
+        cpu,
+        cpu_limit,
+        free_bytes: None,
+        unseen: 0,
+        unlisted: 0,
+    }
 }
 
 /// A tenant that does so many percent of what its node could do.

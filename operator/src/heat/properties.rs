@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use proptest::prelude::{
     Just, ProptestConfig, Strategy as Values, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
 };
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use super::fixture::{MINUTE, load, node, period, policy, run};
 use super::*;
@@ -19,7 +21,7 @@ fn role() -> impl Values<Value = Role> {
 /// Some hours, with tenants that get hot, cool down and waver; an isolated tenant is where it was sent.
 fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
     let minute = (
-        prop::collection::vec((role(), 0..100_u64), 4),
+        prop::collection::vec((role(), 0..100_u64, prop_oneof![3 => Just(0_u64), 1 => 0..200_u64]), 4),
         prop::collection::vec((0..12_i32, 0..4_u32, 0..60_u64), 0..6),
         prop_oneof![9 => Just(1_i64), 1 => -5..10_i64],
         prop::bool::weighted(0.1),
@@ -41,8 +43,10 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
             let mut clock = 0;
             let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large)| {
                 clock += step;
-                let nodes: Vec<NodeLoad> =
-                    nodes.into_iter().map(|(role, percent)| node(role, percent)).collect();
+                let nodes: Vec<NodeLoad> = nodes
+                    .into_iter()
+                    .map(|(role, percent, unlisted)| NodeLoad { unlisted, ..node(role, percent) })
+                    .collect();
                 let mut seen = BTreeSet::new();
                 let tenants: Vec<TenantLoad> = tenants
                     .into_iter()
@@ -118,21 +122,88 @@ impl World {
     }
 }
 
-/// The decisions of the hours, each with what was remembered, and with the tenants and shard groups that there are, or
-/// would be, once it is carried out.
-fn live(policy: &Policy, periods: &[Period]) -> Vec<(Decision, History, usize, usize)> {
+/// What is seen, or would be, and what follows from it.
+struct Answer {
+    period: Period,
+    decision: Decision,
+    /// What is remembered after it.
+    history: History,
+    /// The tenants with a pin that there are, or would be, once it is carried out.
+    isolated: usize,
+    /// The shard groups, likewise.
+    groups: usize,
+}
+
+/// The answers to the hours.
+fn live(policy: &Policy, periods: &[Period]) -> Vec<Answer> {
     let mut world = World::default();
     let mut history = History::default();
     let step = |period: &Period| {
-        let (decision, next) = decide(policy, &history, &world.see(period));
-        if policy.mode == Mode::Isolate {
-            world.carry_out(&decision);
-        }
+        let seen = world.see(period);
+        let (decision, next) = decide(policy, &history, &seen);
+        let seen = match policy.mode {
+            Mode::Observe => history.imagined.apply(&seen).into_owned(),
+            Mode::Isolate => {
+                world.carry_out(&decision);
+                seen
+            }
+        };
         history = next;
         let groups = world.see(period).shard_groups + history.imagined.groups;
-        (decision, history.clone(), world.pins.len() + history.imagined.pins.len(), groups)
+        let isolated = world.pins.len() + history.imagined.pins.len();
+        Answer { period: seen, decision, history: history.clone(), isolated, groups }
     };
     periods.iter().map(step).collect()
+}
+
+/// The last of these answers and those before it whose periods follow each other without a gap, the last first. Of several
+/// periods that end at once only the first counts.
+fn in_a_row(answers: &[Answer]) -> Vec<&Answer> {
+    let mut row: Vec<&Answer> = Vec::new();
+    for answer in answers.iter().rev() {
+        let Some(last) = row.last_mut() else {
+            row.push(answer);
+            continue;
+        };
+        let apart = last.period.end.duration_since(answer.period.end);
+        if apart.is_zero() {
+            *last = answer;
+        } else if apart.is_positive() && apart <= MINUTE * 2 {
+            row.push(answer);
+        } else {
+            break;
+        }
+    }
+    row
+}
+
+/// What never happens in them fails no property.
+#[test]
+fn there_is_everything_in_random_hours() {
+    let mut runner = TestRunner::deterministic();
+    let mut found = BTreeSet::new();
+    for _ in 0..300 {
+        let (policy, periods) = hours().new_tree(&mut runner).unwrap().current();
+        for Answer { decision, .. } in live(&policy, &periods) {
+            found.extend(decision.action.map(Action::kind));
+            found.extend(decision.refused.iter().map(|refused| refused.reason.name()));
+            found.extend(decision.cooling_until.map(|_| "Cooling"));
+            found.extend((!decision.retargeted.is_empty()).then_some("Retargeted"));
+        }
+    }
+    for kind in [
+        "Isolate",
+        "Split",
+        "Spread",
+        "Release",
+        "Budget",
+        "TooManyShards",
+        "Unlisted",
+        "Cooling",
+        "Retargeted",
+    ] {
+        assert!(found.contains(kind), "no {kind}: {found:?}");
+    }
 }
 
 proptest! {
@@ -140,7 +211,7 @@ proptest! {
 
     #[test]
     fn the_budget_is_never_exceeded((policy, periods) in hours()) {
-        for (decision, _, isolated, groups) in live(&policy, &periods) {
+        for Answer { decision, isolated, groups, .. } in live(&policy, &periods) {
             prop_assert!(isolated <= policy.max_isolated, "{:?}", decision);
             prop_assert!(groups <= policy.max_shard_groups, "{:?}", decision);
         }
@@ -149,7 +220,7 @@ proptest! {
     #[test]
     fn a_cooldown_is_kept_between_actions((policy, periods) in hours()) {
         let mut last: Option<Timestamp> = None;
-        for (period, (decision, ..)) in periods.iter().zip(live(&policy, &periods)) {
+        for Answer { period, decision, .. } in live(&policy, &periods) {
             // A clock that was set back brings the last action with it.
             last = last.map(|last| last.min(period.end));
             if decision.action.is_some() {
@@ -162,13 +233,46 @@ proptest! {
     #[test]
     fn nothing_happens_without_a_lasting_cause((policy, periods) in hours()) {
         let answers = live(&policy, &periods);
-        for (number, (decision, ..)) in answers.iter().enumerate() {
-            let Some(Action::Isolate { tenant, from, to, rest }) = decision.action else { continue };
-            prop_assert!(from != to && rest != Some(from));
-            prop_assert!(matches!(periods[number].nodes[&to].role, Role::Shared | Role::Dedicated));
-            let hot = |answer: &Decision| answer.hot.iter().any(|hot| hot.tenant == tenant);
-            let before = answers[..=number].iter().filter(|(answer, ..)| hot(answer)).count();
-            prop_assert!(before >= policy.consecutive_periods as usize, "{} times", before);
+        let lasting = policy.consecutive_periods as usize;
+        for (number, Answer { period, decision, .. }) in answers.iter().enumerate() {
+            let Some(action) = decision.action else { continue };
+            let row = in_a_row(&answers[..=number]);
+            match action {
+                Action::Isolate { tenant, from, to, rest } => {
+                    prop_assert!(from != to && rest != Some(from));
+                    prop_assert!(matches!(period.nodes[&to].role, Role::Shared | Role::Dedicated));
+                    let hot = |answer: &&&Answer| answer.decision.hot.iter().any(|hot| hot.tenant == tenant);
+                    prop_assert!(hot(&&row[0]), "it is not hot any more");
+                    let times = row.iter().filter(hot).count();
+                    prop_assert!(times >= lasting, "{} times", times);
+                }
+                Action::Spread { from, to } => {
+                    prop_assert!(from != to && period.nodes[&to].role == Role::Shared);
+                    let busy = |answer: &&&Answer| {
+                        let node = answer.period.nodes[&from];
+                        node.role == Role::Shared && node.cpu * 100 > node.cpu_limit * 80
+                    };
+                    prop_assert_eq!(row.iter().take(lasting).filter(busy).count(), lasting);
+                }
+                Action::Split { shard_id, from, to, .. } => {
+                    let its = |large: &LargeShard| large.shard_id == shard_id && large.node == from;
+                    let cause = |large: &LargeShard| Some(large.bytes) > policy.max_shard_bytes && large.median.is_some();
+                    prop_assert!(period.large.iter().any(|large| its(large) && cause(large)));
+                    prop_assert!(!to.contains(&from));
+                }
+                Action::Release { tenant } => {
+                    let pin = period.pins.iter().find(|pin| Tenant::from(*pin) == tenant).unwrap();
+                    let node = period.nodes[&pin.node];
+                    let listed = |load: &TenantLoad| load.tenant == tenant;
+                    prop_assert!(node.role != Role::Unavailable, "its node does not answer");
+                    prop_assert!(node.unlisted < policy.min_queries || period.tenants.iter().any(listed), "nobody knows");
+                    let quiet = row.iter().take_while(|earlier| {
+                        !earlier.period.tenants.iter().any(|load| listed(load) && load.queries >= policy.min_queries)
+                    });
+                    let since = quiet.last().map(|earlier| earlier.period.end).unwrap();
+                    prop_assert!(period.end.duration_since(since) >= policy.release_after, "since {}", since);
+                }
+            }
         }
     }
 
@@ -178,14 +282,18 @@ proptest! {
         for period in &mut shuffled {
             period.tenants.reverse();
         }
-        prop_assert_eq!(live(&policy, &periods), live(&policy, &shuffled));
+        let said = |periods| {
+            let answers = live(&policy, periods).into_iter();
+            answers.map(|answer| (answer.decision, answer.history)).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(said(&periods), said(&shuffled));
     }
 
     #[test]
     fn observing_says_what_isolating_does((policy, periods) in hours()) {
         let actions = |mode| {
             let answers = live(&Policy { mode, ..policy }, &periods);
-            answers.into_iter().map(|(decision, ..)| (decision.action, decision.hot, decision.refused)).collect::<Vec<_>>()
+            answers.into_iter().map(|Answer { decision, .. }| (decision.action, decision.hot, decision.refused)).collect::<Vec<_>>()
         };
         prop_assert_eq!(actions(Mode::Observe), actions(Mode::Isolate));
     }
@@ -219,7 +327,7 @@ proptest! {
     fn what_is_remembered_is_bounded((policy, periods) in hours()) {
         // Tenants that are warm at least share their node, by each of three measures.
         let hot = 4 * 3 * (400 / (3 * policy.share_percent as usize) + 1);
-        for (_, history, ..) in live(&policy, &periods) {
+        for Answer { history, .. } in live(&policy, &periods) {
             prop_assert!(history.hot.len() <= hot, "{}", history.hot.len());
             prop_assert!(history.quiet.len() <= policy.max_isolated && history.busy.len() <= 4);
         }

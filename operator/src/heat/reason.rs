@@ -29,6 +29,12 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// A pinned tenant may be quiet, and nobody knows.
+    #[error(
+        "whether it is quiet is not known, as it is not among the tenants that its worker counts, and these are busy: raise \
+         statistics.limit to have it released once it is"
+    )]
+    Unlisted,
 }
 
 impl Reason {
@@ -42,6 +48,7 @@ impl Reason {
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::Unlisted => "Unlisted",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Its answers to the situations that it is for, and to bad input.
 
-use super::fixture::{actions, at, load, node, period, policy, run, tenant, three};
+use super::fixture::{MINUTE, actions, at, load, node, period, policy, run, tenant, three};
 use super::*;
 
 fn refused(number: i32, reason: Reason) -> Refused {
@@ -144,6 +144,56 @@ fn a_tenant_that_was_quiet_for_long_is_released() {
     let released = decisions.iter().position(|decision| decision.action.is_some());
     assert_eq!(released, Some(6 + 24 * 60));
     assert_eq!(decisions[6 + 24 * 60].action, Some(Action::Release { tenant: tenant(7) }));
+}
+
+#[test]
+fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
+    let policy = Policy { release_after: MINUTE * 10, ..policy() };
+    // The servers list those with more queries than that.
+    let pinned = |minute: i64, unlisted: u64| {
+        let mut nodes = three();
+        nodes[1].unlisted = unlisted;
+        Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &nodes, &[]) }
+    };
+    let unknown = [refused(7, Reason::Unlisted)];
+    let decisions = run(&policy, (0..100).map(|minute| pinned(minute, 100)));
+    assert!(decisions.iter().all(|decision| decision.action.is_none() && decision.refused == unknown));
+
+    // A list that goes down to quiet ones tells of all.
+    let decisions = run(&policy, (0..11).map(|minute| pinned(minute, 99)));
+    assert!(decisions.iter().all(|decision| decision.refused.is_empty()), "{decisions:?}");
+    let release = Some(Action::Release { tenant: tenant(7) });
+    assert_eq!(decisions[10].action, release);
+
+    // It has been quiet for as long as that was known.
+    let partly = |minute| pinned(minute, if (5..25).contains(&minute) { 5_000 } else { 0 });
+    let decisions = run(&policy, (0..40).map(partly));
+    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(30));
+    // One that is due while nothing can be done waits until it is known to be quiet.
+    let held_up =
+        |minute| Period { underway: minute < 20, ..pinned(minute, if minute < 19 { 0 } else { 100 }) };
+    let decisions = run(&policy, (0..40).map(held_up));
+    assert!(decisions.iter().all(|decision| decision.action.is_none()), "{decisions:?}");
+
+    // One that is listed, with few queries, is known.
+    let listed = |minute| Period { tenants: vec![few_of(7)], ..pinned(minute, 5_000) };
+    assert_eq!(run(&policy, (0..11).map(listed))[10].action, release);
+
+    // Nor does a node tell that does not answer; that is said elsewhere.
+    let silent = |minute| {
+        let mut period = pinned(minute, 0);
+        period.nodes.get_mut(&Group::Worker(1)).unwrap().role = Role::Unavailable;
+        period
+    };
+    let away = |minute| if (5..25).contains(&minute) { silent(minute) } else { pinned(minute, 0) };
+    let decisions = run(&policy, (0..40).map(away));
+    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(30));
+    assert!(decisions.iter().all(|decision| decision.refused.is_empty()), "{decisions:?}");
+}
+
+/// A tenant on the second worker that does less than what counts as quiet.
+fn few_of(number: i32) -> TenantLoad {
+    TenantLoad { queries: 99, writes: 0, cpu: 0, ..load(number, 1, 1) }
 }
 
 #[test]

@@ -165,24 +165,53 @@ fn unseen(policy: &Policy, history: &History, period: &Period) -> Vec<(Tenant, S
     missing.into_iter().collect()
 }
 
-/// Keeps since when pinned tenants have been quiet.
-pub(super) fn rest(policy: &Policy, history: &mut History, period: &Period, hot: &[Seen]) {
-    let pinned: BTreeMap<Tenant, Group> = period.pins.iter().map(|pin| (pin.into(), pin.node)).collect();
-    let active: BTreeSet<Tenant> = period
-        .tenants
-        .iter()
-        .filter(|load| load.queries >= policy.min_queries && pinned.contains_key(&load.tenant))
-        .map(|load| load.tenant)
-        .chain(hot.iter().map(|seen| seen.load.tenant))
-        .collect();
-    // Silence of a node is not quiet.
-    let heard = |group: &Group| period.nodes.get(group).is_some_and(|node| node.role != Role::Unavailable);
-    let quiet = pinned
-        .into_iter()
-        .filter(|(tenant, _)| !active.contains(tenant) && !period.held.contains(tenant))
-        .filter_map(|(tenant, node)| {
-            let since = history.quiet.get(&tenant).copied();
-            Some((tenant, since.or(heard(&node).then_some(period.end))?))
-        });
+/// Why nobody knows whether a pinned tenant was quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untold {
+    /// Its node does not answer.
+    Silent,
+    /// It is not on the list of its node, and may have been busy all the same.
+    Unlisted,
+}
+
+/// Keeps since when pinned tenants have been quiet; those of whom that is not known in this period.
+///
+/// What is not known is not quiet: such a period is none that a tenant has been quiet for, nor does it end its quiet time.
+pub(super) fn rest(
+    policy: &Policy,
+    history: &mut History,
+    period: &Period,
+    hot: &[Seen],
+) -> BTreeMap<Tenant, Untold> {
+    let mut pinned: BTreeMap<Tenant, Group> = period.pins.iter().map(|pin| (pin.into(), pin.node)).collect();
+    pinned.retain(|tenant, _| !period.held.contains(tenant));
+    let mut active: BTreeSet<Tenant> = hot.iter().map(|seen| seen.load.tenant).collect();
+    let mut listed: BTreeSet<Tenant> = BTreeSet::new();
+    for load in period.tenants.iter().filter(|load| pinned.contains_key(&load.tenant)) {
+        listed.insert(load.tenant);
+        if load.queries >= policy.min_queries {
+            active.insert(load.tenant);
+        }
+    }
+    pinned.retain(|tenant, _| !active.contains(tenant));
+    let told = |tenant: &Tenant, group: &Group| match period.nodes.get(group) {
+        None => Some(Untold::Silent),
+        Some(node) if node.role == Role::Unavailable => Some(Untold::Silent),
+        // With so few queries that it is not listed it is quiet.
+        Some(node) if node.unlisted < policy.min_queries || listed.contains(tenant) => None,
+        Some(_) => Some(Untold::Unlisted),
+    };
+    let untold: BTreeMap<Tenant, Untold> =
+        pinned.iter().filter_map(|(tenant, group)| Some((*tenant, told(tenant, group)?))).collect();
+    let quiet = pinned.keys().filter_map(|tenant| {
+        let since = history.quiet.get(tenant).copied();
+        let since = if untold.contains_key(tenant) {
+            since?.checked_add(period.length).map_or(period.end, |since| since.min(period.end))
+        } else {
+            since.unwrap_or(period.end)
+        };
+        Some((*tenant, since))
+    });
     history.quiet = quiet.collect();
+    untold
 }

@@ -214,6 +214,8 @@ impl World {
                     // A tenth of a volume is kept free.
                     free_bytes: Some((self.storage / 10 * 9).saturating_sub(count(node.bytes))),
                     unseen,
+                    // Those that are pinned are shown in any case.
+                    unlisted: 0,
                 },
             );
             let shards = &self.shards;
@@ -346,6 +348,7 @@ fn unavailable() -> NodeLoad {
         cpu_limit: 0,
         free_bytes: None,
         unseen: 0,
+        unlisted: 0,
     }
 }
 

@@ -329,6 +329,11 @@ async fn what_is_kept_stays_small_and_survives_what_is_found_in_it() -> Result<(
     // There is no other worker: it stays, and it is said why.
     let (status, reason, message) = condition(&operator.round(&heat).await, HOT_TENANT);
     assert_eq!((status, reason), ("True", "NothingHelps"), "{message}");
+    // One that is missing from it may have done something.
+    let list = "SELECT count(*) FROM citus_stat_tenants_local(true)";
+    assert!(world.number(Group::Worker(0), list).await? >= 20);
+    let unlisted = heat.nodes[&Group::Worker(0)].unlisted;
+    assert!((1..100).contains(&unlisted), "{unlisted}");
     spammer.end().await?;
     crowd.end().await?;
     Ok(())

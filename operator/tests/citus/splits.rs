@@ -130,6 +130,86 @@ async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that
     assert_nothing_is_left(&world, 3).await
 }
 
+/// Failures of a subscription after which its own split would be given up.
+const FAILURES: i64 = 3;
+
+/// Leaves what a split may leave: a subscription that is enabled, and can never follow, as `subscriber` does not take the
+/// row that `publisher` has.
+async fn leave_failing(world: &mut World, publisher: Group, subscriber: Group) -> Result<()> {
+    let port = world.server(publisher).port();
+    world.server(subscriber).set_parameter("wal_retrieve_retry_interval", "100ms")?;
+    let tls: String = world.ask(subscriber, "SHOW citus.node_conninfo").await?[0].get(0);
+    let source = world.ask_client(publisher).await?;
+    source
+        .batch_execute(
+            "SET citus.enable_ddl_propagation = off;
+             CREATE TABLE elsewhere (id int PRIMARY KEY); CREATE PUBLICATION elsewhere FOR TABLE elsewhere",
+        )
+        .await?;
+    // A slot cannot be made in a transaction that has written.
+    let slot = "SELECT pg_create_logical_replication_slot('citus_shard_split_slot_9_10_4711', 'pgoutput')";
+    source.batch_execute(slot).await?;
+    let target = world.ask_client(subscriber).await?;
+    target
+        .batch_execute(
+            "SET citus.enable_ddl_propagation = off; CREATE TABLE elsewhere (id int PRIMARY KEY CHECK (id < 0))",
+        )
+        .await?;
+    let create = format!(
+        "CREATE SUBSCRIPTION {LEFT} CONNECTION 'host=localhost port={port} user=postgres dbname=dialog {tls}'
+         PUBLICATION elsewhere
+         WITH (create_slot = false, slot_name = 'citus_shard_split_slot_9_10_4711', copy_data = false)"
+    );
+    target.batch_execute(&create).await?;
+    source.batch_execute("INSERT INTO elsewhere VALUES (1)").await?;
+    let failed = format!(
+        "SELECT apply_error_count + sync_error_count FROM pg_stat_subscription_stats WHERE subname = '{LEFT}'"
+    );
+    eventually("it has failed again and again", async || {
+        Ok(world.number(subscriber, &failed).await? >= FAILURES)
+    })
+    .await
+}
+
+/// As Citus calls what a split follows by.
+const LEFT: &str = "citus_shard_split_subscription_10_4711";
+
+#[tokio::test]
+async fn what_another_split_has_left_and_fails_does_not_end_one_that_gets_on() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    make_large(&world, DIALOG).await?;
+    let large = hash(&world, DIALOG).await?;
+    let source = covering(&world, large).await?.node;
+    let other = (0..3).map(Group::Worker).find(|group| *group != source).context("there are three")?;
+    leave_failing(&mut world, source, other).await?;
+    let mut writer = world.ask_client(source).await?;
+    let open = writer.transaction().await?;
+    open.execute("SELECT pg_current_xact_id()::text", &[]).await?;
+
+    let id = decide(&world, isolation(&world, large).await?).await?;
+    let mut operator = Operator::default();
+    operator.until_held(&world, &wanted, source).await?;
+    let catalog = operator.round(&world, &wanted).await?.observed.catalog.context("no catalog")?;
+    let [running] = &catalog.splits[..] else { panic!("{:?}", catalog.splits) };
+    assert_eq!(running.errors, 0, "{running:?}");
+    let mut watch = Splits::default();
+    watch.look(Some(&catalog), Instant::now());
+    assert_eq!(watch.stalled(Duration::from_mins(10)), []);
+    // Nor is it taken for progress.
+    assert!(!running.progress.iter().any(|shown| shown.contains("4711")), "{running:?}");
+    open.rollback().await?;
+    operator.settle(&world, &wanted, Duration::from_mins(5)).await?;
+    let cancelled = |step: &Step| matches!(step, Step::CancelMove { .. });
+    assert!(!operator.done.iter().any(cancelled), "{:?}", operator.done);
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
+    world.ask_client(other).await?.batch_execute(&format!("DROP SUBSCRIPTION {LEFT}")).await?;
+    assert_nothing_is_left(&world, 3).await
+}
+
 /// Who carries out a split is killed with its session each time: nobody is left to note what became of it.
 #[tokio::test]
 async fn an_attempt_that_nobody_sees_the_end_of_counts() -> Result<()> {

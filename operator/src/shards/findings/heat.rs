@@ -1,7 +1,8 @@
 //! Whether a tenant takes a large part of its worker.
 
 use crate::condition::{Finding, HOT_TENANT, Holds};
-use crate::heat::Mode;
+use crate::heat::{Mode, Reason};
+use crate::shards::heat::Refusal;
 use crate::shards::heat::actions::{Act, Outcome};
 use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::Draft;
@@ -41,7 +42,9 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     let decided = heat.last.as_ref().filter(|_| heat.is_decided_now());
     let lasting = i32::try_from(watch.policy.consecutive_periods).unwrap_or(i32::MAX);
     let who = format!("hot: {}", names.join(", "));
-    if let Some(refusal) = heat.refused.first() {
+    // That somebody stays pinned harms nobody.
+    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted;
+    if let Some(refusal) = heat.refused.iter().find(harmful) {
         let who = if names.is_empty() { String::new() } else { format!("{who}; ") };
         return finding(Holds::True, "NothingHelps", format!("{who}{}", refusal.message));
     }

@@ -128,6 +128,7 @@ pub(super) fn period(
             cpu_limit: 0,
             free_bytes: node.free_bytes,
             unseen: 0,
+            unlisted: 0,
         };
         let reading = seen.readings.get(group);
         let counted = reading.and_then(|reading| figures(seen.watch, *group, reading, before.get(group)));
@@ -140,7 +141,8 @@ pub(super) fn period(
         load.role = node.role;
         load.free_bytes = node.free_bytes;
         let (notable, dropped) = notable(&load, &reading.tenants, kept);
-        load.unseen = dropped.max(if reading.full { least(&reading.tenants) } else { 0 });
+        load.unseen = dropped.max(reading.unlisted);
+        load.unlisted = reading.unlisted;
         for Usage { tenant, key, counted } in notable {
             let Some(shard) = shard_of(&shards, *tenant) else { continue };
             let known = keys.entry(*tenant).or_insert((counted.queries, key));
@@ -204,6 +206,7 @@ fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) ->
         cpu_limit: u64::try_from(u128::from(millicores) * length).unwrap_or(u64::MAX),
         free_bytes: None,
         unseen: 0,
+        unlisted: 0,
     })
 }
 
@@ -220,11 +223,6 @@ fn notable<'a>(node: &NodeLoad, tenants: &'a [Usage], kept: &[Tenant]) -> (Vec<&
     let known = all.iter().filter(|one| kept.contains(&one.tenant)).count();
     let dropped = all.split_off((known + KEPT).min(all.len()));
     (all, dropped.iter().map(|one| one.counted.queries).max().unwrap_or(0))
-}
-
-/// A tenant with fewer queries may be missing from a list that is full.
-fn least(tenants: &[Usage]) -> u64 {
-    tenants.iter().map(|one| one.counted.queries).min().unwrap_or(0)
 }
 
 /// The shard groups of each colocation group by their lowest hashes.

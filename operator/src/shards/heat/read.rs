@@ -27,8 +27,8 @@ pub(super) struct Reading {
     pub(super) cpu: Option<u64>,
     /// What its tenants did in the last whole period.
     pub(super) tenants: Vec<Usage>,
-    /// Whether there may be others: the list has as many as it may have.
-    pub(super) full: bool,
+    /// A tenant with no more queries than this in the last whole period may be missing; 0 if none is.
+    pub(super) unlisted: u64,
     /// Pages that were accessed for each shard group, by the lowest id among its shards, since the statistics began: for
     /// its tables and their indexes, in memory or not. `None` if nobody asked, or it could not be told.
     pub(super) accesses: Option<BTreeMap<i64, u64>>,
@@ -47,7 +47,7 @@ pub(super) struct Usage {
 /// Asks `group`'s server; what was done for each shard group only `by_shard`.
 pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> Result<Reading, pg::Error> {
     let session = sessions.session(group, Door::Dialog).await?;
-    let (tenants, full) = tenants(&session).await?;
+    let (tenants, unlisted) = tenants(&session).await?;
     // A server whose operating system tells nothing is watched by its queries and writes.
     let (spent, cpu) = cpu(&session).await.ok().unzip();
     let row = session
@@ -61,7 +61,7 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
     let counters =
         Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: spent.unwrap_or(0) };
     let accesses = if by_shard { accesses(&session).await.ok() } else { None };
-    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, full, accesses })
+    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, unlisted, accesses })
 }
 
 /// Pages that were accessed for each shard group that is placed here.
@@ -123,22 +123,42 @@ fn cgroup_limit(line: &str) -> Option<u64> {
     quota.checked_mul(1000)?.checked_div(period)
 }
 
-/// The tenants with queries in the last whole period, and whether there may be others.
-async fn tenants(session: &Session) -> Result<(Vec<Usage>, bool), pg::Error> {
+/// Citus lists three times as many tenants as it shows. When there is no place for one more, it keeps twice as many, those
+/// with the highest scores.
+const KEPT: usize = 2;
+/// What a query adds to the score of its tenant, which is halved as a period begins.
+const SCORE_OF_QUERY: u64 = 1_000_000_000;
+
+/// How many queries a tenant may have made in the last whole period that is not among those with these `scores`, of which
+/// Citus shows `limit`; 0 if nobody has lost their place.
+///
+/// Whoever did had a score no higher than the lowest of those that were kept then. Each of these has at least half of it
+/// now, as one period has begun since, and those that came later can only be more.
+fn unlisted(limit: usize, mut scores: Vec<u64>) -> u64 {
+    scores.sort_unstable_by(|a, b| b.cmp(a));
+    let lowest = limit.checked_mul(KEPT).and_then(|kept| scores.get(kept.checked_sub(1)?));
+    lowest.map_or(0, |lowest| lowest.saturating_mul(2).div_ceil(SCORE_OF_QUERY).max(1))
+}
+
+/// The tenants with queries in the last whole period, and how many queries others may have made that are missing.
+async fn tenants(session: &Session) -> Result<(Vec<Usage>, u64), pg::Error> {
     let rows = session
         .query(
             "SELECT colocation_id, tenant_attribute, query_count_in_last_period::int8,
                     greatest(query_count_in_last_period - read_count_in_last_period, 0)::int8,
                     (cpu_usage_in_last_period * 1000000)::int8, format_type(distributioncolumntype, NULL),
-                    count(*) OVER () >= current_setting('citus.stat_tenants_limit')::int
-             FROM citus_stat_tenants_local(true) JOIN pg_dist_colocation ON colocationid = colocation_id
-             WHERE distributioncolumntype <> 0 AND tenant_attribute IS NOT NULL AND octet_length(tenant_attribute) <= $1",
+                    score, current_setting('citus.stat_tenants_limit')::int8,
+                    coalesce(distributioncolumntype <> 0 AND octet_length(tenant_attribute) <= $1, false)
+             FROM citus_stat_tenants_local(true) LEFT JOIN pg_dist_colocation ON colocationid = colocation_id",
             &[(&LONGEST_KEY, Type::INT4)],
         )
         .await?;
-    let full = rows.first().is_some_and(|row| row.get(6));
+    let limit = rows.first().map_or(0, |row| number(row.get(7)));
+    let scores = rows.iter().map(|row| number(row.get(6))).collect();
+    let unlisted = unlisted(usize::try_from(limit).unwrap_or(usize::MAX), scores);
     let mut by_type: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let busy = || rows.iter().filter(|row| row.get::<_, i64>(2) > 0);
+    // Of others it takes places.
+    let busy = || rows.iter().filter(|row| row.get(8) && row.get::<_, i64>(2) > 0);
     for row in busy() {
         by_type.entry(row.get(5)).or_default().push(row.get(1));
     }
@@ -158,12 +178,26 @@ async fn tenants(session: &Session) -> Result<(Vec<Usage>, bool), pg::Error> {
             Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: number(row.get(4)) };
         Some(Usage { tenant, key, counted })
     };
-    Ok((busy().filter_map(counted).collect(), full))
+    Ok((busy().filter_map(counted).collect(), unlisted))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_is_missing_from_a_list_did_no_more_than_those_who_were_kept() {
+        let scores = |queries: &[u64]| queries.iter().map(|count| count * SCORE_OF_QUERY).collect::<Vec<_>>();
+        // There is place for thirty: until then nobody has lost theirs.
+        assert_eq!(unlisted(10, scores(&[900; 19])), 0);
+        // Those with few queries came after the others were dropped.
+        let late: Vec<u64> = [[900; 19].as_slice(), &[70], &[1; 8]].concat();
+        assert_eq!(unlisted(10, scores(&late)), 140);
+        // Halves are not lost, and somebody may be missing however little is done.
+        assert_eq!(unlisted(1, vec![SCORE_OF_QUERY, SCORE_OF_QUERY / 4]), 1);
+        assert_eq!(unlisted(1, vec![0, 0]), 1);
+        assert_eq!(unlisted(0, vec![7]), 0);
+    }
 
     #[test]
     fn a_limit_is_read_as_the_kernel_writes_it() {

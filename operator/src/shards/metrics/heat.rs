@@ -380,6 +380,7 @@ mod tests {
             cpu_limit: 18_000_000,
             free_bytes: None,
             unseen: 0,
+            unlisted: 0,
         };
         let hot = HotTenant {
             tenant: "a".to_owned(),

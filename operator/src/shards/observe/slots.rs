@@ -2,20 +2,11 @@
 
 use tokio_postgres::types::Type;
 
+use super::moves::OPERATIONS;
 use crate::names::Group;
 use crate::pg;
 use crate::shards::observed::{Catalog, LostSlot, RunningMove};
 use crate::shards::sessions::{Door, Sessions};
-
-/// The slots that Citus has noted for taking away after the operation which the process `$1` carries out. The process holds
-/// a lock in Citus' class 10, whose key is the operation's number.
-const NOTED: &str = "
-    SELECT DISTINCT object_name FROM pg_dist_cleanup
-    JOIN pg_locks ON operation_id = (classid::int8 << 32) | objid::int8
-    WHERE locktype = 'advisory' AND objsubid = 10 AND granted AND pid = $1
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND starts_with(object_name, 'citus_shard_move_slot_')
-    ORDER BY 1";
 
 /// The moves under way whose target follows a slot that the source does not have. A server that does not answer now says
 /// nothing about slots. Asked only while something moves.
@@ -31,7 +22,12 @@ pub(super) async fn lost(sessions: &Sessions, catalog: &Catalog) -> Vec<LostSlot
 
 async fn of(sessions: &Sessions, running: &RunningMove) -> Result<Option<String>, pg::Error> {
     let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let rows = coordinator.query(NOTED, &[(&running.pid, Type::INT4)]).await?;
+    // Those that Citus has noted for taking away after the move.
+    let statement = format!(
+        "SELECT DISTINCT object_name FROM pg_dist_cleanup
+         WHERE operation_id IN ({OPERATIONS}) AND starts_with(object_name, 'citus_shard_move_slot_') ORDER BY 1"
+    );
+    let rows = coordinator.query(&statement, &[(&running.pid, Type::INT4)]).await?;
     let noted: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     if noted.is_empty() {
         return Ok(None);

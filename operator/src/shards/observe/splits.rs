@@ -2,6 +2,7 @@
 
 use tokio_postgres::types::Type;
 
+use super::moves::OPERATIONS;
 use super::stall::{self, Cause};
 use crate::names::Group;
 use crate::pg;
@@ -10,21 +11,25 @@ use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::StalledSplit;
 
 /// What one server shows of a split: what is copied, what is followed, what is built, and whether a session of the split
-/// waits for a lock. `$1` and `$2` are as [`stall::ask`] has them.
+/// waits for a lock. `$1` and `$2` are as [`stall::ask`] has them, and `$3` the numbers of the split's operations: what other
+/// splits have left may fail, or get on, and is no matter of this one.
 const SHOWN: &str = "
     SELECT concat_ws(' ', copies, follows, builds, slots), copies IS NOT NULL, follows IS NOT NULL, builds IS NOT NULL,
            (SELECT coalesce(sum(apply_error_count + sync_error_count), 0)::int8 FROM pg_stat_subscription_stats
-            WHERE starts_with(subname, 'citus_shard_split_')),
+            WHERE starts_with(subname, 'citus_shard_split_') AND substring(subname FROM '_([0-9]+)$') = ANY ($3)),
            EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
                    AND (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2))
     FROM (SELECT
         (SELECT string_agg(pid || '=' || bytes_processed, ',' ORDER BY pid) FROM pg_stat_progress_copy) AS copies,
         (SELECT string_agg(subname || '=' || coalesce(latest_end_lsn::text, ''), ',' ORDER BY subname)
-         FROM pg_stat_subscription WHERE starts_with(subname, 'citus_shard_split_')) AS follows,
+         FROM pg_stat_subscription
+         WHERE starts_with(subname, 'citus_shard_split_') AND substring(subname FROM '_([0-9]+)$') = ANY ($3)) AS follows,
         (SELECT string_agg(pid || '=' || phase || blocks_done || tuples_done, ',' ORDER BY pid)
          FROM pg_stat_progress_create_index) AS builds,
         (SELECT string_agg(slot_name || '=' || active, ',' ORDER BY slot_name)
-         FROM pg_replication_slots WHERE starts_with(slot_name, 'citus_shard_split_')) AS slots) AS shown";
+         FROM pg_replication_slots
+         WHERE starts_with(slot_name, 'citus_shard_split_') AND substring(slot_name FROM '_([0-9]+)$') = ANY ($3)) AS slots)
+        AS shown";
 
 /// What one server shows of a split.
 #[derive(Default)]
@@ -52,12 +57,12 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
     for operation in &catalog.operations {
         let Some((shard_id, from)) = operation.split() else { continue };
         // It may have ended meanwhile.
-        let Ok(Some(since)) = since(sessions, operation.pid).await else { continue };
+        let Ok(Some((since, operations))) = begun(sessions, operation.pid).await else { continue };
         let nodes: Vec<Group> = catalog.groups(sessions.topology()).collect();
         let mut shown = Vec::new();
         for group in &nodes {
             // A server that does not answer has no progress to show.
-            shown.extend(of(sessions, *group, operation.pid).await.ok());
+            shown.extend(of(sessions, *group, operation.pid, &operations).await.ok());
         }
         running.push(RunningSplit {
             pid: operation.pid,
@@ -75,16 +80,18 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
     running
 }
 
-/// When the statement of the process `pid` on the coordinator began.
-async fn since(sessions: &Sessions, pid: i32) -> Result<Option<jiff::Timestamp>, pg::Error> {
+/// When the statement of the process `pid` on the coordinator began, and the numbers of its operations. There is none until
+/// Citus begins to make anything for the split.
+async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<(jiff::Timestamp, Vec<String>)>, pg::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let statement = "SELECT query_start FROM pg_stat_activity WHERE pid = $1";
-    let rows = session.query(statement, &[(&pid, Type::INT4)]).await?;
-    Ok(rows.first().and_then(|row| row.get(0)))
+    let statement =
+        format!("SELECT query_start, ARRAY ({OPERATIONS})::text[] FROM pg_stat_activity WHERE pid = $1");
+    let rows = session.query(&statement, &[(&pid, Type::INT4)]).await?;
+    Ok(rows.first().and_then(|row| Some((row.get::<_, Option<_>>(0)?, row.get(1)))))
 }
 
-async fn of(sessions: &Sessions, group: Group, pid: i32) -> Result<Shown, pg::Error> {
-    let row = stall::ask(sessions, group, pid, SHOWN).await?;
+async fn of(sessions: &Sessions, group: Group, pid: i32, operations: &[String]) -> Result<Shown, pg::Error> {
+    let row = stall::ask(sessions, group, pid, SHOWN, &[(&operations, Type::TEXT_ARRAY)]).await?;
     let Some(row) = row.first() else { return Ok(Shown::default()) };
     let phases = [Phase::CopyingData, Phase::CatchingUp, Phase::CreatingConstraints];
     let phase = (1..).zip(phases).filter(|(column, _)| row.get(*column)).map(|(_, phase)| phase).max();

@@ -4,7 +4,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::names::Group;
-use crate::pg;
+use crate::pg::{self, Parameter};
 use crate::shards::act::{self, moves::reaches};
 use crate::shards::observed::{Operation, Stall, StallKind, end_of_prepared};
 use crate::shards::sessions::{Door, Sessions};
@@ -147,22 +147,27 @@ async fn cut_off(sessions: &Sessions, from: Group, to: Group) -> Result<Option<S
 }
 
 /// Asks `group`'s server about the sessions of the move or split whose process on the coordinator is `pid`: of `statement`
-/// `$1` is that process where the server is the coordinator, and `$2` what ends the names of its sessions elsewhere.
+/// `$1` is that process where the server is the coordinator, `$2` what ends the names of its sessions elsewhere, and `more`
+/// follows.
 pub(super) async fn ask(
     sessions: &Sessions,
     group: Group,
     pid: i32,
     statement: &str,
+    more: &[Parameter<'_>],
 ) -> Result<Vec<Row>, pg::Error> {
     let session = sessions.session(group, Door::Dialog).await?;
     let here = if group == Group::Coordinator { pid } else { 0 };
     // The last ten digits of the number that Citus gives to a session in all nodes.
-    session.query(statement, &[(&here, Type::INT4), (&format!("{pid:010}"), Type::TEXT)]).await
+    let name = format!("{pid:010}");
+    let mut parameters: Vec<Parameter<'_>> = vec![(&here, Type::INT4), (&name, Type::TEXT)];
+    parameters.extend_from_slice(more);
+    session.query(statement, &parameters).await
 }
 
 /// Whether the move or split whose process on the coordinator is `pid` builds an index on `target`.
 pub(super) async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -> Result<bool, pg::Error> {
-    Ok(ask(sessions, target, pid, BUILDS).await?.first().is_some_and(|row| row.get(0)))
+    Ok(ask(sessions, target, pid, BUILDS, &[]).await?.first().is_some_and(|row| row.get(0)))
 }
 
 /// Who keeps the move or split whose process on the coordinator is `pid` waiting on `group`'s server.
@@ -173,10 +178,10 @@ pub(super) async fn blocked(
 ) -> Result<Option<String>, pg::Error> {
     // What no session has to end ends by no session: it is the cause of the others that wait.
     let prepared = format!("{BLOCKED_BY_PREPARED} {OURS} ORDER BY prepared.prepared LIMIT 1");
-    if let Some(row) = ask(sessions, group, pid, &prepared).await?.first() {
+    if let Some(row) = ask(sessions, group, pid, &prepared, &[]).await?.first() {
         return Ok(Some(prepared_transaction(group, row)));
     }
-    let rows = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} LIMIT 1")).await?;
+    let rows = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} LIMIT 1"), &[]).await?;
     Ok(rows.first().map(|row| {
         let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
         let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();

@@ -48,6 +48,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
             cpu_limit: 0,
             free_bytes: None,
             unseen: 0,
+            unlisted: 0,
         });
         (*group, NodeLoad { role: node.role, free_bytes: node.free_bytes, ..load })
     });

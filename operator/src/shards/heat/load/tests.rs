@@ -89,7 +89,7 @@ impl Scene {
                 counters: Counters { cpu: counters.cpu + cpu(worker), ..counters },
                 cpu: Some(2000),
                 tenants: tenants.iter().filter(on_it).map(usage).collect(),
-                full: false,
+                unlisted: 0,
                 accesses: Some(accesses.collect()),
             };
             self.counted.insert(node, reading);

@@ -30,7 +30,7 @@ fn reading(second: i64, queries: u64, writes: u64, cpu: u64) -> Reading {
         counters: Counters { queries, writes, cpu },
         cpu: Some(2000),
         tenants: Vec::new(),
-        full: false,
+        unlisted: 0,
         accesses: None,
     }
 }
@@ -146,15 +146,17 @@ fn of_many_tenants_the_largest_are_kept_and_those_that_are_spoken_of() {
     // Few queries, and half of the CPU time; and two keys of one hash.
     now.tenants.push(counted(60, "slow", 5, 0, 5_000_000));
     now.tenants.push(counted(49, "other", 500, 0, 0));
-    now.full = true;
+    now.unlisted = 70;
     let (period, _, names) = scene.period(&marks, &one(now.clone()), &[tenant(0)]);
     let kept: Vec<i32> = period.tenants.iter().map(|load| load.tenant.hash).collect();
     assert_eq!(kept, [0, 60, 49, 49, 48, 47, 46, 45, 44, 43, 42]);
-    assert_eq!(period.nodes[&Group::Worker(0)].unseen, 50 + 41);
+    let load = period.nodes[&Group::Worker(0)];
+    assert_eq!((load.unseen, load.unlisted), (50 + 41, 70));
     assert_eq!(names.of(tenant(49)), "other", "the busier of the two");
     now.tenants.truncate(3);
     let (period, ..) = scene.period(&marks, &one(now.clone()), &[]);
-    assert_eq!(period.nodes[&Group::Worker(0)].unseen, 50, "one with fewer may be missing");
+    let load = period.nodes[&Group::Worker(0)];
+    assert_eq!((load.unseen, load.unlisted), (70, 70), "the server may have left out one with fewer");
 
     // A tenant of a colocation group that has gone.
     now.tenants = vec![Usage { tenant: Tenant { colocation_id: 9, hash: 1 }, ..counted(1, "k", 900, 0, 0) }];

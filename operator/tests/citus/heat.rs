@@ -102,10 +102,7 @@ impl Crowd {
                     }
                     longest.fetch_max(i64::try_from(begun.elapsed().as_millis())?, Ordering::Relaxed);
                     written.fetch_add(1, Ordering::Relaxed);
-                    // The timer's shortest wait is a millisecond: who wants none gets none.
-                    if !pause.is_zero() {
-                        tokio::time::sleep(pause).await;
-                    }
+                    tokio::time::sleep(pause).await;
                 }
                 Ok(())
             }));

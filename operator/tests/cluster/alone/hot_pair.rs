@@ -23,10 +23,12 @@ const TO_ACT: Duration = Duration::from_mins(3);
 /// From the end of the action until the others are relieved: caches and averages follow what has happened, and what is left
 /// of the shard that was cut is removed.
 const TO_RELIEVE: Duration = Duration::from_mins(3);
-/// The others suffer if half of their sends take more than this multiple of what they did before, and are relieved if not. The
-/// p99, of which 1.3 is asked for, is printed: here all nodes, Kubernetes and the load share two processors with the flood,
-/// which goes on, and with all that it costs the coordinator.
-const NOTICEABLE: f64 = 2.0;
+/// The others suffer if the median of their sends is above this multiple of what it was before. The p99, of which 1.3 is asked
+/// for in the end, is printed: here all nodes, Kubernetes and the load share two processors with the flood, which goes on, and
+/// with all that it costs the coordinator.
+const NOTICEABLE: f64 = 1.5;
+/// They are relieved below this multiple, and below what it was during the flood.
+const RELIEVED: f64 = 2.0;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<()> {
@@ -52,8 +54,14 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     let peak = PEOPLE.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
     let rate = format!("--rate={:.0}", SHARE * (peak.sends.per_second + peak.lists.per_second));
     let some_time = [&MIX[..], &[&rate, "--duration=22s"]].concat();
-    let before = PEOPLE.run(&bed, &some_time).await?;
+    // A database that was only just filled has work of its own: the calmer of two times counts.
+    let mut before = PEOPLE.run(&bed, &some_time).await?;
     load::say(&bed, "before", &before);
+    let again = PEOPLE.run(&bed, &some_time).await?;
+    load::say(&bed, "before", &again);
+    if load::p50(&again, &before) < 1.0 {
+        before = again;
+    }
 
     let load = PEOPLE.start(&bed, &[&MIX[..], &[&rate, "--duration=1h", "--warmup=0s"]].concat()).await?;
     let begun = Instant::now();
@@ -76,7 +84,7 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
         let after = PEOPLE.run(&bed, &some_time).await?;
         load::say(&bed, "after", &after);
         let relieved = load::p50(&after, &before);
-        if relieved < NOTICEABLE {
+        if relieved < RELIEVED && relieved < suffering {
             break after;
         }
         ensure!(begun.elapsed() < TO_RELIEVE, "others still suffer: {relieved:.1} x");

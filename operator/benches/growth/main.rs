@@ -13,6 +13,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -32,6 +34,7 @@ mod load;
 #[path = "../../tests/citus/operator.rs"]
 #[allow(dead_code, reason = "tests use more of it")]
 mod operator;
+mod spread;
 #[path = "../../tests/citus/world.rs"]
 #[allow(dead_code, reason = "tests use more of it")]
 mod world;
@@ -116,45 +119,49 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
 
     say("the peak");
     let length = Duration::from_secs(arguments.seconds);
-    let peak = service.load(None, length).await?;
+    let peak = service.load(None, length, &Arc::default()).await?;
     let rate = (peak.sends.per_second + peak.lists.per_second) * SHARE;
     say("the load before");
-    let before = service.load(Some(rate), length).await?;
+    let before = service.load(Some(rate), length, &Arc::default()).await?;
     say("the load while 2 -> 4 -> 2");
     for number in [2, 3] {
         add(&mut world, Group::Worker(number))?;
     }
-    // About as long as both ways take beside it; what moves afterwards is waited for.
-    let lasts = alone.mul_f64(4.0) + Duration::from_secs(20);
+    let ended = Arc::new(AtomicBool::new(false));
     let began = Instant::now();
     let changes = async {
         let mut changes = Vec::new();
         for count in [4, 2] {
-            changes.push(change(&world, &with(count, arguments)).await?);
+            let change = change(&world, &with(count, arguments)).await;
+            changes.push(match change {
+                Ok(change) => anyhow::Ok((count, change, spread::of(&world).await?)),
+                Err(error) => Err(error),
+            });
         }
+        ended.store(true, Ordering::Relaxed);
+        let changes = changes.into_iter().collect::<Result<Vec<_>>>()?;
         anyhow::Ok((changes, began.elapsed()))
     };
-    let (during, changes) = futures::join!(service.load(Some(rate), lasts), changes);
+    let (during, changes) = futures::join!(service.load(Some(rate), LIMIT, &ended), changes);
     let (during, (changes, took)) = (during?, changes?);
-    let covered = if took <= lasts { "the load lasted longer" } else { "the load ended before" };
-    let (moves, failures) = changes
-        .iter()
-        .fold((0, 0), |(moves, failures), change| (moves + change.made.len(), failures + change.failed));
+    let moves: usize = changes.iter().map(|(_, change, _)| change.made.len()).sum();
+    let failures: usize = changes.iter().map(|(_, change, _)| change.failed).sum();
     rows.push(Row::ratio(
         "2 -> 4 -> 2 under load, in seconds",
-        format!("{moves} moves, {failures} failed and were made again; {covered} ({} s)", lasts.as_secs()),
+        format!(
+            "{moves} moves at {:.0} % of the peak, {failures} failed and were made again; {:.1} x of the same without a load",
+            SHARE * 100.0,
+            took.as_secs_f64() / alone.as_secs_f64()
+        ),
         took.as_secs_f64(),
         Limit::None,
     ));
-    let planned = changes.iter().all(Change::is_as_planned);
-    let hashes: Vec<&str> = changes.iter().map(|change| change.plan.hash.as_str()).collect();
-    rows.push(Row::ratio(
-        "moves made other than by the plan's list",
-        format!("plans {}", hashes.join(", ")),
-        f64::from(u8::from(!planned)),
-        Limit::AtMost(0.0),
-    ));
+    for (count, change, spread) in &changes {
+        rows.push(change.as_planned(&format!("to {count} workers under load")));
+        rows.push(spread.row(&format!("after the change to {count} workers under load")));
+    }
     service.audit(&before, &during, &mut rows).await?;
+    spread::two_five(&mut world, arguments, &mut rows).await?;
     write(&world, arguments, &busy, &table::markdown(&rows)).await
 }
 
@@ -190,61 +197,82 @@ async fn write(world: &World, arguments: &Arguments, busy: &str, table: &str) ->
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))
 }
 
-/// Grows without a load, by the operator and by Citus, on the same data: how long the operator takes.
+/// Grows and shrinks without a load, by the operator and by Citus, on the same data: how long the operator takes.
 #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
 async fn alone(world: &mut World, arguments: &Arguments, rows: &mut Vec<Row>, data: i64) -> Result<Duration> {
-    say("2 -> 4 by the operator, nobody else at work");
-    for number in [2, 3] {
-        add(world, Group::Worker(number))?;
+    say("2 -> 4 -> 2 by the operator, nobody else at work");
+    two_more(world, arguments).await?;
+    let mut ours = Vec::new();
+    for count in [4, 2] {
+        let change = change(world, &with(count, arguments)).await?;
+        rows.push(change.as_planned(&format!("to {count} workers, nobody else at work")));
+        ours.push(change);
     }
-    world.settle(&gated(4, arguments)).await?;
-    let ours = change(world, &with(4, arguments)).await?;
-    back(world, arguments).await?;
-    say("2 -> 4 by citus_rebalance_start()");
-    for number in [2, 3] {
-        add(world, Group::Worker(number))?;
-    }
-    world.settle(&gated(4, arguments)).await?;
+    two_less(world, arguments).await?;
+    say("2 -> 4 -> 2 by citus_rebalance_start()");
+    two_more(world, arguments).await?;
     for statement in [
         format!("ALTER SYSTEM SET citus.max_background_task_executors = {}", arguments.parallel),
         "SELECT pg_reload_conf()".to_owned(),
     ] {
         world.ask_client(Group::Coordinator).await?.batch_execute(&statement).await?;
     }
-    let began = Instant::now();
-    let start = "SELECT citus_rebalance_start(shard_transfer_mode => 'force_logical')";
-    world.ask(Group::Coordinator, start).await?;
-    world.ask(Group::Coordinator, "SELECT citus_rebalance_wait()").await?;
-    let theirs = began.elapsed();
-    let count = "SELECT count(*) FROM pg_dist_background_task WHERE status = 'done'";
-    let moves = world.number(Group::Coordinator, count).await?;
-    back(world, arguments).await?;
-    let Change { made, took, .. } = &ours;
+    let leave = "SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', false) FROM pg_dist_node \
+                 WHERE groupid IN (SELECT groupid FROM pg_dist_node WHERE groupid > 0 ORDER BY groupid DESC LIMIT 2)";
+    let mut theirs = Vec::new();
+    for (before, start) in [
+        ("SELECT 1", "SELECT citus_rebalance_start(shard_transfer_mode => 'force_logical')"),
+        (leave, "SELECT citus_rebalance_start(drain_only => true, shard_transfer_mode => 'force_logical')"),
+    ] {
+        let done = "SELECT count(*) FROM pg_dist_background_task WHERE status = 'done'";
+        let earlier = world.number(Group::Coordinator, done).await?;
+        world.ask(Group::Coordinator, before).await?;
+        let began = Instant::now();
+        world.ask(Group::Coordinator, start).await?;
+        world.ask(Group::Coordinator, "SELECT citus_rebalance_wait()").await?;
+        theirs.push((began.elapsed(), world.number(Group::Coordinator, done).await? - earlier));
+    }
+    two_less(world, arguments).await?;
+    let mut totals = [Duration::ZERO; 2];
+    for ((what, one), (took, moves)) in ["2 -> 4", "4 -> 2"].into_iter().zip(&ours).zip(&theirs) {
+        totals[0] += one.took;
+        totals[1] += *took;
+        rows.push(Row::ratio(
+            format!("{what} against citus_rebalance_start alone"),
+            format!(
+                "{:.1} s for {} moves against {:.1} s for {moves}, {} at a time, {} MB of messages",
+                one.took.as_secs_f64(),
+                one.made.len(),
+                took.as_secs_f64(),
+                arguments.parallel,
+                data >> 20
+            ),
+            one.took.as_secs_f64() / took.as_secs_f64(),
+            Limit::None,
+        ));
+    }
+    let [ours, theirs] = totals;
     rows.push(Row::ratio(
-        "2 -> 4 against citus_rebalance_start alone",
-        format!(
-            "{:.1} s for {} moves against {:.1} s for {moves}, {} at a time, {} MB of messages",
-            took.as_secs_f64(),
-            made.len(),
-            theirs.as_secs_f64(),
-            arguments.parallel,
-            data >> 20
-        ),
-        took.as_secs_f64() / theirs.as_secs_f64(),
+        "2 -> 4 -> 2 against citus_rebalance_start alone",
+        format!("{:.1} s against {:.1} s", ours.as_secs_f64(), theirs.as_secs_f64()),
+        ours.as_secs_f64() / theirs.as_secs_f64(),
         Limit::AtMost(1.1),
     ));
-    rows.push(Row::ratio(
-        "the same for each move",
-        "seconds by the operator against seconds by Citus",
-        (took.as_secs_f64() / made.len() as f64) / (theirs.as_secs_f64() / moves as f64),
-        Limit::None,
-    ));
-    Ok(*took)
+    Ok(ours)
 }
 
-/// Shrinks to two workers again, and takes the servers of the others away.
-async fn back(world: &mut World, arguments: &Arguments) -> Result<()> {
-    change(world, &with(2, arguments)).await?;
+/// Adds the servers of two more workers, registered and empty.
+async fn two_more(world: &mut World, arguments: &Arguments) -> Result<()> {
+    for number in [2, 3] {
+        add(world, Group::Worker(number))?;
+    }
+    world.settle(&gated(4, arguments)).await?;
+    Ok(())
+}
+
+/// Takes the servers of the workers away that hold nothing any more.
+async fn two_less(world: &mut World, arguments: &Arguments) -> Result<()> {
+    world.settle(&with(2, arguments)).await?;
     for number in [2, 3] {
         world.remove(Group::Worker(number));
     }
@@ -254,7 +282,8 @@ async fn back(world: &mut World, arguments: &Arguments) -> Result<()> {
 
 /// A change of the count that came true.
 struct Change {
-    plan: MovePlan,
+    /// What was planned, in order; a plan follows another one when that has been carried out and the sizes have changed.
+    plans: Vec<MovePlan>,
     made: Vec<Step>,
     failed: usize,
     /// From the first look to the end of the last move.
@@ -262,28 +291,33 @@ struct Change {
 }
 
 impl Change {
-    /// Whether what was made is the list that the first plan named.
-    fn is_as_planned(&self) -> bool {
-        let planned = self.plan.moves.iter();
-        let mut planned: Vec<Step> = planned
-            .map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to })
-            .collect();
-        let mut made = self.made.clone();
-        // Of those at the same time, any may end first.
-        planned.sort_unstable();
-        made.sort_unstable();
-        planned == made
+    /// Whether what was made is what the plans list, one plan after the other.
+    fn as_planned(&self, what: &str) -> Row {
+        let mut planned: Vec<Step> = Vec::new();
+        for plan in &self.plans {
+            let moves = plan.moves.iter();
+            planned.extend(moves.map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to }));
+        }
+        let plans = self.plans.iter().map(|plan| format!("{} of {} moves", plan.hash, plan.moves.len()));
+        Row::ratio(
+            format!("moves made other than the plan lists, {what}"),
+            format!("plan {}", plans.collect::<Vec<_>>().join(", ")),
+            f64::from(u8::from(planned != self.made)),
+            Limit::AtMost(0.0),
+        )
     }
 }
 
 /// Works as the controller does until `wanted` has come true.
 async fn change(world: &World, wanted: &Wanted) -> Result<Change> {
     let mut operator = Operator::default();
-    let (began, mut took, mut plan) = (Instant::now(), Duration::ZERO, None);
+    let (began, mut took, mut plans) = (Instant::now(), Duration::ZERO, Vec::<MovePlan>::new());
     loop {
         let round = operator.round(world, wanted).await?;
-        if plan.is_none() {
-            plan = round.held_plan();
+        if let Some(plan) = round.held_plan()
+            && plans.last().is_none_or(|last| last.hash != plan.hash)
+        {
+            plans.push(plan);
         }
         if round.is_settled() && round.long.is_empty() {
             break;
@@ -303,8 +337,8 @@ async fn change(world: &World, wanted: &Wanted) -> Result<Change> {
             }
         }
     }
-    let plan = plan.context("there was nothing to move")?;
-    Ok(Change { plan, made: moves(&operator), failed: operator.failed.len(), took })
+    ensure!(!plans.is_empty(), "there was nothing to move");
+    Ok(Change { plans, made: moves(&operator), failed: operator.failed.len(), took })
 }
 
 fn moves(operator: &Operator) -> Vec<Step> {

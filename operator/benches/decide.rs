@@ -57,6 +57,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
                 node: Group::Worker(number % nodes),
                 bytes: (30 << 30) + u64::from(number),
                 median: None,
+                heaviest: None,
             })
             .collect(),
         shard_groups: 8_000,

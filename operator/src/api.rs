@@ -21,7 +21,7 @@ mod table;
 
 pub use heat::{
     ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
-    PinSpec, SizeStatus, StatisticsSpec,
+    LargeShardStatus, PinSpec, SizeStatus, StatisticsSpec,
 };
 pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus, SplitStatus};
 pub use quantity::Amount;

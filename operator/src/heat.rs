@@ -228,6 +228,19 @@ pub struct LargeShard {
     pub bytes: u64,
     /// The hash in the middle of its rows, by [`median`]; `None` if they are all of one hash.
     pub median: Option<i32>,
+    /// The tenant with most rows in it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heaviest: Option<Heaviest>,
+}
+
+/// The tenant with most rows in a shard group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Heaviest {
+    /// Which.
+    pub tenant: Tenant,
+    /// Its part of the rows, in percent.
+    pub percent: u32,
 }
 
 /// What to do now, and why that and no more.

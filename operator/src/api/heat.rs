@@ -181,6 +181,11 @@ pub struct HeatStatus {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]
     pub sizes: Vec<SizeStatus>,
+    /// The shards above `spec.sharding.maxShardSize`, the largest first, and whose most of their rows are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["shard".into()]))]
+    pub large: Vec<LargeShardStatus>,
 }
 
 /// Something that was decided.
@@ -267,4 +272,24 @@ pub struct SizeStatus {
     /// By how many bytes they grew in an hour, over the last day at most; absent before an hour has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth_per_hour: Option<i64>,
+}
+
+/// A shard that is too large, and who fills it: by a sample of its largest table.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LargeShardStatus {
+    /// The lowest id among the shards that move together.
+    pub shard: i64,
+    /// The group of tables, as in `spec.sharding.tables`.
+    #[schemars(length(max = 63))]
+    pub group: String,
+    /// The worker that it is on.
+    pub node: String,
+    /// Bytes of it, indexes and TOAST included, to the nearest MiB.
+    pub bytes: i64,
+    /// The tenant with most rows in it, by the value of its distribution column.
+    #[schemars(length(max = 100))]
+    pub tenant: String,
+    /// Its part of the rows, in percent.
+    pub tenant_percent: i32,
 }

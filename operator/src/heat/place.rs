@@ -100,7 +100,7 @@ pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>
         .filter(|large| large.bytes > limit && source(large).is_some_and(|role| role != Role::Unavailable))
         .collect();
     large.sort_by_key(|large| (Reverse(large.bytes), large.shard_id));
-    for LargeShard { shard_id, node, bytes, median } in large {
+    for LargeShard { shard_id, node, bytes, median, .. } in large {
         match halves(policy, period, *node, *bytes, *median) {
             Ok((at, to)) => return Some(Action::Split { shard_id: *shard_id, from: *node, at, to }),
             Err(reason) => refused.push(Refused { tenant: None, shard_id: Some(*shard_id), reason }),

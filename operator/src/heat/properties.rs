@@ -58,6 +58,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     node: Group::Worker(worker),
                     bytes: gigabytes << 30,
                     median,
+                    heaviest: None,
                 });
                 Period { underway, large: large.collect(), ..period(clock, &nodes, &tenants) }
             });

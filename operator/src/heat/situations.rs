@@ -218,7 +218,7 @@ fn whom_somebody_has_decided_about_is_left_alone() {
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
-    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median }
+    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median, heaviest: None }
 }
 
 #[test]

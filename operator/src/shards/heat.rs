@@ -16,7 +16,7 @@ use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
-use crate::api::{DecisionStatus, HeatStatus, HotTenant, SizeStatus};
+use crate::api::{DecisionStatus, HeatStatus, HotTenant, LargeShardStatus, SizeStatus};
 use crate::heat::{History, Mode, NodeLoad, Reason, Tenant, decide};
 use crate::names::Group;
 use crate::pg;
@@ -60,6 +60,9 @@ pub struct Heat {
     pub cooling_until: Option<Timestamp>,
     /// How large the groups of tables are.
     pub sizes: Vec<SizeStatus>,
+    /// The shard groups that are too large, as far as they were looked into.
+    #[serde(default)]
+    pub large: Vec<LargeShardStatus>,
     /// What each shard group has to do, where shards are spread by that.
     #[serde(default)]
     pub loads: Loads,
@@ -88,6 +91,7 @@ impl Heat {
             refused: self.refused.iter().map(|refusal| refusal.message.clone()).collect(),
             cooling_until: self.cooling_until.map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time),
             sizes: self.sizes.clone(),
+            large: self.large.clone(),
         }
     }
 
@@ -153,8 +157,8 @@ pub async fn look(
             .filter_map(std::future::ready)
             .collect()
             .await;
-    let large = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
-    let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large };
+    let (large, fillers) = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
+    let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large, fillers };
     let stored =
         store::exchange(&session, end, |state, open| judge(state, open, &seen), &period::sizes(&seen)).await;
     if stored.is_err() && session.run("ROLLBACK").await.is_err() {
@@ -194,6 +198,8 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     real_history.hot.retain(|_, streak| streak.unseen <= policy.consecutive_periods);
     // Who is not seen now may still be spoken of.
     names.add(&before.names, &kept);
+    let heaviest: Vec<Tenant> = seen.large.iter().filter_map(|large| Some(large.heaviest?.tenant)).collect();
+    names.add(&seen.fillers, &heaviest);
     let heat = Heat { loads, ..words::heat(seen, &period, &names, &decision, &real.hot, &before.heat) };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,

@@ -259,6 +259,7 @@ impl World {
                 node: shard.node,
                 bytes: count(shard.bytes),
                 median: self.shards.median(shard),
+                heaviest: None,
             })
             .collect()
     }

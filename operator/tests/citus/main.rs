@@ -21,6 +21,7 @@ mod heat;
 mod held_up;
 mod journey;
 mod killer;
+mod large;
 mod leftovers;
 mod moves;
 mod operator;

@@ -29,6 +29,8 @@ pub(super) struct Seen<'a> {
     /// The servers that answered.
     pub(super) readings: &'a BTreeMap<Group, Reading>,
     pub(super) large: Vec<LargeShard>,
+    /// What the tenants are called that fill these.
+    pub(super) fillers: Names,
 }
 
 /// What a server had counted when it was read.
@@ -64,6 +66,12 @@ impl Names {
     pub(super) fn of(&self, tenant: Tenant) -> String {
         let known = self.0.iter().find(|(known, _)| *known == tenant);
         known.map_or_else(|| format!("hash {}", tenant.hash), |(_, key)| key.clone())
+    }
+
+    /// Says what a tenant is called.
+    pub(super) fn set(&mut self, tenant: Tenant, key: String) {
+        self.0.retain(|(known, _)| *known != tenant);
+        self.0.push((tenant, key));
     }
 
     /// Adds those of `tenants` that only `others` know.

@@ -11,7 +11,7 @@ use crate::pg::{self, Session};
 use crate::shards::sessions::{Door, Sessions};
 
 /// Citus cuts keys after 99 bytes: what is as long may be a part of something else.
-const LONGEST_KEY: i32 = 98;
+pub(super) const LONGEST_KEY: i32 = 98;
 
 /// What a server has counted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::period::{Names, Seen, group_name, sizes};
 use super::{Heat, Refusal};
-use crate::api::{DecisionStatus, HotTenant, SizeStatus};
-use crate::heat::{Action, Decision, Hot, Mode, Period, Refused, Tenant};
+use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, SizeStatus};
+use crate::heat::{Action, Decision, Hot, LargeShard, Mode, Period, Refused, Tenant};
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
@@ -34,6 +34,7 @@ pub(super) fn heat(
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),
         cooling_until: decision.cooling_until,
         sizes: shown_sizes(seen, before),
+        large: period.large.iter().filter_map(|large| speaker.large(large)).collect(),
         loads: before.loads.clone(),
         failure: None,
     }
@@ -86,6 +87,26 @@ impl Speaker<'_> {
         }
     }
 
+    fn large(&self, large: &LargeShard) -> Option<LargeShardStatus> {
+        let heaviest = large.heaviest?;
+        Some(LargeShardStatus {
+            shard: large.shard_id,
+            group: self.group(heaviest.tenant),
+            node: large.node.to_string(),
+            bytes: i64::try_from(large.bytes).unwrap_or(i64::MAX) / STEP * STEP,
+            tenant: self.names.of(heaviest.tenant),
+            tenant_percent: i32::try_from(heaviest.percent).unwrap_or(100),
+        })
+    }
+
+    /// Whose most of the rows of a large shard are, in brackets; empty if nobody knows.
+    fn filler(&self, shard_id: i64) -> String {
+        let large = self.period.large.iter().find(|large| large.shard_id == shard_id);
+        large.and_then(|large| large.heaviest).map_or_else(String::new, |heaviest| {
+            format!(" ({} has {} % of its rows)", self.name(heaviest.tenant), heaviest.percent)
+        })
+    }
+
     fn action(&self, action: Action, decision: &Decision) -> String {
         // In the mode Observe it stays a thought.
         let done = self.seen.watch.policy.mode == Mode::Isolate;
@@ -113,7 +134,10 @@ impl Speaker<'_> {
                 let large = self.period.large.iter().find(|large| large.shard_id == shard_id);
                 let bytes = large.map_or(0, |large| large.bytes);
                 let split = say("is split", "would be split");
-                format!("shard {shard_id} on {from} has {bytes} bytes and {split}, onto {first} and {second}")
+                let filler = self.filler(shard_id);
+                format!(
+                    "shard {shard_id} on {from} has {bytes} bytes{filler} and {split}, onto {first} and {second}"
+                )
             }
             Action::Spread { from, to } => format!(
                 "{from} has too much to do and no tenant is to blame: it {} its load with {to}",
@@ -131,7 +155,9 @@ impl Speaker<'_> {
         let reason = refused.reason;
         let whose = match (refused.tenant, refused.shard_id) {
             (Some(tenant), _) => format!("{} stays where it is", self.name(tenant)),
-            (None, Some(shard_id)) => format!("shard {shard_id} is too large and stays as it is"),
+            (None, Some(shard_id)) => {
+                format!("shard {shard_id}{} is too large and stays as it is", self.filler(shard_id))
+            }
             (None, None) => "nothing is done".to_owned(),
         };
         Refusal { reason, message: format!("{whose}: {reason}") }

@@ -42,6 +42,8 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 pub enum Outcome {
     /// Nothing is left to do until something changes.
     Done,
+    /// Nothing is left to do; look again after this time all the same.
+    Rest(Duration),
     /// Something outside has to happen first; look again after this time at the latest.
     Wait(Duration, String),
 }
@@ -207,12 +209,13 @@ impl<R: Reconciler> Step<R> {
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
         let (ended, again) = match &result {
             Ok(Outcome::Done) => (Ended::Done, R::REST),
+            Ok(Outcome::Rest(after)) => (Ended::Done, (*after).min(R::REST)),
             Ok(Outcome::Wait(after, _)) => (Ended::Waiting, *after),
             Err(error) => (Ended::Failed, self.report(&object, &key, error).await),
         };
         let waits_for = match &result {
             Ok(Outcome::Wait(_, why)) => Some(why),
-            Ok(Outcome::Done) | Err(_) => None,
+            Ok(Outcome::Done | Outcome::Rest(_)) | Err(_) => None,
         };
         let milliseconds = started.elapsed().as_millis();
         debug!(controller = R::NAME, cluster = %key, ?ended, waits_for, milliseconds, "reconciled");

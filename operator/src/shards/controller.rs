@@ -18,6 +18,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tracing::{debug, info, warn};
 
 use super::act;
+use super::heat;
 use super::jobs::{Existing, Job, Permission, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
@@ -178,7 +179,7 @@ impl Reconciler for Controller {
     const DEADLINE: Duration = Duration::from_mins(5);
     /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
     /// controller has taken it up, it is named within 30 s. More often would cost a coordinator that has nothing to do more
-    /// than a statement per second.
+    /// than a statement per second. Where load is watched, the end of each period is looked at, too.
     const REST: Duration = Duration::from_secs(18);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
@@ -283,7 +284,8 @@ impl Reconciler for Controller {
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
-        outcome(cluster, round)
+        let rest = wanted.watch.as_ref().map(|watch| heat::until_next(watch, now, Timestamp::now()));
+        outcome(cluster, round, rest)
     }
 
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
@@ -311,8 +313,8 @@ async fn existing(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Err
     Ok(list.items.into_iter().filter_map(group).collect())
 }
 
-/// When to look again.
-fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> {
+/// When to look again; where load is watched, there is more of it to look at after `period`.
+fn outcome(cluster: &DialogCluster, mut round: Round, period: Option<Duration>) -> Result<Outcome, Error> {
     if cluster.spec.paused {
         return Ok(Outcome::Done);
     }
@@ -336,5 +338,5 @@ fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> 
     if round.observed.catalog.is_some() && round.observed.tables.is_empty() {
         return Ok(Outcome::Wait(SOON, "the tables are not there yet".to_owned()));
     }
-    Ok(Outcome::Done)
+    Ok(period.map_or(Outcome::Done, Outcome::Rest))
 }

@@ -6,6 +6,7 @@
 //! stored before anybody acts on it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use jiff::{SignedDuration, Timestamp};
@@ -182,6 +183,15 @@ fn last_end(watch: &Watch, now: Timestamp) -> Option<Timestamp> {
     Timestamp::from_second(now.as_second().div_euclid(length) * length).ok()
 }
 
+/// How long it is from `now` until there is something to look at for whoever did so at `looked`: at the end of each period,
+/// since a tenant has to be hot for periods in a row.
+#[must_use]
+pub fn until_next(watch: &Watch, looked: Timestamp, now: Timestamp) -> Duration {
+    let last = last_end(watch, looked).unwrap_or(looked);
+    let next = last.checked_add(watch.period.saturating_add(SETTLED)).unwrap_or(Timestamp::MAX);
+    Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO)
+}
+
 /// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
 fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     let remembered = before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied();
@@ -215,22 +225,62 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
 mod tests {
     use super::*;
     use crate::heat::Policy;
+    use crate::metrics::Ended;
+    use crate::reconcile::{Pace, Reconciler};
+    use crate::shards::controller::Controller;
+
+    fn watch(period: SignedDuration) -> Watch {
+        Watch { policy: Policy::default(), period, worker_cpu: None, coordinator_cpu: None }
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn whoever_has_nothing_else_to_do_looks_at_every_period() {
+        for seconds in [5, 6, 8, 10, 15, 60, 3600] {
+            let watch = watch(SignedDuration::from_secs(seconds));
+            let (start, begun) = (at("2026-01-05T09:00:03.7Z"), std::time::Instant::now());
+            let (mut now, mut pace) = (start, Pace::default());
+            let mut looked: Vec<Timestamp> = Vec::new();
+            while looked.len() < 50 {
+                let instant = begun + Duration::try_from(now.duration_since(start)).unwrap();
+                if let Some(early) = pace.begin(instant) {
+                    now += SignedDuration::try_from(early).unwrap();
+                    continue;
+                }
+                let end = last_end(&watch, now).unwrap();
+                if looked.last() != Some(&end) {
+                    looked.push(end);
+                }
+                // A round takes its time.
+                let after = now + SignedDuration::from_millis(1300);
+                let rest = until_next(&watch, now, after).min(Controller::REST);
+                now = after + SignedDuration::try_from(pace.end(Ended::Done, rest)).unwrap();
+            }
+            let apart = looked.windows(2).map(|two| two[1].duration_since(two[0]));
+            assert_eq!(apart.filter(|apart| *apart != watch.period).count(), 0, "{seconds} s: {looked:?}");
+        }
+    }
 
     #[test]
     fn a_period_is_over_a_moment_after_its_end() {
-        let watch = Watch {
-            policy: Policy::default(),
-            period: SignedDuration::from_mins(1),
-            worker_cpu: None,
-            coordinator_cpu: None,
-        };
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let watch = watch(SignedDuration::from_mins(1));
         for (now, end) in [
             ("2026-01-05T09:01:00Z", "2026-01-05T09:00:00Z"),
             ("2026-01-05T09:01:01Z", "2026-01-05T09:01:00Z"),
             ("2026-01-05T09:01:59.999Z", "2026-01-05T09:01:00Z"),
         ] {
             assert_eq!(last_end(&watch, at(now)), Some(at(end)), "{now}");
+        }
+        for (looked, now, seconds) in [
+            ("2026-01-05T09:01:01Z", "2026-01-05T09:01:02Z", 59),
+            ("2026-01-05T09:01:59Z", "2026-01-05T09:02:00Z", 1),
+            // It has ended since.
+            ("2026-01-05T09:01:59Z", "2026-01-05T09:02:07Z", 0),
+        ] {
+            assert_eq!(until_next(&watch, at(looked), at(now)), Duration::from_secs(seconds), "{looked}");
         }
         let seen = Heat { end: Some(at("2026-01-05T09:01:00Z")), ..Heat::default() };
         assert!(!seen.is_due(&watch, at("2026-01-05T09:01:59Z")));

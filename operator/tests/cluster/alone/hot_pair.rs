@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_operator::api::{ActionStatus, DialogCluster};
 use dialog_operator::names::{DATABASE, Group};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use crate::bed::{Bed, kubectl_command};
@@ -18,6 +19,12 @@ const MIX: [&str; 3] = ["--lists=0.5", "--skew=uniform", "--connections=16"];
 const SHARE: f64 = 0.25;
 /// Sessions that flood at the same time.
 const SESSIONS: usize = 4;
+/// How long the servers count.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Periods that the pair has to be hot.
+const PERIODS: u32 = 2;
+/// What it takes until all sessions flood.
+const A_LOOK: Duration = Duration::from_secs(3);
 /// From the flood until it is somewhere else: two periods that count, one that does not, and the split.
 const TO_ACT: Duration = Duration::from_mins(3);
 /// From the end of the action until the others are relieved: caches and averages follow what has happened, and what is left
@@ -43,9 +50,9 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
             "mode": "Isolate",
             "sharePercent": 40,
             "minQueries": 200,
-            "consecutivePeriods": 2,
+            "consecutivePeriods": PERIODS,
             "dedicatedWorkers": 1,
-            "statistics": {"period": "10s"},
+            "statistics": {"period": format!("{}s", PERIOD.as_secs())},
         }});
     })
     .await?;
@@ -66,10 +73,13 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     let load = PEOPLE.start(&bed, &[&MIX[..], &[&rate, "--duration=1h", "--warmup=0s"]].concat()).await?;
     let begun = Instant::now();
     let flood = Flood::begin(&bed).await?;
+    let by_clock = Timestamp::now();
     let isolated = |cluster: &DialogCluster| isolated(cluster, &flood.dialog);
     let cluster = bed.until("the pair isolated", TO_ACT, |cluster| isolated(cluster).is_some()).await?;
     let action = isolated(&cluster).context("it was there a moment ago")?;
     bed.say(format!("{:.1} s after the flood began: {action:?}", begun.elapsed().as_secs_f64()));
+    let found = Duration::try_from(action.decided.0.duration_since(by_clock)).unwrap_or_default();
+    ensure!(found <= PERIOD * (PERIODS + 1) + A_LOOK, "found {found:?} after the flood began");
     let during = load.stop(&bed).await?;
     load::say(&bed, "during", &during);
     ensure!(during.is_whole(), "{}", during.text());

@@ -176,7 +176,7 @@ pub struct HeatStatus {
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub actions: Vec<ActionStatus>,
-    /// How large the groups of tables are.
+    /// How large the groups of tables are: the 64 largest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]

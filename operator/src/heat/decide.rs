@@ -48,6 +48,7 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     decision.retargeted = retarget(&period, &mut decision.refused);
     history.imagined.retarget(&mut decision.retargeted);
     if period.underway {
+        decision.refused.truncate(NAMED);
         return (decision, history);
     }
     let action = choose(policy, &history, &period, &hot, &untold, &mut decision.refused);

@@ -358,3 +358,15 @@ fn a_worker_full_of_somebody_who_belongs_there_is_relieved_of_the_others() {
     // Where nearly everything is its own doing there is nothing to move.
     assert_eq!((pinned(90).action, &pinned(90).refused[..]), (None, &[refused(7, Reason::TooHot)][..]));
 }
+
+#[test]
+fn no_more_is_refused_than_the_status_takes_whether_or_not_shards_move() {
+    let gone: Vec<Pin> = (0..30).map(|number| tenant(number).pin(Group::Worker(7))).collect();
+    let full = three().map(|node| NodeLoad { role: Role::Draining, ..node });
+    for underway in [true, false] {
+        let period = Period { pins: gone.clone(), underway, ..period(0, &full, &[]) };
+        let refused = run(&policy(), [period])[0].refused.clone();
+        assert_eq!(refused.len(), 20, "{refused:?}");
+        assert!(refused.iter().all(|refused| refused.reason == Reason::NoHeadroom));
+    }
+}

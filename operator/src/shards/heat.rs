@@ -5,6 +5,7 @@
 //! it does not matter when in the next one they are read, or by whom: a period is looked at once, and what came of it is
 //! stored before anybody acts on it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ use store::Judged;
 
 /// Servers that are asked at the same time.
 const AT_ONCE: usize = 16;
+/// Groups of tables whose sizes the status shows: as many as its schema takes.
+const SHOWN_SIZES: usize = 64;
 /// How long after the end of a period its figures are read: clocks differ a little.
 const SETTLED: SignedDuration = SignedDuration::from_secs(1);
 
@@ -86,12 +89,14 @@ impl Heat {
     /// What the status shows beside the hot tenants, with what was done.
     #[must_use]
     pub fn status(&self, acts: &[Act]) -> HeatStatus {
+        let mut sizes: Vec<&SizeStatus> = self.sizes.iter().collect();
+        sizes.sort_by_key(|size| (Reverse(size.bytes), &size.group));
         HeatStatus {
             actions: acts.iter().rev().map(Act::status).collect(),
             last: self.last.clone(),
             refused: self.refused.iter().map(|refusal| refusal.message.clone()).collect(),
             cooling_until: self.cooling_until.map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time),
-            sizes: self.sizes.clone(),
+            sizes: sizes.into_iter().take(SHOWN_SIZES).cloned().collect(),
             large: self.large.clone(),
         }
     }
@@ -223,7 +228,10 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
 
 #[cfg(test)]
 mod tests {
+    use kube::CustomResourceExt;
+
     use super::*;
+    use crate::api::DialogCluster;
     use crate::heat::Policy;
     use crate::metrics::Ended;
     use crate::reconcile::{Pace, Reconciler};
@@ -235,6 +243,29 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
+    }
+
+    /// How many items the schema lets a list of `status.heat` have.
+    fn most(list: &str) -> usize {
+        let schema = serde_json::to_value(DialogCluster::crd()).unwrap();
+        let heat = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/heat/properties";
+        let most = schema.pointer(&format!("{heat}/{list}/maxItems")).and_then(serde_json::Value::as_u64);
+        usize::try_from(most.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_status_has_no_more_sizes_than_its_schema_takes_and_the_largest_of_them() {
+        let size = |number: i64| SizeStatus {
+            group: format!("group-{number}"),
+            shards: 1,
+            bytes: number << 20,
+            largest_bytes: number << 20,
+            growth_per_hour: None,
+        };
+        let heat = Heat { sizes: (0..66).map(size).collect(), ..Heat::default() };
+        let shown = heat.status(&[]).sizes;
+        assert_eq!(shown.len(), most("sizes"));
+        assert_eq!((shown[0].bytes, shown[63].bytes), (65 << 20, 2 << 20));
     }
 
     #[test]

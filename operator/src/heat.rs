@@ -46,6 +46,8 @@ pub struct Policy {
     pub mode: Mode,
     /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent.
     pub share_percent: u32,
+    /// Nobody harms a node that spends no more of its CPU time than this, in percent.
+    pub min_cpu_percent: u32,
     /// A tenant with fewer queries in a period is not, nor one with fewer writes for its share of writes.
     pub min_queries: u64,
     /// Periods that it has to be hot without a break; at least 1.
@@ -68,6 +70,7 @@ impl Default for Policy {
         Self {
             mode: Mode::Isolate,
             share_percent: 20,
+            min_cpu_percent: 30,
             min_queries: 100,
             consecutive_periods: 3,
             cooldown: SignedDuration::from_hours(1),
@@ -93,6 +96,7 @@ impl Policy {
                 HotTenantsMode::Isolate => Mode::Isolate,
             },
             share_percent: u32::try_from(hot.share_percent).unwrap_or(0),
+            min_cpu_percent: u32::try_from(hot.min_cpu_percent).unwrap_or(0),
             min_queries: u64::try_from(hot.min_queries).unwrap_or(0),
             consecutive_periods: u32::try_from(hot.consecutive_periods).unwrap_or(0),
             cooldown: time(hot.cooldown()),

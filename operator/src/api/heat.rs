@@ -17,11 +17,15 @@ pub struct HotTenantsSpec {
     /// Whether they are looked for.
     #[serde(default)]
     pub mode: HotTenantsMode,
-    /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent, if the worker spends more
-    /// than 30 % of its CPU time.
+    /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent.
     #[serde(default = "defaults::share_percent")]
     #[schemars(range(min = 5, max = 100))]
     pub share_percent: i32,
+    /// Nobody is hot on a worker that spends no more of its CPU time than this, in percent of `workers.resources.limits.cpu`,
+    /// or of all cores of its Kubernetes node where there is no limit: less is meant for workers that share a large one.
+    #[serde(default = "defaults::min_cpu_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_cpu_percent: i32,
     /// A tenant with fewer queries in a period is not hot, nor one with fewer writes for its part of the writes.
     #[serde(default = "defaults::min_queries")]
     #[schemars(range(min = 1))]

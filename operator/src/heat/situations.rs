@@ -370,3 +370,14 @@ fn no_more_is_refused_than_the_status_takes_whether_or_not_shards_move() {
         assert!(refused.iter().all(|refused| refused.reason == Reason::NoHeadroom));
     }
 }
+
+#[test]
+fn where_workers_share_many_cores_a_small_part_of_them_may_be_much() {
+    // An eighth of the machine would be this worker's if all others were busy, too.
+    let nodes = [node(Role::Shared, 10), node(Role::Shared, 2), node(Role::Shared, 2)];
+    let minutes = || (0..3).map(|minute| period(minute, &nodes, &[load(7, 0, 6)]));
+    let found = |min_cpu_percent| run(&Policy { min_cpu_percent, ..policy() }, minutes())[2].clone();
+    assert_eq!((found(30).hot, found(30).action), (Vec::new(), None));
+    assert!(matches!(found(5).action, Some(Action::Isolate { .. })), "{:?}", found(5));
+    assert_eq!(found(10).hot, [], "no more than this");
+}

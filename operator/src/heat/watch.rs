@@ -7,8 +7,6 @@ use super::{History, NodeLoad, Period, Policy, Streak, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::rebalance::Role;
 
-/// A node that spends less of its CPU time than this is not harmed by anybody, in percent.
-const IDLE_PERCENT: u64 = 30;
 /// A node that spends more has too much to do, and no target may come to more, in percent.
 pub(super) const BUSY_PERCENT: u64 = 80;
 /// What a busy node spends on shards that may be moved, at least, if that is to be worth it, in percent.
@@ -116,7 +114,7 @@ fn notable(policy: &Policy, period: &Period) -> Vec<TenantLoad> {
 
 /// How hot a tenant is, and its largest share, in hundredths of a percent.
 fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
-    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, IDLE_PERCENT);
+    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, policy.min_cpu_percent.into());
     if load.queries < policy.min_queries || idle || node.role == Role::Unavailable {
         return (Heat::Cold, 0);
     }

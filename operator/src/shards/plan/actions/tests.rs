@@ -329,6 +329,21 @@ fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
     let (gone, _) = steps(&pinned, &wanted(3));
     assert!(matches!(gone[..], [Step::RemovePin { tenant: TENANT, .. }]), "{gone:?}");
 
+    // Nor is anything kept for tables that are gone, whoever asked for it; catalogs that nobody could read say nothing.
+    let nowhere = Tenant { colocation_id: 9, ..TENANT };
+    for author in [Author::Policy, Author::Spec] {
+        let mut dropped = observed();
+        dropped.kept.pins = vec![KeptPin { tenant: nowhere, author, ..pin(Group::Worker(0)) }];
+        let (gone, _) = steps(&named(dropped.clone()), &decided(None));
+        assert!(
+            matches!(&gone[..], [Step::RemovePin { tenant, why, .. }] if *tenant == nowhere && why == "its tables are gone"),
+            "{gone:?}"
+        );
+        dropped.catalog = None;
+        let (unread, _) = steps(&named(dropped), &decided(None));
+        assert!(!unread.iter().any(|step| matches!(step, Step::RemovePin { .. })), "{unread:?}");
+    }
+
     // What the policy has begun is not done, nor what is not asked for any more.
     let policy = named(with(vec![isolation(TENANT.hash)]));
     let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };

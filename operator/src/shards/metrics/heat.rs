@@ -103,6 +103,7 @@ pub struct Metrics {
     refused: Family<ByReason, Gauge>,
     size: Family<ByTables, Gauge>,
     largest: Family<ByTables, Gauge>,
+    growth: Family<ByTables, Gauge>,
 }
 
 impl Default for Metrics {
@@ -122,6 +123,7 @@ impl Default for Metrics {
             refused: Family::default(),
             size: Family::default(),
             largest: Family::default(),
+            growth: Family::default(),
         }
     }
 }
@@ -152,6 +154,8 @@ impl Metrics {
             Unit::Bytes,
             metrics.largest.clone(),
         );
+        let growth = "By how many bytes it grew in an hour, over the last day at most; absent before an hour has passed";
+        registry.register("tables_growth_bytes_per_hour", growth, metrics.growth.clone());
         let started = "What was begun about load and size, by kind";
         registry.register("actions_started", started, metrics.started.clone());
         let ended = "What became of it, by kind and outcome";
@@ -226,6 +230,9 @@ impl Metrics {
         for size in &now.sizes {
             self.size.get_or_create(&names.tables(size)).set(size.bytes);
             self.largest.get_or_create(&names.tables(size)).set(size.largest_bytes);
+            if let Some(growth) = size.growth_per_hour {
+                self.growth.get_or_create(&names.tables(size)).set(growth);
+            }
         }
     }
 
@@ -258,6 +265,7 @@ impl Metrics {
         for size in &heat.sizes {
             self.size.remove(&names.tables(size));
             self.largest.remove(&names.tables(size));
+            self.growth.remove(&names.tables(size));
         }
     }
 }
@@ -391,7 +399,15 @@ mod tests {
             writes_per_second: 10,
             periods: 3,
         };
+        let size = |group: &str, growth_per_hour| SizeStatus {
+            group: group.to_owned(),
+            shards: 24,
+            bytes: 5 << 20,
+            largest_bytes: 1 << 20,
+            growth_per_hour,
+        };
         let heat = Heat {
+            sizes: vec![size("dialog", Some(-70)), size("user", None)],
             length: SignedDuration::from_mins(1),
             nodes: BTreeMap::from([(Group::Worker(0), load)]),
             hot: vec![hot],
@@ -408,9 +424,11 @@ mod tests {
             "hot_tenants{namespace=\"ns\",cluster=\"chat\"} 1",
             "group=\"worker-0\",tables=\"dialog\",tenant=\"a\"} 0.52",
             "refused_actions{namespace=\"ns\",cluster=\"chat\",reason=\"TooHot\"} 1",
+            "tables_growth_bytes_per_hour{namespace=\"ns\",cluster=\"chat\",tables=\"dialog\"} -70",
         ] {
             assert!(shown.contains(line), "{line} is not in:\n{shown}");
         }
+        assert!(!shown.contains("per_hour{namespace=\"ns\",cluster=\"chat\",tables=\"user\""), "{shown}");
         let calm = Heat { hot: Vec::new(), refused: Vec::new(), ..heat.clone() };
         metrics.show("ns", "chat", Some(&heat), Some(&calm));
         let shown = text(&registry);

@@ -79,7 +79,10 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
             finding(Holds::True, "CoolingDown", format!("{who}; nothing more is done before {until}"))
         }
         (None, _) if acts => finding(Holds::True, "Noticed", who),
-        (None, Some(last)) => finding(Holds::True, "WouldHaveActed", format!("{who}; {}", last.message)),
+        (None, Some(last)) => {
+            let message = format!("{who}; decided {}: {}", last.at.0, last.message);
+            finding(Holds::True, "WouldHaveActed", message)
+        }
         (None, None) => finding(Holds::True, "Noticed", who),
     }
 }

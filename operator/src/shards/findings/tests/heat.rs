@@ -42,7 +42,7 @@ fn a_hot_tenant_is_named_with_what_follows() {
         (Heat::default(), ("False", "NoneHot", String::from("no tenant takes a large part of its worker"))),
         (hot(2), ("True", "Noticed", format!("{who}; something follows after 3 periods in a row"))),
         (Heat { last: Some(decided(10)), ..hot(3) }, ("True", "WouldAct", "dialog 7 would go".to_owned())),
-        (lasting(), ("True", "WouldHaveActed", format!("{who}; dialog 7 would go"))),
+        (lasting(), ("True", "WouldHaveActed", format!("{who}; decided {}: dialog 7 would go", at(8)))),
         (
             Heat { cooling_until: Some(at(70)), ..lasting() },
             ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),

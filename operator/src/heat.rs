@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::api::{Amount, HotTenantsMode, ShardingSpec};
 use crate::names::Group;
-use crate::shards::rebalance::{Pin, Role};
+use crate::shards::rebalance::{Pin, Role, Strategy};
 
 mod decide;
 #[cfg(test)]
@@ -61,6 +61,8 @@ pub struct Policy {
     pub max_shard_bytes: Option<u64>,
     /// Neither isolation nor split makes more shard groups than this.
     pub max_shard_groups: usize,
+    /// What the planner of moves makes even: only [`Strategy::ByLoad`] relieves a worker that has too much to do.
+    pub strategy: Strategy,
 }
 
 impl Default for Policy {
@@ -75,6 +77,7 @@ impl Default for Policy {
             release_after: SignedDuration::from_hours(7 * 24),
             max_shard_bytes: Some(20 << 30),
             max_shard_groups: 10_000,
+            strategy: Strategy::BySize,
         }
     }
 }
@@ -100,6 +103,7 @@ impl Policy {
             release_after: time(hot.release_after()),
             max_shard_bytes: spec.max_shard_size.units(),
             max_shard_groups: number(hot.max_shard_groups),
+            strategy: spec.rebalance.strategy.into(),
         }
     }
 }
@@ -328,10 +332,29 @@ impl Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refused {
-    /// For the sake of this tenant, or of a large shard group.
+    /// For the sake of this tenant, or of a large shard group, or of a node.
     pub tenant: Option<Tenant>,
     /// The shard group that is too large.
     pub shard_id: Option<i64>,
+    /// The node that has too much to do.
+    pub node: Option<Group>,
     /// Why not.
     pub reason: Reason,
+}
+
+impl Refused {
+    /// For a tenant's sake.
+    fn tenant(tenant: Tenant, reason: Reason) -> Self {
+        Self { tenant: Some(tenant), shard_id: None, node: None, reason }
+    }
+
+    /// For a large shard group's.
+    fn shard(shard_id: i64, reason: Reason) -> Self {
+        Self { tenant: None, shard_id: Some(shard_id), node: None, reason }
+    }
+
+    /// For a node's.
+    fn node(node: Group, reason: Reason) -> Self {
+        Self { tenant: None, shard_id: None, node: Some(node), reason }
+    }
 }

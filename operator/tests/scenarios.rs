@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dialog_operator::heat::{Action, Mode, Reason};
 use dialog_operator::names::Group;
+use dialog_operator::shards::rebalance::Strategy;
 use dialog_operator::simulate::{Outcome, Scenario, simulate};
 
 fn directory() -> PathBuf {
@@ -88,6 +89,18 @@ fn a_flash_crowd_is_spread() {
     assert!(outcome.actions.iter().all(|acted| matches!(acted.action, Action::Spread { .. })));
     assert!(!outcome.actions.is_empty());
     assert!(outcome.busy_minutes * 4 < outcome.busy_minutes_without.unwrap());
+}
+
+#[test]
+fn a_flash_crowd_stays_where_shards_do_not_go_by_load_and_that_is_said() {
+    let mut scenario = scenario("flash-crowd.yaml");
+    scenario.policy.strategy = Strategy::BySize;
+    let outcome = simulate(&scenario);
+    assert!(outcome.actions.is_empty(), "{:?}", outcome.actions);
+    assert_eq!(Some(outcome.busy_minutes), outcome.busy_minutes_without);
+    let [spell] = &outcome.refused[..] else { panic!("{:?}", outcome.refused) };
+    assert_eq!((spell.subject.as_str(), spell.reason), ("worker-2", Reason::NotByLoad));
+    assert!(spell.periods > 100, "{spell:?}");
 }
 
 #[test]

@@ -52,9 +52,7 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     }
     let action = choose(policy, &history, &period, &hot, &untold, &mut decision.refused);
     let unlisted = untold.iter().filter(|(_, why)| **why == Untold::Unlisted);
-    let refused =
-        |tenant: &Tenant| Refused { tenant: Some(*tenant), shard_id: None, reason: Reason::Unlisted };
-    decision.refused.extend(unlisted.map(|(tenant, _)| refused(tenant)));
+    decision.refused.extend(unlisted.map(|(tenant, _)| Refused::tenant(*tenant, Reason::Unlisted)));
     decision.refused.truncate(NAMED);
     let acted = history.acted.max(history.imagined.acted);
     let cooling = acted.and_then(|acted| acted.checked_add(policy.cooldown).ok()).filter(|end| *end > now);
@@ -111,13 +109,13 @@ fn choose(
         };
         match attempt {
             Ok(found) => action = action.or(found),
-            Err(reason) => refused.push(Refused { tenant: Some(load.tenant), shard_id: None, reason }),
+            Err(reason) => refused.push(Refused::tenant(load.tenant, reason)),
         }
     }
-    action
-        .or_else(|| split(policy, period, refused))
-        .or_else(|| spread(policy, history, period))
-        .or_else(|| release(policy, history, period, untold))
+    let action = action.or_else(|| split(policy, period, refused));
+    // What keeps a busy worker busy is said whatever is done about others.
+    let relief = spread(policy, history, period, refused);
+    action.or(relief).or_else(|| release(policy, history, period, untold))
 }
 
 /// A tenant that has its own shard already is never moved around; at most there is something to say.

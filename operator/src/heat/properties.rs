@@ -27,9 +27,9 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
         prop::bool::weighted(0.1),
         prop::collection::vec((0..6_i64, 0..4_u32, 15..30_u64, prop::option::weighted(0.8, -3..3_i32)), 0..2),
     );
-    let rules = (1..4_u32, 0..40_i64, 0..4_usize, 5..60_u32, any::<bool>());
+    let rules = (1..4_u32, 0..40_i64, 0..4_usize, 5..60_u32, any::<bool>(), any::<bool>());
     (prop::collection::vec(minute, 1..120), rules).prop_map(
-        |(minutes, (periods, cooldown, most, share, observe))| {
+        |(minutes, (periods, cooldown, most, share, observe, by_load))| {
             let policy = Policy {
                 mode: if observe { Mode::Observe } else { Mode::Isolate },
                 share_percent: share,
@@ -38,6 +38,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 max_isolated: most,
                 release_after: MINUTE * 10,
                 max_shard_groups: 52,
+                strategy: if by_load { Strategy::ByLoad } else { Strategy::BySize },
                 ..policy()
             };
             let mut clock = 0;
@@ -199,6 +200,8 @@ fn there_is_everything_in_random_hours() {
         "Budget",
         "TooManyShards",
         "Unlisted",
+        "NotByLoad",
+        "AllBusy",
         "a cooldown",
         "a new target",
     ] {
@@ -223,6 +226,10 @@ proptest! {
         for Answer { period, decision, .. } in live(&policy, &periods) {
             // A clock that was set back brings the last action with it.
             last = last.map(|last| last.min(period.end));
+            // What is refused keeps nobody waiting: only what was done does.
+            if let Some(until) = decision.cooling_until {
+                prop_assert_eq!(last.map(|last| last + policy.cooldown), Some(until));
+            }
             if decision.action.is_some() {
                 prop_assert!(last.is_none_or(|last| period.end.duration_since(last) >= policy.cooldown));
                 last = Some(period.end);
@@ -247,6 +254,7 @@ proptest! {
                     prop_assert!(times >= lasting, "{} times", times);
                 }
                 Action::Spread { from, to } => {
+                    prop_assert!(policy.strategy == Strategy::ByLoad, "nothing would come of it");
                     prop_assert!(from != to && period.nodes[&to].role == Role::Shared);
                     let busy = |answer: &&&Answer| {
                         let node = answer.period.nodes[&from];

@@ -29,6 +29,14 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// A node has too much to do, and shards are not spread by load.
+    #[error(
+        "its shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or give the workers more CPU"
+    )]
+    NotByLoad,
+    /// A node has too much to do, and no other has little.
+    #[error("no other worker has CPU time to spare: add a worker, or give the workers more CPU")]
+    AllBusy,
     /// A pinned tenant may be quiet, and nobody knows.
     #[error(
         "whether it is quiet is not known, as it is not among the tenants that its worker counts, and these are busy: raise \
@@ -48,6 +56,8 @@ impl Reason {
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::NotByLoad => "NotByLoad",
+            Self::AllBusy => "AllBusy",
             Self::Unlisted => "Unlisted",
         }
     }

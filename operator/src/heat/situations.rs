@@ -4,7 +4,7 @@ use super::fixture::{MINUTE, actions, at, load, node, period, policy, run, tenan
 use super::*;
 
 fn refused(number: i32, reason: Reason) -> Refused {
-    Refused { tenant: Some(tenant(number)), shard_id: None, reason }
+    Refused::tenant(tenant(number), reason)
 }
 
 #[test]
@@ -85,6 +85,34 @@ fn a_busy_worker_without_a_hot_tenant_has_its_shards_spread() {
     let all = [node(Role::Shared, 90), node(Role::Shared, 85)];
     let decisions = run(&policy(), (0..9).map(|minute| period(minute, &all, &crowd)));
     assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    let said = decisions
+        .iter()
+        .map(|decision| decision.refused.iter().any(|refused| refused.reason == Reason::AllBusy));
+    assert_eq!(said.collect::<Vec<_>>(), (0..9).map(|minute| minute >= 2).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_busy_worker_whose_shards_do_not_go_by_load_is_named_and_keeps_nobody_waiting() {
+    let policy = Policy { strategy: Strategy::BySize, ..policy() };
+    let nodes = [node(Role::Shared, 90), node(Role::Shared, 70), node(Role::Shared, 20)];
+    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
+    let spammer = load(50, 1, 40);
+    let evening = |minute: i64| {
+        let mut tenants = crowd.clone();
+        tenants.extend((minute >= 20).then_some(spammer));
+        period(minute, &nodes, &tenants)
+    };
+    let decisions = run(&policy, (0..23).map(evening));
+    let busy = Refused::node(Group::Worker(0), Reason::NotByLoad);
+    for (minute, decision) in decisions.iter().enumerate() {
+        assert_eq!(decision.refused.contains(&busy), minute >= 2, "minute {minute}: {decision:?}");
+        assert_eq!(
+            (decision.action.is_some(), decision.cooling_until),
+            (minute == 22, None),
+            "minute {minute}"
+        );
+    }
+    assert!(matches!(decisions[22].action, Some(Action::Isolate { to: Group::Worker(2), .. })));
 }
 
 #[test]
@@ -231,8 +259,7 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     let to = [Group::Worker(2), Group::Worker(0)];
     let split = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to };
     assert_eq!(decision.action, Some(split));
-    let whole = Refused { tenant: None, shard_id: Some(4), reason: Reason::Indivisible };
-    assert_eq!(decision.refused, [whole]);
+    assert_eq!(decision.refused, [Refused::shard(4, Reason::Indivisible)]);
 
     let full = Period { shard_groups: 1000, ..grown.clone() };
     let decision = &run(&policy(), [full])[0];

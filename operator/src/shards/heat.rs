@@ -199,7 +199,6 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
         action,
         tenant: action.tenant().map(|tenant| names.of(tenant)),
         why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
-        by_load: seen.world.wanted.rebalance.policy.strategy == Strategy::ByLoad,
     });
     names.keep(&history, &period);
     Judged { state: State { history, real: real_history, marks, names, heat }, period, moving, begun }

@@ -90,7 +90,7 @@ pub struct Retargeted {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spell {
-    /// What people call the tenant, or the shard.
+    /// What people call the tenant, or the shard; or the worker.
     pub subject: String,
     /// Why.
     pub reason: Reason,
@@ -112,12 +112,15 @@ pub struct Peak {
     pub at: u64,
 }
 
+/// Why something was refused, and for whose sake: a tenant's, a shard's or a worker's.
+type Cause = (Reason, Option<Tenant>, Option<i64>, Option<Group>);
+
 /// Collects what is decided.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub(super) actions: Vec<Acted>,
     pub(super) retargeted: Vec<Retargeted>,
-    refused: BTreeMap<(Reason, Option<Tenant>, Option<i64>), Spell>,
+    refused: BTreeMap<Cause, Spell>,
     pub(super) hot: BTreeSet<Tenant>,
     pub(super) demand: BTreeMap<Group, Vec<f64>>,
     periods: usize,
@@ -147,13 +150,14 @@ impl Log {
             let Pin { node: to, .. } = *pin;
             self.retargeted.push(Retargeted { at, tenant: name(pin.into()), to });
         }
-        for Refused { tenant, shard_id, reason } in decision.refused.iter().copied() {
-            let subject = || match (tenant, shard_id) {
-                (Some(tenant), _) => name(tenant),
-                (None, Some(shard)) => format!("shard {shard}"),
-                (None, None) => String::new(),
+        for Refused { tenant, shard_id, node, reason } in decision.refused.iter().copied() {
+            let subject = || match (tenant, shard_id, node) {
+                (Some(tenant), ..) => name(tenant),
+                (_, Some(shard), _) => format!("shard {shard}"),
+                (_, _, Some(node)) => node.to_string(),
+                (None, None, None) => String::new(),
             };
-            let spell = self.refused.entry((reason, tenant, shard_id)).or_insert_with(|| Spell {
+            let spell = self.refused.entry((reason, tenant, shard_id, node)).or_insert_with(|| Spell {
                 subject: subject(),
                 reason,
                 between: [at, at],

@@ -42,11 +42,15 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     let decided = heat.last.as_ref().filter(|_| heat.is_decided_now());
     let lasting = i32::try_from(watch.policy.consecutive_periods).unwrap_or(i32::MAX);
     let who = format!("hot: {}", names.join(", "));
-    // That somebody stays pinned harms nobody.
-    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted;
-    if let Some(refusal) = heat.refused.iter().find(harmful) {
+    let refused = |refusal: &Refusal| {
         let who = if names.is_empty() { String::new() } else { format!("{who}; ") };
-        return finding(Holds::True, "NothingHelps", format!("{who}{}", refusal.message));
+        format!("{who}{}", refusal.message)
+    };
+    let of_a_worker = |refusal: &&Refusal| matches!(refusal.reason, Reason::NotByLoad | Reason::AllBusy);
+    // That somebody stays pinned harms nobody.
+    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted && !of_a_worker(refusal);
+    if let Some(refusal) = heat.refused.iter().find(harmful) {
+        return finding(Holds::True, "NothingHelps", refused(refusal));
     }
     let acts = watch.policy.mode == Mode::Isolate;
     if let Some(decided) = decided.filter(|_| !acts) {
@@ -61,6 +65,9 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if let Some(act) = last.filter(recent).filter(|act| acts && act.outcome == Some(Outcome::Failed)) {
         let note = act.note.as_deref().unwrap_or("nobody knows why");
         return finding(Holds::True, "ActionFailed", format!("{}; it could not be done: {note}", act.why));
+    }
+    if let Some(refusal) = heat.refused.iter().find(of_a_worker) {
+        return finding(Holds::True, "WorkerBusy", refused(refusal));
     }
     if names.is_empty() {
         return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());

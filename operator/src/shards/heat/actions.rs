@@ -209,8 +209,6 @@ pub(super) struct Begun {
     pub(super) action: Action,
     pub(super) tenant: Option<String>,
     pub(super) why: String,
-    /// Whether shards are spread by load.
-    pub(super) by_load: bool,
 }
 
 /// A row of `dialog_operator.pins`.
@@ -266,14 +264,10 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
             (Some(Outcome::Done), None)
         }
         // The planner needs no other word: it goes by the same load, and moves what is worth it.
-        Action::Spread { .. } if begun.by_load => (
+        Action::Spread { .. } => (
             Some(Outcome::Done),
             Some("shards are spread by load: see status.plan and the condition Balanced"),
         ),
-        Action::Spread { .. } => {
-            let note = "shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or add a worker";
-            (Some(Outcome::Dropped), Some(note))
-        }
     };
     let figures = Figures::of(period, begun.action);
     session

@@ -129,10 +129,11 @@ impl Speaker<'_> {
 
     fn refused(&self, refused: &Refused) -> Refusal {
         let reason = refused.reason;
-        let whose = match (refused.tenant, refused.shard_id) {
-            (Some(tenant), _) => format!("{} stays where it is", self.name(tenant)),
-            (None, Some(shard_id)) => format!("shard {shard_id} is too large and stays as it is"),
-            (None, None) => "nothing is done".to_owned(),
+        let whose = match (refused.tenant, refused.shard_id, refused.node) {
+            (Some(tenant), ..) => format!("{} stays where it is", self.name(tenant)),
+            (_, Some(shard_id), _) => format!("shard {shard_id} is too large and stays as it is"),
+            (_, _, Some(node)) => format!("{node} has too much to do and no tenant is to blame"),
+            (None, None, None) => "nothing is done".to_owned(),
         };
         Refusal { reason, message: format!("{whose}: {reason}") }
     }

@@ -38,6 +38,7 @@ fn a_hot_tenant_is_named_with_what_follows() {
     let who = "hot: dialog 7 (52 % of worker-0)";
     let lasting = || Heat { last: Some(decided(8)), ..hot(5) };
     let refused = vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    let busy = || vec![Refusal { reason: Reason::NotByLoad, message: "too much".to_owned() }];
     for (heat, expected) in [
         (Heat::default(), ("False", "NoneHot", String::from("no tenant takes a large part of its worker"))),
         (hot(2), ("True", "Noticed", format!("{who}; something follows after 3 periods in a row"))),
@@ -48,6 +49,12 @@ fn a_hot_tenant_is_named_with_what_follows() {
             ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
         ),
         (Heat { refused, ..hot(3) }, ("True", "NothingHelps", format!("{who}; it stays"))),
+        (Heat { hot: Vec::new(), refused: busy(), ..hot(3) }, ("True", "WorkerBusy", "too much".to_owned())),
+        (Heat { refused: busy(), ..hot(2) }, ("True", "WorkerBusy", format!("{who}; too much"))),
+        (
+            Heat { refused: busy(), last: Some(decided(10)), ..hot(3) },
+            ("True", "WouldAct", "dialog 7 would go".to_owned()),
+        ),
         (
             Heat { failure: Some("no answer".to_owned()), ..hot(3) },
             ("Unknown", "NotObserved", "no answer".to_owned()),

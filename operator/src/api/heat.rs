@@ -155,6 +155,27 @@ pub struct HotTenant {
     pub writes_per_second: i64,
     /// Periods in a row that it has been hot.
     pub periods: i32,
+    /// Whether it has a shard of its own, and is pinned to a worker.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// A tenant with a shard of its own that is pinned to a worker.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IsolatedTenant {
+    /// The value of the distribution column: of the group `dialog` the dialog's id. If nobody knows that any more, its hash.
+    #[schemars(length(max = 100))]
+    pub tenant: String,
+    /// The group of tables, as in `spec.sharding.tables`.
+    #[schemars(length(max = 63))]
+    pub group: String,
+    /// The worker that it is pinned to.
+    pub worker: String,
+    /// Since when it is pinned.
+    pub since: Time,
+    /// Who asked for it: `policy` if it follows from `spec.sharding.hotTenants`, `spec` if `spec.sharding.pins` says so.
+    pub asked_by: String,
 }
 
 /// What follows from the load.

@@ -114,12 +114,13 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             let action = Action::Isolate { tenant: *tenant, from: *from, to: *to, rest: *rest };
             actions::ask(&*coordinator(sessions).await?, action, name, why).await?;
         }
-        Step::RemovePin { tenant, name, why } => {
-            actions::release(&*coordinator(sessions).await?, *tenant, name, why).await?;
+        Step::RemovePin { tenant, called, why } => {
+            actions::release(&*coordinator(sessions).await?, *tenant, called, why).await?;
         }
-        Step::SetPin { pin, author } => {
+        Step::SetPin { pin, called, author } => {
             let endpoint = endpoint(sessions, pin.node)?;
-            actions::pin(&*coordinator(sessions).await?, pin.into(), endpoint, *author).await?;
+            let (session, key) = (coordinator(sessions).await?, called.key.as_deref());
+            actions::pin(&session, pin.into(), endpoint, *author, key).await?;
         }
         Step::SetStrategy { strategy, default } => {
             coordinator(sessions).await?.run(&strategy.create(*default)).await?;

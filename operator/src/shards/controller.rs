@@ -291,6 +291,7 @@ impl Reconciler for Controller {
         self.show_heat(key, None);
         let namespace = key.namespace.as_deref().unwrap_or_default();
         self.context.metrics.shards.heat.budget(namespace, &key.name, None);
+        self.context.metrics.shards.heat.isolated(namespace, &key.name, None);
         // A step under way is left to the database; its session has nobody to report to any more.
         self.memory(key, |memory| memory.jobs.set(None));
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);

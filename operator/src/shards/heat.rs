@@ -31,6 +31,7 @@ mod words;
 
 use actions::{Act, Begun};
 pub use load::{ENOUGH, Loads};
+pub(in crate::shards) use period::group_name;
 use period::{Mark, Names, Seen};
 use read::Reading;
 use store::Judged;

@@ -184,7 +184,9 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                     (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
                     (SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries'),
                     (SELECT count(*) FROM pg_class
-                     WHERE relnamespace = to_regnamespace('dialog_operator') AND relname = ANY ($4))
+                     WHERE relnamespace = to_regnamespace('dialog_operator') AND relname = ANY ($4)
+                     AND (relname <> 'pins'
+                          OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = $5)))
              FROM (VALUES (1)) AS one
              LEFT JOIN pg_roles AS me ON me.rolname = $1
              LEFT JOIN pg_roles AS api ON api.rolname = $2",
@@ -193,6 +195,7 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                 (&API_ROLE, Type::TEXT),
                 (&DATABASE, Type::TEXT),
                 (&store::TABLES.as_slice(), Type::TEXT_ARRAY),
+                (&store::LAST_COLUMN, Type::TEXT),
             ],
         )
         .await?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
+use super::heat::actions::KeptPin;
 use super::observed::{Catalog, Facts, Observed, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
@@ -12,7 +13,8 @@ use super::topology::Topology;
 use super::wanted::{Gate, Wanted};
 use super::world::{World, members};
 use crate::api::{
-    DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus, SplitStatus,
+    DialogClusterStatus, IsolatedTenant, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus,
+    SplitStatus,
 };
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, Finding, HOT_TENANT, Holds, METADATA_SYNCED, PARAMETERS_APPLIED,
@@ -35,6 +37,8 @@ pub const PART: Part = Part {
         "split",
         "lastHandledRebalance",
         "hot",
+        "isolated",
+        "isolatedCount",
         "heat",
     ],
     conditions: &[
@@ -51,6 +55,8 @@ pub const PART: Part = Part {
 
 /// Moves under way that the status shows.
 const CURRENT: usize = 16;
+/// Pinned tenants that it shows.
+const ISOLATED: usize = 64;
 
 /// The facts for the status, conditions aside. What could not be asked this time is as it was `before`.
 #[must_use]
@@ -93,6 +99,7 @@ pub fn status(
         })
     };
     let asked = first.is_some();
+    let isolated = isolated(&world, before);
     let total = observed.catalog.as_ref().map(|catalog| catalog.placements.iter().map(|at| at.shards).sum());
     DialogClusterStatus {
         postgres_version: match first {
@@ -110,9 +117,39 @@ pub fn status(
         split: split(observed, before.and_then(|status| status.split.as_ref())),
         last_handled_rebalance: handled(wanted, round, before),
         hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
+        isolated_count: isolated.1,
+        isolated: isolated.0,
         heat: observed.heat.as_ref().map(|heat| heat.status(&observed.kept.acts)),
         ..DialogClusterStatus::default()
     }
+}
+
+/// Who is pinned, those that have been for longest first, and how many there are. What could not be read is as it was
+/// `before`.
+pub(in crate::shards) fn isolated(
+    world: &World<'_>,
+    before: Option<&DialogClusterStatus>,
+) -> (Vec<IsolatedTenant>, Option<i64>) {
+    let kept = &world.observed.kept;
+    if kept.now.is_none() {
+        return before
+            .map_or_else(Default::default, |status| (status.isolated.clone(), status.isolated_count));
+    }
+    let mut pins: Vec<&KeptPin> = kept.pins.iter().collect();
+    pins.sort_by_key(|pin| (pin.since, pin.tenant));
+    let count = i64::try_from(pins.len()).ok().filter(|count| *count > 0);
+    let shown = pins.into_iter().take(ISOLATED).map(|pin| {
+        let called = world.called(pin.tenant);
+        let worker = world.topology.group(&pin.endpoint);
+        IsolatedTenant {
+            tenant: called.tenant(),
+            group: called.group,
+            worker: worker.map_or_else(|| pin.endpoint.to_string(), |group| group.to_string()),
+            since: Time(pin.since),
+            asked_by: pin.author.name().to_owned(),
+        }
+    });
+    (shown.collect(), count)
 }
 
 /// The request for a rebalance that was answered. As long as it stays it is not answered again, and once it is taken away

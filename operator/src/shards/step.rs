@@ -1,6 +1,6 @@
 //! What the controller can do to the database: one change each, and safe to repeat.
 
-use super::heat::actions::{Author, Outcome};
+use super::heat::actions::{Author, Called, Outcome};
 use super::observed::{End, RunningMove};
 use super::rebalance::Pin;
 use super::strategy::Strategy;
@@ -153,6 +153,8 @@ pub enum Step {
     SetPin {
         /// Whose, and where.
         pin: Pin,
+        /// What the tenant is called.
+        called: Called,
         /// Who has asked for it.
         author: Author,
     },
@@ -161,7 +163,7 @@ pub enum Step {
         /// Whose.
         tenant: Tenant,
         /// What it is called.
-        name: String,
+        called: Called,
         /// Who says so.
         why: String,
     },

@@ -71,6 +71,7 @@ impl Controller {
         if observed.kept.now.is_none() {
             return;
         }
+        metrics.isolated(namespace, &key.name, Some(observed.kept.pins.len()));
         let now = &observed.kept.acts;
         if let Some(before) = self.memory(key, |memory| memory.acts.replace(now.clone())) {
             metrics.actions(namespace, &key.name, &before, now);

@@ -1,5 +1,6 @@
 //! Whether a tenant takes a large part of its worker.
 
+use crate::api::HotTenant;
 use crate::condition::{Finding, HOT_TENANT, Holds};
 use crate::heat::{Mode, Reason};
 use crate::shards::heat::Refusal;
@@ -34,11 +35,11 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if let Some(failure) = &heat.failure {
         return finding(Holds::Unknown, "NotObserved", failure.clone());
     }
-    let names: Vec<String> = heat
-        .hot
-        .iter()
-        .map(|hot| format!("{} {} ({} % of {})", hot.group, hot.tenant, hot.share_percent, hot.node))
-        .collect();
+    let name =
+        |hot: &HotTenant| format!("{} {} ({} % of {})", hot.group, hot.tenant, hot.share_percent, hot.node);
+    // Nothing is left to do about those that are pinned; where they are too much for their worker, that is refused.
+    let (pinned, others): (Vec<&HotTenant>, Vec<&HotTenant>) = heat.hot.iter().partition(|hot| hot.pinned);
+    let names: Vec<String> = others.iter().copied().map(name).collect();
     let decided = heat.last.as_ref().filter(|_| heat.is_decided_now());
     let lasting = i32::try_from(watch.policy.consecutive_periods).unwrap_or(i32::MAX);
     let who = format!("hot: {}", names.join(", "));
@@ -69,10 +70,15 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if let Some(refusal) = heat.refused.iter().find(of_a_worker) {
         return finding(Holds::True, "WorkerBusy", refused(refusal));
     }
+    if names.is_empty() && !pinned.is_empty() {
+        let pinned: Vec<String> = pinned.into_iter().map(name).collect();
+        let message = format!("pinned, with a shard of its own each: {}", pinned.join(", "));
+        return finding(Holds::False, "Isolated", message);
+    }
     if names.is_empty() {
         return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
     }
-    let lasts = heat.hot.iter().any(|hot| hot.periods >= lasting);
+    let lasts = others.iter().any(|hot| hot.periods >= lasting);
     if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
         let message = format!("{who}; nothing is begun while shards are moved or split: {moving}");
         return finding(Holds::True, "ShardsMoving", message);

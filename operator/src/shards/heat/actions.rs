@@ -3,6 +3,8 @@
 //! A decision to do something is a row of `dialog_operator.actions` from the moment it is made until it has an outcome, and
 //! there is one such row at most. Whoever reads it does what is left of it.
 
+use std::fmt;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{Json, Type};
@@ -61,6 +63,35 @@ pub struct KeptPin {
     pub endpoint: Endpoint,
     /// Who has asked for it.
     pub author: Author,
+    /// The value of its distribution column, if anybody knew it.
+    pub key: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What a tenant is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Called {
+    /// The group of tables, as the resource has it.
+    pub group: String,
+    /// The value of the distribution column, if anybody knows it.
+    pub key: Option<String>,
+    /// The hash of that.
+    pub hash: i32,
+}
+
+impl Called {
+    /// The tenant without its group: its key; or its hash, if nobody knows more.
+    #[must_use]
+    pub fn tenant(&self) -> String {
+        self.key.clone().unwrap_or_else(|| format!("hash {}", self.hash))
+    }
+}
+
+impl fmt::Display for Called {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.group, self.tenant())
+    }
 }
 
 /// Something that was decided, and what became of it.
@@ -219,6 +250,8 @@ struct PinRow {
     nodename: String,
     nodeport: u16,
     asked_by: Author,
+    tenant: Option<String>,
+    since: Timestamp,
 }
 
 /// An expression for what is written down, as text. The tables are there. It is a part of another statement: each look at
@@ -242,6 +275,8 @@ impl Kept {
             tenant: Tenant { colocation_id: pin.colocation_id, hash: pin.hash },
             endpoint: Endpoint::new(pin.nodename, pin.nodeport),
             author: pin.asked_by,
+            key: pin.tenant,
+            since: pin.since,
         });
         let acts = list("acts").into_iter().filter_map(|act| serde_json::from_value(act).ok());
         let now = value.get("now").and_then(|now| serde_json::from_value(now.clone()).ok());
@@ -351,26 +386,29 @@ pub(in crate::shards) async fn end(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// Pins a tenant to a node.
+/// Pins a tenant to a node; `key` is what it is called. One that is pinned already has been since then.
 pub(in crate::shards) async fn pin(
     session: &Session,
     tenant: Tenant,
     endpoint: &Endpoint,
     author: Author,
+    key: Option<&str>,
 ) -> Result<(), pg::Error> {
     let port = i32::from(endpoint.port);
     session
         .query(
-            "INSERT INTO dialog_operator.pins (colocation_id, hash, nodename, nodeport, asked_by)
-             VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO dialog_operator.pins AS known (colocation_id, hash, nodename, nodeport, asked_by, tenant)
+             VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (colocation_id, hash) DO UPDATE
-             SET nodename = excluded.nodename, nodeport = excluded.nodeport, asked_by = excluded.asked_by",
+             SET nodename = excluded.nodename, nodeport = excluded.nodeport, asked_by = excluded.asked_by,
+                 tenant = coalesce(excluded.tenant, known.tenant)",
             &[
                 (&tenant.colocation_id, Type::INT4),
                 (&tenant.hash, Type::INT4),
                 (&endpoint.host, Type::TEXT),
                 (&port, Type::INT4),
                 (&author.name(), Type::TEXT),
+                (&key, Type::TEXT),
             ],
         )
         .await?;
@@ -399,7 +437,7 @@ pub(in crate::shards) async fn ask(
 pub(in crate::shards) async fn release(
     session: &Session,
     tenant: Tenant,
-    name: &str,
+    called: &Called,
     why: &str,
 ) -> Result<(), pg::Error> {
     session
@@ -412,7 +450,7 @@ pub(in crate::shards) async fn release(
                 (&tenant.colocation_id, Type::INT4),
                 (&tenant.hash, Type::INT4),
                 (&Json(Action::Release { tenant }), Type::JSONB),
-                (&name, Type::TEXT),
+                (&called.tenant(), Type::TEXT),
                 (&Author::Spec.name(), Type::TEXT),
                 (&why, Type::TEXT),
             ],

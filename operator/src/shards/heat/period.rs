@@ -241,7 +241,7 @@ pub(super) fn shard_of<'a>(
 
 /// What the resource calls a colocation group: the group of its tables. Tables of one group that somebody has put into
 /// several colocation groups give their name to the first.
-pub(super) fn group_name(world: &World<'_>, colocation_id: i32) -> String {
+pub(in crate::shards) fn group_name(world: &World<'_>, colocation_id: i32) -> String {
     let named = world.wanted.tables.iter().filter(|table| table.kind == TableKind::Distributed);
     let colocated = named.filter_map(|table| {
         let Spread::Hash { colocation_id, .. } = world.observed.tables.get(&table.name)?.spread else {

@@ -39,9 +39,14 @@ CREATE TABLE IF NOT EXISTS dialog_operator.pins (
     nodename      text    NOT NULL,
     nodeport      integer NOT NULL,
     asked_by      text    NOT NULL DEFAULT 'policy',
+    tenant        text,
+    since         timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (colocation_id, hash)
 );
-ALTER TABLE dialog_operator.pins ADD COLUMN IF NOT EXISTS asked_by text NOT NULL DEFAULT 'policy';
+ALTER TABLE dialog_operator.pins
+    ADD COLUMN IF NOT EXISTS asked_by text NOT NULL DEFAULT 'policy',
+    ADD COLUMN IF NOT EXISTS tenant text,
+    ADD COLUMN IF NOT EXISTS since timestamptz NOT NULL DEFAULT now();
 COMMENT ON TABLE dialog_operator.pins IS 'Which shards of one hash belong on which node, by its address in pg_dist_node';
 CREATE TABLE IF NOT EXISTS dialog_operator.actions (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -69,6 +74,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actio
 
 /// The tables that [`CREATE`] makes.
 pub(in crate::shards) const TABLES: [&str; 6] = ["heat", "periods", "sizes", "pins", "actions", "strategy"];
+/// The column of the pins that it added last: without it they were made by an earlier version.
+pub(in crate::shards) const LAST_COLUMN: &str = "since";
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {

@@ -83,6 +83,7 @@ impl Speaker<'_> {
             queries_per_second: per_second(loads().map(|load| load.queries).sum()),
             writes_per_second: per_second(loads().map(|load| load.writes).sum()),
             periods: i32::try_from(hot.periods).unwrap_or(i32::MAX),
+            pinned: self.period.pins.iter().any(|pin| Tenant::from(pin) == hot.tenant),
         }
     }
 

@@ -101,7 +101,7 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         if written.iter().any(|kept| other(&kept)) {
             let of = |kept: &&KeptPin| kept.tenant == Tenant::from(pin);
             let author = kept.pins.iter().find(of).map_or(Author::Policy, |kept| kept.author);
-            draft.step(Step::SetPin { pin: *pin, author });
+            draft.step(Step::SetPin { pin: *pin, called: world.called(pin.into()), author });
             draft.hold_moves = true;
         }
     }
@@ -110,7 +110,7 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
         Next::Pin(pin) => {
             let author = if act.is_by_hand() { Author::Spec } else { Author::Policy };
-            draft.step(Step::SetPin { pin, author });
+            draft.step(Step::SetPin { pin, called: world.called((&pin).into()), author });
         }
         Next::Wait(reason) => {
             draft.wait(reason.clone());

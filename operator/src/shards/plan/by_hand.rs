@@ -19,11 +19,8 @@ pub(super) fn plan(world: &World<'_>, layout: &Layout, written: &[Pin], draft: &
     draft.problems.append(&mut decisions.problems);
     for pin in &world.observed.kept.pins {
         if let Some(why) = gone(world, &decisions, pin) {
-            let name = decisions.about(pin.tenant).map_or_else(
-                || format!("hash {} of colocation group {}", pin.tenant.hash, pin.tenant.colocation_id),
-                |decided| decided.entry.tenant.clone(),
-            );
-            draft.step(Step::RemovePin { tenant: pin.tenant, name, why });
+            let called = world.called(pin.tenant);
+            draft.step(Step::RemovePin { tenant: pin.tenant, called, why });
         }
     }
     let open = world.observed.kept.open();

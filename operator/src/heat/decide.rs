@@ -28,6 +28,7 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     if !follows(&history, period) {
         history.hot.clear();
         history.busy.clear();
+        history.crowded.clear();
         history.quiet.clear();
     }
     history.seen = Some(now);
@@ -115,6 +116,9 @@ fn choose(
     let action = action.or_else(|| split(policy, period, refused));
     // What keeps a busy worker busy is said whatever is done about others.
     let relief = spread(policy, history, period, refused);
+    let crowded =
+        history.crowded.iter().filter(|(_, periods)| **periods >= policy.consecutive_periods.max(1));
+    refused.extend(crowded.map(|(group, _)| Refused::node(*group, Reason::Crowded)));
     action.or(relief).or_else(|| release(policy, history, period, untold))
 }
 

@@ -202,6 +202,7 @@ fn there_is_everything_in_random_hours() {
         "Unlisted",
         "NotByLoad",
         "AllBusy",
+        "Crowded",
         "a cooldown",
         "a new target",
     ] {
@@ -338,6 +339,7 @@ proptest! {
         for Answer { history, .. } in live(&policy, &periods) {
             prop_assert!(history.hot.len() <= hot, "{}", history.hot.len());
             prop_assert!(history.quiet.len() <= policy.max_isolated && history.busy.len() <= 4);
+            prop_assert!(history.crowded.keys().all(|group| !history.busy.contains_key(group)) && history.crowded.len() <= 4);
         }
     }
 }

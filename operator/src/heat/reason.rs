@@ -37,6 +37,11 @@ pub enum Reason {
     /// A node has too much to do, and no other has little.
     #[error("no other worker has CPU time to spare: add a worker, or give the workers more CPU")]
     AllBusy,
+    /// Tenants that are pinned to a node are together more than it can do.
+    #[error(
+        "pin one of them to another worker by spec.sharding.pins, raise hotTenants.dedicatedWorkers, or give the workers more CPU"
+    )]
+    Crowded,
     /// A pinned tenant may be quiet, and nobody knows.
     #[error(
         "whether it is quiet is not known, as it is not among the tenants that its worker counts, and these are busy: raise \
@@ -58,6 +63,7 @@ impl Reason {
             Self::Indivisible => "Indivisible",
             Self::NotByLoad => "NotByLoad",
             Self::AllBusy => "AllBusy",
+            Self::Crowded => "Crowded",
             Self::Unlisted => "Unlisted",
         }
     }

@@ -116,6 +116,33 @@ fn a_busy_worker_whose_shards_do_not_go_by_load_is_named_and_keeps_nobody_waitin
 }
 
 #[test]
+fn pinned_tenants_that_are_too_much_for_one_worker_together_are_named_and_not_shuffled_around() {
+    let home = Group::Worker(1);
+    // A dedicated worker with both, and another one that has nothing to do.
+    let nodes = |busy| [node(Role::Shared, 20), node(Role::Dedicated, busy), node(Role::Dedicated, 1)];
+    let pinned = |busy, shares: &[u64]| {
+        let tenants: Vec<TenantLoad> =
+            (1..).zip(shares).map(|(number, share)| load(number, 1, *share)).collect();
+        let pins: Vec<Pin> = tenants.iter().map(|load| load.tenant.pin(home)).collect();
+        run(
+            &policy(),
+            (0..5).map(|minute| Period { pins: pins.clone(), ..period(minute, &nodes(busy), &tenants) }),
+        )
+    };
+    let crowded = [Refused::node(home, Reason::Crowded)];
+    let decisions = pinned(95, &[50, 45]);
+    let said: Vec<bool> = decisions.iter().map(|decision| decision.refused == crowded).collect();
+    assert_eq!(said, [false, false, true, true, true], "{decisions:?}");
+    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    // So are many of whom none is hot.
+    assert_eq!(pinned(96, &[12; 8])[2].refused, crowded);
+    // One alone, or one that no worker could bear, is another matter; and who can be borne is none.
+    assert_eq!(pinned(95, &[79])[4].refused, []);
+    assert_eq!(pinned(95, &[85, 10])[4].refused, [refused(1, Reason::TooHot)]);
+    assert_eq!(pinned(75, &[40, 35])[4].refused, []);
+}
+
+#[test]
 fn evidence_that_is_missing_neither_counts_nor_acquits() {
     let mut gone = period(1, &three(), &[]);
     gone.nodes.get_mut(&Group::Worker(0)).unwrap().role = Role::Unavailable;

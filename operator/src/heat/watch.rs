@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::place::bearable;
 use super::{History, NodeLoad, Period, Policy, Streak, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::rebalance::Role;
@@ -75,11 +76,38 @@ pub(super) fn watch(policy: &Policy, history: &mut History, period: &Period) -> 
             && above(node.cpu.saturating_sub(bound), node.cpu_limit, MOVABLE_PERCENT)
             && !blamed.contains(group)
     });
-    history.busy = busy
-        .map(|(group, _)| (*group, history.busy.get(group).copied().unwrap_or(0).saturating_add(1)))
-        .collect();
+    let longer = |before: &BTreeMap<Group, u32>, group: &Group| {
+        (*group, before.get(group).copied().unwrap_or(0).saturating_add(1))
+    };
+    let busy: BTreeMap<Group, u32> = busy.map(|(group, _)| longer(&history.busy, group)).collect();
+    let several: BTreeSet<Group> = several(period, &own);
+    let crowded = period.nodes.iter().filter(|(group, node)| {
+        matches!(node.role, Role::Shared | Role::Dedicated)
+            && above(node.cpu, node.cpu_limit, BUSY_PERCENT)
+            && several.contains(group)
+            && !busy.contains_key(group)
+            && !blamed.contains(group)
+    });
+    history.crowded = crowded.map(|(group, _)| longer(&history.crowded, group)).collect();
+    history.busy = busy;
     hot.sort_by_key(|seen| (Reverse(seen.share), seen.load.tenant));
     hot
+}
+
+/// The nodes where more than one of the tenants that are pinned does something, and none is by itself more than a node can
+/// bear.
+fn several(period: &Period, own: &BTreeSet<Tenant>) -> BTreeSet<Group> {
+    let mut active: BTreeMap<Group, (BTreeSet<Tenant>, bool)> = BTreeMap::new();
+    if own.is_empty() {
+        return BTreeSet::new();
+    }
+    for load in period.tenants.iter().filter(|load| load.cpu > 0 && own.contains(&load.tenant)) {
+        let (tenants, able) = active.entry(load.node).or_insert_with(|| (BTreeSet::new(), true));
+        tenants.insert(load.tenant);
+        *able &= bearable(period, load);
+    }
+    active.retain(|_, (tenants, able)| tenants.len() > 1 && *able);
+    active.into_keys().collect()
 }
 
 /// The tenants that may be hot, each once: those of equal hash are one, and one that has moved in this period is where it

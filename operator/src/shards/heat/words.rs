@@ -1,14 +1,19 @@
 //! What was seen and decided, in the words of the status. Pure.
 
+use std::cmp::Reverse;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::period::{Names, Seen, group_name, sizes};
 use super::{Heat, Refusal};
 use crate::api::{DecisionStatus, HotTenant, SizeStatus};
-use crate::heat::{Action, Decision, Hot, Mode, Period, Refused, Tenant};
+use crate::heat::{Action, Decision, Hot, Mode, Period, Reason, Refused, Tenant, TenantLoad};
+use crate::names::Group;
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
+/// Tenants that are named of those that are together too much for their worker.
+const CROWD: usize = 3;
 
 /// What is known now. `hot` are the tenants that are really hot, and `before` is what was known so far.
 pub(super) fn heat(
@@ -71,7 +76,7 @@ impl Speaker<'_> {
     }
 
     fn hot(&self, hot: &Hot) -> HotTenant {
-        let of = |load: &&crate::heat::TenantLoad| load.tenant == hot.tenant;
+        let of = |load: &&TenantLoad| load.tenant == hot.tenant;
         let loads = || self.period.tenants.iter().filter(of);
         let seconds = u64::try_from(self.period.length.as_secs()).unwrap_or(1).max(1);
         let per_second = |count: u64| i64::try_from(count / seconds).unwrap_or(i64::MAX);
@@ -128,11 +133,31 @@ impl Speaker<'_> {
         }
     }
 
+    /// The tenants that are pinned and take most of a node.
+    fn pinned(&self, node: Group) -> String {
+        let Period { tenants, pins, nodes, .. } = self.period;
+        let own = |load: &&TenantLoad| {
+            load.node == node && load.cpu > 0 && pins.iter().any(|pin| Tenant::from(pin) == load.tenant)
+        };
+        let mut loads: Vec<&TenantLoad> = tenants.iter().filter(own).collect();
+        loads.sort_by_key(|load| (Reverse(load.cpu), load.tenant));
+        let whole = nodes.get(&node).map_or(0, |node| node.cpu_limit);
+        let part = |load: &TenantLoad| {
+            let percent = (u128::from(load.cpu) * 100).checked_div(u128::from(whole)).unwrap_or(0);
+            format!("{} ({percent} % of its CPU time)", self.name(load.tenant))
+        };
+        let named: Vec<String> = loads.iter().take(CROWD).map(|load| part(load)).collect();
+        named.join(" and ")
+    }
+
     fn refused(&self, refused: &Refused) -> Refusal {
         let reason = refused.reason;
         let whose = match (refused.tenant, refused.shard_id, refused.node) {
             (Some(tenant), ..) => format!("{} stays where it is", self.name(tenant)),
             (_, Some(shard_id), _) => format!("shard {shard_id} is too large and stays as it is"),
+            (_, _, Some(node)) if reason == Reason::Crowded => {
+                format!("{node} has too much to do with those that are pinned to it, {}", self.pinned(node))
+            }
             (_, _, Some(node)) => format!("{node} has too much to do and no tenant is to blame"),
             (None, None, None) => "nothing is done".to_owned(),
         };

@@ -224,7 +224,7 @@ impl Reconciler for Controller {
             }
         }
         let last = self.memory(&key, |memory| memory.last.clone());
-        let heat = self.watch(&key, &wanted, cluster.spec.paused, &sessions).await;
+        let heat = self.watch(cluster, &key, &wanted, &sessions).await;
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };

@@ -53,6 +53,9 @@ pub struct Heat {
     pub nodes: BTreeMap<Group, NodeLoad>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
+    /// Who became hot in that period, or has cooled down.
+    #[serde(default)]
+    pub turned: Vec<Turn>,
     /// What was decided last.
     pub last: Option<DecisionStatus>,
     /// What should be done and is not.
@@ -67,6 +70,16 @@ pub struct Heat {
     /// Why the period after it could not be looked at.
     #[serde(skip)]
     pub failure: Option<String>,
+}
+
+/// A tenant that became hot, or has cooled down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Turn {
+    /// Whether it is hot now.
+    pub hot: bool,
+    /// Who, and how hot.
+    pub message: String,
 }
 
 /// Something that should be done and is not.
@@ -181,7 +194,9 @@ fn last_end(watch: &Watch, now: Timestamp) -> Option<Timestamp> {
 
 /// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
 fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
-    let remembered = before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied();
+    let (decided_from, real) = (&before.history, &before.real);
+    let remembered =
+        decided_from.hot.keys().chain(real.hot.keys()).chain(decided_from.imagined.pins.keys()).copied();
     // One that is pinned is not among the busiest for ever, and is not quiet for that.
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
@@ -195,13 +210,15 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     real_history.hot.retain(|_, streak| streak.unseen <= policy.consecutive_periods);
     // Who is not seen now may still be spoken of.
     names.add(&before.names, &kept);
-    let heat = Heat { loads, ..words::heat(seen, &period, &names, &decision, &real.hot, &before.heat) };
+    let turned = words::turned(seen, &names, &before.real, &real.hot, &real_history);
+    let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
+    let heat = Heat { turned, loads, ..heat };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,
         tenant: action.tenant().map(|tenant| names.of(tenant)),
         why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
     });
-    names.keep(&history, &period);
+    names.keep([&history, &real_history], &period);
     Judged { state: State { history, real: real_history, marks, names, heat }, period, moving, begun }
 }
 

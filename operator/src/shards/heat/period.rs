@@ -76,12 +76,13 @@ impl Names {
     }
 
     /// Forgets those that nobody will speak of.
-    pub(super) fn keep(&mut self, history: &History, period: &Period) {
+    pub(super) fn keep(&mut self, histories: [&History; 2], period: &Period) {
         let pinned: BTreeSet<Tenant> = period.pins.iter().map(Tenant::from).collect();
         let spoken = |tenant: &Tenant| {
-            pinned.contains(tenant)
-                || history.hot.contains_key(tenant)
-                || history.imagined.pins.contains_key(tenant)
+            let of = |history: &History| {
+                history.hot.contains_key(tenant) || history.imagined.pins.contains_key(tenant)
+            };
+            pinned.contains(tenant) || histories.into_iter().any(of)
         };
         self.0.retain(|(tenant, _)| spoken(tenant));
     }

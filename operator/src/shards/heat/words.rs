@@ -5,13 +5,15 @@ use std::cmp::Reverse;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::period::{Names, Seen, group_name, sizes};
-use super::{Heat, Refusal};
+use super::{Heat, Refusal, Turn};
 use crate::api::{DecisionStatus, HotTenant, SizeStatus};
-use crate::heat::{Action, Decision, Hot, Mode, Period, Reason, Refused, Tenant, TenantLoad};
+use crate::heat::{Action, Decision, History, Hot, Mode, Period, Reason, Refused, Tenant, TenantLoad};
 use crate::names::Group;
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
+/// Tenants that are told of that became hot in one period, and that have cooled down.
+const TURNS: usize = 20;
 /// Tenants that are named of those that are together too much for their worker.
 const CROWD: usize = 3;
 
@@ -35,6 +37,7 @@ pub(super) fn heat(
         length: period.length,
         nodes: period.nodes.clone(),
         hot: hot.iter().map(|hot| speaker.hot(hot)).collect(),
+        turned: Vec::new(),
         last: decided.or_else(|| before.last.clone()),
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),
         cooling_until: decision.cooling_until,
@@ -42,6 +45,33 @@ pub(super) fn heat(
         loads: before.loads.clone(),
         failure: None,
     }
+}
+
+/// Who became hot, and who has cooled down: one that wavers around the limit does neither. `hot` are those that are hot now.
+pub(super) fn turned(
+    seen: &Seen<'_>,
+    names: &Names,
+    before: &History,
+    hot: &[Hot],
+    now: &History,
+) -> Vec<Turn> {
+    let name =
+        |tenant: Tenant| format!("{} {}", group_name(seen.world, tenant.colocation_id), names.of(tenant));
+    let came = hot.iter().filter(|hot| !before.hot.contains_key(&hot.tenant)).map(|hot| Turn {
+        hot: true,
+        message: format!("{} takes {} % of {}", name(hot.tenant), hot.share, hot.node),
+    });
+    let gone = before.hot.iter().filter(|(tenant, _)| !now.hot.contains_key(tenant));
+    let gone = gone.map(|(tenant, streak)| Turn {
+        hot: false,
+        message: format!(
+            "{} does not take a large part of {} any more, after {} periods",
+            name(*tenant),
+            streak.node,
+            streak.periods
+        ),
+    });
+    came.take(TURNS).chain(gone.take(TURNS)).collect()
 }
 
 /// The sizes as of now; growth is added by who knows the past.

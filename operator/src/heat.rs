@@ -304,6 +304,16 @@ pub enum Action {
         /// Which.
         tenant: Tenant,
     },
+    /// The node that the tenant is pinned to leaves: it is pinned to another one. It is never decided, as it costs nothing:
+    /// see [`Decision::retargeted`].
+    Retarget {
+        /// Which.
+        tenant: Tenant,
+        /// Where it was pinned.
+        from: Group,
+        /// Where it is pinned now.
+        to: Group,
+    },
 }
 
 impl Action {
@@ -315,6 +325,7 @@ impl Action {
             Self::Split { .. } => "Split",
             Self::Spread { .. } => "Spread",
             Self::Release { .. } => "Release",
+            Self::Retarget { .. } => "Retarget",
         }
     }
 
@@ -322,7 +333,9 @@ impl Action {
     #[must_use]
     pub fn tenant(self) -> Option<Tenant> {
         match self {
-            Self::Isolate { tenant, .. } | Self::Release { tenant } => Some(tenant),
+            Self::Isolate { tenant, .. } | Self::Release { tenant } | Self::Retarget { tenant, .. } => {
+                Some(tenant)
+            }
             Self::Split { .. } | Self::Spread { .. } => None,
         }
     }

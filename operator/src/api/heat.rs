@@ -228,7 +228,7 @@ pub struct ActionStatus {
     /// When it was done, or given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Time>,
-    /// `Isolate`, `Split`, `Spread` or `Release`.
+    /// `Isolate`, `Split`, `Spread`, `Release` or `Retarget`.
     pub kind: String,
     /// The value of the tenant's distribution column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -246,10 +246,10 @@ pub struct ActionStatus {
     /// How long it took, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub milliseconds: Option<i64>,
-    /// Figures of the last period before it.
+    /// Figures of the last period before it; absent if nobody looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<ActionFigures>,
-    /// Figures of the first whole period after it.
+    /// Figures of the first whole period after it in which its workers answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<ActionFigures>,
 }

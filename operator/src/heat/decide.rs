@@ -150,7 +150,7 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
             history.quiet.remove(&tenant);
         }
         Action::Spread { .. } => history.busy.clear(),
-        Action::Split { .. } => {}
+        Action::Split { .. } | Action::Retarget { .. } => {}
     }
     if policy.mode == Mode::Isolate {
         history.acted = Some(now);
@@ -161,7 +161,9 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
     history.imagined.groups += match action {
         Action::Isolate { tenant, .. } if !alone(tenant) => FLANKS,
         Action::Split { .. } => 1,
-        Action::Isolate { .. } | Action::Spread { .. } | Action::Release { .. } => 0,
+        Action::Isolate { .. } | Action::Spread { .. } | Action::Release { .. } | Action::Retarget { .. } => {
+            0
+        }
     };
     history.imagined.note(action);
 }

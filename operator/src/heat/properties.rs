@@ -118,7 +118,7 @@ impl World {
                 self.split.insert(shard_id);
             }
             Some(Action::Release { tenant }) => self.pins.retain(|pin| Tenant::from(pin) != tenant),
-            Some(Action::Spread { .. }) | None => {}
+            Some(Action::Spread { .. } | Action::Retarget { .. }) | None => {}
         }
     }
 }
@@ -269,6 +269,7 @@ proptest! {
                     prop_assert!(period.large.iter().any(|large| its(large) && cause(large)));
                     prop_assert!(!to.contains(&from));
                 }
+                Action::Retarget { .. } => prop_assert!(false, "it is none to decide about"),
                 Action::Release { tenant } => {
                     let pin = period.pins.iter().find(|pin| Tenant::from(*pin) == tenant).unwrap();
                     let node = period.nodes[&pin.node];

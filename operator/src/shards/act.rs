@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::heat::{self, actions};
+use super::heat::actions::{Author, Called};
+use super::heat::{self, actions, pins};
 use super::observed::End;
+use super::rebalance::Pin;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use super::strategy;
@@ -115,12 +117,11 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
             actions::ask(&*coordinator(sessions).await?, action, name, why).await?;
         }
         Step::RemovePin { tenant, called, why } => {
-            actions::release(&*coordinator(sessions).await?, *tenant, called, why).await?;
+            pins::release(&*coordinator(sessions).await?, *tenant, called, why).await?;
         }
-        Step::SetPin { pin, called, author } => {
-            let endpoint = endpoint(sessions, pin.node)?;
-            let (session, key) = (coordinator(sessions).await?, called.key.as_deref());
-            actions::pin(&session, pin.into(), endpoint, *author, key).await?;
+        Step::SetPin { pin, called, author } => set_pin(sessions, pin, None, called, *author).await?,
+        Step::Retarget { pin, from, called, author } => {
+            set_pin(sessions, pin, Some(*from), called, *author).await?;
         }
         Step::SetStrategy { strategy, default } => {
             coordinator(sessions).await?.run(&strategy.create(*default)).await?;
@@ -310,6 +311,22 @@ async fn remove_node(sessions: &Sessions, group: Group) -> Result<(), Error> {
 fn endpoint(sessions: &Sessions, group: Group) -> Result<&Endpoint, Error> {
     let endpoint = sessions.topology().endpoint(group);
     endpoint.ok_or_else(|| Error::Moved(format!("{group} has no address")))
+}
+
+/// Pins a tenant to a node, `from` one that leaves if it was pinned there.
+async fn set_pin(
+    sessions: &Sessions,
+    pin: &Pin,
+    from: Option<Group>,
+    called: &Called,
+    author: Author,
+) -> Result<(), Error> {
+    let (session, endpoint) = (coordinator(sessions).await?, endpoint(sessions, pin.node)?);
+    match from {
+        Some(from) => pins::retarget(&session, pin, from, endpoint, author, called).await?,
+        None => pins::pin(&session, pin.into(), endpoint, author, called.key.as_deref()).await?,
+    }
+    Ok(())
 }
 
 /// Distributes a table in one transaction that has made sure of its being empty.

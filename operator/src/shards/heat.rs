@@ -22,8 +22,10 @@ use crate::names::Group;
 use crate::pg;
 
 pub mod actions;
+mod figures;
 mod load;
 mod period;
+pub(in crate::shards) mod pins;
 mod read;
 mod sample;
 pub mod store;

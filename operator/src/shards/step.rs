@@ -158,6 +158,17 @@ pub enum Step {
         /// Who has asked for it.
         author: Author,
     },
+    /// Write down that a tenant's shard group belongs on another node, as its own leaves.
+    Retarget {
+        /// Whose, and where.
+        pin: Pin,
+        /// Where it was.
+        from: Group,
+        /// What the tenant is called.
+        called: Called,
+        /// Who has asked for its pin.
+        author: Author,
+    },
     /// Forget where a tenant's shard group belongs: it is one like the others again.
     RemovePin {
         /// Whose.
@@ -256,7 +267,7 @@ pub enum Beside {
 }
 
 /// Every kind of step.
-pub const KINDS: [&str; 31] = [
+pub const KINDS: [&str; 32] = [
     "CreateOperatorRole",
     "CreateApiRole",
     "CreateDatabase",
@@ -283,6 +294,7 @@ pub const KINDS: [&str; 31] = [
     "SplitShard",
     "BeginIsolation",
     "SetPin",
+    "Retarget",
     "RemovePin",
     "SetStrategy",
     "DropStrategy",
@@ -321,6 +333,7 @@ impl Step {
             Self::SplitShard(_) => "SplitShard",
             Self::BeginIsolation { .. } => "BeginIsolation",
             Self::SetPin { .. } => "SetPin",
+            Self::Retarget { .. } => "Retarget",
             Self::RemovePin { .. } => "RemovePin",
             Self::SetStrategy { .. } => "SetStrategy",
             Self::DropStrategy => "DropStrategy",
@@ -413,6 +426,7 @@ impl Step {
             | Self::SplitShard(_)
             | Self::BeginIsolation { .. }
             | Self::SetPin { .. }
+            | Self::Retarget { .. }
             | Self::RemovePin { .. }
             | Self::SetStrategy { .. }
             | Self::DropStrategy

@@ -167,10 +167,7 @@ impl Log {
             spell.periods += 1;
         }
         if let Some(action) = decision.action {
-            let tenant = match action {
-                Action::Isolate { tenant, .. } | Action::Release { tenant } => Some(tenant),
-                Action::Split { .. } | Action::Spread { .. } => None,
-            };
+            let tenant = action.tenant();
             let hot = decision.hot.iter().find(|hot| Some(hot.tenant) == tenant);
             let heat = hot.map(|hot| (hot.share, hot.periods));
             let Cost { bytes, shards, seconds: took } = cost;
@@ -248,6 +245,7 @@ impl fmt::Display for Acted {
             }
             Action::Spread { from, to } => write!(f, "spread {from} -> {to}")?,
             Action::Release { .. } => return write!(f, "release {tenant}"),
+            Action::Retarget { to, .. } => return write!(f, "pin {tenant} to {to}"),
         }
         // What is only observed costs nothing.
         if self.took > 0 { write!(f, "; {} in {} s", size(self.bytes), self.took) } else { Ok(()) }
@@ -265,6 +263,7 @@ impl Outcome {
                 Action::Split { .. } => "split",
                 Action::Spread { .. } => "spread",
                 Action::Release { .. } => "release",
+                Action::Retarget { .. } => "retarget",
             };
             *counts.entry(kind).or_default() += 1;
         }

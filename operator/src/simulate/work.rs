@@ -57,6 +57,10 @@ impl World {
                 self.pins.retain(|pin| Tenant::from(pin) != tenant);
                 Cost::default()
             }
+            Action::Retarget { tenant, to, .. } => {
+                self.retarget(&[tenant.pin(to)]);
+                Cost::default()
+            }
         }
     }
 

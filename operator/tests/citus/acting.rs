@@ -188,8 +188,8 @@ async fn every_hash_of_a_shard_gets_its_own_under_writes_and_stays_where_it_is_p
     if covering(&world, i32::MIN).await?.node != Group::Worker(2) {
         assert!(kinds.contains(&"MoveShard") && kinds.contains(&"RemoveNode"), "{kinds:?}");
     }
-    if kinds.contains(&"SetPin") {
-        assert!(position("SetPin")? < position("MoveShard")?, "{kinds:?}");
+    if kinds.contains(&"Retarget") {
+        assert!(position("Retarget")? < position("MoveShard")?, "{kinds:?}");
     }
     let round = world.round(&fewer).await?;
     for pin in &round.observed.kept.pins {

@@ -155,6 +155,9 @@ impl Speaker<'_> {
                 "{from} has too much to do and no tenant is to blame: it {} its load with {to}",
                 say("should share", "would share")
             ),
+            Action::Retarget { tenant, from, to } => {
+                format!("{from} leaves: {} is pinned to {to}", self.name(tenant))
+            }
             Action::Release { tenant } => format!(
                 "{} has been quiet for long and {} one like the others again",
                 self.name(tenant),

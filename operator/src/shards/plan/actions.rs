@@ -98,10 +98,10 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
     by_hand::plan(world, &layout, &written, draft);
     for pin in &layout.pins {
         let other = |kept: &&Pin| Tenant::from(*kept) == Tenant::from(pin) && kept.node != pin.node;
-        if written.iter().any(|kept| other(&kept)) {
+        if let Some(Pin { node: from, .. }) = written.iter().find(other).copied() {
             let of = |kept: &&KeptPin| kept.tenant == Tenant::from(pin);
             let author = kept.pins.iter().find(of).map_or(Author::Policy, |kept| kept.author);
-            draft.step(Step::SetPin { pin: *pin, called: world.called(pin.into()), author });
+            draft.step(Step::Retarget { pin: *pin, from, called: world.called(pin.into()), author });
             draft.hold_moves = true;
         }
     }
@@ -215,7 +215,9 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next 
             }
             split(world, layout, act, shard, vec![at], to.to_vec())
         }
-        Action::Spread { .. } | Action::Release { .. } => dropped("there is nothing left to do"),
+        Action::Spread { .. } | Action::Release { .. } | Action::Retarget { .. } => {
+            dropped("there is nothing left to do")
+        }
     }
 }
 

@@ -280,16 +280,18 @@ fn pins_are_retargeted_before_their_node_is_drained() {
     let refused =
         planned(&observed, 2).findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
     assert!(
-        position("SetPin").is_some() && position("MoveShard").is_none(),
+        position("Retarget").is_some() && position("MoveShard").is_none(),
         "{steps:?}: {}",
         refused.message
     );
-    let Some(Step::SetPin { pin: next, .. }) = steps.iter().find(|step| step.kind() == "SetPin") else {
-        panic!("{steps:?}")
-    };
+    let found = steps.iter().find_map(|step| match step {
+        Step::Retarget { pin, from, .. } => Some((pin, *from)),
+        _ => None,
+    });
+    let Some((next, Group::Worker(2))) = found else { panic!("{steps:?}") };
     assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));
     let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
-    assert!(said.contains(&format!("pin dialog seven to {}", next.node)), "{said:?}");
+    assert!(said.contains(&format!("pin dialog seven to {}, as worker-2 leaves", next.node)), "{said:?}");
 }
 
 #[test]

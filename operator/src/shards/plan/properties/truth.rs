@@ -151,6 +151,7 @@ impl Truth {
             Step::SplitShard(_)
             | Step::BeginIsolation { .. }
             | Step::SetPin { .. }
+            | Step::Retarget { .. }
             | Step::RemovePin { .. }
             | Step::SetStrategy { .. }
             | Step::DropStrategy

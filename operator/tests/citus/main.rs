@@ -27,6 +27,7 @@ mod operator;
 mod pace;
 mod pins;
 mod planner;
+mod records;
 mod released;
 mod restored;
 mod retirement;

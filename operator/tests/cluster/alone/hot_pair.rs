@@ -70,6 +70,9 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     let cluster = bed.until("the pair isolated", TO_ACT, |cluster| isolated(cluster).is_some()).await?;
     let action = isolated(&cluster).context("it was there a moment ago")?;
     bed.say(format!("{:.1} s after the flood began: {action:?}", begun.elapsed().as_secs_f64()));
+    let pinned =
+        cluster.status.iter().flat_map(|status| &status.isolated).find(|one| one.tenant == flood.dialog);
+    bed.say(format!("pinned: {:?}", pinned.context("status.isolated does not name the pair")?));
     let during = load.stop(&bed).await?;
     load::say(&bed, "during", &during);
     ensure!(during.is_whole(), "{}", during.text());

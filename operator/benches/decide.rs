@@ -51,6 +51,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
             .take(policy.max_isolated - 1)
             .collect(),
         held: (1_000..1_008).map(tenant).collect(),
+        empty: Vec::new(),
         large: (0..LARGE)
             .map(|number| LargeShard {
                 shard_id: 100_000 + i64::from(number),

@@ -140,6 +140,9 @@ pub struct Period {
     /// The tenants about whom somebody has decided: the policy leaves them alone, pinned or not.
     #[serde(default)]
     pub held: Vec<Tenant>,
+    /// Of the pinned tenants that were quiet so far, those that have no row any more.
+    #[serde(default)]
+    pub empty: Vec<Tenant>,
     /// The shard groups above [`Policy::max_shard_bytes`].
     pub large: Vec<LargeShard>,
     /// Shard groups in the cluster.

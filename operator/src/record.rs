@@ -116,6 +116,7 @@ mod tests {
             tenants: Vec::new(),
             pins: Vec::new(),
             held: Vec::new(),
+            empty: Vec::new(),
             large: Vec::new(),
             shard_groups: 48,
             underway: false,

@@ -125,7 +125,8 @@ fn stays(period: &Period, load: &TenantLoad) -> Result<(), Reason> {
     if bearable(period, load) { Ok(()) } else { Err(Reason::TooHot) }
 }
 
-/// The pinned tenant that has been quiet for longest, if it was for long and is known to be now.
+/// The pinned tenant that has been quiet for longest, if it was for long and is known to be now. One without rows was
+/// deleted: it need not be quiet for longer than another has to be hot.
 fn release(
     policy: &Policy,
     history: &History,
@@ -133,9 +134,14 @@ fn release(
     untold: &BTreeMap<Tenant, Untold>,
 ) -> Option<Action> {
     let quiet = history.quiet.iter().filter(|(tenant, _)| !untold.contains_key(tenant));
-    let (tenant, since) = quiet.min_by_key(|(tenant, since)| (**since, **tenant))?;
-    let end = since.checked_add(policy.release_after).ok()?;
-    (end <= period.end).then_some(Action::Release { tenant: *tenant })
+    let periods = i32::try_from(policy.consecutive_periods).unwrap_or(i32::MAX);
+    let long = |(tenant, since): &(&Tenant, &Timestamp)| {
+        let deleted = policy.release_after.min(period.length.saturating_mul(periods));
+        let after = if period.empty.contains(tenant) { deleted } else { policy.release_after };
+        since.checked_add(after).is_ok_and(|end| end <= period.end)
+    };
+    let (tenant, _) = quiet.filter(long).min_by_key(|(tenant, since)| (**since, **tenant))?;
+    Some(Action::Release { tenant: *tenant })
 }
 
 /// Keeps what an action leaves behind that the next period may not show.

@@ -56,6 +56,7 @@ pub(super) fn period(minute: i64, nodes: &[NodeLoad], tenants: &[TenantLoad]) ->
         tenants: tenants.to_vec(),
         pins: Vec::new(),
         held: Vec::new(),
+        empty: Vec::new(),
         large: Vec::new(),
         shard_groups: 48,
         underway: false,

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 pub enum Reason {
     /// [`super::Policy::max_isolated`].
     #[error(
-        "as many tenants are isolated as may be: raise maxIsolated, or wait until one has been quiet for releaseAfter"
+        "as many tenants are isolated as may be: raise maxIsolated, wait until one has been quiet for releaseAfter, or name one \
+         that need not be any more in spec.sharding.pins, without a worker"
     )]
     Budget,
     /// [`super::Policy::max_shard_groups`].

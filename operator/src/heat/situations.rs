@@ -147,6 +147,30 @@ fn a_tenant_that_was_quiet_for_long_is_released() {
 }
 
 #[test]
+fn one_that_was_deleted_does_not_hold_its_place_for_long() {
+    let pinned = |minute: i64, queries, empty: bool| {
+        let pins = (1..9).map(|number| tenant(number).pin(Group::Worker(1))).collect();
+        let empty = if empty { vec![tenant(7)] } else { Vec::new() };
+        let own = TenantLoad { queries, ..load(7, 1, 1) };
+        let hot = load(20, 0, 40);
+        Period { pins, empty, ..period(minute, &three(), &[own, hot]) }
+    };
+    let policy = Policy { cooldown: MINUTE * 10, ..policy() };
+    let release = Some(Action::Release { tenant: tenant(7) });
+    // As long as it takes to be hot it is quiet and without rows; until then all places are taken.
+    let decisions = run(&policy, (0..10).map(|minute| pinned(minute, 0, minute > 4)));
+    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(5));
+    assert_eq!(decisions[4].refused, [refused(20, Reason::Budget)]);
+    let at_once = run(&policy, (0..10).map(|minute| pinned(minute, 0, true)));
+    assert_eq!(at_once.iter().position(|decision| decision.action == release), Some(3));
+    // Who writes and deletes without end is not quiet, nor gone with rows.
+    for (queries, empty) in [(500, true), (0, false)] {
+        let decisions = run(&policy, (0..100).map(|minute| pinned(minute, queries, empty)));
+        assert!(decisions.iter().all(|decision| decision.action.is_none()), "{queries} {empty}");
+    }
+}
+
+#[test]
 fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
     let policy = Policy { release_after: MINUTE * 10, ..policy() };
     // The servers list those with more queries than that.

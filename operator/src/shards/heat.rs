@@ -22,6 +22,7 @@ use crate::names::Group;
 use crate::pg;
 
 pub mod actions;
+mod empty;
 mod load;
 mod period;
 mod read;
@@ -154,7 +155,9 @@ pub async fn look(
             .collect()
             .await;
     let large = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
-    let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large };
+    let quiet: Vec<Tenant> = before.history.quiet.keys().copied().collect();
+    let empty = empty::empty(sessions, &layout, &quiet).await;
+    let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large, empty };
     let stored =
         store::exchange(&session, end, |state, open| judge(state, open, &seen), &period::sizes(&seen)).await;
     if stored.is_err() && session.run("ROLLBACK").await.is_err() {

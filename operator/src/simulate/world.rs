@@ -185,6 +185,7 @@ impl World {
             tenants: Vec::new(),
             pins: self.pins.clone(),
             held: Vec::new(),
+            empty: Vec::new(),
             large: Vec::new(),
             shard_groups: self.shards.all.len(),
             underway: self.job.is_some(),

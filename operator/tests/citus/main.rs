@@ -8,6 +8,7 @@
 mod acting;
 mod acting_under_load;
 mod adopt;
+mod astray;
 mod by_load;
 mod crashes;
 mod detour;

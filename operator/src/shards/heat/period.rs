@@ -29,6 +29,8 @@ pub(super) struct Seen<'a> {
     /// The servers that answered.
     pub(super) readings: &'a BTreeMap<Group, Reading>,
     pub(super) large: Vec<LargeShard>,
+    /// The tenants that were quiet and have no row any more.
+    pub(super) empty: Vec<Tenant>,
 }
 
 /// What a server had counted when it was read.
@@ -106,6 +108,7 @@ pub(super) fn period(
         tenants: Vec::new(),
         pins: seen.layout.pins.clone(),
         held: seen.world.decisions().known.iter().map(|decided| decided.tenant).collect(),
+        empty: seen.empty.clone(),
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),

@@ -120,8 +120,13 @@ impl Speaker<'_> {
                 say("should share", "would share")
             ),
             Action::Release { tenant } => format!(
-                "{} has been quiet for long and {} one like the others again",
+                "{} {} and {} one like the others again",
                 self.name(tenant),
+                if self.period.empty.contains(&tenant) {
+                    "has no rows any more"
+                } else {
+                    "has been quiet for long"
+                },
                 say("is", "would be")
             ),
         }

@@ -68,6 +68,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         tenants: tenants.collect(),
         pins: pins.clone(),
         held: Vec::new(),
+        empty: Vec::new(),
         large: Vec::new(),
         shard_groups: layout.groups.len(),
         underway: false,

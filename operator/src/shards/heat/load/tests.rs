@@ -120,6 +120,7 @@ impl Scene {
             layout: &self.layout,
             readings,
             large: Vec::new(),
+            empty: Vec::new(),
         };
         let (_, marks, _) = period::period(&seen(before, at(self.minute - 1)), &BTreeMap::new(), &[]);
         let seen = seen(&self.counted, at(self.minute));

@@ -75,8 +75,15 @@ impl Scene {
     ) -> (Period, BTreeMap<Group, Mark>, Names) {
         let world = World { wanted: &self.wanted, topology: &self.topology, observed: &self.observed };
         let watch = self.wanted.watch.as_ref().unwrap();
-        let seen =
-            Seen { world: &world, watch, end: at(0), layout: &self.layout, readings, large: Vec::new() };
+        let seen = Seen {
+            world: &world,
+            watch,
+            end: at(0),
+            layout: &self.layout,
+            readings,
+            large: Vec::new(),
+            empty: Vec::new(),
+        };
         period(&seen, before, kept)
     }
 }
@@ -184,8 +191,15 @@ fn a_pinned_tenant_that_is_busy_is_not_taken_for_quiet_beside_busier_ones_and_ke
         let watch = scene.wanted.watch.as_ref().unwrap();
         let readings = [Group::Worker(0), Group::Worker(1)].map(|group| (group, reading.clone())).into();
         let end = at(second);
-        let seen =
-            Seen { world: &world, watch, end, layout: &scene.layout, readings: &readings, large: Vec::new() };
+        let seen = Seen {
+            world: &world,
+            watch,
+            end,
+            layout: &scene.layout,
+            readings: &readings,
+            large: Vec::new(),
+            empty: Vec::new(),
+        };
         super::super::judge(before, false, &seen)
     };
     let first = judge(&State::default(), 0, reading(0, 0, 0, 0));

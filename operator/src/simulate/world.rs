@@ -58,7 +58,7 @@ impl World {
         let shards = Shards::new(scenario);
         let workers = &scenario.workers;
         let node = |number: u32| {
-            let dedicated = number >= workers.count - workers.dedicated;
+            let dedicated = number < workers.dedicated;
             let node = Node {
                 role: if dedicated { Role::Dedicated } else { Role::Shared },
                 counters: Counters::default(),

@@ -68,6 +68,11 @@ impl Names {
         known.map_or_else(|| format!("hash {}", tenant.hash), |(_, key)| key.clone())
     }
 
+    /// All of them.
+    pub(super) fn list(self) -> Vec<(Tenant, String)> {
+        self.0
+    }
+
     /// Adds those of `tenants` that only `others` know.
     pub(super) fn add(&mut self, others: &Self, tenants: &[Tenant]) {
         for (tenant, key) in &others.0 {

@@ -1,12 +1,14 @@
 //! What the operator keeps on the coordinator, in a schema of its own: small, bounded, and enough to go on from.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use tokio_postgres::types::{Json, Type};
 
 use super::actions::{self, Begun};
 use super::period::Size;
 use super::{Heat, State};
-use crate::heat::Period;
+use crate::heat::{Action, Period, Tenant};
 use crate::pg::{self, Session};
 
 /// Makes the schema and the tables that are not there; one message, so that all of it is done or nothing. They are of the
@@ -183,4 +185,21 @@ pub async fn periods(session: &Session) -> Result<Vec<Period>, pg::Error> {
     let rows = session.query("SELECT period FROM dialog_operator.periods ORDER BY ended", &[]).await?;
     let period = |row: &tokio_postgres::Row| row.try_get::<_, Json<Period>>(0).ok().map(|period| period.0);
     Ok(rows.iter().filter_map(period).collect())
+}
+
+/// What the tenants are called that something was done about, or that are spoken of now.
+///
+/// # Errors
+/// When the server does not answer, or has no such tables.
+pub async fn names(session: &Session) -> Result<Vec<(Tenant, String)>, pg::Error> {
+    let acts = session
+        .query("SELECT action, tenant FROM dialog_operator.actions WHERE tenant IS NOT NULL ORDER BY id", &[])
+        .await?;
+    let mut names: BTreeMap<Tenant, String> = BTreeMap::new();
+    for row in &acts {
+        let action = row.try_get::<_, Json<Action>>(0).ok().and_then(|action| action.0.tenant());
+        names.extend(action.map(|tenant| (tenant, row.get(1))));
+    }
+    names.extend(read(session).await?.names.list());
+    Ok(names.into_iter().collect())
 }

@@ -40,6 +40,9 @@ pub enum Error {
     /// Citus did what it could; the rest has to wait for something else.
     #[error("{0}")]
     Left(String),
+    /// Other sessions are about what is left, so that nobody knows whether it has to wait.
+    #[error("{0}")]
+    Kept(String),
 }
 
 impl Error {
@@ -48,7 +51,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "NodeUnreachable",
-            Self::Left(_) => CLEANUP_BLOCKED,
+            Self::Left(_) | Self::Kept(_) => CLEANUP_BLOCKED,
             Self::Database(_) | Self::Moved(_) => "StepFailed",
         }
     }
@@ -107,7 +110,7 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
                              AND NOT EXISTS (SELECT FROM pg_dist_node WHERE groupid = $1)";
             catalogs(sessions).await?.query(statement, &[(group_id, Type::INT4)]).await?;
         }
-        Step::CleanUp => cleanup::perform(sessions, |_| true).await?,
+        Step::CleanUp => cleanup::perform(sessions).await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
         Step::SplitShard(split) => split::perform(sessions, split).await?,
         Step::BeginIsolation { tenant, name, from, to, rest, why } => {

@@ -137,6 +137,18 @@ impl Controller {
         self.publish(cluster, EventType::Warning, "StepFailed", &note).await;
     }
 
+    /// Puts off a step that could be done in part only.
+    fn postpone(&self, key: &ObjectRef<DialogCluster>, step: &Step, error: &act::Error) {
+        if matches!(error, act::Error::Kept(_)) {
+            self.memory(key, |memory| memory.put_off_again(step, error));
+            debug!(cluster = %key, kind = step.kind(), %step, %error, "put off");
+            return;
+        }
+        self.memory(key, |memory| memory.put_off(step, error));
+        self.context.metrics.shards.step(step, false);
+        info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
+    }
+
     /// Publishes an Event about a cluster.
     async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, note: &str) {
         let event = Event {
@@ -254,9 +266,7 @@ impl Reconciler for Controller {
             self.tell(cluster, step).await;
         }
         for (step, error) in &round.partly {
-            self.memory(&key, |memory| memory.put_off(step, error));
-            self.context.metrics.shards.step(step, false);
-            info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
+            self.postpone(&key, step, error);
         }
         for (step, _) in &round.failed {
             // Log and Event are made of the error that is returned.

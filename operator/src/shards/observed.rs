@@ -49,6 +49,8 @@ pub struct Observed {
     pub hashes: Hashes,
     /// Steps that take long, failed lately, and are put off: what does not need them goes first.
     pub deferred: Vec<Step>,
+    /// What Citus could not take away when it was asked last, why, and what to do; `None` as soon as nothing is noted.
+    pub uncleaned: Option<String>,
 }
 
 impl Observed {
@@ -75,6 +77,12 @@ impl Observed {
                 Node::Down(_) => drop(self.away.insert(*group, sizes.clone())),
             }
         }
+    }
+
+    /// Takes over what Citus could not take away `before`: that holds until it can, or until nothing is noted any more.
+    pub fn keep_uncleaned(&mut self, before: &Self) {
+        let noted = self.catalog.as_ref().is_none_or(|catalog| !catalog.cleanup.is_empty());
+        self.uncleaned = before.uncleaned.clone().filter(|_| noted);
     }
 
     /// Bytes of each shard group that was measured, by its lowest shard id, wherever it was measured.

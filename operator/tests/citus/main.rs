@@ -19,6 +19,7 @@ mod growth;
 mod hands;
 mod heat;
 mod held_up;
+mod in_use;
 mod journey;
 mod killer;
 mod leftovers;

@@ -10,18 +10,12 @@ use tokio_postgres::Row;
 
 use super::{Error, catalogs};
 use crate::pg::{self, Endpoint, Session, Warning, literal};
+use crate::shards::observe::moves::LOCKED;
 use crate::shards::sessions::Sessions;
 use crate::shards::topology::Topology;
 
-/// Notes of operations that have ended. One that is under way, or is being taken away by another session, keeps its number
-/// locked (class 10 of Citus' advisory locks).
-const NOTED: &str = "
-    SELECT record_id, object_type, object_name, node_group_id, nodename::text, nodeport FROM pg_dist_cleanup
-    LEFT JOIN pg_dist_node ON groupid = node_group_id AND noderole = 'primary'
-    WHERE NOT EXISTS (
-        SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 10 AND (classid::int8 << 32) | objid::int8 = operation_id
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-    ORDER BY 1";
+/// What is said of a note that another session keeps.
+const KEPT: &str = "another session is about it, as Citus itself when it tries to take it away";
 
 /// Notes that a message names.
 const NAMED: usize = 3;
@@ -34,6 +28,9 @@ pub(super) struct Left {
     pub(super) object: String,
     /// Where it is; the number of the group if no such node is registered.
     pub(super) node: Result<Endpoint, i32>,
+    /// Whether another session keeps its operation: one that is under way, or Citus' own daemon, which keeps all that it tries
+    /// to take away until it has tried the last of it. Citus then takes it away for nobody else.
+    kept: bool,
 }
 
 /// What is to be taken away, by `object_type`.
@@ -86,12 +83,13 @@ impl Left {
             kind: Kind::of(row.get(1)),
             object: row.get(2),
             node: host.zip(port).map(|(host, port)| Endpoint::new(host, port)).ok_or_else(|| row.get(3)),
+            kept: row.get(6),
         }
     }
 
     /// Which it is, where, and what Citus says of it.
     fn describe(&self, topology: &Topology, warnings: &[Warning]) -> String {
-        let Self { record_id, kind, object, node } = self;
+        let Self { record_id, kind, object, node, kept } = self;
         let (place, why) = match node {
             Err(group_id) => {
                 (format!("the node of group {group_id}"), "pg_dist_node has no such node".to_owned())
@@ -99,7 +97,8 @@ impl Left {
             Ok(endpoint) => {
                 let place =
                     topology.group(endpoint).map_or_else(|| endpoint.to_string(), |group| group.to_string());
-                (place, said(warnings, endpoint))
+                let why = if *kept { KEPT.to_owned() } else { said(warnings, endpoint) };
+                (place, why)
             }
         };
         let who = self.user().map_or_else(String::new, |query| format!("; who uses it: {query}"));
@@ -148,19 +147,55 @@ fn names(text: &str, endpoint: &Endpoint) -> bool {
 /// Has Citus take away all that is noted.
 ///
 /// # Errors
-/// [`Error::Left`] if any of it that `matters` is still there.
-pub(super) async fn perform(sessions: &Sessions, matters: impl Fn(&Left) -> bool) -> Result<(), Error> {
+/// [`Error::Left`] if it could not, [`Error::Kept`] if nobody knows as other sessions are about what is still there.
+pub(super) async fn perform(sessions: &Sessions) -> Result<(), Error> {
+    let Attempt { before, warnings, after } = attempt(sessions).await?;
+    // What was noted meanwhile nobody has tried to take away yet.
+    let tried = |one: &Left| before.iter().find(|earlier| earlier.record_id == one.record_id);
+    let (left, kept): (Vec<_>, Vec<_>) =
+        after.into_iter().filter(|one| tried(one).is_some()).partition(|one| {
+            // Whom Citus has passed over it says nothing of.
+            !one.kept && tried(one).is_some_and(|earlier| !earlier.kept)
+        });
+    match (left.as_slice(), kept.len()) {
+        ([], 0) => Ok(()),
+        ([], kept) => Err(Error::Kept(format!("of {kept} notes in pg_dist_cleanup {KEPT}"))),
+        _ => Err(Error::Left(message(&left, sessions.topology(), &warnings))),
+    }
+}
+
+/// Has Citus take away all that is noted, and makes sure that nothing of it that `matters` is there any more.
+///
+/// # Errors
+/// [`Error::Left`] if something is, whoever is about it.
+pub(super) async fn make_sure(sessions: &Sessions, matters: impl Fn(&Left) -> bool) -> Result<(), Error> {
+    let Attempt { warnings, mut after, .. } = attempt(sessions).await?;
+    after.retain(matters);
+    if after.is_empty() { Ok(()) } else { Err(Error::Left(message(&after, sessions.topology(), &warnings))) }
+}
+
+/// What was noted before Citus was asked to take it away and after, and what it has said meanwhile.
+struct Attempt {
+    before: Vec<Left>,
+    warnings: Vec<Warning>,
+    after: Vec<Left>,
+}
+
+async fn attempt(sessions: &Sessions) -> Result<Attempt, pg::Error> {
     let session = catalogs(sessions).await?;
     let before = noted(&session).await?;
     let warnings = session.run_warned("CALL citus_cleanup_orphaned_resources()").await?;
-    // What was noted meanwhile nobody has tried to take away yet.
-    let mut left = noted(&session).await?;
-    left.retain(|one| before.contains(one) && matters(one));
-    if left.is_empty() { Ok(()) } else { Err(Error::Left(message(&left, sessions.topology(), &warnings))) }
+    Ok(Attempt { before, warnings, after: noted(&session).await? })
 }
 
 async fn noted(session: &Session) -> Result<Vec<Left>, pg::Error> {
-    Ok(session.query(NOTED, &[]).await?.iter().map(Left::of).collect())
+    let statement = format!(
+        "SELECT record_id, object_type, object_name, node_group_id, nodename::text, nodeport,
+                operation_id IN (SELECT operation_id FROM ({LOCKED}) AS locked)
+         FROM pg_dist_cleanup LEFT JOIN pg_dist_node ON groupid = node_group_id AND noderole = 'primary'
+         ORDER BY 1"
+    );
+    Ok(session.query(&statement, &[]).await?.iter().map(Left::of).collect())
 }
 
 /// What could not be taken away, and what to do.
@@ -191,6 +226,7 @@ mod tests {
             kind: Kind::of(number),
             object: object.to_owned(),
             node,
+            kept: record_id == 10,
         };
         let said = |message: &str, context: &str| Warning {
             message: message.to_owned(),

@@ -79,7 +79,7 @@ pub(super) async fn end(
 ) -> Result<(), Error> {
     // What splits have left and Citus has not noted is not the operator's: the condition `Balanced` says so.
     let of_splits = |left: &cleanup::Left| left.object.starts_with("citus_shard_split_") && left.node.is_ok();
-    cleanup::perform(sessions, of_splits).await?;
+    cleanup::make_sure(sessions, of_splits).await?;
     actions::end(&*super::catalogs(sessions).await?, id, outcome, note).await?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
 use crate::names::Group;
+use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
@@ -15,7 +16,19 @@ use crate::shards::world::{Support, World};
 /// Moves that one message names.
 const NAMED: usize = 3;
 
+/// Where the shards are, with what Citus cannot take away: they are where they belong all the same, and where they are not,
+/// that is what there is to say.
 pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
+    let spread = spread(world, moves, draft);
+    match &world.observed.uncleaned {
+        Some(left) if spread.holds == Holds::True => {
+            Finding::new(BALANCED, true, CLEANUP_BLOCKED, format!("{}; {left}", spread.message))
+        }
+        _ => spread,
+    }
+}
+
+fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
     let finding = |holds: Holds, reason, message: String| Finding::new(BALANCED, holds, reason, message);
     let (catalog, moves) = match (world.support(), &world.observed.catalog, moves) {
         (Support::NotInImage | Support::NotPreloaded, ..) => {

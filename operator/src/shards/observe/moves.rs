@@ -13,11 +13,12 @@ use crate::shards::observed::{
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::strategy::{self, Seen};
 
-/// The numbers of the operations that the process `$1` on the coordinator carries out: it keeps each locked in class 10 of
-/// Citus' advisory locks. What Citus makes for an operation has its number at the end of its name.
-pub(super) const OPERATIONS: &str = "
-    SELECT (classid::int8 << 32) | objid::int8 FROM pg_locks
-    WHERE locktype = 'advisory' AND objsubid = 10 AND granted AND pid = $1
+/// The numbers of the operations that somebody carries out, or whose leavings somebody takes away, with the process on the
+/// coordinator: it keeps each locked in class 10 of Citus' advisory locks. What Citus makes for an operation has its number
+/// at the end of its name.
+pub(in crate::shards) const LOCKED: &str = "
+    SELECT (classid::int8 << 32) | objid::int8 AS operation_id, pid FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 10 AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::moves::OPERATIONS;
+use super::moves::LOCKED;
 use super::stall::{self, Cause};
 use crate::names::Group;
 use crate::pg;
@@ -84,8 +84,10 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
 /// Citus begins to make anything for the split.
 async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<(jiff::Timestamp, Vec<String>)>, pg::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let statement =
-        format!("SELECT query_start, ARRAY ({OPERATIONS})::text[] FROM pg_stat_activity WHERE pid = $1");
+    let statement = format!(
+        "SELECT query_start, ARRAY (SELECT operation_id FROM ({LOCKED}) AS locked WHERE pid = $1)::text[]
+         FROM pg_stat_activity WHERE pid = $1"
+    );
     let rows = session.query(&statement, &[(&pid, Type::INT4)]).await?;
     Ok(rows.first().and_then(|row| Some((row.get::<_, Option<_>>(0)?, row.get(1)))))
 }

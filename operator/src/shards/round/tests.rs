@@ -208,7 +208,7 @@ fn a_rebalance_by_hand_ends_where_nothing_more_can_be_moved() {
 fn what_citus_cannot_take_away_is_said_and_the_spread_is_even_all_the_same() {
     let mut observed = at_rest();
     catalog(&mut observed).cleanup = vec![crate::shards::observed::Cleanup { group_id: 0, records: 1 }];
-    let error = act::Error::Left("Citus cannot take away the table public.messages_102008".to_owned());
+    let left = "Citus cannot take away the table public.messages_102008";
     let mut round = of(&wanted(), &observed);
     assert_eq!(round.plan.steps, [Step::CleanUp]);
     let say = |round: &Round| {
@@ -216,18 +216,43 @@ fn what_citus_cannot_take_away_is_said_and_the_spread_is_even_all_the_same() {
         (found.holds.as_str(), found.reason, found.message)
     };
     assert_eq!(say(&round).1, "Balanced");
-    // Both when it was tried, and until it is tried again.
-    round.deferred = vec![(Step::CleanUp, Failure::from(&error))];
-    let (status, reason, message) = say(&round);
-    assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
-    assert!(message.ends_with("; Citus cannot take away the table public.messages_102008"), "{message}");
-    round.deferred.clear();
-    round.partly = vec![(Step::CleanUp, error)];
-    assert_eq!(say(&round), (status, reason, message));
-    assert!(was_tried(&round, &Step::CleanUp), "not again in this round");
-    // Taken away meanwhile.
-    round.partly.clear();
-    round.deferred = vec![(Step::CleanUp, Failure { reason: "CleanupBlocked", message: String::new() })];
-    round.plan.steps.clear();
+    // When it was tried, until it is tried again, and while others are about it.
+    observed.uncleaned = Some(left.to_owned());
+    let partly = |error| vec![(Step::CleanUp, error)];
+    for (error, put_off) in [
+        (act::Error::Left(left.to_owned()), false),
+        (act::Error::Left(left.to_owned()), true),
+        (act::Error::Kept("of 1 notes".to_owned()), false),
+    ] {
+        round = of(&wanted(), &observed);
+        if put_off {
+            round.deferred = vec![(Step::CleanUp, Failure::from(&error))];
+        } else {
+            round.partly = partly(error);
+        }
+        let (status, reason, message) = say(&round);
+        assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
+        assert!(message.ends_with(&format!("; {left}")), "{message}");
+        assert!(was_tried(&round, &Step::CleanUp), "not again in this round");
+    }
+    // Others are about it before anybody knows.
+    observed.uncleaned = None;
+    round = of(&wanted(), &observed);
+    round.partly = partly(act::Error::Kept("of 1 notes".to_owned()));
     assert_eq!(say(&round).1, "Balanced");
+}
+
+#[test]
+fn what_citus_could_not_take_away_is_said_until_nothing_is_noted() {
+    let before = Observed { uncleaned: Some("a table".to_owned()), ..at_rest() };
+    let mut now = at_rest();
+    catalog(&mut now).cleanup = vec![crate::shards::observed::Cleanup { group_id: 0, records: 1 }];
+    now.keep_uncleaned(&before);
+    assert_eq!(now.uncleaned, before.uncleaned);
+    now.catalog = None;
+    now.keep_uncleaned(&before);
+    assert_eq!(now.uncleaned, before.uncleaned, "nobody knows");
+    now = at_rest();
+    now.keep_uncleaned(&before);
+    assert_eq!(now.uncleaned, None);
 }

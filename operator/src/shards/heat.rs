@@ -11,7 +11,7 @@ use futures::stream::{self, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::plan::layout;
+use super::plan::{is_over, layout};
 use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
@@ -184,7 +184,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     // One that is pinned is not among the busiest for ever, and is not quiet for that.
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
-    let moving = period.underway;
+    let at_work = period.underway || is_over(seen.world);
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= open;
     let policy = &seen.watch.policy;
@@ -202,7 +202,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
         by_load: seen.world.wanted.rebalance.policy.strategy == Strategy::ByLoad,
     });
     names.keep(&history, &period);
-    Judged { state: State { history, real: real_history, marks, names, heat }, period, moving, begun }
+    Judged { state: State { history, real: real_history, marks, names, heat }, period, at_work, begun }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod prepare;
 mod strategy;
 mod tables;
 
+pub(super) use actions::is_over;
 pub use moves::{Cramped, Moves};
 pub(super) use moves::{layout, obstacle};
 pub use tables::{Problem, Report};

@@ -145,13 +145,18 @@ impl<'a> Operator<'a> {
     /// Waits for the next period to be over, and looks at it.
     pub async fn look(&self, last: Option<&Heat>) -> Result<Heat> {
         let watch = self.wanted.watch.as_ref().context("nobody is to look")?;
-        let topology = self.world.topology();
-        let sight = Sight { wanted: self.wanted, topology: &topology, observed: &self.observed };
-        let sessions = self.world.sessions()?;
         while last.is_some_and(|last| !last.is_due(watch, Timestamp::now())) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        look(&sessions, &sight, watch, Timestamp::now()).await?.context("there is nowhere to keep it")
+        self.look_at(Timestamp::now()).await
+    }
+
+    /// Looks at the last period before `now`.
+    pub async fn look_at(&self, now: Timestamp) -> Result<Heat> {
+        let watch = self.wanted.watch.as_ref().context("nobody is to look")?;
+        let topology = self.world.topology();
+        let sight = Sight { wanted: self.wanted, topology: &topology, observed: &self.observed };
+        look(&self.world.sessions()?, &sight, watch, now).await?.context("there is nowhere to keep it")
     }
 
     /// What a round makes of it.

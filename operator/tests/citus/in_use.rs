@@ -7,12 +7,15 @@ use dialog_operator::condition::{BALANCED, HOT_TENANT, SCALE_IN_BLOCKED};
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::Error;
 use dialog_operator::shards::heat::actions::Outcome;
+use dialog_operator::shards::observe::Sizes;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
+use k8s_openapi::jiff::SignedDuration;
 use testbed::postgres::Shutdown;
 use tokio_postgres::Client;
 
 use crate::acting::{DIALOG, assert_nothing_is_left, decide, hash, isolating, isolation, outcome};
+use crate::heat::Operator as Watcher;
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{World, condition, eventually, few_shards};
@@ -233,6 +236,38 @@ async fn an_action_ends_when_what_its_split_has_left_is_gone_whoever_is_about_it
     let act = outcome(&world.round(&wanted).await?, id).await?;
     assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
     assert_nothing_is_left(&world, 3).await
+}
+
+#[tokio::test]
+async fn an_action_that_is_done_is_not_given_up_while_its_end_waits() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(3)?;
+    world.server(Group::Coordinator).set_parameter("citus.defer_shard_delete_interval", "-1")?;
+    let mut wanted = isolating(3);
+    wanted.watch.as_mut().context("nobody is to look")?.period = SignedDuration::from_secs(1);
+    world.serve(&wanted).await?;
+    let user = leave_in_use(&world, Group::Worker(1)).await?;
+    let small = hash(&world, DIALOG).await?;
+    let id = decide(&world, isolation(&world, small).await?).await?;
+    let mut operator = Operator::default();
+    eventually("its end waits", async || {
+        let round = operator.round(&world, &wanted).await?;
+        ensure!(operator.failed.is_empty() && round.failed.is_empty(), "{:?}", round.failed);
+        Ok(round.partly.iter().any(|(step, _)| matches!(step, Step::EndAction { .. })))
+    })
+    .await?;
+    let ago = "UPDATE dialog_operator.actions SET decided = decided - interval '2 hours'";
+    world.ask(Group::Coordinator, ago).await?;
+    let watcher = Watcher::new(&world, &wanted).await?;
+    watcher.look(None).await?;
+    let act = outcome(&world.look(&wanted, Sizes::Skip).await?, id).await?;
+    assert_eq!((act.outcome, act.note), (None, None), "it was done");
+
+    user.batch_execute("ROLLBACK").await?;
+    operator.settle(&world, &wanted, Duration::from_mins(1)).await?;
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
+    Ok(())
 }
 
 #[tokio::test]

@@ -320,12 +320,12 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
 }
 
 /// Ends what was decided more than an hour before `now` and has had no outcome, readable or not: it would be in the way of
-/// every other decision.
+/// every other decision. A clock that jumps ahead lets no hour pass: the coordinator's has to say the same.
 pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg::Error> {
     let late = "UPDATE dialog_operator.actions
                 SET ended = clock_timestamp(), outcome = 'Failed',
                     note = coalesce(note, 'what it needs did not come within an hour')
-                WHERE ended IS NULL AND decided < $1 - interval '1 hour'";
+                WHERE ended IS NULL AND decided < least($1, clock_timestamp()) - interval '1 hour'";
     session.query(late, &[(&now, Type::TIMESTAMPTZ)]).await.map(drop)
 }
 

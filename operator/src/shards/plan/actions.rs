@@ -142,6 +142,12 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
     }
 }
 
+/// Whether what was decided is done, or will not be, and only its end is still to be noted.
+pub(in crate::shards) fn is_over(world: &World<'_>) -> bool {
+    let over = |act| matches!(next(world, &layout(world), &written(world), act), Next::End(..));
+    world.observed.kept.open().is_some_and(over)
+}
+
 /// What is next of an action.
 enum Next {
     End(Outcome, Option<String>),

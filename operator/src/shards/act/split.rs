@@ -18,7 +18,7 @@ pub(super) async fn perform(sessions: &Sessions, split: &Split) -> Result<(), Er
     if let Err(error) = &done {
         // The session may have been ended with the split. If this is not noted either, the coordinator has gone: the attempt
         // counts all the same.
-        if let Ok(session) = sessions.session(Group::Coordinator, Door::Dialog).await {
+        if let Ok(session) = sessions.looking().session(Group::Coordinator, Door::Dialog).await {
             let _ = actions::note_failure(&session, split.action, &error.to_string()).await;
         }
     }

@@ -286,10 +286,20 @@ async fn a_worker_that_waits_for_what_is_in_use_there_says_so_and_leaves_afterwa
             return Ok(false);
         }
         ensure!(status == "True" && message.contains("worker-1 has no shards any more"), "{message}");
+        ensure!(message.contains(&format!("public.messages_{shard} on worker-1")), "{message}");
         let (_, reason, message) = condition(&round, BALANCED);
         ensure!(reason == "CleanupBlocked", "{reason}: {message}");
         ensure!(message.contains(&format!("public.messages_{shard} on worker-1")), "{message}");
         Ok(true)
+    })
+    .await?;
+    let mut tried = 0;
+    eventually("it was tried again three times", async || {
+        let round = operator.round(&world, &fewer).await?;
+        let (status, reason, message) = condition(&round, SCALE_IN_BLOCKED);
+        ensure!((status, reason) == ("True", "CleanupBlocked"), "{status} {reason}: {message}");
+        tried += round.partly.len();
+        Ok(tried >= 3)
     })
     .await?;
     reader.batch_execute("ROLLBACK").await?;

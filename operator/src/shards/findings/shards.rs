@@ -269,27 +269,25 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
         );
         return finding(false, "Removing", message);
     }
-    if let Some((group, records)) = kept_by_objects(world, &registered) {
-        let message = format!(
-            "{group} has no shards any more and cannot leave: Citus cannot take away {records} objects there that moves have left; \
-             the condition Balanced names them, why, and what to do"
-        );
-        return finding(true, "CleanupBlocked", message);
+    if let Some(message) = kept_by_objects(world, &registered) {
+        return finding(true, CLEANUP_BLOCKED, message);
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
     finding(false, "Draining", message)
 }
 
-/// A node that only waits for what Citus was asked to take away there and could not, and how much that is.
-fn kept_by_objects(world: &World<'_>, leaving: &[Group]) -> Option<(Group, i64)> {
-    if !world.observed.deferred.contains(&Step::CleanUp) {
-        return None;
-    }
+/// What is said of a node that only waits for what Citus was asked to take away there and could not.
+fn kept_by_objects(world: &World<'_>, leaving: &[Group]) -> Option<String> {
+    let left = world.observed.uncleaned.as_ref()?;
     let records = |group: &Group| {
         let member = world.member(*group)?;
         Some((*group, world.catalog()?.cleanup_of(member.group_id)))
     };
     let empty = leaving.iter().filter(|group| world.shards_on(**group) == 0);
-    empty.filter_map(records).find(|(_, records)| *records > 0)
+    let (group, records) = empty.filter_map(records).find(|(_, records)| *records > 0)?;
+    Some(format!(
+        "{group} has no shards any more and cannot leave before {records} objects are taken away there that moves have left: \
+         {left}"
+    ))
 }

@@ -290,16 +290,13 @@ impl Session {
         self.bounded(self.client.batch_execute(statements)).await
     }
 
-    /// As [`Session::run`]; what the server has warned of meanwhile, in order.
-    ///
-    /// # Errors
-    /// As [`Session::query`].
-    pub async fn run_warned(&self, statements: &str) -> Result<Vec<Warning>, Error> {
+    /// As [`Session::run`], with what the server has warned of meanwhile, in order, whatever came of it.
+    pub async fn run_warned(&self, statements: &str) -> (Vec<Warning>, Result<(), Error>) {
         let take = || std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
         take();
-        self.run(statements).await?;
+        let done = self.run(statements).await;
         // The server says it before it says that the statement has ended.
-        Ok(take())
+        (take(), done)
     }
 
     async fn bounded<T>(

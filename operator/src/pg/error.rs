@@ -62,6 +62,12 @@ impl Error {
             || [SqlState::TOO_MANY_CONNECTIONS, SqlState::INVALID_CATALOG_NAME].contains(code)
     }
 
+    /// Whether the statement was cancelled, by its time limit or by somebody.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::QUERY_CANCELED)
+    }
+
     /// Whether the server has no database of this name.
     #[must_use]
     pub fn is_database_missing(&self) -> bool {

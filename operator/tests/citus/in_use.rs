@@ -1,6 +1,6 @@
 //! What moves and splits leave and Citus has noted, and cannot take away: somebody uses it, or its node is away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::{BALANCED, HOT_TENANT, SCALE_IN_BLOCKED};
@@ -15,6 +15,7 @@ use testbed::postgres::Shutdown;
 use tokio_postgres::Client;
 
 use crate::acting::{DIALOG, assert_nothing_is_left, decide, hash, isolating, isolation, outcome};
+use crate::detour::{Cut, Detour};
 use crate::heat::Operator as Watcher;
 use crate::needs_citus;
 use crate::operator::Operator;
@@ -119,10 +120,64 @@ async fn what_citus_cannot_take_away_is_named_until_it_can() -> Result<()> {
     own.batch_execute(&format!("DROP VIEW public.messages_{renamed}; DROP TABLE mine")).await?;
     swap(&world).await?;
     world.server(Group::Worker(1)).stop(Shutdown::Immediate)?;
+    let noted = world.number(Group::Coordinator, NOTED).await?;
+    ensure!(noted > 0, "nothing is to be taken away there");
     let away = operator.round(&world, &wanted).await?;
-    ensure!(away.failed.is_empty(), "{:?}", away.failed);
-    assert_ne!(condition(&away, BALANCED).1, "Balanced");
+    ensure!(away.failed.is_empty() && away.partly.is_empty(), "{:?}, {:?}", away.failed, away.partly);
+    let (status, reason, message) = condition(&away, BALANCED);
+    assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
+    let said = format!("; {noted} objects that moves or splits have left there");
+    assert!(message.contains("worker-1 does not answer") && message.contains(&said), "{message}");
     world.server(Group::Worker(1)).start()?;
+    operator.settle(&world, &wanted, Duration::from_mins(1)).await?;
+    assert_eq!(condition(&operator.round(&world, &wanted).await?, BALANCED).1, "Balanced");
+    assert_eq!(world.number(Group::Coordinator, NOTED).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_is_silent_for_the_coordinator_is_named_and_is_not_waited_for_long() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(2)?;
+    let coordinator = world.server(Group::Coordinator);
+    coordinator.set_parameter("citus.defer_shard_delete_interval", "-1")?;
+    let process = coordinator.pid().context("the coordinator does not run")?;
+    let detour = Detour::to(world.server(Group::Worker(1)).port()).await?;
+    world.lead_by(Group::Worker(1), detour.port());
+    let wanted = few_shards(2);
+    world.serve(&wanted).await?;
+    swap(&world).await?;
+    let noted = u32::try_from(world.number(Group::Coordinator, NOTED).await?)?;
+    ensure!(noted > 0, "nothing is to be taken away there");
+    detour.set(Cut::Server(process));
+
+    let (mut operator, begun) = (Operator::default(), Instant::now());
+    let round = operator.round(&world, &wanted).await?;
+    // Citus by itself waits for 30 s, for each object anew.
+    ensure!(begun.elapsed() < Duration::from_secs(20) * noted, "{noted} objects: {:?}", begun.elapsed());
+    ensure!(round.failed.is_empty(), "{:?}", round.failed);
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
+    for part in ["public.messages_", " on worker-1 (record ", "could not establish connection after 5000 ms"]
+    {
+        assert!(message.contains(part), "{message}");
+    }
+    // It has a time limit, or somebody ends it: that is no failure of another kind.
+    let mut operator = Operator::default();
+    let cancel = async {
+        let active = "pg_stat_activity WHERE query LIKE 'CALL citus_cleanup%' AND state = 'active'";
+        let cancel = format!("SELECT count(pg_cancel_backend(pid)) FROM {active}");
+        eventually("it is cancelled", async || Ok(world.number(Group::Coordinator, &cancel).await? > 0)).await
+    };
+    let (round, cancelled) = tokio::join!(operator.round(&world, &wanted), cancel);
+    let round = round?;
+    cancelled?;
+    ensure!(round.failed.is_empty(), "{:?}", round.failed);
+    let (status, reason, message) = condition(&round, BALANCED);
+    assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
+    assert!(message.contains("came to no end"), "{message}");
+
+    detour.set(Cut::Nobody);
     operator.settle(&world, &wanted, Duration::from_mins(1)).await?;
     assert_eq!(condition(&operator.round(&world, &wanted).await?, BALANCED).1, "Balanced");
     assert_eq!(world.number(Group::Coordinator, NOTED).await?, 0);

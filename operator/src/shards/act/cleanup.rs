@@ -14,8 +14,14 @@ use crate::shards::observe::moves::LOCKED;
 use crate::shards::sessions::Sessions;
 use crate::shards::topology::Topology;
 
+/// How long Citus waits for a node that is silent: for each object there anew, and topology does not change meanwhile.
+const PATIENCE: &str = "SET citus.node_connection_timeout = '5s'";
+
 /// What is said of a note that another session keeps.
 const KEPT: &str = "another session is about it, as Citus itself when it tries to take it away";
+
+/// How Citus begins to say that a node was silent.
+const SILENT: &str = "could not establish connection";
 
 /// Notes that a message names.
 const NAMED: usize = 3;
@@ -129,7 +135,12 @@ fn said(warnings: &[Warning], endpoint: &Endpoint) -> String {
         .map(|warning| warning.message.as_str())
         .collect();
     if said.is_empty() {
-        return "Citus does not say why, as of what somebody uses".to_owned();
+        // Of a node that is silent it does not even say which.
+        let silent = warnings.iter().find(|warning| warning.message.starts_with(SILENT));
+        return silent.map_or_else(
+            || "Citus does not say why, as of what somebody uses".to_owned(),
+            |warning| format!("{}, with this node or another", warning.message),
+        );
     }
     said.into_iter().collect::<Vec<_>>().join("; ")
 }
@@ -149,7 +160,7 @@ fn names(text: &str, endpoint: &Endpoint) -> bool {
 /// # Errors
 /// [`Error::Left`] if it could not, [`Error::Kept`] if nobody knows as other sessions are about what is still there.
 pub(super) async fn perform(sessions: &Sessions) -> Result<(), Error> {
-    let Attempt { before, warnings, after } = attempt(sessions).await?;
+    let Attempt { before, after, said } = attempt(sessions).await?;
     // What was noted meanwhile nobody has tried to take away yet.
     let tried = |one: &Left| before.iter().find(|earlier| earlier.record_id == one.record_id);
     let (left, kept): (Vec<_>, Vec<_>) =
@@ -160,7 +171,7 @@ pub(super) async fn perform(sessions: &Sessions) -> Result<(), Error> {
     match (left.as_slice(), kept.len()) {
         ([], 0) => Ok(()),
         ([], kept) => Err(Error::Kept(format!("of {kept} notes in pg_dist_cleanup {KEPT}"))),
-        _ => Err(Error::Left(message(&left, sessions.topology(), &warnings))),
+        _ => Err(Error::Left(message(&left, sessions.topology(), &said))),
     }
 }
 
@@ -169,23 +180,37 @@ pub(super) async fn perform(sessions: &Sessions) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Left`] if something is, whoever is about it.
 pub(super) async fn make_sure(sessions: &Sessions, matters: impl Fn(&Left) -> bool) -> Result<(), Error> {
-    let Attempt { warnings, mut after, .. } = attempt(sessions).await?;
+    let Attempt { mut after, said, .. } = attempt(sessions).await?;
     after.retain(matters);
-    if after.is_empty() { Ok(()) } else { Err(Error::Left(message(&after, sessions.topology(), &warnings))) }
+    if after.is_empty() { Ok(()) } else { Err(Error::Left(message(&after, sessions.topology(), &said))) }
 }
 
 /// What was noted before Citus was asked to take it away and after, and what it has said meanwhile.
 struct Attempt {
     before: Vec<Left>,
-    warnings: Vec<Warning>,
     after: Vec<Left>,
+    said: Said,
+}
+
+/// What Citus has said.
+struct Said {
+    warnings: Vec<Warning>,
+    /// Why it came to no end.
+    cancelled: Option<String>,
 }
 
 async fn attempt(sessions: &Sessions) -> Result<Attempt, pg::Error> {
     let session = catalogs(sessions).await?;
     let before = noted(&session).await?;
-    let warnings = session.run_warned("CALL citus_cleanup_orphaned_resources()").await?;
-    Ok(Attempt { before, warnings, after: noted(&session).await? })
+    session.run(PATIENCE).await?;
+    let (warnings, done) = session.run_warned("CALL citus_cleanup_orphaned_resources()").await;
+    let cancelled = match done {
+        Ok(()) => None,
+        Err(error) if error.is_cancelled() => Some(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    session.run("RESET citus.node_connection_timeout").await?;
+    Ok(Attempt { before, after: noted(&session).await?, said: Said { warnings, cancelled } })
 }
 
 async fn noted(session: &Session) -> Result<Vec<Left>, pg::Error> {
@@ -199,12 +224,17 @@ async fn noted(session: &Session) -> Result<Vec<Left>, pg::Error> {
 }
 
 /// What could not be taken away, and what to do.
-fn message(left: &[Left], topology: &Topology, warnings: &[Warning]) -> String {
-    let named: Vec<String> = left.iter().take(NAMED).map(|one| one.describe(topology, warnings)).collect();
+fn message(left: &[Left], topology: &Topology, said: &Said) -> String {
+    let named: Vec<String> =
+        left.iter().take(NAMED).map(|one| one.describe(topology, &said.warnings)).collect();
+    let what = said.cancelled.as_ref().map_or_else(
+        || "Citus cannot take away".to_owned(),
+        |why| format!("Citus was to take away what is left, and came to no end ({why}); there is still"),
+    );
     let more = left.len().saturating_sub(NAMED);
     let more = if more > 0 { format!("; and {more} more in pg_dist_cleanup") } else { String::new() };
     format!(
-        "Citus cannot take away {}{more}. It is tried again: bring back a node that does not answer, and end who uses an object. \
+        "{what} {}{more}. It is tried again: bring back a node that does not answer, and end who uses an object. \
          If an object is somebody's own, have Citus forget it, on the coordinator: DELETE FROM pg_dist_cleanup WHERE record_id = \
          RECORD",
         named.join("; ")
@@ -242,8 +272,9 @@ mod tests {
             left(9, 5, "citus_shard_split_subscription_role_10_7", Err(4)),
             left(10, 4, "somewhere", Ok(node(5432))),
         ];
+        let said = Said { warnings: warnings.into(), cancelled: None };
         assert_eq!(
-            message(&left, &topology, &warnings),
+            message(&left, &topology, &said),
             "Citus cannot take away the table public.messages_102008 on worker-0 (record 7): canceling statement due to lock \
              timeout; who uses it: SELECT pid, mode FROM pg_locks WHERE relation = to_regclass('public.messages_102008'); \
              the replication slot citus_shard_split_slot_2_10_7 on worker-1 (record 8): Citus does not say why, as of what \

@@ -20,7 +20,7 @@ const NAMED: usize = 3;
 /// that is what there is to say.
 pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
     let spread = spread(world, moves, draft);
-    match &world.observed.uncleaned {
+    match uncleaned(world) {
         Some(left) if spread.holds == Holds::True => {
             Finding::new(BALANCED, true, CLEANUP_BLOCKED, format!("{}; {left}", spread.message))
         }
@@ -140,6 +140,19 @@ fn even_message(strategies: &Seen) -> String {
              citus_rebalance_start('{NAME}'), or set spec.sharding.rebalance.foreignStrategy to Replace"
         ),
     }
+}
+
+/// What is said of what Citus has noted and cannot take away: it was asked to, or is not, as the node does not answer.
+fn uncleaned(world: &World<'_>) -> Option<String> {
+    let silent = |group: Group| {
+        let records = world.catalog()?.cleanup_of(world.member(group)?.group_id);
+        let why = world.server(group).err().filter(|_| records > 0)?;
+        Some(format!(
+            "{why}; {records} objects that moves or splits have left there are taken away when it answers again"
+        ))
+    };
+    let silent = || world.groups().into_iter().find_map(silent);
+    world.observed.uncleaned.clone().or_else(silent)
 }
 
 /// What is said of what somebody's moves or splits have left.
@@ -279,7 +292,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
 
 /// What is said of a node that only waits for what Citus was asked to take away there and could not.
 fn kept_by_objects(world: &World<'_>, leaving: &[Group]) -> Option<String> {
-    let left = world.observed.uncleaned.as_ref()?;
+    let left = uncleaned(world)?;
     let records = |group: &Group| {
         let member = world.member(*group)?;
         Some((*group, world.catalog()?.cleanup_of(member.group_id)))

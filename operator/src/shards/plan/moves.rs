@@ -296,11 +296,17 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
 }
 
 /// Plans to take away what moves have left behind: Citus does so by itself every few seconds, and a node that is to leave
-/// does not wait for that.
+/// does not wait for that. Of a node that does not answer nothing can be taken away.
 fn clean_up(world: &World<'_>, draft: &mut Draft) {
-    let left =
-        world.catalog().is_some_and(|catalog| !catalog.cleanup.is_empty() && catalog.operations.is_empty());
-    if left {
+    let Some(catalog) = world.catalog() else { return };
+    let silent: Vec<i32> = world
+        .groups()
+        .into_iter()
+        .filter(|group| world.server(*group).is_err())
+        .filter_map(|group| Some(world.member(group)?.group_id))
+        .collect();
+    let left = catalog.cleanup.iter().any(|record| !silent.contains(&record.group_id));
+    if left && catalog.operations.is_empty() {
         draft.step(Step::CleanUp);
     }
 }

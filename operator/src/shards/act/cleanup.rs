@@ -33,7 +33,9 @@ pub(super) struct Left {
     kind: Kind,
     pub(super) object: String,
     /// Where it is; the number of the group if no such node is registered.
-    pub(super) node: Result<Endpoint, i32>,
+    node: Result<Endpoint, i32>,
+    /// Whether the node takes part: one that somebody has disabled may never answer again.
+    pub(super) active: bool,
     /// Whether another session keeps its operation: one that is under way, or Citus' own daemon, which keeps all that it tries
     /// to take away until it has tried the last of it. Citus then takes it away for nobody else.
     kept: bool,
@@ -89,13 +91,14 @@ impl Left {
             kind: Kind::of(row.get(1)),
             object: row.get(2),
             node: host.zip(port).map(|(host, port)| Endpoint::new(host, port)).ok_or_else(|| row.get(3)),
-            kept: row.get(6),
+            active: row.get::<_, Option<_>>(6).unwrap_or_default(),
+            kept: row.get(7),
         }
     }
 
     /// Which it is, where, and what Citus says of it.
     fn describe(&self, topology: &Topology, warnings: &[Warning]) -> String {
-        let Self { record_id, kind, object, node, kept } = self;
+        let Self { record_id, kind, object, node, kept, .. } = self;
         let (place, why) = match node {
             Err(group_id) => {
                 (format!("the node of group {group_id}"), "pg_dist_node has no such node".to_owned())
@@ -215,7 +218,7 @@ async fn attempt(sessions: &Sessions) -> Result<Attempt, pg::Error> {
 
 async fn noted(session: &Session) -> Result<Vec<Left>, pg::Error> {
     let statement = format!(
-        "SELECT record_id, object_type, object_name, node_group_id, nodename::text, nodeport,
+        "SELECT record_id, object_type, object_name, node_group_id, nodename::text, nodeport, isactive,
                 operation_id IN (SELECT operation_id FROM ({LOCKED}) AS locked)
          FROM pg_dist_cleanup LEFT JOIN pg_dist_node ON groupid = node_group_id AND noderole = 'primary'
          ORDER BY 1"
@@ -256,7 +259,8 @@ mod tests {
             kind: Kind::of(number),
             object: object.to_owned(),
             node,
-            kept: record_id == 10,
+            active: true,
+            kept: false,
         };
         let said = |message: &str, context: &str| Warning {
             message: message.to_owned(),
@@ -283,6 +287,30 @@ mod tests {
              (record 9): pg_dist_node has no such node; and 1 more in pg_dist_cleanup. It is tried again: bring back a node \
              that does not answer, and end who uses an object. If an object is somebody's own, have Citus forget it, on the \
              coordinator: DELETE FROM pg_dist_cleanup WHERE record_id = RECORD"
+        );
+    }
+
+    #[test]
+    fn what_nobody_knows_of_is_not_guessed() {
+        let node = Endpoint::new("chat-worker", 5432);
+        let left = Left {
+            record_id: 7,
+            kind: Kind::Subscription,
+            object: "citus_shard_split_subscription_10_7".to_owned(),
+            node: Ok(node),
+            active: true,
+            kept: true,
+        };
+        let said = Said { warnings: Vec::new(), cancelled: Some("statement timeout".to_owned()) };
+        let message = message(&[left], &Topology::from_iter([]), &said);
+        assert!(
+            message
+                .starts_with("Citus was to take away what is left, and came to no end (statement timeout); "),
+            "{message}"
+        );
+        assert!(
+            message.contains(" on chat-worker:5432 (record 7): another session is about it, as Citus itself"),
+            "{message}"
         );
     }
 }

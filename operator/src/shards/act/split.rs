@@ -77,8 +77,9 @@ pub(super) async fn end(
     outcome: Outcome,
     note: Option<&str>,
 ) -> Result<(), Error> {
-    // What splits have left and Citus has not noted is not the operator's: the condition `Balanced` says so.
-    let of_splits = |left: &cleanup::Left| left.object.starts_with("citus_shard_split_") && left.node.is_ok();
+    // What splits have left and Citus has not noted is not the operator's: the condition `Balanced` says so. Nor does anybody
+    // wait for a node that was disabled, or is gone.
+    let of_splits = |left: &cleanup::Left| left.object.starts_with("citus_shard_split_") && left.active;
     cleanup::make_sure(sessions, of_splits).await?;
     actions::end(&*super::catalogs(sessions).await?, id, outcome, note).await?;
     Ok(())

@@ -66,6 +66,41 @@ async fn a_prepared_transaction_that_keeps_a_move_is_named_with_what_ends_it() -
     scene.a_prepared_transaction_is_forgotten(held_up).await
 }
 
+/// Under traffic that Citus commits in two phases there is a prepared transaction at nearly every moment.
+#[tokio::test]
+async fn who_keeps_a_move_for_longest_is_named_and_not_a_transaction_that_is_prepared_beside_it() -> Result<()>
+{
+    needs_citus!();
+    let mut scene = Scene::new(World::start(1)?, false).await?;
+    let (younger, held_up) = (HeldUp::every(&scene.world).await?, HeldUp::every(&scene.world).await?);
+    scene.begin(&held_up).await?;
+    younger.prepare("younger").await?;
+    let message = scene.until_said("MoveBlocked", "has made no progress").await?;
+    let who = format!("(pid {}, open for", held_up.pid());
+    assert!(message.contains("on coordinator its process") && message.contains(&who), "{message}");
+    scene.until_cancelled().await?;
+    held_up.end().await?;
+    let coordinator = scene.world.ask_client(Group::Coordinator).await?;
+    coordinator.batch_execute("ROLLBACK PREPARED 'younger'").await?;
+
+    // Another has the lock for longer, in a mode that nobody waits for.
+    let (harmless, held_up) = (HeldUp::reading(&scene.world).await?, HeldUp::every(&scene.world).await?);
+    scene.begin(&held_up).await?;
+    harmless.prepare("harmless").await?;
+    held_up.prepare("culprit").await?;
+    let message = scene.until_said("MoveBlocked", "prepared transaction 'culprit'").await?;
+    assert!(!message.contains("harmless"), "{message}");
+    scene.until_cancelled().await?;
+    for gid in ["harmless", "culprit"] {
+        coordinator.batch_execute(&format!("ROLLBACK PREPARED '{gid}'")).await?;
+    }
+    eventually("the move is made", async || {
+        scene.operator.round(&scene.world, &scene.wanted).await?;
+        Ok(scene.operator.done.contains(&scene.step))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_way_that_is_cut_in_the_middle_of_a_move_is_named_and_the_coordinator_is_not() -> Result<()> {
     needs_citus!();

@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::moves::LOCKED;
-use super::stall::{self, Cause};
+use super::stall::{self, Blocker, Cause};
 use crate::names::Group;
 use crate::pg;
 use crate::shards::observed::{Catalog, RunningSplit, Stall, StallKind};
@@ -142,13 +142,16 @@ pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Sta
 /// Who keeps the split, on whatever server: its parts go to several, and a lock of the catalogs is one of all of them.
 async fn cause(sessions: &Sessions, stalled: &StalledSplit) -> Option<Cause> {
     let RunningSplit { pid, nodes, .. } = &stalled.running;
-    let (mut away, mut builds) = (None, false);
+    let (mut away, mut builds, mut blocker) = (None, false, None);
     for group in nodes {
         match stall::blocked(sessions, *group, *pid).await {
-            Ok(Some(message)) => return Some((StallKind::Blocked, message)),
             Ok(None) => builds |= stall::builds_index(sessions, *group, *pid).await.unwrap_or(false),
+            Ok(found) => blocker = Blocker::worse(blocker, found),
             Err(error) => away = away.or(Some(stall::unasked(*group, &error))),
         }
+    }
+    if let Some(blocker) = blocker {
+        return Some((StallKind::Blocked, blocker.message));
     }
     if away.is_none() && builds {
         return None;

@@ -17,18 +17,22 @@ const OURS: &str = "(waiting.pid = $1 OR waiting.application_name LIKE 'citus_in
        OR waiting.backend_type = 'logical replication worker'
        OR (waiting.backend_type = 'walsender' AND waiting.state = 'active'))";
 
-/// Which session keeps these waiting.
+/// Which session keeps these waiting: the oldest that does not wait itself, if there is one.
 const BLOCKED: &str = "
     SELECT waiting.pid, blocker.pid, blocker.application_name, blocker.state,
            extract(epoch FROM clock_timestamp() - blocker.xact_start)::int8, left(blocker.query, 80),
+           blocker.wait_event_type IS NOT DISTINCT FROM 'Lock' AS waits,
            blocker.query ~* '^\\s*(alter|create|drop|truncate|reindex|cluster|vacuum|lock|comment|grant|revoke)\\M'
     FROM pg_stat_activity AS waiting
     CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS by (pid)
     JOIN pg_stat_activity AS blocker ON blocker.pid = by.pid
     WHERE";
 
-/// Which prepared transaction does. It has no process, so each is 0 among those that block: the one that is meant has the
-/// lock that is waited for, and is known by the lock on its own number.
+/// As [`BLOCKED`] has them.
+const OLDEST: &str = "ORDER BY waits, blocker.xact_start LIMIT 1";
+
+/// Which prepared transaction does. It has no process, so each is 0 among those that block: the one that is meant has a lock
+/// that the one that is waited for is not granted beside, and is known by the lock on its own number.
 const BLOCKED_BY_PREPARED: &str = "
     SELECT waiting.pid, prepared.gid, prepared.owner::text, prepared.database::text,
            to_char(prepared.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
@@ -40,6 +44,13 @@ const BLOCKED_BY_PREPARED: &str = "
               held.classid, held.objid, held.objsubid) IS NOT DISTINCT FROM
              (asked.locktype, asked.database, asked.relation, asked.page, asked.tuple, asked.virtualxid,
               asked.transactionid, asked.classid, asked.objid, asked.objsubid)
+    JOIN (VALUES ('AccessShareLock', '{8}'::int[]), ('RowShareLock', '{7,8}'), ('RowExclusiveLock', '{5,6,7,8}'),
+                 ('ShareUpdateExclusiveLock', '{4,5,6,7,8}'), ('ShareLock', '{3,4,6,7,8}'),
+                 ('ShareRowExclusiveLock', '{3,4,5,6,7,8}'), ('ExclusiveLock', '{2,3,4,5,6,7,8}'),
+                 ('AccessExclusiveLock', '{1,2,3,4,5,6,7,8}')) AS wish (mode, refused)
+         ON wish.mode = asked.mode AND array_position(
+             '{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,
+               ExclusiveLock,AccessExclusiveLock}', held.mode) = ANY (wish.refused)
     JOIN pg_locks AS own ON own.locktype = 'transactionid' AND own.pid IS NULL AND own.granted
          AND own.virtualtransaction = held.virtualtransaction
     JOIN pg_prepared_xacts AS prepared ON prepared.transaction = own.transactionid
@@ -90,14 +101,16 @@ fn lost(from: Group, to: Group, slot: &str) -> Cause {
 async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
     let (from, to) = (stalled.running.from, stalled.running.to);
     // A statement that fails is no reason not to ask for the rest.
-    let mut failed = None;
+    let (mut failed, mut blocker) = (None, None);
     for group in [Group::Coordinator, from, to] {
         match blocked(sessions, group, stalled.running.pid).await {
-            Ok(Some(message)) => return (StallKind::Blocked, message),
-            Ok(None) => {}
-            Err(error) if error.is_out_of_reach() => return unasked(group, &error),
+            Ok(found) => blocker = Blocker::worse(blocker, found),
+            Err(error) if error.is_out_of_reach() && blocker.is_none() => return unasked(group, &error),
             Err(error) => failed = failed.or(Some(unasked(group, &error))),
         }
+    }
+    if let Some(blocker) = blocker {
+        return (StallKind::Blocked, blocker.message);
     }
     let found = replication(sessions, from, to, &stalled.phase).await;
     // What is certain needs no more questions; the others may follow from a way that is cut.
@@ -170,46 +183,68 @@ pub(super) async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -
     Ok(ask(sessions, target, pid, BUILDS, &[]).await?.first().is_some_and(|row| row.get(0)))
 }
 
+/// Who keeps a move or a split waiting.
+pub(super) struct Blocker {
+    /// It waits for somebody itself.
+    waits: bool,
+    /// Its age.
+    seconds: i64,
+    /// Who it is, and what to do.
+    pub(super) message: String,
+}
+
+impl Blocker {
+    /// Whichever of the two is rather the cause. Transactions that come and go, such as those that Citus prepares and ends
+    /// within milliseconds, keep somebody of a move for a moment: the oldest keeps it for as long as it is kept. Who waits
+    /// himself is kept by another, and that one is the cause of both.
+    pub(super) fn worse(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        [one, other].into_iter().flatten().max_by_key(|blocker| (!blocker.waits, blocker.seconds))
+    }
+}
+
 /// Who keeps the move or split whose process on the coordinator is `pid` waiting on `group`'s server.
 pub(super) async fn blocked(
     sessions: &Sessions,
     group: Group,
     pid: i32,
-) -> Result<Option<String>, pg::Error> {
-    // What no session has to end ends by no session: it is the cause of the others that wait.
+) -> Result<Option<Blocker>, pg::Error> {
     let prepared = format!("{BLOCKED_BY_PREPARED} {OURS} ORDER BY prepared.prepared LIMIT 1");
-    if let Some(row) = ask(sessions, group, pid, &prepared, &[]).await?.first() {
-        return Ok(Some(prepared_transaction(group, row)));
-    }
-    let rows = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} LIMIT 1"), &[]).await?;
-    Ok(rows.first().map(|row| {
-        let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
-        let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
-        let state: String = row.get::<_, Option<_>>(3).unwrap_or_default();
-        let seconds: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
-        let statement: String = row.get::<_, Option<_>>(5).unwrap_or_default();
-        let kind = match (row.get::<_, Option<bool>>(6), state.as_str()) {
-            (Some(true), _) => "a change of a table",
-            (_, "idle in transaction") => "an open transaction",
-            _ => "a lock",
-        };
-        format!(
-            "on {group} its process {waiting} waits for {kind} of {application} (pid {blocker}, open for {seconds} s: \
+    let prepared = ask(sessions, group, pid, &prepared, &[]).await?;
+    let sessions = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} {OLDEST}"), &[]).await?;
+    let prepared = prepared.first().map(|row| prepared_transaction(group, row));
+    Ok(Blocker::worse(sessions.first().map(|row| session(group, row)), prepared))
+}
+
+/// What is said of a row of [`BLOCKED`].
+fn session(group: Group, row: &Row) -> Blocker {
+    let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
+    let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
+    let state: String = row.get::<_, Option<_>>(3).unwrap_or_default();
+    let seconds: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
+    let statement: String = row.get::<_, Option<_>>(5).unwrap_or_default();
+    let kind = match (row.get::<_, Option<bool>>(7), state.as_str()) {
+        (Some(true), _) => "a change of a table",
+        (_, "idle in transaction") => "an open transaction",
+        _ => "a lock",
+    };
+    let message = format!(
+        "on {group} its process {waiting} waits for {kind} of {application} (pid {blocker}, open for {seconds} s: \
              {statement}); let it end, or SELECT pg_terminate_backend({blocker}) there"
-        )
-    }))
+    );
+    Blocker { waits: row.get(6), seconds, message }
 }
 
 /// What is said of a row of [`BLOCKED_BY_PREPARED`].
-fn prepared_transaction(group: Group, row: &Row) -> String {
+fn prepared_transaction(group: Group, row: &Row) -> Blocker {
     let waiting: i32 = row.get(0);
     let [gid, owner, database, since]: [String; 4] = [row.get(1), row.get(2), row.get(3), row.get(4)];
     let seconds: i64 = row.get(5);
-    format!(
+    let message = format!(
         "on {group} its process {waiting} waits for a lock of the prepared transaction '{gid}' of {owner} in database \
          {database} (since {since}, {seconds} s): {}",
         end_of_prepared(&gid)
-    )
+    );
+    Blocker { waits: false, seconds, message }
 }
 
 /// What is wrong with the replication of the move; an error is what is said of a server that could not be asked.

@@ -12,6 +12,7 @@ use dialog_operator::shards::round::{Carried, Round};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use tokio_postgres::Client;
 use tokio_postgres::types::Json;
 
 use crate::heat::Operator;
@@ -95,6 +96,14 @@ pub async fn isolation(world: &World, hash: i32) -> Result<Action> {
     let (to, rest) = (others.next().context("no other worker")?, others.next());
     let tenant = Tenant { colocation_id: colocation(world).await?, hash };
     Ok(Action::Isolate { tenant, from, to, rest })
+}
+
+/// Begins to isolate a hash while somebody who has written on the shard's server does not end: what copies the shard waits
+/// for him. The number of the action, and who it is.
+pub async fn decide_while_written(world: &World, hash: i32) -> Result<(i64, Client)> {
+    let writer = world.ask_client(covering(world, hash).await?.node).await?;
+    writer.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
+    Ok((decide(world, isolation(world, hash).await?).await?, writer))
 }
 
 /// What became of an action.

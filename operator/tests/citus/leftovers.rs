@@ -9,7 +9,8 @@ use dialog_operator::shards::heat::actions::Outcome;
 use testbed::postgres::Shutdown;
 
 use crate::acting::{
-    DIALOG, assert_nothing_is_left, covering, decide, hash, isolating, isolation, make_large, outcome,
+    DIALOG, assert_nothing_is_left, covering, decide, decide_while_written, hash, isolating, isolation,
+    make_large, outcome,
 };
 use crate::needs_citus;
 use crate::operator::Operator;
@@ -80,9 +81,7 @@ async fn a_split_whose_coordinator_ends_is_made_anew_and_its_parts_are_nobodys_o
     make_large(&world, DIALOG).await?;
     let large = hash(&world, DIALOG).await?;
     let source = covering(&world, large).await?.node;
-    let writer = world.ask_client(source).await?;
-    writer.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
-    let id = decide(&world, isolation(&world, large).await?).await?;
+    let (id, writer) = decide_while_written(&world, large).await?;
     let mut operator = Operator::default();
     operator.until_held(&world, &wanted, source).await?;
     let noted = world.number(Group::Coordinator, "SELECT count(*) FROM pg_dist_cleanup").await?;

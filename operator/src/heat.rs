@@ -166,8 +166,8 @@ pub struct NodeLoad {
     pub free_bytes: Option<u64>,
     /// A tenant with no more queries than this may be missing from the period, which holds only so many; 0 if none is.
     pub unseen: u64,
-    /// A tenant with no more queries than this, pinned or not, may be missing as its server itself does not list it any
-    /// more; 0 if none is.
+    /// So many queries of a tenant, pinned or not, the server itself may not have counted, as it lists only so many tenants;
+    /// 0 if none.
     #[serde(default)]
     pub unlisted: u64,
 }

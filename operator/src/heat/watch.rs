@@ -170,7 +170,7 @@ fn unseen(policy: &Policy, history: &History, period: &Period) -> Vec<(Tenant, S
 pub(super) enum Untold {
     /// Its node does not answer.
     Silent,
-    /// It is not on the list of its node, and may have been busy all the same.
+    /// Its node's list may have left out so much of it that it was busy.
     Unlisted,
 }
 
@@ -186,19 +186,23 @@ pub(super) fn rest(
     let mut pinned: BTreeMap<Tenant, Group> = period.pins.iter().map(|pin| (pin.into(), pin.node)).collect();
     pinned.retain(|tenant, _| !period.held.contains(tenant));
     let mut active: BTreeSet<Tenant> = hot.iter().map(|seen| seen.load.tenant).collect();
-    let mut listed: BTreeSet<Tenant> = BTreeSet::new();
+    let mut listed: BTreeMap<Tenant, u64> = BTreeMap::new();
     for load in period.tenants.iter().filter(|load| pinned.contains_key(&load.tenant)) {
-        listed.insert(load.tenant);
+        let queries = listed.entry(load.tenant).or_default();
+        *queries = queries.saturating_add(load.queries);
         if load.queries >= policy.min_queries {
             active.insert(load.tenant);
         }
     }
     pinned.retain(|tenant, _| !active.contains(tenant));
+    let most = |node: &NodeLoad, tenant: &Tenant| {
+        node.unlisted.saturating_add(listed.get(tenant).copied().unwrap_or(0))
+    };
     let told = |tenant: &Tenant, group: &Group| match period.nodes.get(group) {
         None => Some(Untold::Silent),
         Some(node) if node.role == Role::Unavailable => Some(Untold::Silent),
-        // With so few queries that it is not listed it is quiet.
-        Some(node) if node.unlisted < policy.min_queries || listed.contains(tenant) => None,
+        // With so few queries, also with those that were not counted, it is quiet.
+        Some(node) if most(node, tenant) < policy.min_queries => None,
         Some(_) => Some(Untold::Unlisted),
     };
     let untold: BTreeMap<Tenant, Untold> =

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::read::{Reading, Usage};
+use super::read::{Reading, Usage, left_out};
 use crate::api::TableKind;
 use crate::heat::{Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad};
 use crate::names::Group;
@@ -142,7 +142,8 @@ pub(super) fn period(
         load.free_bytes = node.free_bytes;
         let (notable, dropped) = notable(&load, &reading.tenants, kept);
         load.unseen = dropped.max(reading.unlisted);
-        load.unlisted = reading.unlisted;
+        let statements = load.queries.saturating_add(load.writes);
+        load.unlisted = left_out(reading.unlisted, reading.limit, statements);
         for Usage { tenant, key, counted } in notable {
             let Some(shard) = shard_of(&shards, *tenant) else { continue };
             let known = keys.entry(*tenant).or_insert((counted.queries, key));

@@ -90,6 +90,7 @@ impl Scene {
                 cpu: Some(2000),
                 tenants: tenants.iter().filter(on_it).map(usage).collect(),
                 unlisted: 0,
+                limit: 10,
                 accesses: Some(accesses.collect()),
             };
             self.counted.insert(node, reading);

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, CLUSTER, TO_SERVE, holds, kubectl_command};
+use super::until_halved;
+use crate::bed::{Bed, CLUSTER, TO_SERVE, kubectl_command};
 
 /// Messages before the first move.
 const ROWS: &str = "20000";
@@ -98,19 +99,7 @@ async fn moves_are_made_after_all_when_servers_change_in_their_middle() -> Resul
     next.until_copied(&bed, &second).await?;
     next.end(&bed).await?;
 
-    let half = (SHARDS / 2).to_string();
-    bed.eventually("both workers hold shards", TO_COPY, || async {
-        let balanced = bed.all().get(CLUSTER).await.map(|cluster| holds(&cluster, "Balanced") == "True")?;
-        let count = "SELECT count(*) FROM citus_shards WHERE table_name = 'public.messages'::regclass GROUP BY nodename";
-        let nodes = match bed.sql(Group::Coordinator, count).await {
-            Ok(nodes) => nodes,
-            // A server that has just changed may not answer yet.
-            Err(error) => return Ok(Some(format!("{error:#}"))),
-        };
-        let even = nodes.lines().collect::<Vec<_>>() == [&half, &half];
-        Ok((!(balanced && even)).then(|| format!("{nodes:?}, Balanced {balanced}")))
-    })
-    .await?;
+    until_halved(&bed, SHARDS, TO_COPY).await?;
     let after = bed.sql(Group::Coordinator, rows).await?;
     ensure!(after == before, "{before} messages before, {after} after");
     bed.still_listed(&ada, &grace, &message)?;

@@ -42,6 +42,8 @@ mod watching;
 
 /// While something happens by itself.
 const SOON: Duration = Duration::from_secs(5);
+/// While writers wait for a move.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Steps after which the status is written, however many are left.
 const MOST_STEPS: usize = 32;
 
@@ -324,7 +326,9 @@ fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> 
         return Ok(Outcome::Wait(SOON, format!("waiting to {step}: {holder}")));
     }
     if !round.plan.waits.is_empty() {
-        return Ok(Outcome::Wait(SOON, round.plan.waits.join("; ")));
+        let blocking = round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.blocking.is_empty());
+        let pause = if blocking { AT_ONCE } else { SOON };
+        return Ok(Outcome::Wait(pause, round.plan.waits.join("; ")));
     }
     if !round.plan.steps.is_empty() {
         return Ok(Outcome::Wait(SOON, "the next steps follow".to_owned()));

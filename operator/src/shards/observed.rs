@@ -211,6 +211,8 @@ pub struct Catalog {
     pub placements: Vec<Placement>,
     /// Operations that move data and are running, started by this operator or one before it.
     pub operations: Vec<Operation>,
+    /// The processes of those that have, or wait for, the lock that keeps all waiting who write to their shard group.
+    pub blocking: BTreeSet<i32>,
     /// Changes of the topology that somebody else has started.
     pub foreign: Vec<Foreign>,
     /// What Citus has still to take away, by node.
@@ -289,15 +291,18 @@ pub struct Placement {
     pub shards: i64,
 }
 
-/// A move or a split that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
+/// A move or a split that does not get on: without progress for longer than is allowed, in the way of writers for longer than
+/// they are to wait, or so that it cannot end any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
     /// The server process on the coordinator.
     pub pid: i32,
     /// Its name in `pg_stat_activity`.
     pub application: String,
-    /// How long there has been no progress, in seconds.
+    /// How long there has been no progress, or writers have waited for it, in seconds.
     pub seconds: u64,
+    /// All who write to its shard group wait for it.
+    pub blocks_writers: bool,
     /// What kind of thing keeps it.
     pub kind: StallKind,
     /// What it waits for, and what to look at.

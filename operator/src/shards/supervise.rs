@@ -1,4 +1,5 @@
-//! Whether moves get on: time runs out on no progress, never on elapsed time.
+//! Whether moves get on: time runs out on no progress, never on elapsed time; but where writers wait for a move, they are the
+//! ones whose time runs out.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,6 +10,9 @@ mod splits;
 
 pub use splits::{Splits, StalledSplit};
 
+/// How long a move may keep writers of its shard group waiting: what it does then takes less than a second, and whatever it
+/// waits for itself, they wait for, too.
+pub const WRITERS_WAIT: Duration = Duration::from_secs(5);
 /// Looks in a row in which a slot has to be missing: the end of a move takes its slots away, too.
 const LOOKS: u32 = 2;
 /// A move that was cancelled is given this long to end, and twice as long each time after, before it is terminated.
@@ -66,6 +70,8 @@ struct Seen {
     marks: Vec<Mark>,
     since: Instant,
     looked: Instant,
+    /// Since when writers were seen to wait for it.
+    blocking: Option<Instant>,
     lost_slot: Option<Lost>,
     endings: Endings,
 }
@@ -103,6 +109,8 @@ pub struct Stalled {
     pub phase: String,
     /// How long there has been no progress.
     pub idle: Duration,
+    /// How long writers have waited for it, if that is longer than they are to.
+    pub blocking: Option<Duration>,
     /// The replication slot that it cannot end without, if that is gone.
     pub lost_slot: Option<String>,
     /// How it is to be ended now; `None` while it is given time to.
@@ -132,13 +140,19 @@ impl Watch {
                 }
             });
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
+            let known = before.as_ref().and_then(|before| before.blocking);
+            let blocking = catalog.blocking.contains(&running.pid).then(|| known.unwrap_or(now));
             let since = before.filter(|before| before.marks == marks).map_or(now, |before| before.since);
-            seen.insert(running.pid, Seen { running, marks, since, looked: now, lost_slot, endings });
+            seen.insert(
+                running.pid,
+                Seen { running, marks, since, looked: now, blocking, lost_slot, endings },
+            );
         }
         self.seen = seen;
     }
 
-    /// The moves that had made no progress for `limit` when they were last looked at, and those that cannot end any more.
+    /// The moves that had made no progress for `limit` when they were last looked at, those that had kept writers waiting for
+    /// [`WRITERS_WAIT`], and those that cannot end any more.
     #[must_use]
     pub fn stalled(&self, limit: Duration) -> Vec<Stalled> {
         let stalled = |seen: &Seen| {
@@ -147,10 +161,13 @@ impl Watch {
                 seen.lost_slot.as_ref().filter(|lost| lost.looks >= LOOKS).map(|lost| lost.slot.clone());
             let phase = seen.marks.first().map(|mark| mark.phase.clone()).unwrap_or_default();
             let end = seen.endings.next(seen.looked);
-            (lost_slot.is_some() || idle >= limit).then_some(Stalled {
+            let blocking = seen.blocking.map(|since| seen.looked.saturating_duration_since(since));
+            let blocking = blocking.filter(|waited| *waited >= WRITERS_WAIT);
+            (lost_slot.is_some() || blocking.is_some() || idle >= limit).then_some(Stalled {
                 running: seen.running,
                 phase,
                 idle,
+                blocking,
                 lost_slot,
                 end,
             })
@@ -219,6 +236,24 @@ mod tests {
         assert_eq!(stalled.phase, "Copying Data");
         watch.look(Some(&Catalog::default()), at(212));
         assert_eq!(watch.stalled(Duration::ZERO), [], "it has ended");
+    }
+
+    #[test]
+    fn writers_wait_for_a_move_only_as_long_as_its_end_takes() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        // It gets on all the time, as far as its counters say.
+        let mut look = |second: i64, blocking: &[i32]| {
+            let blocking = blocking.iter().copied().collect();
+            let catalog = Catalog { blocking, ..catalog(0, second, "0/1") };
+            watch.look(Some(&catalog), start + Duration::from_secs(second.unsigned_abs()));
+            let stalled = watch.stalled(Duration::from_mins(10)).into_iter().next();
+            stalled.map(|stalled| (stalled.blocking, stalled.end))
+        };
+        assert_eq!([look(0, &[7]), look(4, &[7]), look(5, &[8])], [None, None, None], "not for long enough");
+        assert_eq!([look(6, &[7]), look(10, &[7])], [None, None], "counted from when it began again");
+        assert_eq!(look(11, &[7]), Some((Some(WRITERS_WAIT), Some(End::Cancel))));
+        assert_eq!(look(12, &[]), None);
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl<'a> World<'a> {
             members: Vec::new(),
             placements: Vec::new(),
             operations: Vec::new(),
+            blocking: BTreeSet::new(),
             foreign: Vec::new(),
             cleanup: Vec::new(),
             unfollowable: BTreeMap::new(),

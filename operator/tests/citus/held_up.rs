@@ -32,9 +32,21 @@ impl HeldUp {
     }
 
     async fn of(world: &World, shards: &str) -> Result<Self> {
-        let writer = world.ask_client(Group::Coordinator).await?;
         // Mode 5 is SHARE; the end of a move wants EXCLUSIVE.
-        writer.batch_execute(&format!("BEGIN; SELECT lock_shard_metadata(5, {shards})")).await?;
+        Self::by(world, &format!("SELECT lock_shard_metadata(5, {shards})")).await
+    }
+
+    /// Holds up every move that is begun from now on, before it keeps writers waiting: by the lock that Citus has for tests of
+    /// this.
+    pub async fn while_others_write(world: &World) -> Result<Self> {
+        let heed = "ALTER DATABASE dialog SET citus.running_under_citus_test_suite = on";
+        world.ask_client(Group::Coordinator).await?.batch_execute(heed).await?;
+        Self::by(world, "SELECT pg_advisory_xact_lock(44000, 55152)").await
+    }
+
+    async fn by(world: &World, lock: &str) -> Result<Self> {
+        let writer = world.ask_client(Group::Coordinator).await?;
+        writer.batch_execute(&format!("BEGIN; {lock}")).await?;
         let pid = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
         Ok(Self { writer, watcher: world.ask_client(Group::Coordinator).await?, pid })
     }

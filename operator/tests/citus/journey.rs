@@ -167,6 +167,7 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
         running,
         phase: "Setting Up".to_owned(),
         idle: Duration::from_mins(10),
+        blocking: None,
         lost_slot: None,
         end: Some(End::Cancel),
     };

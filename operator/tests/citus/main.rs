@@ -35,6 +35,7 @@ mod splits;
 mod stalls;
 mod traffic;
 mod world;
+mod writers;
 
 /// Ends a test on a machine where it cannot run, by name.
 macro_rules! needs_citus {

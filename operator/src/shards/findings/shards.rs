@@ -146,9 +146,14 @@ fn left_behind(world: &World<'_>) -> Option<String> {
 }
 
 /// What is said of a move that does not get on.
-fn stalled(Stall { application, pid, seconds, kind, cause, .. }: &Stall) -> Finding {
+fn stalled(Stall { application, pid, seconds, blocks_writers, kind, cause, .. }: &Stall) -> Finding {
     let what = match kind {
         StallKind::SlotLost => "cannot end any more".to_owned(),
+        _ if *blocks_writers => {
+            format!(
+                "has kept all who write to its shard group waiting for {seconds} s, since it waits itself"
+            )
+        }
         _ => format!("has made no progress for {seconds} s"),
     };
     let message = format!(

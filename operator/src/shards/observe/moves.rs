@@ -20,6 +20,10 @@ pub(super) const OPERATIONS: &str = "
     WHERE locktype = 'advisory' AND objsubid = 10 AND granted AND pid = $1
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
+/// A lock in `pg_locks` for which all who write to a shard group wait, from when it is asked for: writers share it, in each
+/// node that they write through. Class 4 of Citus' advisory locks is for tables that are copied whole, 8 for shard groups.
+const WRITES: &str = "locktype = 'advisory' AND objsubid IN (4, 8) AND mode = 'ExclusiveLock'";
+
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
 pub(super) async fn read(
     session: &Session,
@@ -34,10 +38,12 @@ pub(super) async fn read(
 async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
     let rows = session
         .query(
-            "SELECT 'job', job_id, NULL::int, '', description FROM pg_dist_background_job
+            &format!("SELECT 'job', job_id, NULL::int, '', description FROM pg_dist_background_job
              WHERE state NOT IN ('finished', 'cancelled', 'failed')
              UNION ALL
-             SELECT 'operation', NULL, pid, application_name, NULL FROM pg_stat_activity
+             SELECT 'operation', NULL, pid, application_name,
+                    (SELECT 'blocking' FROM pg_locks WHERE pg_locks.pid = at.pid AND {WRITES} LIMIT 1)
+             FROM pg_stat_activity AS at
              WHERE datname = current_database() AND starts_with(application_name, $2) AND state <> 'idle'
                AND pid <> pg_backend_pid()
              UNION ALL
@@ -47,7 +53,7 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
                AND NOT starts_with(application_name, 'citus_')
                AND query ~* '(citus_move_shard_placement|citus_copy_shard_placement|citus_drain_node|citus_split_shard|'
                             'rebalance_table_shards|isolate_tenant_to_new_shard)[a-z_]*[[:space:]]*[(]'
-             ORDER BY 1, 2, 3",
+             ORDER BY 1, 2, 3"),
             &[(&APPLICATION, Type::TEXT), (&format!("{APPLICATION}: "), Type::TEXT)],
         )
         .await?;
@@ -58,7 +64,12 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
         let text: String = row.get::<_, Option<_>>(4).unwrap_or_default();
         match row.get(0) {
             "job" => catalog.foreign.push(Foreign::Job { id: number, description: text }),
-            "operation" => catalog.operations.push(Operation { pid, application }),
+            "operation" => {
+                catalog.operations.push(Operation { pid, application });
+                if !text.is_empty() {
+                    catalog.blocking.insert(pid);
+                }
+            }
             _ => catalog.foreign.push(Foreign::Statement { pid, application }),
         }
     }

@@ -131,6 +131,7 @@ pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Sta
         pid: running.pid,
         application: running.application.clone(),
         seconds: stalled.idle.as_secs(),
+        blocks_writers: false,
         kind,
         cause,
         end: stalled.end,

@@ -1,10 +1,12 @@
 //! Finds out what a move that makes no progress waits for, and who keeps a split waiting.
 
+use std::time::Duration;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::names::Group;
-use crate::pg::{self, Parameter};
+use crate::pg::{self, Endpoint, Parameter};
 use crate::shards::act::{self, moves::reaches};
 use crate::shards::observed::{Operation, Stall, StallKind, end_of_prepared};
 use crate::shards::sessions::{Door, Sessions};
@@ -52,6 +54,9 @@ const BUILDS: &str = "
                    WHERE (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2)
                      AND wait_event_type IS DISTINCT FROM 'Lock')";
 
+/// How long it may take to find out what keeps a move for which writers wait.
+const DIAGNOSIS: Duration = Duration::from_secs(5);
+
 /// Less than this many bytes free is a full disk.
 const FULL: i64 = 64 << 20;
 
@@ -63,6 +68,15 @@ pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     let running = stalled.running;
     let (kind, cause) = match &stalled.lost_slot {
         Some(slot) => lost(running.from, running.to, slot),
+        None if stalled.blocking.is_some() => {
+            // Writers wait while it is looked for.
+            let found = tokio::time::timeout(DIAGNOSIS, cause(sessions, stalled)).await;
+            found.unwrap_or_else(|_| {
+                let message =
+                    format!("what keeps it could not be found out within {} s", DIAGNOSIS.as_secs());
+                (StallKind::NotDiagnosed, message)
+            })
+        }
         None if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) => return None,
         None => cause(sessions, stalled).await,
     };
@@ -70,7 +84,8 @@ pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     Some(Stall {
         pid: running.pid,
         application,
-        seconds: stalled.idle.as_secs(),
+        seconds: stalled.blocking.unwrap_or(stalled.idle).as_secs(),
+        blocks_writers: stalled.blocking.is_some(),
         kind,
         cause,
         end: stalled.end,
@@ -91,7 +106,15 @@ async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
     let (from, to) = (stalled.running.from, stalled.running.to);
     // A statement that fails is no reason not to ask for the rest.
     let mut failed = None;
-    for group in [Group::Coordinator, from, to] {
+    let mut asked = vec![Group::Coordinator, from, to];
+    if stalled.blocking.is_some() {
+        // It takes the lock that writers share in every node, since they may write through any.
+        match members(sessions).await {
+            Ok(members) => asked.extend(members.into_iter().filter(|group| ![from, to].contains(group))),
+            Err(error) => failed = Some(unasked(Group::Coordinator, &error)),
+        }
+    }
+    for group in asked {
         match blocked(sessions, group, stalled.running.pid).await {
             Ok(Some(message)) => return (StallKind::Blocked, message),
             Ok(None) => {}
@@ -122,6 +145,19 @@ async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
         );
         (StallKind::Unknown, message)
     })
+}
+
+/// The workers that are registered.
+async fn members(sessions: &Sessions) -> Result<Vec<Group>, pg::Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let members = "SELECT nodename::text, nodeport FROM pg_dist_node
+                   WHERE noderole::text = 'primary' AND isactive AND groupid <> 0 ORDER BY groupid";
+    let rows = session.query(members, &[]).await?;
+    let group = |row: &Row| {
+        let port = u16::try_from(row.get::<_, i32>(1)).ok()?;
+        sessions.topology().group(&Endpoint::new(row.get::<_, String>(0), port))
+    };
+    Ok(rows.iter().filter_map(group).collect())
 }
 
 /// What is said of a server that did not say what keeps a move or a split: it cannot be asked, or the statement failed.

@@ -146,8 +146,11 @@ struct HeldUp {
 impl HeldUp {
     /// Begins to; behind others that do, this takes until these have ended.
     async fn begin(bed: &Bed, number: u32) -> Result<Self> {
-        let hold = "BEGIN; SELECT lock_shard_metadata(5, (SELECT array_agg(shardid) FROM pg_dist_shard)); \
-                    SELECT pg_sleep(3600)";
+        // The lock that Citus has for tests of this: nobody who writes waits for it. A move that keeps writers waiting would
+        // be cancelled.
+        let heed = "ALTER DATABASE dialog SET citus.running_under_citus_test_suite = on";
+        bed.sql(Group::Coordinator, heed).await?;
+        let hold = "SELECT pg_advisory_lock(44000, 55152); SELECT pg_sleep(3600)";
         let pod = bed.primary(Group::Coordinator).await?;
         let name = format!("{HOLDER}-{number}");
         let process = kubectl_command()

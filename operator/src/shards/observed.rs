@@ -219,6 +219,9 @@ pub struct Catalog {
     pub cleanup: Vec<Cleanup>,
     /// Distributed tables that logical replication cannot follow: names by colocation group.
     pub unfollowable: BTreeMap<i32, Vec<String>>,
+    /// The nodes that have a copy of each reference table, by Citus' group numbers: whether the policy names the table or not,
+    /// no shard moves while an active node has none.
+    pub copies: BTreeMap<String, BTreeSet<i32>>,
     /// Tables that are placed on workers without being cut by a hash, by Citus' number of the node: nobody moves these.
     pub immovable: BTreeMap<i32, Vec<String>>,
     /// How far the moves are; empty while none is running.
@@ -395,10 +398,7 @@ pub enum Spread {
         colocation_id: i32,
     },
     /// Whole, to every node.
-    Reference {
-        /// The nodes that have a copy, by Citus' group numbers.
-        group_ids: Vec<i32>,
-    },
+    Reference,
     /// In a way that the policy has no word for.
     Other,
 }

@@ -60,6 +60,7 @@ impl<'a> World<'a> {
             foreign: Vec::new(),
             cleanup: Vec::new(),
             unfollowable: BTreeMap::new(),
+            copies: BTreeMap::new(),
             immovable: BTreeMap::new(),
             progress: Vec::new(),
             lost_slots: Vec::new(),

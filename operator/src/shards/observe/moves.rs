@@ -77,7 +77,8 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
 }
 
 /// What stands in the way of moves, whoever makes them: what is still to be taken away, tables that logical replication
-/// cannot follow, and tables that are not cut by a hash (those that are copied to every node leave with it).
+/// cannot follow, and tables that are not cut by a hash: those that are copied to every node leave with it, and have to be
+/// there before anything else comes.
 async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -> Result<Kept, pg::Error> {
     let kept = if own_tables { KEPT } else { "NULL::text" };
     let rows = session
@@ -95,6 +96,9 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
              JOIN pg_dist_partition USING (logicalrelid) JOIN pg_class ON pg_class.oid = logicalrelid
              WHERE groupid <> 0 AND partmethod <> 'h' AND repmodel <> 't'
              UNION ALL
+             SELECT groupid, -4, logicalrelid::regclass::text FROM pg_dist_partition JOIN pg_dist_shard USING (logicalrelid)
+             JOIN pg_dist_placement USING (shardid) WHERE partmethod = 'n' AND repmodel = 't'
+             UNION ALL
              SELECT NULL, -2, {kept}
              UNION ALL
              SELECT NULL, -3, {strategies}
@@ -108,6 +112,9 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
             Some(-2) => {
                 written =
                     row.get::<_, Option<String>>(2).map_or_else(Kept::default, |text| Kept::parse(&text));
+            }
+            Some(-4) => {
+                catalog.copies.entry(row.get(2)).or_default().insert(row.get(0));
             }
             Some(-3) => catalog.strategies = Seen::parse(row.get(2)),
             Some(-1) => catalog.immovable.entry(row.get(0)).or_default().push(row.get(2)),

@@ -3,7 +3,7 @@
 //! The interpreter is no stand-in for Citus (the tests against real servers are for that): it knows just enough of what
 //! a step does to ask whether plans lead anywhere, and it checks before each step that the step is safe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -95,7 +95,7 @@ prop_compose! {
             2 => Just(Spread::Hash { column: "id".to_owned(), colocation_id: 1 }),
             1 => Just(Spread::Hash { column: "id".to_owned(), colocation_id: 2 }),
             1 => Just(Spread::Hash { column: "other".to_owned(), colocation_id: 1 }),
-            1 => Just(Spread::Reference { group_ids: vec![0] }),
+            1 => Just(Spread::Reference),
             1 => Just(Spread::Other),
         ],
     ) -> Table {
@@ -111,6 +111,7 @@ prop_compose! {
         members in prop::collection::vec((prop::bool::weighted(0.6), prop::bool::weighted(0.9), prop::bool::weighted(0.9), any::<bool>()), 5),
         tables in prop::collection::vec(prop::option::weighted(0.8, table()), 4),
         on_coordinator in any::<bool>(),
+        undeclared in any::<bool>(),
     ) -> (Wanted, Truth) {
         let topology = Topology::of_services(&Names::new("chat", "ns"));
         let group = |index: u32| if index == 0 { Group::Coordinator } else { Group::Worker(index - 1) };
@@ -139,7 +140,7 @@ prop_compose! {
             if name == "emoji" {
                 table.column_type = None;
             }
-            if matches!(table.spread, Spread::Hash { .. } | Spread::Reference { .. } | Spread::Other) && !installed {
+            if matches!(table.spread, Spread::Hash { .. } | Spread::Reference | Spread::Other) && !installed {
                 table.spread = Spread::PlainEmpty;
             }
         }
@@ -147,7 +148,13 @@ prop_compose! {
         let colocation = BTreeMap::from([(1, nodes.clone()), (2, nodes)]);
         let spec: DialogClusterSpec = serde_json::from_value(json!({"workers": {"count": workers}})).unwrap();
         let wanted = Wanted { tables: policy, ..Wanted::from(&spec) };
-        (wanted, Truth { topology, servers, members, tables, colocation, cleanup: Vec::new() })
+        let referenced = tables.iter().filter(|(_, table)| table.spread == Spread::Reference);
+        let mut copies: BTreeMap<String, BTreeSet<i32>> =
+            referenced.map(|(name, _)| (name.clone(), BTreeSet::from([0]))).collect();
+        if undeclared && installed {
+            copies.insert("countries".to_owned(), BTreeSet::from([0]));
+        }
+        (wanted, Truth { topology, servers, members, tables, colocation, copies, cleanup: Vec::new() })
     }
 }
 
@@ -163,6 +170,7 @@ fn without_obstacles(wanted: &Wanted, truth: &mut Truth) {
     }
     truth.members.clear();
     truth.colocation.clear();
+    truth.copies.clear();
     for policy in &wanted.tables {
         let column_type = policy.column.as_ref().map(|_| "uuid".to_owned());
         let fresh = Table { ordinary: true, column_type, replica_identity: true, spread: Spread::PlainEmpty };

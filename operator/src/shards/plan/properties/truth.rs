@@ -21,6 +21,8 @@ pub(super) struct Truth {
     pub(super) tables: BTreeMap<String, Table>,
     /// Nodes of each colocation group, by Citus' group numbers.
     pub(super) colocation: BTreeMap<i32, Vec<i32>>,
+    /// Nodes that have a copy of each reference table.
+    pub(super) copies: BTreeMap<String, BTreeSet<i32>>,
     /// What moves have left behind.
     pub(super) cleanup: Vec<Cleanup>,
 }
@@ -39,6 +41,7 @@ impl Truth {
             members: self.members.clone(),
             placements: self.placements(),
             cleanup: self.cleanup.clone(),
+            copies: self.copies.clone(),
             ..Catalog::default()
         };
         if let Node::Up(facts) = self.node(Group::Coordinator)
@@ -188,19 +191,20 @@ impl Truth {
                     (i32::try_from(shard_id / 1000).unwrap(), usize::try_from(shard_id % 1000).unwrap());
                 let node = &mut self.colocation.get_mut(&id).unwrap()[number];
                 assert_eq!(*node, from, "{step}: it is not there");
+                let copied = self.copies.values().all(|nodes| nodes.contains(&to.group_id));
+                assert!(copied, "{step}: reference tables are missing on the target");
                 *node = to.group_id;
                 self.cleanup.push(Cleanup { group_id: from, records: 1 });
             }
             Step::CreateReferenceTable { table, .. } => {
-                let group_ids = self.members.iter().map(|member| member.group_id).collect();
-                self.tables.get_mut(table).unwrap().spread = Spread::Reference { group_ids };
+                self.tables.get_mut(table).unwrap().spread = Spread::Reference;
+                self.copies
+                    .insert(table.clone(), self.members.iter().map(|member| member.group_id).collect());
             }
             Step::ReplicateReferenceTables => {
-                let all: Vec<i32> = self.members.iter().map(|member| member.group_id).collect();
-                for table in self.tables.values_mut() {
-                    if let Spread::Reference { group_ids } = &mut table.spread {
-                        group_ids.clone_from(&all);
-                    }
+                let all: BTreeSet<i32> = self.members.iter().map(|member| member.group_id).collect();
+                for nodes in self.copies.values_mut() {
+                    nodes.clone_from(&all);
                 }
             }
             Step::DistributeTable(distribution) => {
@@ -270,6 +274,9 @@ impl Truth {
                     "its records would poison moves"
                 );
                 self.members.retain(|member| member.group_id != group_id);
+                for nodes in self.copies.values_mut() {
+                    nodes.remove(&group_id);
+                }
             }
             Step::SetShouldHaveShards { group, value } => {
                 self.assert_all_can_follow();

@@ -7,6 +7,7 @@ use dialog_operator::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
 use dialog_operator::names::Group;
+use dialog_operator::shards::sessions::Door;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
@@ -95,10 +96,25 @@ async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
     let (status, reason, message) = condition(&round, CITUS_AVAILABLE);
     assert_eq!((status, reason), ("False", "TopologyLocked"));
     assert!(message.contains(&format!("held by dialog-api (pid {pid}")), "{message}");
+    assert!(message.contains("which has been idle since 2"), "{message}");
+    assert!(message.contains(&format!("SELECT pg_terminate_backend({pid}) there")), "{message}");
 
     other.batch_execute(&topology_lock("pg_advisory_unlock")).await?;
     let round = world.round(&wanted).await?;
     assert!(round.held.is_none() && round.is_settled(), "{round:?}");
+    // Nor does a session of the operator's keep it whose client is gone without a word: the server finds that out by itself.
+    let step = Step::MoveShard { shard_id: 1, from: Group::Worker(0), to: Group::Coordinator };
+    let session = world.long_sessions(&step)?.session(Group::Coordinator, Door::Dialog).await?;
+    for (name, expected) in [
+        ("tcp_keepalives_idle", "15"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "30s"),
+    ] {
+        let found: String = session.query_one(&format!("SHOW {name}"), &[]).await?.get(0);
+        assert_eq!(found, expected, "{name}");
+    }
+    drop(session);
     // And the operator has given it back.
     let locks = format!(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {}",

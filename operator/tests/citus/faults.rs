@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use dialog_api::migrations::TOPOLOGY_LOCK;
 use dialog_operator::api::NodeState;
+use dialog_operator::cluster::patroni::config::DEFAULTS;
 use dialog_operator::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
@@ -174,6 +175,11 @@ async fn what_was_changed_by_hand_is_changed_back() -> Result<()> {
     world.ask(Group::Coordinator, flip).await?;
     world.ask(Group::Worker(0), "ALTER ROLE dialog_api NOLOGIN").await?;
     world.ask(Group::Worker(1), "ALTER ROLE dialog_operator NOSUPERUSER").await?;
+    let by_hand = ["wal_retrieve_retry_interval = '5s'", "citus.max_background_task_executors = 1"];
+    for setting in by_hand {
+        world.ask(Group::Worker(0), &format!("ALTER SYSTEM SET {setting}")).await?;
+    }
+    world.ask(Group::Worker(0), "SELECT pg_reload_conf()").await?;
     let steps = world.settle(&wanted).await?;
     for step in [
         Step::SetShouldHaveShards { group: Group::Coordinator, value: false },
@@ -181,8 +187,20 @@ async fn what_was_changed_by_hand_is_changed_back() -> Result<()> {
         Step::SetShouldHaveShards { group: Group::Worker(1), value: true },
         Step::AllowLogin { group: Group::Worker(0) },
         Step::CreateOperatorRole { group: Group::Worker(1) },
+        Step::ResetSetting { group: Group::Worker(0), name: "wal_retrieve_retry_interval".to_owned() },
+        Step::ResetSetting {
+            group: Group::Worker(0),
+            name: "citus.max_background_task_executors".to_owned(),
+        },
     ] {
         assert!(steps.contains(&step), "{step} is not among {steps:?}");
+    }
+    for (name, declared) in DEFAULTS {
+        let found = format!(
+            "SELECT count(*) FROM pg_settings WHERE name = '{name}' AND setting || coalesce(unit, '') = '{declared}'"
+        );
+        let found = async || Ok(world.number(Group::Worker(0), &found).await? == 1);
+        eventually(&format!("{name} is {declared}"), found).await?;
     }
     assert_eq!(condition(&world.round(&wanted).await?, BALANCED).0, "True");
     Ok(())

@@ -217,6 +217,8 @@ pub struct Catalog {
     pub foreign: Vec<Foreign>,
     /// What Citus has still to take away, by node.
     pub cleanup: Vec<Cleanup>,
+    /// Owners of the distributed tables of each colocation group.
+    pub owners: BTreeMap<i32, i64>,
     /// Distributed tables that logical replication cannot follow: names by colocation group.
     pub unfollowable: BTreeMap<i32, Vec<String>>,
     /// The nodes that have a copy of each reference table, by Citus' group numbers: whether the policy names the table or not,

@@ -59,6 +59,7 @@ impl<'a> World<'a> {
             blocking: BTreeSet::new(),
             foreign: Vec::new(),
             cleanup: Vec::new(),
+            owners: BTreeMap::new(),
             unfollowable: BTreeMap::new(),
             copies: BTreeMap::new(),
             immovable: BTreeMap::new(),

@@ -99,6 +99,9 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
              SELECT groupid, -4, logicalrelid::regclass::text FROM pg_dist_partition JOIN pg_dist_shard USING (logicalrelid)
              JOIN pg_dist_placement USING (shardid) WHERE partmethod = 'n' AND repmodel = 't'
              UNION ALL
+             SELECT colocationid, -5, count(DISTINCT relowner)::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE partmethod = 'h' GROUP BY 1
+             UNION ALL
              SELECT NULL, -2, {kept}
              UNION ALL
              SELECT NULL, -3, {strategies}
@@ -112,6 +115,10 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
             Some(-2) => {
                 written =
                     row.get::<_, Option<String>>(2).map_or_else(Kept::default, |text| Kept::parse(&text));
+            }
+            Some(-5) => {
+                let owners: &str = row.get(2);
+                catalog.owners.insert(row.get(0), owners.parse().unwrap_or_default());
             }
             Some(-4) => {
                 catalog.copies.entry(row.get(2)).or_default().insert(row.get(0));

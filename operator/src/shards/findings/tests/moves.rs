@@ -28,7 +28,7 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
 #[test]
 fn what_a_move_needs_is_named_before_it_begins() {
     type Alter = fn(&mut Observed);
-    let cases: [(Alter, &str, &str); 11] = [
+    let cases: [(Alter, &str, &str); 12] = [
         (
             |observed| {
                 catalog(observed).unfollowable =
@@ -49,6 +49,14 @@ fn what_a_move_needs_is_named_before_it_begins() {
             |observed| resources(observed, Group::Coordinator).free_slots = 1,
             "NoReplicationSlot",
             "coordinator has 1",
+        ),
+        (
+            |observed| {
+                catalog(observed).owners = [(1, 3), (2, 3)].into();
+                resources(observed, Group::Coordinator).free_slots = 2;
+            },
+            "NoReplicationSlot",
+            "coordinator has 2 replication slots free and a move needs 3",
         ),
         (
             |observed| resources(observed, Group::Coordinator).free_senders = 0,

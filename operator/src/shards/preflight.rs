@@ -48,6 +48,19 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
             ),
         );
     }
+    // On every node: what comes to a server without it could not leave that again, and its restart is near.
+    let decodes = |group: &Group| {
+        let facts = world.observed.facts(*group);
+        facts.is_none_or(|facts| settings::is_met(&facts.settings, settings::WAL_LEVEL))
+    };
+    let nodes = world.catalog().into_iter().flat_map(|catalog| catalog.groups(world.topology));
+    if let Some(group) = nodes.collect::<BTreeSet<_>>().into_iter().find(|group| !decodes(group)) {
+        let message = format!(
+            "wal_level is not logical on {group}: the operator declares it in Patroni's dynamic configuration and restarts \
+             the server; if that does not come, see the conditions Ready and Progressing"
+        );
+        fail("WalLevel", message);
+    }
     let owners = world.catalog().and_then(|catalog| catalog.owners.get(&next.colocation_id)).copied();
     let owners = owners.unwrap_or_default().max(OWNERS);
     for group in BTreeSet::from([Group::Coordinator, next.from, next.to]) {
@@ -85,13 +98,6 @@ fn source(
     owners: i64,
     fail: &mut impl FnMut(&'static str, String),
 ) {
-    if !settings::is_met(&facts.settings, settings::WAL_LEVEL) {
-        let message = format!(
-            "wal_level is not logical on {group}: the operator declares it in Patroni's dynamic configuration and restarts \
-             the server; if that does not come, see the conditions Ready and Progressing"
-        );
-        fail("WalLevel", message);
-    }
     let Some(resources) = &facts.resources else { return };
     if resources.free_slots < owners {
         let message = format!(

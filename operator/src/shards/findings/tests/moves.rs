@@ -28,7 +28,7 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
 #[test]
 fn what_a_move_needs_is_named_before_it_begins() {
     type Alter = fn(&mut Observed);
-    let cases: [(Alter, &str, &str); 12] = [
+    let cases: [(Alter, &str, &str); 13] = [
         (
             |observed| {
                 catalog(observed).unfollowable =
@@ -44,6 +44,14 @@ fn what_a_move_needs_is_named_before_it_begins() {
             },
             "WalLevel",
             "not logical on coordinator",
+        ),
+        (
+            |observed| {
+                let settings = &mut facts(observed, Group::Worker(0)).settings;
+                settings.insert("wal_level".to_owned(), "replica".to_owned());
+            },
+            "WalLevel",
+            "not logical on worker-0",
         ),
         (
             |observed| resources(observed, Group::Coordinator).free_slots = 1,

@@ -15,8 +15,8 @@ use crate::pg::Endpoint;
 mod moves;
 
 pub use moves::{
-    Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, RunningMove,
-    RunningSplit, Transaction, end_of_prepared,
+    Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, Room,
+    RunningMove, RunningSplit, Transaction, end_of_prepared,
 };
 
 /// The cluster as its servers describe it.
@@ -228,6 +228,8 @@ pub struct Catalog {
     pub immovable: BTreeMap<i32, Vec<String>>,
     /// How far the moves are; empty while none is running.
     pub progress: Vec<Progress>,
+    /// What is free where the moves come from and go to, of servers that answer.
+    pub rooms: Vec<Room>,
     /// Moves whose target follows a replication slot that is not there.
     pub lost_slots: Vec<LostSlot>,
     /// The splits that are running, and how far they are.
@@ -337,6 +339,8 @@ pub enum StallKind {
     SlotLost,
     /// A volume is full.
     DiskFull,
+    /// A volume will soon be full, and is not yet.
+    DiskFilling,
     /// A server that takes part does not answer, or does not reach another.
     Unreachable,
     /// A statement that asks for it fails.
@@ -354,7 +358,7 @@ impl StallKind {
             Self::NoWorker => "NoReplicationWorker",
             Self::ReplicationFailed => "ReplicationFailed",
             Self::SlotLost => "ReplicationSlotLost",
-            Self::DiskFull => "DiskFull",
+            Self::DiskFull | Self::DiskFilling => "DiskFull",
             Self::Unreachable => "NodeUnreachable",
             Self::NotDiagnosed => "DiagnosisFailed",
             Self::Unknown => "Stalled",

@@ -1,10 +1,11 @@
 //! Whether moves get on: time runs out on no progress, never on elapsed time; but where writers wait for a move, they are the
 //! ones whose time runs out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::observed::{Catalog, End, Progress, RunningMove};
+use super::observed::{Catalog, End, Progress, Room, RunningMove};
+use crate::names::Group;
 
 mod splits;
 
@@ -72,6 +73,10 @@ struct Seen {
     looked: Instant,
     /// Since when writers were seen to wait for it.
     blocking: Option<Instant>,
+    /// The ends that had room enough since it is watched.
+    roomy: BTreeSet<Group>,
+    /// One of these that has not any more.
+    filling: Option<Room>,
     lost_slot: Option<Lost>,
     endings: Endings,
 }
@@ -111,6 +116,8 @@ pub struct Stalled {
     pub idle: Duration,
     /// How long writers have waited for it, if that is longer than they are to.
     pub blocking: Option<Duration>,
+    /// The end whose volume has become nearly full since, if one has.
+    pub filling: Option<Room>,
     /// The replication slot that it cannot end without, if that is gone.
     pub lost_slot: Option<String>,
     /// How it is to be ended now; `None` while it is given time to.
@@ -142,17 +149,22 @@ impl Watch {
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
             let known = before.as_ref().and_then(|before| before.blocking);
             let blocking = catalog.blocking.contains(&running.pid).then(|| known.unwrap_or(now));
+            // One that was nearly full before may be the very reason to move something.
+            let mut roomy = before.as_ref().map(|before| before.roomy.clone()).unwrap_or_default();
+            let rooms = || catalog.rooms.iter().filter(|room| room.pid == running.pid);
+            roomy.extend(rooms().filter(|room| !room.is_short()).map(|room| room.group));
+            let filling = rooms().find(|room| room.is_short() && roomy.contains(&room.group)).copied();
             let since = before.filter(|before| before.marks == marks).map_or(now, |before| before.since);
             seen.insert(
                 running.pid,
-                Seen { running, marks, since, looked: now, blocking, lost_slot, endings },
+                Seen { running, marks, since, looked: now, blocking, roomy, filling, lost_slot, endings },
             );
         }
         self.seen = seen;
     }
 
     /// The moves that had made no progress for `limit` when they were last looked at, those that had kept writers waiting for
-    /// [`WRITERS_WAIT`], and those that cannot end any more.
+    /// [`WRITERS_WAIT`], those that fill a volume, and those that cannot end any more.
     #[must_use]
     pub fn stalled(&self, limit: Duration) -> Vec<Stalled> {
         let stalled = |seen: &Seen| {
@@ -163,14 +175,17 @@ impl Watch {
             let end = seen.endings.next(seen.looked);
             let blocking = seen.blocking.map(|since| seen.looked.saturating_duration_since(since));
             let blocking = blocking.filter(|waited| *waited >= WRITERS_WAIT);
-            (lost_slot.is_some() || blocking.is_some() || idle >= limit).then_some(Stalled {
-                running: seen.running,
-                phase,
-                idle,
-                blocking,
-                lost_slot,
-                end,
-            })
+            (lost_slot.is_some() || seen.filling.is_some() || blocking.is_some() || idle >= limit).then_some(
+                Stalled {
+                    running: seen.running,
+                    phase,
+                    idle,
+                    blocking,
+                    filling: seen.filling,
+                    lost_slot,
+                    end,
+                },
+            )
         };
         self.seen.values().filter_map(stalled).collect()
     }
@@ -254,6 +269,25 @@ mod tests {
         assert_eq!([look(6, &[7]), look(10, &[7])], [None, None], "counted from when it began again");
         assert_eq!(look(11, &[7]), Some((Some(WRITERS_WAIT), Some(End::Cancel))));
         assert_eq!(look(12, &[]), None);
+    }
+
+    #[test]
+    fn a_volume_that_fills_up_is_no_matter_of_time() {
+        let (start, group) = (Instant::now(), Group::Worker(1));
+        let filling = |free: [i64; 2]| {
+            let mut watch = Watch::default();
+            for (second, free_bytes) in free.into_iter().enumerate() {
+                let room = Room { pid: 7, group, free_bytes, total_bytes: 10 << 30 };
+                let target = i64::try_from(second).unwrap();
+                let catalog = Catalog { rooms: vec![room], ..catalog(0, target, "0/1") };
+                watch.look(Some(&catalog), start + Duration::from_secs(second.try_into().unwrap()));
+            }
+            let stalled = watch.stalled(Duration::from_mins(10)).into_iter().next();
+            stalled.and_then(|stalled| stalled.filling).map(|room| room.free_bytes)
+        };
+        assert_eq!(filling([600 << 20, 511 << 20]), Some(511 << 20));
+        assert_eq!(filling([600 << 20, 513 << 20]), None, "a twentieth is left");
+        assert_eq!(filling([400 << 20, 300 << 20]), None, "so it was before");
     }
 
     #[test]

@@ -168,6 +168,7 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
         phase: "Setting Up".to_owned(),
         idle: Duration::from_mins(10),
         blocking: None,
+        filling: None,
         lost_slot: None,
         end: Some(End::Cancel),
     };

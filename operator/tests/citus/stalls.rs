@@ -58,6 +58,29 @@ async fn what_keeps_a_move_is_named_and_the_move_is_made_when_it_is_gone() -> Re
     Box::pin(scene.comes_to_rest(&[ROWS + 2, ROWS + 2 + MANY])).await
 }
 
+/// A volume that has become nearly full is no matter of time: its server would stop.
+#[tokio::test]
+async fn a_move_is_cancelled_before_it_fills_a_volume() -> Result<()> {
+    needs_citus!();
+    if let Err(reason) = volumes_available() {
+        println!("SKIPPED a nearly full volume: {reason}");
+        return Ok(());
+    }
+    let mut scene = Scene::new(World::start(1)?, true).await?;
+    scene.wanted.rebalance.stall_timeout = Duration::from_mins(10);
+    let held_up = HeldUp::every(&scene.world).await?;
+    scene.begin(&held_up).await?;
+    // It is seen to have room.
+    scene.operator.round(&scene.world, &scene.wanted).await?;
+    scene.world.server(TARGET).leave_free(VOLUME / 40)?;
+    let message = scene.until_said("DiskFull", "cannot go on: the disk of worker-1 is nearly full").await?;
+    assert!(message.contains("bytes are free") && message.contains("make room there"), "{message}");
+    scene.until_cancelled().await?;
+    scene.world.server(TARGET).leave_free(VOLUME)?;
+    held_up.end().await?;
+    Box::pin(scene.comes_to_rest(&[ROWS])).await
+}
+
 #[tokio::test]
 async fn a_prepared_transaction_that_keeps_a_move_is_named_with_what_ends_it() -> Result<()> {
     needs_citus!();

@@ -149,6 +149,7 @@ fn left_behind(world: &World<'_>) -> Option<String> {
 fn stalled(Stall { application, pid, seconds, blocks_writers, kind, cause, .. }: &Stall) -> Finding {
     let what = match kind {
         StallKind::SlotLost => "cannot end any more".to_owned(),
+        StallKind::DiskFilling => "cannot go on".to_owned(),
         _ if *blocks_writers => {
             format!(
                 "has kept all who write to its shard group waiting for {seconds} s, since it waits itself"

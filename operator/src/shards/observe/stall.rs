@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use crate::names::Group;
 use crate::pg::{self, Endpoint, Parameter};
 use crate::shards::act::{self, moves::reaches};
-use crate::shards::observed::{Operation, Stall, StallKind, end_of_prepared};
+use crate::shards::observed::{Operation, Room, Stall, StallKind, end_of_prepared};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
@@ -67,6 +67,7 @@ pub(super) type Cause = (StallKind, String);
 pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     let running = stalled.running;
     let (kind, cause) = match &stalled.lost_slot {
+        None if stalled.filling.is_some() => filling(stalled.filling?),
         Some(slot) => lost(running.from, running.to, slot),
         None if stalled.blocking.is_some() => {
             // Writers wait while it is looked for.
@@ -99,6 +100,15 @@ fn lost(from: Group, to: Group, slot: &str) -> Cause {
          written there does not reach {to}"
     );
     (StallKind::SlotLost, message)
+}
+
+/// What is said of a move during which a volume has become nearly full.
+fn filling(Room { group, free_bytes, total_bytes, .. }: Room) -> Cause {
+    let message = format!(
+        "the disk of {group} is nearly full: {free_bytes} of {total_bytes} bytes are free, and until it ends a move takes more, the \
+         log on its source and the copy on its target; make room there, or give it a larger volume"
+    );
+    (StallKind::DiskFilling, message)
 }
 
 /// What keeps a move that makes no progress.

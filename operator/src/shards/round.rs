@@ -93,18 +93,18 @@ impl Round {
         self.plan.steps.is_empty() && self.plan.waits.is_empty()
     }
 
-    /// The plan of moves that is to be carried on with. Those under way are part of it until they were made: one that
-    /// fails is still to be done.
+    /// The plan of moves that is to be carried on with, by whoever reads it in the status too. Those under way are part of
+    /// it until they were made: one that fails is still to be done.
     #[must_use]
     pub fn held_plan(&self) -> Option<MovePlan> {
-        let Moves { plan: rest, running, .. } = self.plan.moves.as_ref()?;
+        let Moves { plan: rest, running, carried, .. } = self.plan.moves.as_ref()?;
         let is_under_way = |next: &Move| {
             let under_way =
                 |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
             running.iter().any(under_way)
         };
         let mut held = rest.clone();
-        if let Some(before) = &self.observed.held
+        if let Some(before) = carried
             && (rest.moves.is_empty() || rest.hash == before.hash)
             && before.moves.iter().any(is_under_way)
         {

@@ -145,9 +145,12 @@ fn is_answered(wanted: &Wanted, round: &Round, request: &str) -> bool {
         && round.findings().iter().any(|finding| is_balanced(finding) || is_over(finding))
 }
 
-/// What is to be moved; `None` where nothing is.
+/// What is to be moved or being moved; `None` where nothing is.
 fn planned(round: &Round, before: Option<&PlanStatus>) -> Option<PlanStatus> {
-    round.plan.moves.as_ref().map_or_else(|| before.cloned(), |moves| moves.plan.status())
+    match round.plan.moves {
+        None => before.cloned(),
+        Some(_) => round.held_plan().and_then(|held| held.status()),
+    }
 }
 
 /// How far the moves are; `None` once nothing is left to move.

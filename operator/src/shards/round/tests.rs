@@ -4,6 +4,7 @@ use futures::FutureExt;
 use futures::future::ready;
 
 use super::*;
+use crate::api::DialogClusterStatus;
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology, wanted};
 use crate::shards::observed::{Operation, Resources, Transaction};
 use crate::shards::rebalance::Cause;
@@ -54,6 +55,50 @@ fn a_move_under_way_is_part_of_the_plan_until_it_was_made() {
     made.group_id = 1;
     let left = round(&observed).held_plan().unwrap();
     assert_eq!((left.moves.len() + 1, &left.hash), (whole.moves.len(), &whole.hash));
+}
+
+#[test]
+fn an_operator_that_is_started_anew_carries_on_the_plan_with_the_move_under_way() {
+    let mut wanted = wanted();
+    let mut observed = uneven();
+    let whole = of(&wanted, &observed).held_plan().unwrap();
+    (wanted.rebalance.gate, wanted.rebalance.request) =
+        (Gate::Approved(whole.hash.clone()), Some(whole.hash.clone()));
+    observed.held = Some(whole.clone());
+    let first = whole.moves[0];
+    let application = Operation::name_of(first.shard_id, first.from, first.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let shown = shown(&wanted, &of(&wanted, &observed)).unwrap();
+    assert_eq!(Some(&shown), whole.status().as_ref(), "a move is of the plan until it was made");
+    // The next operator remembers nothing but what is in the status.
+    (observed.held, observed.shown) = (None, Some(shown));
+    assert_eq!(of(&wanted, &observed).held_plan().as_ref(), Some(&whole));
+    // The node of the move was drained with the operator, and the move failed.
+    catalog(&mut observed).operations.clear();
+    let after = of(&wanted, &observed);
+    let again = Step::MoveShard { shard_id: first.shard_id, from: first.from, to: first.to };
+    assert_eq!(after.plan.steps.first(), Some(&again));
+    let plan = after.plan.moves.unwrap().plan;
+    assert_eq!((&plan.hash, plan.moves.len()), (&whole.hash, whole.moves.len()));
+}
+
+#[test]
+fn the_plan_is_shown_until_its_last_move_was_made() {
+    let wanted = wanted();
+    let mut observed = uneven();
+    let whole = of(&wanted, &observed).held_plan().unwrap();
+    let (last, others) = whole.moves.split_last().unwrap();
+    for made in others {
+        place(&mut observed, made.shard_id, 1);
+    }
+    observed.held = Some(whole.clone());
+    let application = Operation::name_of(last.shard_id, last.from, last.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let shown_now = shown(&wanted, &of(&wanted, &observed)).unwrap();
+    assert_eq!((shown_now.hash, shown_now.moves), (whole.hash.clone(), 1));
+    catalog(&mut observed).operations.clear();
+    place(&mut observed, last.shard_id, 1);
+    assert_eq!(shown(&wanted, &of(&wanted, &observed)), None);
 }
 
 #[test]
@@ -133,10 +178,26 @@ fn of(wanted: &Wanted, observed: &Observed) -> Round {
     }
 }
 
-/// The request for a rebalance that counts as answered after such a round.
-fn handled(wanted: &Wanted, round: &Round) -> Option<String> {
+/// The status after such a round.
+fn status(wanted: &Wanted, round: &Round) -> DialogClusterStatus {
     let now = "2026-01-05T09:01:00Z".parse().unwrap();
-    crate::shards::status::status(wanted, &topology(), round, None, now).last_handled_rebalance
+    crate::shards::status::status(wanted, &topology(), round, None, now)
+}
+
+/// The request for a rebalance that counts as answered then.
+fn handled(wanted: &Wanted, round: &Round) -> Option<String> {
+    status(wanted, round).last_handled_rebalance
+}
+
+/// The plan that is shown then.
+fn shown(wanted: &Wanted, round: &Round) -> Option<PlanStatus> {
+    status(wanted, round).plan
+}
+
+/// Puts a shard group on the node of this Citus group.
+fn place(observed: &mut Observed, shard_id: i64, group_id: i32) {
+    let placements = &mut catalog(observed).placements;
+    placements.iter_mut().find(|at| at.shard_id == shard_id).unwrap().group_id = group_id;
 }
 
 #[test]

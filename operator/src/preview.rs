@@ -95,6 +95,7 @@ mod tests {
 
     fn plan() -> PlanStatus {
         let step = PlannedMove {
+            number: 1,
             shard: 102_008,
             from: "worker-0".into(),
             to: "worker-12".into(),

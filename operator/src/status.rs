@@ -14,7 +14,7 @@ use crate::api::{DialogCluster, DialogClusterStatus, GROUP};
 use crate::condition::{self, Finding};
 use crate::context::Context;
 use crate::error::Error;
-use crate::reconcile::shorten;
+use crate::reconcile::{NOTE, shorten};
 
 /// The part of the status that one controller owns.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +152,7 @@ async fn announce(context: &Context, cluster: &DialogCluster, finding: &Finding)
     let event = Event {
         type_: if worse { EventType::Warning } else { EventType::Normal },
         reason: finding.reason.to_owned(),
-        note: Some(shorten(&format!("{}={}: {}", finding.kind, finding.holds.as_str(), finding.message))),
+        note: Some(shorten(&format!("{}={}: {}", finding.kind, finding.holds.as_str(), finding.message), NOTE)),
         action: finding.kind.to_owned(),
         secondary: None,
     };

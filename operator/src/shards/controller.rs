@@ -22,6 +22,7 @@ use super::jobs::{Existing, Job, Permission, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
+use super::rebalance::MovePlan;
 use super::round::{Brief, Carried, Handover, Round, round};
 use super::sessions::Sessions;
 use super::status::{PART, status};
@@ -35,7 +36,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
-use crate::reconcile::{Outcome, Reconciler, owners, shorten};
+use crate::reconcile::{ACTION, NOTE, Outcome, Reconciler, owners, shorten};
 use crate::status;
 
 mod watching;
@@ -115,11 +116,15 @@ impl Controller {
         stalls
     }
 
-    /// Makes a step that was done known: log, Event and metric.
-    async fn tell(&self, cluster: &DialogCluster, step: &Step) {
-        self.context.metrics.shards.step(step, true);
-        info!(cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, "done");
-        self.publish(cluster, EventType::Normal, step.kind(), &format!("done: {step}")).await;
+    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, and which of which plan it is.
+    async fn tell(&self, cluster: &DialogCluster, what: &'static str, step: &Step, plans: &[&MovePlan]) {
+        let of = plans.iter().find_map(|plan| Some((plan.hash.as_str(), step.number_in(plan)?)));
+        let (plan, number) = of.unzip();
+        info!(
+            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, "{what}"
+        );
+        let place = of.map(|(hash, number)| format!(" (move {number} of plan {hash})")).unwrap_or_default();
+        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
     }
 
     /// Makes known that a long step failed, and puts it off.
@@ -133,17 +138,18 @@ impl Controller {
         let failures = self.memory(key, |memory| memory.put_off(step, error));
         self.context.metrics.shards.step(step, false);
         warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
-        let note = format!("could not {step}: {error}");
-        self.publish(cluster, EventType::Warning, "StepFailed", &note).await;
+        let what = format!("could not {step}");
+        self.publish(cluster, EventType::Warning, "StepFailed", &what, &format!(": {error}")).await;
     }
 
-    /// Publishes an Event about a cluster.
-    async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, note: &str) {
+    /// Publishes an Event about a cluster. Those of the same action are one within six minutes, with the first note: `what`
+    /// has to say which move is meant.
+    async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, what: &str, more: &str) {
         let event = Event {
             type_,
             reason: reason.to_owned(),
-            note: Some(shorten(note)),
-            action: "ChangeDatabase".to_owned(),
+            note: Some(shorten(&format!("{what}{more}"), NOTE)),
+            action: shorten(what, ACTION),
             secondary: None,
         };
         if let Err(error) = self.context.recorder.publish(&event, &cluster.object_ref(&())).await {
@@ -228,6 +234,7 @@ impl Reconciler for Controller {
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
+        let before = self.memory(&key, |memory| memory.held.clone());
         let brief = Brief {
             wanted: &wanted,
             existing: &ask,
@@ -236,7 +243,7 @@ impl Reconciler for Controller {
             most: if cluster.spec.paused { 0 } else { MOST_STEPS },
             deferred: &self.memory(&key, |memory| memory.deferred()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
-            held: self.memory(&key, |memory| memory.held.clone()),
+            held: before.clone(),
             shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),
             overtaken: self.memory(&key, |memory| memory.overtaken.clone()),
             heat: heat.as_ref(),
@@ -250,8 +257,12 @@ impl Reconciler for Controller {
             memory.remember(&round);
         });
         round.performed.extend(done);
+        // What was carried out between the rounds was of the plan before.
+        let held = round.held_plan();
+        let plans: Vec<&MovePlan> = [&before, &held].into_iter().flatten().collect();
         for step in &round.performed {
-            self.tell(cluster, step).await;
+            self.context.metrics.shards.step(step, true);
+            self.tell(cluster, "done", step, &plans).await;
         }
         for (step, error) in &round.partly {
             self.memory(&key, |memory| memory.put_off(step, error));
@@ -276,7 +287,8 @@ impl Reconciler for Controller {
         }));
         jobs.start(&round.long);
         for step in jobs.begun() {
-            self.publish(cluster, EventType::Normal, step.kind(), &format!("begun: {step}")).await;
+            let newest: Vec<&MovePlan> = plans.iter().rev().copied().collect();
+            self.tell(cluster, "begun", &step, &newest).await;
         }
 
         let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);

@@ -2,7 +2,7 @@
 
 use super::heat::actions::{Author, Outcome};
 use super::observed::{End, RunningMove};
-use super::rebalance::Pin;
+use super::rebalance::{MovePlan, Pin};
 use super::strategy::Strategy;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::heat::Tenant;
@@ -385,6 +385,13 @@ impl Step {
             Self::SplitShard(split) => format!("{}{} {}", Split::PURPOSE, split.shard_id, split.from),
             step => step.to_string(),
         }
+    }
+
+    /// Its number among the moves of `plan`, if it is one of them.
+    #[must_use]
+    pub fn number_in(&self, plan: &MovePlan) -> Option<u32> {
+        let Self::MoveShard { shard_id, from, to } = self else { return None };
+        plan.number_of(*shard_id, *from, *to)
     }
 
     /// The condition that is false because of it when it fails.

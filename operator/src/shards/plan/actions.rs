@@ -285,6 +285,7 @@ fn split(
     targets.dedup();
     for to in targets {
         let next = Move {
+            number: 1,
             colocation_id: shard.colocation_id,
             shard_id: shard.shard_id,
             range: shard.range,

@@ -26,6 +26,7 @@ impl MovePlan {
         let step = |planned: &PlannedMove| {
             let ShardGroup { colocation_id, shard_id, range, bytes, .. } = **groups.get(&planned.shard)?;
             Some(Move {
+                number: u32::try_from(planned.number).ok()?,
                 colocation_id,
                 shard_id,
                 range,
@@ -63,6 +64,7 @@ impl MovePlan {
 impl From<&Move> for PlannedMove {
     fn from(step: &Move) -> Self {
         Self {
+            number: i32::try_from(step.number).unwrap_or(i32::MAX),
             shard: step.shard_id,
             from: step.from.to_string(),
             to: step.to.to_string(),

@@ -25,7 +25,7 @@ use super::observed::Stall;
 use super::rebalance::MovePlan;
 use super::round::{Brief, Carried, Handover, Round, round};
 use super::sessions::Sessions;
-use super::status::{PART, status};
+use super::status::{PART, got_on, status};
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::{Wanted, gate, request};
@@ -291,7 +291,10 @@ impl Reconciler for Controller {
             self.tell(cluster, "begun", &step, &newest).await;
         }
 
-        let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
+        let mut facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
+        if self.memory(&key, |memory| memory.watch.got_on()) {
+            got_on(&mut facts, now);
+        }
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;

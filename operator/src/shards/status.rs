@@ -176,7 +176,12 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     // Those that begin with this round are of the plan still, and nobody waits for the next round to see them.
     let next = round.long.iter().filter_map(|step| beginning(step, &sizes));
     let current: Vec<MoveStatus> = running.into_iter().chain(next).take(CURRENT).collect();
-    let got_on = !made.is_empty() || current != before.current;
+    // Whether those under way get on is for who watches them: the size of the source grows by what others write.
+    let same = |one: &MoveStatus, other: &MoveStatus| {
+        (one.shard_id, &one.from, &one.to) == (other.shard_id, &other.from, &other.to)
+    };
+    let got_on = !made.is_empty()
+        || current.iter().any(|one| !before.current.iter().any(|earlier| same(one, earlier)));
     // A plan may wait for somebody's word for days: time counts from the first move on.
     let begun = !made.is_empty() || !current.is_empty();
     let started_at = before.started_at.clone().or_else(|| begun.then_some(Time(now)));
@@ -190,6 +195,13 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
         last_progress_at: if got_on { Some(Time(now)) } else { before.last_progress_at.clone() },
         current,
     })
+}
+
+/// Notes that a move under way got on.
+pub fn got_on(status: &mut DialogClusterStatus, now: Timestamp) {
+    if let Some(rebalance) = &mut status.rebalance {
+        rebalance.last_progress_at = Some(Time(now));
+    }
 }
 
 /// Bytes of the shards that `step` has moved, if it is a move.

@@ -22,6 +22,7 @@ const LAST_PATIENCE: Duration = Duration::from_mins(10);
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: BTreeMap<i32, Seen>,
+    got_on: bool,
 }
 
 /// How far a move is by its own counters: what is written on the source meanwhile moves the source's position and size,
@@ -112,6 +113,7 @@ pub struct Stalled {
 impl Watch {
     /// Takes in what `catalog` says at `now`.
     pub fn look(&mut self, catalog: Option<&Catalog>, now: Instant) {
+        self.got_on = false;
         let Some(catalog) = catalog else { return };
         let mut seen = BTreeMap::new();
         for running in catalog.moves() {
@@ -132,6 +134,7 @@ impl Watch {
                 }
             });
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
+            self.got_on |= before.as_ref().is_some_and(|before| before.marks != marks);
             let since = before.filter(|before| before.marks == marks).map_or(now, |before| before.since);
             seen.insert(running.pid, Seen { running, marks, since, looked: now, lost_slot, endings });
         }
@@ -163,6 +166,12 @@ impl Watch {
         if let Some(seen) = self.seen.get_mut(&pid) {
             seen.endings.count(now);
         }
+    }
+
+    /// Whether a move had got on when they were last looked at, since the look before.
+    #[must_use]
+    pub fn got_on(&self) -> bool {
+        self.got_on
     }
 
     /// The longest time that one of the moves under way was seen to make no progress.

@@ -1,13 +1,17 @@
 //! What a round leaves to the steps that take long.
 
+use std::time::{Duration, Instant};
+
 use futures::FutureExt;
 use futures::future::ready;
+use k8s_openapi::jiff::Timestamp;
 
 use super::*;
 use crate::api::DialogClusterStatus;
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology, wanted};
-use crate::shards::observed::{Operation, Resources, Transaction};
+use crate::shards::observed::{Operation, Progress, Resources, Transaction};
 use crate::shards::rebalance::Cause;
+use crate::shards::supervise::Watch;
 
 /// A cluster in which shards are to be moved to a worker that is empty.
 fn uneven() -> Observed {
@@ -263,6 +267,43 @@ fn a_rebalance_by_hand_ends_where_nothing_more_can_be_moved() {
     let writer = Transaction { pid: 42, name: "psql".to_owned(), seconds: 600 };
     facts(&mut observed, Group::Coordinator).resources.as_mut().unwrap().writers = vec![writer];
     assert_eq!(handled(&wanted, &of(&wanted, &observed)), None);
+}
+
+#[test]
+fn progress_is_what_the_move_makes_and_not_what_others_write() {
+    let wanted = wanted();
+    let mut observed = uneven();
+    let first = of(&wanted, &observed).held_plan().unwrap().moves[0];
+    let application = Operation::name_of(first.shard_id, first.from, first.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let (mut watch, start) = (Watch::default(), Instant::now());
+    let mut before = None;
+    let mut look = |second: u32, source_bytes: i64, target_bytes: i64| {
+        let progress = Progress {
+            pid: 7,
+            shard_id: first.shard_id,
+            source_bytes,
+            target_bytes,
+            source_lsn: None,
+            target_lsn: None,
+            phase: "Copying Data".to_owned(),
+        };
+        catalog(&mut observed).progress = vec![progress];
+        let now = Timestamp::from_second(second.into()).unwrap();
+        let round = of(&wanted, &observed);
+        watch.look(round.observed.catalog.as_ref(), start + Duration::from_secs(second.into()));
+        let mut now_is = crate::shards::status::status(&wanted, &topology(), &round, before.as_ref(), now);
+        if watch.got_on() {
+            crate::shards::status::got_on(&mut now_is, now);
+        }
+        let shown = now_is.rebalance.clone().unwrap();
+        assert_eq!(shown.current[0].bytes_total, source_bytes);
+        before = Some(now_is);
+        shown.last_progress_at.unwrap().0.as_second()
+    };
+    assert_eq!(look(10, 1000, 0), 10, "it began");
+    assert_eq!([look(20, 2000, 0), look(30, 3000, 0)], [10, 10], "only its source grows");
+    assert_eq!([look(40, 3000, 500), look(50, 4000, 500)], [40, 40]);
 }
 
 #[test]

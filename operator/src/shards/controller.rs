@@ -295,6 +295,10 @@ impl Reconciler for Controller {
         if self.memory(&key, |memory| memory.watch.got_on()) {
             got_on(&mut facts, now);
         }
+        let eta = self.memory(&key, |memory| memory.pace.look(facts.rebalance.as_ref(), now));
+        if let Some(rebalance) = &mut facts.rebalance {
+            rebalance.eta = eta;
+        }
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;

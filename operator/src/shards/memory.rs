@@ -12,6 +12,7 @@ use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
 use super::round::{Failure, Round};
+use super::status::Pace;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
 
@@ -39,6 +40,8 @@ pub(super) struct Memory {
     pub(super) watch: Watch,
     /// How far the splits were.
     pub(super) splits: Splits,
+    /// How fast they are.
+    pub(super) pace: Pace,
     /// What was seen last: the sizes in it count until they are measured again.
     pub(super) last: Option<Arc<Observed>>,
     /// The plan of moves that is being carried out.

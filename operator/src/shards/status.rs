@@ -170,7 +170,6 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let moves_done = before.moves_done.saturating_add(number(made.len()));
     let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
     let running: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
-    let arrived: i64 = running.iter().map(|one| one.bytes_done).sum();
     let on_the_way: i64 = running.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
     let bytes_left = i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way);
     // Those that begin with this round are of the plan still, and nobody waits for the next round to see them.
@@ -190,7 +189,8 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
         moves_total: moves_done.saturating_add(number(left)),
         bytes_done,
         bytes_left,
-        eta: eta(started_at.as_ref(), now, bytes_done.saturating_add(arrived), bytes_left),
+        // For who has watched them: see `Pace`.
+        eta: None,
         started_at,
         last_progress_at: if got_on { Some(Time(now)) } else { before.last_progress_at.clone() },
         current,
@@ -210,15 +210,41 @@ fn moved_bytes(step: &Step, sizes: &BTreeMap<i64, i64>) -> Option<i64> {
     Some(sizes.get(shard_id).copied().unwrap_or(0))
 }
 
-/// When `left` bytes will have followed the `done` ones, at the same speed.
-fn eta(started: Option<&Time>, now: Timestamp, done: i64, left: i64) -> Option<Time> {
-    let elapsed = now.as_second().saturating_sub(started?.0.as_second());
-    if done <= 0 || elapsed <= 0 {
-        return None;
+/// How fast the moves are of which an operator knows, in the time in which there were any: windows close, plans wait for
+/// somebody's word, and clusters are paused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    seconds: i64,
+    bytes: i64,
+    /// When moves were under way last, and the bytes that had arrived by then.
+    last: Option<(Timestamp, i64)>,
+}
+
+impl Pace {
+    /// Takes in how far `rebalance` is at `now`, and says when it will have ended at this pace; `None` while nothing is under
+    /// way, or nothing was seen to arrive.
+    pub fn look(&mut self, rebalance: Option<&RebalanceStatus>, now: Timestamp) -> Option<Time> {
+        let Some(RebalanceStatus { bytes_done, bytes_left, current, .. }) = rebalance else {
+            *self = Self::default();
+            return None;
+        };
+        let arriving = current.iter().map(|one| one.bytes_done).fold(0, i64::saturating_add);
+        let arrived = bytes_done.saturating_add(arriving);
+        if let Some((then, before)) = self.last {
+            self.seconds =
+                self.seconds.saturating_add(now.as_second().saturating_sub(then.as_second()).max(0));
+            // What a move that failed had copied has to be copied again.
+            self.bytes = self.bytes.saturating_add(arrived.saturating_sub(before));
+        }
+        self.last = (!current.is_empty()).then_some((now, arrived));
+        self.last?;
+        if self.bytes <= 0 || self.seconds <= 0 {
+            return None;
+        }
+        let seconds = i128::from(self.seconds) * i128::from(*bytes_left) / i128::from(self.bytes);
+        let end = now.as_second().saturating_add(i64::try_from(seconds).ok()?);
+        Timestamp::from_second(end).ok().map(Time)
     }
-    let seconds = i128::from(elapsed) * i128::from(left) / i128::from(done);
-    let end = now.as_second().saturating_add(i64::try_from(seconds).ok()?);
-    Timestamp::from_second(end).ok().map(Time)
 }
 
 fn underway(running: &RunningMove, catalog: &Catalog) -> MoveStatus {
@@ -270,15 +296,66 @@ fn beginning(step: &Step, sizes: &BTreeMap<i64, i64>) -> Option<MoveStatus> {
 mod tests {
     use super::*;
 
+    fn rebalance(bytes_done: i64, bytes_left: i64, arrived: Option<i64>) -> RebalanceStatus {
+        let one = |bytes_done| MoveStatus {
+            shard_id: 102_008,
+            from: "worker-0".to_owned(),
+            to: "worker-1".to_owned(),
+            phase: "Copying Data".to_owned(),
+            bytes_done,
+            bytes_total: 1 << 30,
+        };
+        RebalanceStatus {
+            bytes_done,
+            bytes_left,
+            current: arrived.map(one).into_iter().collect(),
+            ..RebalanceStatus::default()
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
     #[test]
     fn the_end_is_foreseen_from_what_was_done_so_far() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let started = Time(at(1000));
-        // A quarter took a minute.
-        assert_eq!(eta(Some(&started), at(1060), 1 << 30, 3 << 30), Some(Time(at(1240))));
-        assert_eq!(eta(Some(&started), at(1060), 0, 3 << 30), None, "nothing was copied yet");
-        assert_eq!(eta(Some(&started), at(1000), 1, 1), None, "no time has passed");
-        assert_eq!(eta(None, at(1060), 1, 1), None);
-        assert_eq!(eta(Some(&started), at(1060), 1, i64::MAX), None, "beyond the end of time");
+        let mut pace = Pace::default();
+        assert_eq!(
+            pace.look(Some(&rebalance(0, 4 << 30, Some(0))), at(1000)),
+            None,
+            "nothing was copied yet"
+        );
+        assert_eq!(pace.look(Some(&rebalance(0, 4 << 30, Some(0))), at(1000)), None, "no time has passed");
+        // A quarter took a minute, whether in moves that were made or in what has arrived of others.
+        let quarter = rebalance(1 << 29, 3 << 30, Some(1 << 29));
+        assert_eq!(pace.look(Some(&quarter), at(1060)), Some(Time(at(1240))));
+        let endless = rebalance(1 << 30, i64::MAX, Some(0));
+        assert_eq!(pace.look(Some(&endless), at(1060)), None, "beyond the end of time");
+        assert_eq!(pace.look(None, at(1070)), None);
+        assert_eq!(pace.look(Some(&quarter), at(1080)), None, "another rebalance");
+    }
+
+    #[test]
+    fn time_in_which_nothing_may_move_is_no_time_of_a_move() {
+        let mut pace = Pace::default();
+        let (night, hour) = (86_400, 3600);
+        assert_eq!(pace.look(Some(&rebalance(0, 4 << 30, Some(0))), at(0)), None);
+        // Two hours for a half, then the window closes; the last move has ended by the next look.
+        assert_eq!(
+            pace.look(Some(&rebalance(1 << 30, 3 << 30, Some(0))), at(hour)),
+            Some(Time(at(4 * hour)))
+        );
+        assert_eq!(
+            pace.look(Some(&rebalance(2 << 30, 2 << 30, None)), at(2 * hour)),
+            None,
+            "nothing is under way"
+        );
+        assert_eq!(pace.look(Some(&rebalance(2 << 30, 2 << 30, None)), at(9 * hour)), None);
+        let again = rebalance(2 << 30, 2 << 30, Some(0));
+        assert_eq!(pace.look(Some(&again), at(night)), Some(Time(at(night + 2 * hour))));
+        // What a move that failed had copied was for nothing.
+        let failed = rebalance(2 << 30, 2 << 30, Some(0));
+        pace.look(Some(&rebalance(2 << 30, 1 << 30, Some(1 << 30))), at(night + hour));
+        assert_eq!(pace.look(Some(&failed), at(night + 2 * hour)), Some(Time(at(night + 6 * hour))));
     }
 }

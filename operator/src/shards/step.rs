@@ -253,80 +253,60 @@ pub enum Beside {
     Table(String),
 }
 
-/// Every kind of step.
-pub const KINDS: [&str; 31] = [
-    "CreateOperatorRole",
-    "CreateApiRole",
-    "CreateDatabase",
-    "SetDatabaseOwner",
-    "CreateExtension",
-    "CreateOwnTables",
-    "ResetSetting",
-    "AllowLogin",
-    "SetCoordinatorHost",
-    "AddNode",
-    "ActivateNode",
-    "UpdateNode",
-    "RestoreNode",
-    "SyncMetadata",
-    "RemoveNode",
-    "ForgetCleanup",
-    "CleanUp",
-    "SetShouldHaveShards",
-    "CreateReferenceTable",
-    "ReplicateReferenceTables",
-    "DistributeTable",
-    "DistributeConcurrently",
-    "MoveShard",
-    "SplitShard",
-    "BeginIsolation",
-    "SetPin",
-    "RemovePin",
-    "SetStrategy",
-    "DropStrategy",
-    "EndAction",
-    "CancelMove",
-];
+/// Makes the list of all kinds and what tells the kind of a step from one list of variants: one that is missing there does not
+/// compile.
+macro_rules! kinds {
+    ($($variant:ident),* $(,)?) => {
+        /// Every kind of step.
+        pub const KINDS: [&str; [$(stringify!($variant)),*].len()] = [$(stringify!($variant)),*];
+
+        impl Step {
+            /// The kind, for metrics and Events: one of [`KINDS`].
+            #[must_use]
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$variant { .. } => stringify!($variant),)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    CreateOperatorRole,
+    CreateApiRole,
+    CreateDatabase,
+    SetDatabaseOwner,
+    CreateExtension,
+    CreateOwnTables,
+    ResetSetting,
+    AllowLogin,
+    SetCoordinatorHost,
+    AddNode,
+    ActivateNode,
+    UpdateNode,
+    RestoreNode,
+    SyncMetadata,
+    RemoveNode,
+    ForgetCleanup,
+    CleanUp,
+    SetShouldHaveShards,
+    CreateReferenceTable,
+    ReplicateReferenceTables,
+    DistributeTable,
+    DistributeConcurrently,
+    MoveShard,
+    SplitShard,
+    BeginIsolation,
+    SetPin,
+    RemovePin,
+    SetStrategy,
+    DropStrategy,
+    EndAction,
+    CancelMove,
+}
 
 impl Step {
-    /// The kind, for metrics and Events: one of [`KINDS`].
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::CreateOperatorRole { .. } => "CreateOperatorRole",
-            Self::CreateApiRole { .. } => "CreateApiRole",
-            Self::CreateDatabase { .. } => "CreateDatabase",
-            Self::SetDatabaseOwner { .. } => "SetDatabaseOwner",
-            Self::CreateExtension { .. } => "CreateExtension",
-            Self::CreateOwnTables => "CreateOwnTables",
-            Self::ResetSetting { .. } => "ResetSetting",
-            Self::AllowLogin { .. } => "AllowLogin",
-            Self::SetCoordinatorHost => "SetCoordinatorHost",
-            Self::AddNode { .. } => "AddNode",
-            Self::ActivateNode { .. } => "ActivateNode",
-            Self::UpdateNode { .. } => "UpdateNode",
-            Self::RestoreNode { .. } => "RestoreNode",
-            Self::SyncMetadata { .. } => "SyncMetadata",
-            Self::RemoveNode { .. } => "RemoveNode",
-            Self::ForgetCleanup { .. } => "ForgetCleanup",
-            Self::CleanUp => "CleanUp",
-            Self::SetShouldHaveShards { .. } => "SetShouldHaveShards",
-            Self::CreateReferenceTable { .. } => "CreateReferenceTable",
-            Self::ReplicateReferenceTables => "ReplicateReferenceTables",
-            Self::DistributeTable(_) => "DistributeTable",
-            Self::DistributeConcurrently(_) => "DistributeConcurrently",
-            Self::MoveShard { .. } => "MoveShard",
-            Self::SplitShard(_) => "SplitShard",
-            Self::BeginIsolation { .. } => "BeginIsolation",
-            Self::SetPin { .. } => "SetPin",
-            Self::RemovePin { .. } => "RemovePin",
-            Self::SetStrategy { .. } => "SetStrategy",
-            Self::DropStrategy => "DropStrategy",
-            Self::EndAction { .. } => "EndAction",
-            Self::CancelMove { .. } => "CancelMove",
-        }
-    }
-
     /// Whether it takes as long as the data is large.
     #[must_use]
     pub fn is_long(&self) -> bool {

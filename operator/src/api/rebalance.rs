@@ -181,9 +181,9 @@ pub struct PlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub over: Vec<String>,
-    /// The moves in order, the first 256 of them. An operator that is started anew carries on a plan that is shown whole.
+    /// The moves in order, the first 2,000 of them. An operator that is started anew carries on a plan that is shown whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 2000))]
     pub steps: Vec<PlannedMove>,
 }
 

@@ -10,6 +10,8 @@ use proptest::test_runner::TestCaseError;
 
 use super::*;
 
+mod shown;
+
 const STRATEGIES: [Strategy; 3] = [Strategy::BySize, Strategy::ByCount, Strategy::ByLoad];
 
 fn policy(strategy: Strategy) -> Policy {
@@ -379,31 +381,6 @@ fn a_plan_is_named_by_its_moves_and_prints_as_a_table() {
     insta::assert_snapshot!(small.to_string());
     let text = serde_json::to_string(&small).unwrap();
     assert_eq!(serde_json::from_str::<MovePlan>(&text).unwrap(), small);
-}
-
-#[test]
-fn anybody_can_make_the_hash_of_the_moves_that_are_shown() {
-    let layout = Layout {
-        nodes: nodes(&[Role::Shared; 2]),
-        groups: groups(7, 4, |_| Group::Worker(0), |_| 1 << 20),
-        pins: Vec::new(),
-    };
-    let policy = policy(Strategy::ByCount);
-    let whole = plan(&layout, &policy);
-    let shown = |step: &Move| (step.number, format!("{} {} {}", step.shard_id, step.from, step.to));
-    let expected = [(1, "70000 worker-0 worker-1".to_owned()), (2, "70001 worker-0 worker-1".to_owned())];
-    assert_eq!(whole.moves.iter().map(shown).collect::<Vec<_>>(), expected);
-    // printf '70000 worker-0 worker-1\n70001 worker-0 worker-1\n' | sha256sum | cut -c 1-16
-    assert_eq!(whole.hash, "45277f1bd47685fa");
-    // The second is made first, as when the first has failed: it is the second all the same, and what is left the first.
-    let second = whole.moves[1];
-    assert_eq!(whole.number_of(second.shard_id, second.from, second.to), Some(2));
-    assert_eq!(whole.number_of(second.shard_id, second.to, second.from), None);
-    let rest = whole.rest(&after(&layout, &[second]), &policy).unwrap();
-    assert_eq!(rest.moves.iter().map(shown).collect::<Vec<_>>(), expected[..1]);
-    // An operator that reads it in the status knows it by the same numbers.
-    let resumed = MovePlan::resumed(&rest.status().unwrap(), &layout, &policy).unwrap();
-    assert_eq!(resumed.moves, rest.moves);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use super::{Cause, Layout, Move, MovePlan, Obstacle, Policy, ShardGroup, Stuck, 
 use crate::api::{PlanStatus, PlannedMove};
 use crate::names::Group;
 
-/// Moves that fit into a status.
-const SHOWN: usize = 256;
+/// Moves that are shown in a status: some 250 kB, of the 1.5 MB that an object may have.
+const SHOWN: usize = 2000;
 
 impl MovePlan {
     /// As it is shown in the status; `None` if there is nothing to move.

@@ -29,7 +29,7 @@ use super::status::{PART, got_on, status};
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::{Wanted, gate, request};
-use crate::api::{DialogCluster, DialogClusterStatus};
+use crate::api::{DialogCluster, DialogClusterStatus, PlanStatus};
 use crate::cluster::certificates::identity;
 use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
 use crate::context::Context;
@@ -125,6 +125,19 @@ impl Controller {
         );
         let place = of.map(|(hash, number)| format!(" (move {number} of plan {hash})")).unwrap_or_default();
         self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
+    }
+
+    /// Publishes an Event about a plan that was not shown before: who approves by Events hears of it, whatever the conditions
+    /// said meanwhile.
+    async fn tell_of(&self, cluster: &DialogCluster, plan: Option<&PlanStatus>) {
+        let shown = cluster.status.as_ref().and_then(|status| status.plan.as_ref());
+        if let Some(PlanStatus { hash, moves, bytes, over, .. }) = plan
+            && shown.is_none_or(|shown| shown.hash != *hash)
+        {
+            let what = format!("plan {hash}");
+            let more = format!(": {moves} moves, {bytes} bytes, over {}", over.join(", "));
+            self.publish(cluster, EventType::Normal, "MovesPlanned", &what, &more).await;
+        }
     }
 
     /// Makes known that a long step failed, and puts it off.
@@ -299,6 +312,7 @@ impl Reconciler for Controller {
         if let Some(rebalance) = &mut facts.rebalance {
             rebalance.eta = eta;
         }
+        self.tell_of(cluster, facts.plan.as_ref()).await;
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;

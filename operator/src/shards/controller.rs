@@ -31,6 +31,7 @@ use super::topology::Topology;
 use super::wanted::{Wanted, gate, request};
 use crate::api::{DialogCluster, DialogClusterStatus, PlanStatus};
 use crate::cluster::certificates::identity;
+use crate::cluster::report;
 use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
@@ -320,6 +321,9 @@ impl Reconciler for Controller {
     }
 
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
+        for part in [PART, report::PART] {
+            status::forget(&self.context, key, part);
+        }
         self.show(key, &DialogClusterStatus::default());
         self.show_heat(key, None);
         let namespace = key.namespace.as_deref().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Tests that need the machine and the operator for themselves.
 
+mod approval;
 mod hot_pair;
 mod interrupted;
 mod killed;

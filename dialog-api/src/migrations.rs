@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::Client;
 
 use crate::database::tables::Table;
 
@@ -20,8 +20,8 @@ pub const TOPOLOGY_LOCK: (i32, i32) = (1_684_631_916, 1);
 pub const TABLES: [&str; Table::ALL.len()] = Table::NAMES;
 
 /// How long the topology lock is waited for inside the server at a time. Who waits there is next: no move begins before, however
-/// many follow each other. A statement that waits holds a snapshot that a moving shard may have to wait for, so it does not
-/// wait for long, and begins anew.
+/// many follow each other, nor beside those that are under way. A statement that waits holds a snapshot that a moving shard
+/// may have to wait for, so it does not wait for long, and begins anew.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// One step of the schema.
@@ -101,8 +101,8 @@ fn pending<'a>(known: &'a [Migration], applied: &Applied) -> Result<Vec<&'a Migr
     Ok(pending)
 }
 
-/// Brings the schema up to date. The connection should be used for nothing else afterwards: closing it gives
-/// the lock back in every case. `waiting` is told when somebody else holds the topology lock.
+/// Brings the schema up to date. After an error the connection has to be closed, which gives the topology lock back in
+/// every case. `waiting` is told when somebody else holds that lock.
 ///
 /// # Errors
 /// [`MigrationError::Changed`] when an applied migration differs, otherwise what the database said.
@@ -115,8 +115,8 @@ pub async fn run(client: &mut Client, mut waiting: impl FnMut()) -> Result<(), M
     }
     // Another replica may have been here while we waited.
     let outcome = apply_pending(client).await;
-    let (first, second) = TOPOLOGY_LOCK;
-    let released = client.execute("SELECT pg_advisory_unlock($1, $2)", &[&first, &second]).await;
+    // However often it holds it: a wait that ends in the moment in which it is granted may leave it with the session.
+    let released = client.execute("SELECT pg_advisory_unlock_all()", &[]).await;
     outcome?;
     released.context("release the topology lock")?;
     Ok(())
@@ -171,18 +171,29 @@ async fn read_applied(client: &Client) -> anyhow::Result<Applied> {
 }
 
 /// Takes the topology lock, or gives up after [`LOCK_WAIT`].
-async fn try_lock(client: &mut Client) -> anyhow::Result<bool> {
+async fn try_lock(client: &Client) -> anyhow::Result<bool> {
     let (first, second) = TOPOLOGY_LOCK;
     let ask = || "ask for the topology lock";
-    let transaction = client.transaction().await.with_context(ask)?;
-    let limit = format!("SET LOCAL lock_timeout = {}", LOCK_WAIT.as_millis());
-    transaction.batch_execute(&limit).await.with_context(ask)?;
-    // It is the session's: it stays when the transaction has ended.
-    match transaction.execute("SELECT pg_advisory_lock($1, $2)", &[&first, &second]).await {
-        Ok(_) => transaction.commit().await.with_context(ask).map(|()| true),
-        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
-        Err(error) => Err(error).with_context(ask),
-    }
+    // A wait in vain is no error: it would be one in the server's log twice a second. The lock is the session's, and stays
+    // when the transaction has ended, however that does.
+    let wait = format!(
+        "DO $$ BEGIN
+             PERFORM set_config('lock_timeout', '{}', true);
+             PERFORM pg_advisory_lock({first}, {second});
+         EXCEPTION WHEN lock_not_available THEN NULL;
+         END $$",
+        LOCK_WAIT.as_millis()
+    );
+    client.batch_execute(&wait).await.with_context(ask)?;
+    let holds = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND granted
+                 AND objsubid = 2 AND classid = $1::int4::oid AND objid = $2::int4::oid)",
+            &[&first, &second],
+        )
+        .await
+        .with_context(ask)?;
+    Ok(holds.get(0))
 }
 
 #[cfg(test)]

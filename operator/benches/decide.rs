@@ -51,12 +51,14 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
             .take(policy.max_isolated - 1)
             .collect(),
         held: (1_000..1_008).map(tenant).collect(),
+        empty: Vec::new(),
         large: (0..LARGE)
             .map(|number| LargeShard {
                 shard_id: 100_000 + i64::from(number),
                 node: Group::Worker(number % nodes),
                 bytes: (30 << 30) + u64::from(number),
                 median: None,
+                heaviest: None,
             })
             .collect(),
         shard_groups: 8_000,

@@ -21,7 +21,7 @@ mod table;
 
 pub use heat::{
     ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
-    PinSpec, SizeStatus, StatisticsSpec,
+    IsolatedTenant, LargeShardStatus, PinSpec, SizeStatus, StatisticsSpec,
 };
 pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus, SplitStatus};
 pub use quantity::Amount;
@@ -381,6 +381,14 @@ pub struct DialogClusterStatus {
     #[schemars(length(max = 20))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into(), "tenant".into()]))]
     pub hot: Vec<HotTenant>,
+    /// The tenants that are pinned to a worker with a shard of their own, those that have been for longest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into(), "tenant".into()]))]
+    pub isolated: Vec<IsolatedTenant>,
+    /// How many there are, those included that the list has no room for; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolated_count: Option<i64>,
     /// What follows from load and sizes; absent while nobody looks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heat: Option<HeatStatus>,

@@ -24,11 +24,12 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the custom resource definition as YAML.
     Crd,
-    /// Print which shards the operator would move, and exit with 2 if there are any.
+    /// Print which shards the operator would move or is moving, and exit with 2 if there is something to do.
     ///
     /// The plan is the one that the operator has written into the cluster's status: what is shown is what would run, and
-    /// nothing but the right to read the resource is needed. Exits with 0 if the shards are balanced, with 1 if that is
-    /// not known.
+    /// nothing but the right to read the resource is needed. Exits with 0 if the shards are where they belong, with 2 if
+    /// they are not, whether moves are planned already or something has to come first, and with 1 if that is not known, as
+    /// while the operator has not seen the latest change of the spec.
     Plan(Plan),
     /// Show what the operator would do about load: hours and days of it in seconds, from a scenario.
     ///

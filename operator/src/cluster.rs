@@ -99,7 +99,7 @@ impl Controller {
         let step = act::act(&self.context, target, observed, certificates, step, now).await?;
         // Nothing else is held up by a group that cannot leave yet.
         let topology = Topology::of_services(&target.names);
-        match retire::step(&self.context, target, observed, topology, now).await? {
+        match retire::step(&self.context, target, observed, topology).await? {
             stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::ScaleIn(format!(
                 "workers that are not asked for any more are emptied and leave ({}); see the condition ScaleInBlocked and \
                  status.rebalance",

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::api::{Amount, HotTenantsMode, ShardingSpec};
 use crate::names::Group;
-use crate::shards::rebalance::{Pin, Role};
+use crate::shards::rebalance::{Pin, Role, Strategy};
 
 mod decide;
 #[cfg(test)]
@@ -46,6 +46,8 @@ pub struct Policy {
     pub mode: Mode,
     /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent.
     pub share_percent: u32,
+    /// Nobody harms a node that spends no more of its CPU time than this, in percent.
+    pub min_cpu_percent: u32,
     /// A tenant with fewer queries in a period is not, nor one with fewer writes for its share of writes.
     pub min_queries: u64,
     /// Periods that it has to be hot without a break; at least 1.
@@ -61,6 +63,8 @@ pub struct Policy {
     pub max_shard_bytes: Option<u64>,
     /// Neither isolation nor split makes more shard groups than this.
     pub max_shard_groups: usize,
+    /// What the planner of moves makes even: only [`Strategy::ByLoad`] relieves a worker that has too much to do.
+    pub strategy: Strategy,
 }
 
 impl Default for Policy {
@@ -68,6 +72,7 @@ impl Default for Policy {
         Self {
             mode: Mode::Isolate,
             share_percent: 20,
+            min_cpu_percent: 30,
             min_queries: 100,
             consecutive_periods: 3,
             cooldown: SignedDuration::from_hours(1),
@@ -75,6 +80,7 @@ impl Default for Policy {
             release_after: SignedDuration::from_hours(7 * 24),
             max_shard_bytes: Some(20 << 30),
             max_shard_groups: 10_000,
+            strategy: Strategy::BySize,
         }
     }
 }
@@ -93,6 +99,7 @@ impl Policy {
                 HotTenantsMode::Isolate => Mode::Isolate,
             },
             share_percent: u32::try_from(hot.share_percent).unwrap_or(0),
+            min_cpu_percent: u32::try_from(hot.min_cpu_percent).unwrap_or(0),
             min_queries: u64::try_from(hot.min_queries).unwrap_or(0),
             consecutive_periods: u32::try_from(hot.consecutive_periods).unwrap_or(0),
             cooldown: time(hot.cooldown()),
@@ -100,6 +107,7 @@ impl Policy {
             release_after: time(hot.release_after()),
             max_shard_bytes: spec.max_shard_size.units(),
             max_shard_groups: number(hot.max_shard_groups),
+            strategy: spec.rebalance.strategy.into(),
         }
     }
 }
@@ -140,6 +148,9 @@ pub struct Period {
     /// The tenants about whom somebody has decided: the policy leaves them alone, pinned or not.
     #[serde(default)]
     pub held: Vec<Tenant>,
+    /// Of the pinned tenants that were quiet so far, those that have no row any more.
+    #[serde(default)]
+    pub empty: Vec<Tenant>,
     /// The shard groups above [`Policy::max_shard_bytes`].
     pub large: Vec<LargeShard>,
     /// Shard groups in the cluster.
@@ -166,8 +177,8 @@ pub struct NodeLoad {
     pub free_bytes: Option<u64>,
     /// A tenant with no more queries than this may be missing from the period, which holds only so many; 0 if none is.
     pub unseen: u64,
-    /// A tenant with no more queries than this, pinned or not, may be missing as its server itself does not list it any
-    /// more; 0 if none is.
+    /// So many queries of a tenant, pinned or not, the server itself may not have counted, as it lists only so many tenants;
+    /// 0 if none.
     #[serde(default)]
     pub unlisted: u64,
 }
@@ -228,6 +239,19 @@ pub struct LargeShard {
     pub bytes: u64,
     /// The hash in the middle of its rows, by [`median`]; `None` if they are all of one hash.
     pub median: Option<i32>,
+    /// The tenant with most rows in it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heaviest: Option<Heaviest>,
+}
+
+/// The tenant with most rows in a shard group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Heaviest {
+    /// Which.
+    pub tenant: Tenant,
+    /// Its part of the rows, in percent.
+    pub percent: u32,
 }
 
 /// What to do now, and why that and no more.
@@ -300,6 +324,16 @@ pub enum Action {
         /// Which.
         tenant: Tenant,
     },
+    /// The node that the tenant is pinned to leaves: it is pinned to another one. It is never decided, as it costs nothing:
+    /// see [`Decision::retargeted`].
+    Retarget {
+        /// Which.
+        tenant: Tenant,
+        /// Where it was pinned.
+        from: Group,
+        /// Where it is pinned now.
+        to: Group,
+    },
 }
 
 impl Action {
@@ -311,6 +345,7 @@ impl Action {
             Self::Split { .. } => "Split",
             Self::Spread { .. } => "Spread",
             Self::Release { .. } => "Release",
+            Self::Retarget { .. } => "Retarget",
         }
     }
 
@@ -318,7 +353,9 @@ impl Action {
     #[must_use]
     pub fn tenant(self) -> Option<Tenant> {
         match self {
-            Self::Isolate { tenant, .. } | Self::Release { tenant } => Some(tenant),
+            Self::Isolate { tenant, .. } | Self::Release { tenant } | Self::Retarget { tenant, .. } => {
+                Some(tenant)
+            }
             Self::Split { .. } | Self::Spread { .. } => None,
         }
     }
@@ -328,10 +365,29 @@ impl Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refused {
-    /// For the sake of this tenant, or of a large shard group.
+    /// For the sake of this tenant, or of a large shard group, or of a node.
     pub tenant: Option<Tenant>,
     /// The shard group that is too large.
     pub shard_id: Option<i64>,
+    /// The node that has too much to do.
+    pub node: Option<Group>,
     /// Why not.
     pub reason: Reason,
+}
+
+impl Refused {
+    /// For a tenant's sake.
+    fn tenant(tenant: Tenant, reason: Reason) -> Self {
+        Self { tenant: Some(tenant), shard_id: None, node: None, reason }
+    }
+
+    /// For a large shard group's.
+    fn shard(shard_id: i64, reason: Reason) -> Self {
+        Self { tenant: None, shard_id: Some(shard_id), node: None, reason }
+    }
+
+    /// For a node's.
+    fn node(node: Group, reason: Reason) -> Self {
+        Self { tenant: None, shard_id: None, node: Some(node), reason }
+    }
 }

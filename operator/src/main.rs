@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let printed = runtime.block_on(dialog_operator::preview::run(&arguments))?;
             print!("{}", printed.text);
-            Ok(if printed.moves { ExitCode::from(2) } else { ExitCode::SUCCESS })
+            Ok(if printed.to_do { ExitCode::from(2) } else { ExitCode::SUCCESS })
         }
         Command::Observe(arguments) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -29,6 +29,14 @@ pub const APPLICATION: &str = "dialog-operator";
 
 /// How long a connection may take, name resolution and TLS included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A connection over which nothing comes for this long is asked whether the other side is there, on either side.
+const IDLE: Duration = Duration::from_secs(15);
+/// How often it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Questions without an answer after which the other side is gone.
+const UNANSWERED: u32 = 3;
+/// What is sent and not acknowledged for this long ends the connection.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// How much longer than the server a caller waits for the server's own time limit to strike.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -109,10 +117,17 @@ impl Limits {
         let statement = self.statement.map_or(0, milliseconds);
         // A statement with a limit ends with its client; one without is to survive the operator.
         let check = self.statement.map_or(0, |_| 5_000);
+        // Where the operator's machine has gone, nobody tells the server, and TCP by itself tries for a quarter of an hour. A
+        // session that is idle then would hold the topology lock for as long.
         format!(
             "-c search_path=pg_catalog -c statement_timeout={statement} -c lock_timeout={} \
-             -c idle_in_transaction_session_timeout=60000 -c client_connection_check_interval={check}",
-            self.lock.as_millis()
+             -c idle_in_transaction_session_timeout=60000 -c client_connection_check_interval={check} \
+             -c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={UNANSWERED} \
+             -c tcp_user_timeout={}",
+            self.lock.as_millis(),
+            IDLE.as_secs(),
+            ASK_AGAIN.as_secs(),
+            UNACKNOWLEDGED.as_millis()
         )
     }
 }
@@ -203,10 +218,10 @@ pub async fn connect(identity: &Identity, login: &Login, limits: &Limits) -> Res
         .options(limits.options())
         .ssl_mode(tokio_postgres::config::SslMode::Require)
         .connect_timeout(CONNECT_LIMIT)
-        .keepalives_idle(Duration::from_secs(15))
-        .keepalives_interval(Duration::from_secs(5))
-        .keepalives_retries(3)
-        .tcp_user_timeout(Duration::from_secs(30));
+        .keepalives_idle(IDLE)
+        .keepalives_interval(ASK_AGAIN)
+        .keepalives_retries(UNANSWERED)
+        .tcp_user_timeout(UNACKNOWLEDGED);
     let opening = tokio::time::timeout(CONNECT_LIMIT, config.connect(identity.connector.clone()));
     let (client, connection) = opening
         .await
@@ -290,16 +305,13 @@ impl Session {
         self.bounded(self.client.batch_execute(statements)).await
     }
 
-    /// As [`Session::run`]; what the server has warned of meanwhile, in order.
-    ///
-    /// # Errors
-    /// As [`Session::query`].
-    pub async fn run_warned(&self, statements: &str) -> Result<Vec<Warning>, Error> {
+    /// As [`Session::run`], with what the server has warned of meanwhile, in order, whatever came of it.
+    pub async fn run_warned(&self, statements: &str) -> (Vec<Warning>, Result<(), Error>) {
         let take = || std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
         take();
-        self.run(statements).await?;
+        let done = self.run(statements).await;
         // The server says it before it says that the statement has ended.
-        Ok(take())
+        (take(), done)
     }
 
     async fn bounded<T>(

@@ -12,8 +12,8 @@ use crate::condition::{self, BALANCED};
 pub struct Printed {
     /// The text, with a line break at its end.
     pub text: String,
-    /// Whether the plan has moves.
-    pub moves: bool,
+    /// Whether shards are to be moved or are moving, or are not where they belong.
+    pub to_do: bool,
 }
 
 /// Reads the cluster's plan with the caller's own kubeconfig.
@@ -36,21 +36,28 @@ pub async fn run(arguments: &Plan) -> anyhow::Result<Printed> {
 /// What to print of `cluster`.
 ///
 /// # Errors
-/// If its status does not say whether the shards are balanced.
+/// If its status does not say whether the shards are balanced, or says so of a spec that has changed since.
 pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed> {
     let status = cluster.status.as_ref();
-    let plan = status.and_then(|status| status.plan.clone());
-    let balanced = status.and_then(|status| condition::find(&status.conditions, BALANCED));
-    let known = balanced.filter(|balanced| balanced.status != condition::Holds::Unknown.as_str());
-    if plan.is_none() && known.is_none() {
-        match balanced {
-            Some(balanced) => bail!("not known: {} ({})", balanced.message, balanced.reason),
-            None => bail!(
-                "the operator has not looked at this cluster's shards yet: wait, or see whether it runs"
-            ),
-        }
+    let Some(balanced) = status.and_then(|status| condition::find(&status.conditions, BALANCED)) else {
+        bail!("the operator has not looked at this cluster's shards yet: wait, or see whether it runs");
+    };
+    let (seen, now) = (balanced.observed_generation, cluster.metadata.generation);
+    if seen < now {
+        let number = |generation: Option<i64>| generation.unwrap_or_default();
+        bail!(
+            "not known: the spec has changed (generation {}), and the operator has looked at the one before ({}): wait, or see \
+             whether it runs",
+            number(now),
+            number(seen)
+        );
     }
-    let moves = plan.is_some();
+    let plan = status.and_then(|status| status.plan.clone());
+    let even = balanced.status == condition::Holds::True.as_str();
+    if plan.is_none() && balanced.status == condition::Holds::Unknown.as_str() {
+        bail!("not known: {} ({})", balanced.message, balanced.reason);
+    }
+    let to_do = plan.is_some() || !even;
     let text = match output {
         Output::Json => {
             let none =
@@ -58,12 +65,12 @@ pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed>
             format!("{}\n", serde_json::to_string_pretty(&plan.unwrap_or(none))?)
         }
         Output::Table => {
-            let table = plan.map_or_else(|| "nothing to move\n".to_owned(), |plan| plan.to_string());
-            let reason = balanced.map(|balanced| format!("{}: {}\n", balanced.reason, balanced.message));
-            table + &reason.unwrap_or_default()
+            let none = if even { "nothing to move\n" } else { "no moves are planned\n" };
+            let table = plan.map_or_else(|| none.to_owned(), |plan| plan.to_string());
+            format!("{table}{}: {}\n", balanced.reason, balanced.message)
         }
     };
-    Ok(Printed { text, moves })
+    Ok(Printed { text, to_do })
 }
 
 #[cfg(test)]
@@ -77,8 +84,9 @@ mod tests {
 
     fn cluster(plan: Option<PlanStatus>, balanced: Option<(Holds, &'static str, &str)>) -> DialogCluster {
         let mut cluster = DialogCluster::new("chat", serde_json::from_value(json!({})).unwrap());
+        cluster.metadata.generation = Some(1);
         let condition = balanced.map(|(holds, reason, message)| {
-            Finding::new(BALANCED, holds, reason, message).into_condition(&[], None, Timestamp::UNIX_EPOCH)
+            Finding::new(BALANCED, holds, reason, message).into_condition(&[], Some(1), Timestamp::UNIX_EPOCH)
         });
         let conditions = condition.into_iter().collect();
         cluster.status = Some(DialogClusterStatus { plan, conditions, ..Default::default() });
@@ -87,6 +95,7 @@ mod tests {
 
     fn plan() -> PlanStatus {
         let step = PlannedMove {
+            number: 1,
             shard: 102_008,
             from: "worker-0".into(),
             to: "worker-12".into(),
@@ -102,7 +111,7 @@ mod tests {
     fn a_plan_is_a_table_with_its_name_and_what_it_waits_for() {
         let waiting = Some((Holds::False, "AwaitingApproval", "approve it"));
         let printed = print(&cluster(Some(plan()), waiting), Output::Table).unwrap();
-        assert!(printed.moves);
+        assert!(printed.to_do);
         let expected = [
             "WAVE  SHARD   FROM      TO         BYTES    CAUSE",
             "1     102008  worker-0  worker-12  1.5 GiB  balance",
@@ -120,8 +129,34 @@ mod tests {
         for (plan, moves) in [(Some(plan()), true), (None, false)] {
             let printed = print(&cluster(plan.clone(), balanced), Output::Json).unwrap();
             let value: serde_json::Value = serde_json::from_str(&printed.text).unwrap();
-            assert_eq!((value["moves"] != 0, printed.moves), (moves, moves), "{value}");
+            assert_eq!((value["moves"] != 0, printed.to_do), (moves, moves), "{value}");
             assert!(value["hash"].is_string() && value["bytes"].is_number(), "{value}");
+        }
+    }
+
+    #[test]
+    fn there_is_something_to_do_until_the_shards_are_where_they_belong() {
+        let said = |holds, reason| Some((holds, reason, "why"));
+        let (no, yes) = (Holds::False, Holds::True);
+        for (plan, balanced, to_do, first) in [
+            (None, said(yes, "Balanced"), false, "nothing to move"),
+            (None, said(yes, "LeftBehind"), false, "nothing to move"),
+            (None, said(no, "WorkersMissing"), true, "no moves are planned"),
+            (None, said(no, "NoPlace"), true, "no moves are planned"),
+            (None, said(no, "OtherRebalance"), true, "no moves are planned"),
+            (Some(plan()), said(no, "Moving"), true, "WAVE"),
+            // What was planned is still to be done while nobody can look.
+            (Some(plan()), said(Holds::Unknown, "NotObserved"), true, "WAVE"),
+        ] {
+            let mut cluster = cluster(plan, balanced);
+            let printed = print(&cluster, Output::Table).unwrap();
+            assert_eq!(printed.to_do, to_do, "{balanced:?}");
+            assert!(printed.text.starts_with(first), "{}", printed.text);
+            assert_eq!(print(&cluster, Output::Json).unwrap().to_do, to_do, "{balanced:?}");
+            // The count has changed, and the operator has not seen it.
+            cluster.metadata.generation = Some(2);
+            let error = print(&cluster, Output::Table).unwrap_err().to_string();
+            assert!(error.contains("the spec has changed (generation 2)"), "{error}");
         }
     }
 

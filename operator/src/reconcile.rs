@@ -42,6 +42,8 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 pub enum Outcome {
     /// Nothing is left to do until something changes.
     Done,
+    /// Nothing is left to do; look again after this time all the same.
+    Rest(Duration),
     /// Something outside has to happen first; look again after this time at the latest.
     Wait(Duration, String),
 }
@@ -207,12 +209,13 @@ impl<R: Reconciler> Step<R> {
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
         let (ended, again) = match &result {
             Ok(Outcome::Done) => (Ended::Done, R::REST),
+            Ok(Outcome::Rest(after)) => (Ended::Done, (*after).min(R::REST)),
             Ok(Outcome::Wait(after, _)) => (Ended::Waiting, *after),
             Err(error) => (Ended::Failed, self.report(&object, &key, error).await),
         };
         let waits_for = match &result {
             Ok(Outcome::Wait(_, why)) => Some(why),
-            Ok(Outcome::Done) | Err(_) => None,
+            Ok(Outcome::Done | Outcome::Rest(_)) | Err(_) => None,
         };
         let milliseconds = started.elapsed().as_millis();
         debug!(controller = R::NAME, cluster = %key, ?ended, waits_for, milliseconds, "reconciled");
@@ -248,7 +251,7 @@ impl<R: Reconciler> Step<R> {
         let event = Event {
             type_: EventType::Warning,
             reason: error.reason().to_owned(),
-            note: Some(shorten(&error.to_string())),
+            note: Some(shorten(&error.to_string(), NOTE)),
             action: format!("Reconcile{}", R::NAME),
             secondary: None,
         };
@@ -271,15 +274,19 @@ async fn contained(attempt: impl Future<Output = Result<Outcome, Error>>) -> Res
     })
 }
 
-/// At most the 1,024 bytes that the note of an Event may have.
+/// Bytes that the note of an Event may have.
+pub const NOTE: usize = 1024;
+/// Bytes that the action of an Event may have.
+pub const ACTION: usize = 128;
+
+/// At most `limit` bytes of `text`.
 #[must_use]
-pub fn shorten(note: &str) -> String {
-    const LIMIT: usize = 1024;
-    if note.len() <= LIMIT {
-        return note.to_owned();
+pub fn shorten(text: &str, limit: usize) -> String {
+    if text.len() <= limit {
+        return text.to_owned();
     }
-    let end = (0..=LIMIT - '…'.len_utf8()).rev().find(|&end| note.is_char_boundary(end)).unwrap_or(0);
-    format!("{}…", &note[..end])
+    let end = (0..=limit - '…'.len_utf8()).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    format!("{}…", &text[..end])
 }
 
 /// A panic elsewhere while pacing leaves nothing half done, so its poison is ignored.
@@ -302,8 +309,8 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_at_a_character() {
-        let note = shorten(&"ж".repeat(1000));
-        assert!(note.len() <= 1024 && note.ends_with("ж…"), "{} bytes", note.len());
-        assert_eq!(shorten("short"), "short");
+        let note = shorten(&"ж".repeat(1000), NOTE);
+        assert!(note.len() <= NOTE && note.ends_with("ж…"), "{} bytes", note.len());
+        assert_eq!(shorten("short", ACTION), "short");
     }
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::api::DialogCluster;
 use crate::cli::Observe;
 use crate::cluster::certificates::identity;
-use crate::heat::{Period, Policy};
+use crate::heat::{Period, Policy, Tenant};
 use crate::names::{Group, Names};
 use crate::pg::Identity;
 use crate::shards::heat::store;
@@ -33,9 +33,9 @@ pub async fn run(arguments: &Observe) -> anyhow::Result<String> {
         .await
         .with_context(|| format!("cannot read DialogCluster {namespace}/{}", arguments.name))?;
     let sessions = Sessions::new(Topology::of_services(&names), certificate(&client, &names).await?);
-    let periods = recorded(&sessions).await?;
+    let (periods, names) = recorded(&sessions).await?;
     let count = periods.len();
-    let text = scenario(&format!("{namespace}/{}", arguments.name), &cluster, &periods)?;
+    let text = scenario(&format!("{namespace}/{}", arguments.name), &cluster, &periods, &names)?;
     let Some(file) = &arguments.out else { return Ok(text) };
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(format!("{count} periods written to {}\n", file.display()))
@@ -51,11 +51,11 @@ async fn certificate(client: &Client, names: &Names) -> anyhow::Result<Identity>
     identity(&secret).with_context(|| format!("Secret {name} holds no certificate"))
 }
 
-/// The periods that were recorded, in order.
+/// The periods that were recorded, in order, and what their tenants are called, as far as anybody speaks of them.
 ///
 /// # Errors
 /// If the coordinator cannot be asked, or there are none.
-pub async fn recorded(sessions: &Sessions) -> anyhow::Result<Vec<Period>> {
+pub async fn recorded(sessions: &Sessions) -> anyhow::Result<(Vec<Period>, Vec<(Tenant, String)>)> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await.context(
         "this has to run where the cluster's Services can be reached, such as in the operator's pod",
     )?;
@@ -70,18 +70,24 @@ pub async fn recorded(sessions: &Sessions) -> anyhow::Result<Vec<Period>> {
         Err(error) => return Err(error.into()),
     };
     ensure!(!periods.is_empty(), "nothing was recorded yet: wait for two periods to pass");
-    Ok(periods)
+    Ok((periods, store::names(&session).await?))
 }
 
 /// A scenario, one period a line.
-fn scenario(name: &str, cluster: &DialogCluster, periods: &[Period]) -> anyhow::Result<String> {
+fn scenario(
+    name: &str,
+    cluster: &DialogCluster,
+    periods: &[Period],
+    names: &[(Tenant, String)],
+) -> anyhow::Result<String> {
     let policy = Policy::new(&cluster.spec.sharding);
     let description = format!("{name}, as the operator has seen it");
     let lines: Vec<String> = periods.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     Ok(format!(
-        "{{\"description\": {}, \"policy\": {}, \"recorded\": [\n{}\n]}}\n",
+        "{{\"description\": {}, \"policy\": {}, \"names\": {}, \"recorded\": [\n{}\n]}}\n",
         json!(description),
         serde_json::to_string(&policy)?,
+        serde_json::to_string(names)?,
         lines.join(",\n")
     ))
 }
@@ -116,6 +122,7 @@ mod tests {
             tenants: Vec::new(),
             pins: Vec::new(),
             held: Vec::new(),
+            empty: Vec::new(),
             large: Vec::new(),
             shard_groups: 48,
             underway: false,
@@ -123,10 +130,13 @@ mod tests {
         let spec = json!({"sharding": {"hotTenants": {"sharePercent": 35}, "maxShardSize": "3Gi"}});
         let cluster = DialogCluster::new("chat", serde_json::from_value(spec).unwrap());
         let periods = [period(1), period(2)];
-        let text = scenario("ns/chat", &cluster, &periods).unwrap();
+        let names =
+            [(Tenant { colocation_id: 1, hash: -7 }, "6f1c2c1e-5c0e-5a53-9c6a-3f7b1f6f6a10".to_owned())];
+        let text = scenario("ns/chat", &cluster, &periods, &names).unwrap();
         assert_eq!(text.lines().count(), 4, "{text}");
         let read = Scenario::read(&text).unwrap();
         assert_eq!(read.recorded.as_deref(), Some(&periods[..]));
+        assert_eq!(read.names, names);
         assert_eq!(read.policy, Policy::new(&cluster.spec.sharding));
         assert_eq!((read.policy.share_percent, read.policy.max_shard_bytes), (35, Some(3 << 30)));
     }

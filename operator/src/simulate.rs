@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use jiff::SignedDuration;
 
 use crate::cli::{Output, Simulate};
-use crate::heat::{History, Mode, Period, Policy, decide};
+use crate::heat::{History, Mode, Period, Policy, Tenant, decide};
 use crate::names::Group;
 
 mod number;
@@ -147,7 +147,11 @@ fn replayed(scenario: &Scenario, periods: &[Period]) -> Outcome {
         let (decision, next) = decide(&policy, &history, period);
         history = next;
         let since = first.map_or(SignedDuration::ZERO, |first| period.end.duration_since(first.end));
-        let name = |tenant: crate::heat::Tenant| format!("{}/{}", tenant.colocation_id, tenant.hash);
+        let name = |tenant: Tenant| {
+            let place = format!("{}/{}", tenant.colocation_id, tenant.hash);
+            let named = scenario.names.iter().find(|(named, _)| *named == tenant);
+            named.map_or_else(|| place.clone(), |(_, name)| format!("{name} ({place})"))
+        };
         log.decision(whole(since), &decision, Cost::default(), name);
     }
     Outcome {

@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use tracing::{debug, info};
 
 use crate::api::{DialogCluster, DialogClusterStatus, GROUP};
-use crate::condition::{self, Finding};
+use crate::condition::{self, Finding, Holds};
 use crate::context::Context;
 use crate::error::Error;
-use crate::reconcile::shorten;
+use crate::reconcile::{NOTE, shorten};
 
 /// The part of the status that one controller owns.
 #[derive(Clone, Copy, Debug)]
@@ -91,17 +91,28 @@ pub async fn write(
     findings: Vec<Finding>,
 ) -> Result<bool, Error> {
     let fragment = part.fragment(cluster, status, findings.clone());
+    let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
     if part.current(cluster, &fragment) == fragment {
+        // An operator that has just started shows what others have written.
+        context.metrics.shards.conditions(&namespace, &name, &findings);
         return Ok(false);
     }
-    let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
     apply(context, &namespace, &name, cluster.metadata.uid.as_deref(), part.manager, fragment).await?;
+    context.metrics.shards.conditions(&namespace, &name, &findings);
     context.metrics.status_written(part.manager);
     for finding in &findings {
         announce(context, cluster, finding).await;
     }
     context.wake_others(part.manager, ObjectRef::new(&name).within(&namespace));
     Ok(true)
+}
+
+/// Shows nothing any more of the conditions of a cluster that is gone.
+pub fn forget(context: &Context, cluster: &ObjectRef<DialogCluster>, part: Part) {
+    let unknown = |kind: &&'static str| Finding::new(kind, Holds::Unknown, "NotObserved", "it is gone");
+    let unknown: Vec<Finding> = part.conditions.iter().map(unknown).collect();
+    let namespace = cluster.namespace.as_deref().unwrap_or_default();
+    context.metrics.shards.conditions(namespace, &cluster.name, &unknown);
 }
 
 /// Applies `status` to a cluster as the given field manager. With a `uid`, only to that very object.
@@ -152,7 +163,10 @@ async fn announce(context: &Context, cluster: &DialogCluster, finding: &Finding)
     let event = Event {
         type_: if worse { EventType::Warning } else { EventType::Normal },
         reason: finding.reason.to_owned(),
-        note: Some(shorten(&format!("{}={}: {}", finding.kind, finding.holds.as_str(), finding.message))),
+        note: Some(shorten(
+            &format!("{}={}: {}", finding.kind, finding.holds.as_str(), finding.message),
+            NOTE,
+        )),
         action: finding.kind.to_owned(),
         secondary: None,
     };

@@ -1,6 +1,6 @@
 //! What it costs that the servers count what tenants do, which the operator has them do to find hot ones.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{
     measure::{Bench, KINDS, NO_CITUS, failures, name, speed},
@@ -26,6 +26,10 @@ pub(super) async fn rows(bench: &Bench<'_>, api: &Service) -> Result<Vec<Row>> {
             for count in [first, !first] {
                 set(bench, count).await?;
                 let measured = bench.measure(api, load).await?;
+                ensure!(
+                    !count || tenants(bench).await? > 0,
+                    "no worker lists a tenant after a load that was to be counted: nothing would be compared"
+                );
                 if count { &mut counted } else { &mut uncounted }.push(measured);
             }
         }
@@ -49,6 +53,19 @@ async fn set(bench: &Bench<'_>, count: bool) -> Result<()> {
         {
             sql.batch_execute(statement).await.context("have tenants counted, or not")?;
         }
+        // What was counted before would look as if it had been counted now.
+        sql.batch_execute("SELECT citus_stat_tenants_local_reset()").await.context("forget tenants")?;
     }
     Ok(())
+}
+
+/// Tenants that the workers have counted.
+async fn tenants(bench: &Bench<'_>) -> Result<i64> {
+    let mut tenants = 0;
+    for worker in bench.stand.workers() {
+        let sql = worker.connect("dialog").await?;
+        let listed = "SELECT count(*) FROM citus_stat_tenants_local(true)";
+        tenants += sql.query_one(listed, &[]).await.context("list tenants")?.get::<_, i64>(0);
+    }
+    Ok(tenants)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use dialog_api::dialogs::pair::Pair;
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client as Sql;
@@ -138,6 +139,71 @@ async fn a_notice_of_change_is_enough_to_read_the_map() -> Result<()> {
     wait_for_metric(&service, r#"routing_map_refreshes_total{reason="start"}"#, |count| count > 1.0).await?;
     let sql = cluster.coordinator.connect("dialog").await?;
     move_until_noticed(&sql, &service).await
+}
+
+/// What Citus has counted of a dialog on this server: all queries, and those of them that only read. The other servers count
+/// nothing of it.
+async fn counted(server: &Server, dialog: &str) -> Result<[i64; 2]> {
+    let listed = "SELECT coalesce(sum(query_count_in_this_period + query_count_in_last_period), 0)::int8,
+                         coalesce(sum(read_count_in_this_period + read_count_in_last_period), 0)::int8
+                  FROM citus_stat_tenants_local(true) WHERE tenant_attribute = $1";
+    let row = server.connect("dialog").await?.query_one(listed, &[&dialog]).await?;
+    Ok([row.get(0), row.get(1)])
+}
+
+/// Prepared statements whose shard is on the server itself were not always counted by Citus. If they were not, nobody would
+/// ever see that a dialog is hot.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_straight_to_the_owner_is_counted_there_for_its_dialog() -> Result<()> {
+    const MESSAGES: i64 = 40;
+    const LISTS: i64 = 60;
+    if !citus_or_skip() {
+        return Ok(());
+    }
+    let cluster = Cluster::new(2).await?;
+    for node in std::iter::once(&cluster.coordinator).chain(&cluster.workers) {
+        let postgres = node.connect("postgres").await?;
+        // Nothing leaves the list while the test lasts.
+        for statement in [
+            "ALTER SYSTEM SET citus.stat_tenants_track = 'all'",
+            "ALTER SYSTEM SET citus.stat_tenants_period = 86400",
+            "SELECT pg_reload_conf()",
+        ] {
+            postgres.batch_execute(statement).await?;
+        }
+        eventually("a server that counts", async || {
+            let track = "SELECT current_setting('citus.stat_tenants_track') = 'all'";
+            let sql = node.connect("dialog").await?;
+            Ok(sql.query_one(track, &[]).await?.get::<_, bool>(0).then_some(()))
+        })
+        .await?;
+    }
+    let service = cluster.serving(&[]).await?;
+    wait_for_metric(&service, r#"routing_mode{mode="owner"}"#, |value| value > 0.0).await?;
+    let client = service.client();
+    for worker in 0..cluster.workers.len() {
+        let (one, other) = pairs_on(&cluster, worker, &client, 1).await?.pop().context("a pair")?;
+        let dialog = Pair::new(one.id.parse()?, other.id.parse()?).dialog_id().to_string();
+        let before = counted(&cluster.workers[worker], &dialog).await?;
+        let [hits_before, all_before] = hits(&service).await?;
+        for number in 0..MESSAGES {
+            assert_eq!(client.send(&one, &other, &number.to_string()).await?.status, 200);
+        }
+        for _ in 0..LISTS {
+            assert_eq!(client.list(&other, &one).await?.status, 200);
+        }
+        let [hits, all] = hits(&service).await?;
+        assert!((hits - hits_before - (all - all_before)).abs() < 0.5, "all went to their owners");
+        let after = counted(&cluster.workers[worker], &dialog).await?;
+        let [queries, reads] = [after[0] - before[0], after[1] - before[1]];
+        println!("{queries} queries, {reads} of them reads, for {MESSAGES} messages and {LISTS} lists");
+        assert!(queries - reads >= MESSAGES, "{} writes of {MESSAGES} messages", queries - reads);
+        assert!(reads >= LISTS, "{reads} reads of {LISTS} lists");
+        for elsewhere in cluster.workers.iter().enumerate().filter(|(other, _)| *other != worker) {
+            assert_eq!(counted(elsewhere.1, &dialog).await?, [0, 0], "it is another's");
+        }
+    }
+    Ok(())
 }
 
 /// Statements that went to their owners, and all that have one, as `docs/shard-routing.md` counts them.

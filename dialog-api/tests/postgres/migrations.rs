@@ -1,6 +1,9 @@
 //! Migrations by several replicas, beside whoever changes the topology.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result};
+use dialog_api::migrations;
 use serde_json::Value;
 use testbed::postgres::Server;
 
@@ -79,9 +82,34 @@ async fn no_move_begins_before_migrations_that_wait() -> Result<()> {
     })
     .await?;
 
+    // It waits for a while at a time, and the log of a server in which nothing is wrong says nothing of that.
+    let since = "SELECT waitstart::text FROM pg_locks WHERE locktype = 'advisory' AND waitstart IS NOT NULL";
+    let mut waits = BTreeSet::new();
+    eventually("another wait", async || {
+        waits.extend(operator.query(since, &[]).await?.iter().map(|row| row.get::<_, String>(0)));
+        Ok((waits.len() > 2).then_some(()))
+    })
+    .await?;
+    let log = server.log_tail();
+    assert!(!log.contains("ERROR") && !log.contains("STATEMENT"), "{log}");
+
     operator.execute("SELECT pg_advisory_unlock_shared(1684631916, 1)", &[]).await?;
     service.wait_until_ready().await?;
     assert_eq!(versions(&server).await?, VERSIONS);
+    Ok(())
+}
+
+/// A wait that is ended in the moment in which the lock is granted can leave it with the session; nobody waits for a
+/// session that waits for others.
+#[tokio::test]
+async fn a_session_that_has_migrated_holds_no_lock_however_often_it_took_it() -> Result<()> {
+    let server = database().await?;
+    let (mut client, observer) = (server.connect("dialog").await?, server.connect("dialog").await?);
+    client.execute(LOCK, &[]).await?;
+    migrations::run(&mut client, || panic!("it waits for itself")).await?;
+    assert_eq!(versions(&server).await?, VERSIONS);
+    let held = observer.query("SELECT FROM pg_locks WHERE locktype = 'advisory'", &[]).await?;
+    assert_eq!(held.len(), 0);
     Ok(())
 }
 

@@ -117,7 +117,12 @@ impl Service {
     }
 
     /// Sends and lists for some time or until `ended`, at a rate or as fast as the answers come; with the ledger.
-    pub async fn load(&self, rate: Option<f64>, duration: Duration, ended: &Arc<AtomicBool>) -> Result<Report> {
+    pub async fn load(
+        &self,
+        rate: Option<f64>,
+        duration: Duration,
+        ended: &Arc<AtomicBool>,
+    ) -> Result<Report> {
         let pace = match rate {
             None => Pace::Closed,
             Some(rate) => {

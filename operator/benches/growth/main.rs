@@ -296,7 +296,11 @@ impl Change {
         let mut planned: Vec<Step> = Vec::new();
         for plan in &self.plans {
             let moves = plan.moves.iter();
-            planned.extend(moves.map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to }));
+            planned.extend(moves.map(|next| Step::MoveShard {
+                shard_id: next.shard_id,
+                from: next.from,
+                to: next.to,
+            }));
         }
         let plans = self.plans.iter().map(|plan| format!("{} of {} moves", plan.hash, plan.moves.len()));
         Row::ratio(

@@ -68,6 +68,7 @@ impl Default for HotTenantsSpec {
         Self {
             mode: HotTenantsMode::default(),
             share_percent: share_percent(),
+            min_cpu_percent: min_cpu_percent(),
             min_queries: min_queries(),
             consecutive_periods: consecutive_periods(),
             cooldown: cooldown(),
@@ -125,6 +126,11 @@ pub(super) fn time_zone() -> String {
 /// A fifth of a worker: one that does as much as all others of its shard together, and more.
 pub(super) fn share_percent() -> i32 {
     20
+}
+
+/// Whoever waits on a worker with less to do waits for something else.
+pub(super) fn min_cpu_percent() -> i32 {
+    30
 }
 
 /// Fewer in a period do no harm, whatever their share is.

@@ -17,11 +17,15 @@ pub struct HotTenantsSpec {
     /// Whether they are looked for.
     #[serde(default)]
     pub mode: HotTenantsMode,
-    /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent, if the worker spends more
-    /// than 30 % of its CPU time.
+    /// A tenant with this part of its worker's queries, writes or CPU time is hot, in percent.
     #[serde(default = "defaults::share_percent")]
     #[schemars(range(min = 5, max = 100))]
     pub share_percent: i32,
+    /// Nobody is hot on a worker that spends no more of its CPU time than this, in percent of `workers.resources.limits.cpu`,
+    /// or of all cores of its Kubernetes node where there is no limit: less is meant for workers that share a large one.
+    #[serde(default = "defaults::min_cpu_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_cpu_percent: i32,
     /// A tenant with fewer queries in a period is not hot, nor one with fewer writes for its part of the writes.
     #[serde(default = "defaults::min_queries")]
     #[schemars(range(min = 1))]
@@ -155,6 +159,27 @@ pub struct HotTenant {
     pub writes_per_second: i64,
     /// Periods in a row that it has been hot.
     pub periods: i32,
+    /// Whether it has a shard of its own, and is pinned to a worker.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// A tenant with a shard of its own that is pinned to a worker.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IsolatedTenant {
+    /// The value of the distribution column: of the group `dialog` the dialog's id. If nobody knows that any more, its hash.
+    #[schemars(length(max = 100))]
+    pub tenant: String,
+    /// The group of tables, as in `spec.sharding.tables`.
+    #[schemars(length(max = 63))]
+    pub group: String,
+    /// The worker that it is pinned to.
+    pub worker: String,
+    /// Since when it is pinned.
+    pub since: Time,
+    /// Who asked for it: `policy` if it follows from `spec.sharding.hotTenants`, `spec` if `spec.sharding.pins` says so.
+    pub asked_by: String,
 }
 
 /// What follows from the load.
@@ -176,11 +201,16 @@ pub struct HeatStatus {
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub actions: Vec<ActionStatus>,
-    /// How large the groups of tables are.
+    /// How large the groups of tables are: the 64 largest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["group".into()]))]
     pub sizes: Vec<SizeStatus>,
+    /// The shards above `spec.sharding.maxShardSize`, the largest first, and whose most of their rows are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["shard".into()]))]
+    pub large: Vec<LargeShardStatus>,
 }
 
 /// Something that was decided.
@@ -207,7 +237,7 @@ pub struct ActionStatus {
     /// When it was done, or given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Time>,
-    /// `Isolate`, `Split`, `Spread` or `Release`.
+    /// `Isolate`, `Split`, `Spread`, `Release` or `Retarget`.
     pub kind: String,
     /// The value of the tenant's distribution column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,10 +255,10 @@ pub struct ActionStatus {
     /// How long it took, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub milliseconds: Option<i64>,
-    /// Figures of the last period before it.
+    /// Figures of the last period before it; absent if nobody looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<ActionFigures>,
-    /// Figures of the first whole period after it.
+    /// Figures of the first whole period after it in which its workers answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<ActionFigures>,
 }
@@ -267,4 +297,24 @@ pub struct SizeStatus {
     /// By how many bytes they grew in an hour, over the last day at most; absent before an hour has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth_per_hour: Option<i64>,
+}
+
+/// A shard that is too large, and who fills it: by a sample of its largest table.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LargeShardStatus {
+    /// The lowest id among the shards that move together.
+    pub shard: i64,
+    /// The group of tables, as in `spec.sharding.tables`.
+    #[schemars(length(max = 63))]
+    pub group: String,
+    /// The worker that it is on.
+    pub node: String,
+    /// Bytes of it, indexes and TOAST included, to the nearest MiB.
+    pub bytes: i64,
+    /// The tenant with most rows in it, by the value of its distribution column.
+    #[schemars(length(max = 100))]
+    pub tenant: String,
+    /// Its part of the rows, in percent.
+    pub tenant_percent: i32,
 }

@@ -54,7 +54,8 @@ pub struct RebalanceStatus {
     /// When a move got on last: it ended, or more of its bytes or of the changes meanwhile had arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_progress_at: Option<Time>,
-    /// When the last move will have ended if they go on as fast as so far; absent before anything was copied.
+    /// When the last move will have ended if they go on as fast as they were while any was under way; absent while none is, and
+    /// before anything has arrived that this operator has seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta: Option<Time>,
     /// The moves under way, at most 16 of them.

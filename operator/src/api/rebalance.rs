@@ -170,9 +170,10 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanStatus {
-    /// Names the list of moves: approve it by this.
+    /// Names the list of moves as it was made: approve it by this. It is the first 16 hexadecimal digits of the SHA-256 of a
+    /// line `SHARD FROM TO` for each move, in order.
     pub hash: String,
-    /// How many moves there are.
+    /// How many moves are left to be made, those under way among them.
     pub moves: i64,
     /// Bytes to copy.
     pub bytes: i64,
@@ -180,9 +181,9 @@ pub struct PlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub over: Vec<String>,
-    /// The moves in order, the first 256 of them. An operator that is started anew carries on a plan that is shown whole.
+    /// The moves in order, the first 2,000 of them. An operator that is started anew carries on a plan that is shown whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 2000))]
     pub steps: Vec<PlannedMove>,
 }
 
@@ -190,6 +191,9 @@ pub struct PlanStatus {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedMove {
+    /// Its place in the plan, counted from 1. It keeps it when others of the plan were made.
+    #[serde(default)]
+    pub number: i32,
     /// Its id in `pg_dist_shard`: the lowest of those that move together.
     pub shard: i64,
     /// `coordinator`, `worker-0`, …

@@ -1,11 +1,16 @@
-//! Whether the making of a group's database was interrupted, and whether it may begin anew; and whether a database that was
-//! made is on no volume any more. Pure.
+//! Whether the making of a group's database was interrupted, and whether it may begin anew; and whether Patroni reads a
+//! database that was made from no volume any more. Pure.
 //!
 //! Patroni writes an empty `initialize` into its store before it runs `initdb`, and the system identifier when the
 //! database is whole. If it dies in between, the empty key stays: every Patroni that comes after waits for somebody who
 //! is not there any more (4.1.5, `Ha.bootstrap`), and nothing in Patroni takes the key away. Without it an instance
 //! makes a new database if its own volume is empty, whatever may be on the others: so it is taken away only while the
 //! only volume there is was seen empty.
+//!
+//! That Patroni reads no database does not mean that there is none: it says the same of a volume that cannot be read, and
+//! of a database whose `pg_control` is damaged (4.1.5, `Ha._run_cycle` and
+//! `Postgresql.get_postgres_role_from_data_directory`). So where one was made somebody is told to look, and nothing is
+//! deleted because of it.
 
 use std::time::Duration;
 
@@ -17,6 +22,8 @@ use super::observe::ObservedGroup;
 /// Patroni begins within a second, and reports every five: what it reports this long after its start, or after it wrote
 /// the key, is not from before.
 const REPORTED: Duration = Duration::from_secs(20);
+/// A volume that cannot be read for a moment, or that is being restored, is none that somebody has to look at.
+const UNREAD: Duration = Duration::from_mins(3);
 
 /// What has become of the making of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +34,18 @@ pub enum Bootstrap {
     Interrupted,
     /// Nobody makes it, and a volume may hold data: somebody has to look.
     Stuck,
-    /// It was made, and no volume has it any more: Patroni waits for a primary that will not come.
-    Lost,
+    /// It was made, and Patroni has read it from no volume for minutes: it waits for a primary that will not come. Whether
+    /// it is gone or cannot be read it does not say: somebody has to look.
+    NotRead,
 }
 
 /// Looks at a group with this many claims for volumes.
 #[must_use]
 pub fn bootstrap(group: &ObservedGroup, claims: usize, now: Timestamp) -> Bootstrap {
-    let is_past = |since: Option<Timestamp>| {
-        since.is_some_and(|since| now.duration_since(since).unsigned_abs() > REPORTED)
+    let has_lasted = |since: Option<Timestamp>, limit: Duration| {
+        since.is_some_and(|since| now.duration_since(since).unsigned_abs() > limit)
     };
+    let is_past = |since: Option<Timestamp>| has_lasted(since, REPORTED);
     // Patroni has no database, and does nothing about it.
     let idles = |instance: &Instance| {
         !instance.is_terminating
@@ -52,8 +61,12 @@ pub fn bootstrap(group: &ObservedGroup, claims: usize, now: Timestamp) -> Bootst
         // An instance that says nothing may have it.
         let all =
             usize::try_from(group.replicas).is_ok_and(|count| count.max(claims) == group.instances.len());
-        return if all && group.instances.iter().all(is_blank) {
-            Bootstrap::Lost
+        let is_unread = |instance: &Instance| {
+            let since = instance.stopped.or(instance.started);
+            is_blank(instance) && !instance.is_ready && has_lasted(since, UNREAD)
+        };
+        return if all && group.instances.iter().all(is_unread) {
+            Bootstrap::NotRead
         } else {
             Bootstrap::Underway
         };
@@ -161,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_lost_when_every_volume_says_that_it_has_none() {
+    fn a_database_is_not_read_when_every_instance_says_so_for_minutes() {
         let made = |claims, change: fn(&mut ObservedGroup)| {
             let mut group = interrupted();
             group.system_identifier = Some("7".to_owned());
@@ -170,8 +183,8 @@ mod tests {
             change(&mut group);
             bootstrap(&group, claims, at(300).unwrap())
         };
-        assert_eq!(made(1, |_| ()), Bootstrap::Lost);
-        assert_eq!(made(0, |_| ()), Bootstrap::Lost, "the claim is not listed yet");
+        assert_eq!(made(1, |_| ()), Bootstrap::NotRead);
+        assert_eq!(made(0, |_| ()), Bootstrap::NotRead, "the claim is not listed yet");
         assert_eq!(made(2, |_| ()), Bootstrap::Underway, "a volume whose instance says nothing");
         assert_eq!(made(1, |group| group.replicas = 2), Bootstrap::Underway, "the other was not made yet");
         assert_eq!(
@@ -188,12 +201,26 @@ mod tests {
                 group.replicas = 2;
                 group.instances.push(group.instances[0].clone());
             }),
-            Bootstrap::Lost
+            Bootstrap::NotRead
         );
         assert_eq!(
             made(1, |group| group.instances[0].started = at(290)),
             Bootstrap::Underway,
             "not looked yet"
+        );
+        assert_eq!(made(1, |group| group.instances[0].started = at(150)), Bootstrap::Underway, "not long");
+        let served_until = |second| {
+            let mut group = interrupted();
+            group.system_identifier = Some("7".to_owned());
+            group.instances[0].stopped = at(second);
+            bootstrap(&group, 1, at(300).unwrap())
+        };
+        assert_eq!(served_until(250), Bootstrap::Underway, "its volume may come back at any moment");
+        assert_eq!(served_until(115), Bootstrap::NotRead);
+        assert_eq!(
+            made(1, |group| group.instances[0].is_ready = true),
+            Bootstrap::Underway,
+            "it has just served"
         );
     }
 

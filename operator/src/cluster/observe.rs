@@ -85,6 +85,8 @@ pub struct ObservedGroup {
     pub creation_failure: Option<String>,
     /// Its StatefulSet's UID.
     pub uid: Option<String>,
+    /// When its StatefulSet was made.
+    pub created: Option<Timestamp>,
     /// Its volumes are deleted with the StatefulSet.
     pub volumes_follow: bool,
 }
@@ -136,6 +138,8 @@ pub struct Claim {
     pub failure: Option<String>,
     /// The UID of the StatefulSet that it is deleted with.
     pub owner: Option<String>,
+    /// When it was made.
+    pub created: Option<Timestamp>,
     /// It is being deleted.
     pub is_terminating: bool,
 }
@@ -189,6 +193,17 @@ impl Observed {
             .iter()
             .filter(move |(group, _)| gone(**group))
             .flat_map(|(group, names)| names.iter().map(|name| (*group, name.as_str())))
+    }
+
+    /// Whether a group's volumes may hold a database: one was made, or a volume is older than the StatefulSet.
+    ///
+    /// What Patroni reads from a volume says nothing of that: it may be unable to read what is there.
+    #[must_use]
+    pub fn may_have_database(&self, group: Group) -> bool {
+        let Some(there) = self.groups.get(&group) else { return false };
+        let is_new = |claim: &Claim| claim.created.is_some() && claim.created >= there.created;
+        there.is_initialized()
+            || !self.claims.get(&group).into_iter().flatten().all(|(_, claim)| is_new(claim))
     }
 
     /// How many instances of a group have a claim.
@@ -374,6 +389,7 @@ fn stateful_set(set: &StatefulSet) -> ObservedGroup {
         replicas: set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         revision: seen.and_then(|status| status.update_revision.clone()),
         uid: set.metadata.uid.clone(),
+        created: set.metadata.creation_timestamp.as_ref().map(|time| time.0),
         volumes_follow: set
             .spec
             .as_ref()
@@ -400,6 +416,7 @@ fn volume_claim(claim: &PersistentVolumeClaim, complaints: &BTreeMap<String, Str
             .iter()
             .find(|owner| owner.kind == "StatefulSet")
             .map(|owner| owner.uid.clone()),
+        created: claim.metadata.creation_timestamp.as_ref().map(|time| time.0),
         is_terminating: claim.metadata.deletion_timestamp.is_some(),
     }
 }

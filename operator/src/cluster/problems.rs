@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::bootstrap::{Bootstrap, bootstrap};
 use super::instance::{Instance, Trouble};
 use super::observe::{Observed, ObservedGroup};
+use super::patroni::config::DATA;
 use super::target::{GroupTarget, Target};
 use crate::api::DialogCluster;
 use crate::condition::{self, CITUS_AVAILABLE, METADATA_SYNCED, SCHEMA_DISTRIBUTED};
@@ -128,7 +129,7 @@ fn instances(
     let before = problems.len();
     let problem = match bootstrap(there, observed.claims_of(group), now) {
         Bootstrap::Stuck => Some(not_made(target, group, there)),
-        Bootstrap::Lost => Some(lost(target, group, there)),
+        Bootstrap::NotRead => Some(not_read(target, group, there)),
         Bootstrap::Underway | Bootstrap::Interrupted => None,
     };
     if let Some(problem) = problem {
@@ -177,29 +178,37 @@ fn not_made(target: &Target, group: Group, there: &ObservedGroup) -> Problem {
     Problem::lasting("DatabaseNotMade", message)
 }
 
-/// A database that was made and is on no volume any more.
-fn lost(target: &Target, group: Group, there: &ObservedGroup) -> Problem {
+/// A database that was made, and that Patroni reads from no volume. Only who looks into the volume knows what is there.
+fn not_read(target: &Target, group: Group, there: &ObservedGroup) -> Problem {
     let names = &target.names;
     let pods: Vec<&str> = there.instances.iter().map(|instance| &*instance.pod).collect();
-    let (pods, state) = (pods.join(", "), names.patroni_state(group, "config"));
-    let volumes = "bring its volumes back, or restore them from a backup";
-    let (cause, remedy) = match group {
-        Group::Coordinator => ("the volumes were lost", volumes.to_owned()),
-        Group::Worker(number) => (
-            "the volumes were lost, or Kubernetes was restored from a time before this worker left",
-            format!(
-                "if pg_dist_node on the coordinator does not have {}, nothing is lost with it: lower spec.workers.count to \
-                 {number}, and raise it again once StatefulSet {} is gone; otherwise {volumes}",
-                names.host(group),
-                names.group(group)
-            ),
+    let claims: Vec<String> =
+        there.instances.iter().map(|instance| names.claim(group, instance.ordinal)).collect();
+    let (pod, claims) = (pods.first().copied().unwrap_or_default(), claims.join(" "));
+    let remedy = match group {
+        Group::Coordinator => {
+            "if it is empty, bring back the volume that was there, or restore it from a backup: without \
+                               the coordinator's catalogs nobody knows where shards are"
+                .to_owned()
+        }
+        Group::Worker(_) => format!(
+            "if it is empty, and pg_dist_node on the coordinator does not have {} (the worker had left, and Kubernetes was \
+             restored from a time before), delete the claims and then the StatefulSet, and both are made anew: kubectl \
+             delete pvc --wait=false {claims} && kubectl delete statefulset {}; if pg_dist_node has it, bring back the \
+             volume that was there, or restore it from a backup",
+            names.host(group),
+            names.group(group)
         ),
     };
     let message = format!(
-        "{pods}: no volume has a database, and the annotation `initialize` of ConfigMap {state} says that one was made: \
-         {cause}; {remedy}"
+        "{}: for minutes Patroni has read no database from the volume ({claims}), and the annotation `initialize` of \
+         ConfigMap {} says that one was made; it reads none either from a volume with errors or where pg_control is \
+         damaged, so see `kubectl logs {pod}` and look into the volume (kubectl exec {pod} -- ls -A {DATA}): if files are \
+         there, mend or restore them and delete nothing; {remedy}",
+        pods.join(", "),
+        names.patroni_state(group, "config"),
     );
-    Problem::lasting("DatabaseLost", message)
+    Problem::lasting("DatabaseNotRead", message)
 }
 
 /// Why an instance of the database does not serve, if it does not.

@@ -8,13 +8,11 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 use tracing::info;
 
-use super::bootstrap::{Bootstrap, bootstrap};
 use super::certificates::identity;
 use super::observe::Observed;
 use super::target::Target;
@@ -88,7 +86,6 @@ pub async fn step(
     target: &Target,
     observed: &Observed,
     topology: Topology,
-    now: Timestamp,
 ) -> Result<Vec<String>, Error> {
     let surplus: BTreeSet<Group> =
         observed.groups.keys().copied().filter(|group| target.is_surplus(*group)).collect();
@@ -105,13 +102,8 @@ pub async fn step(
     let mut stay = Vec::new();
     // The highest leaves first.
     for group in surplus.into_iter().rev() {
-        // One whose volumes are all empty has none that could be asked.
-        let has_database = observed.groups.get(&group).is_some_and(|there| {
-            let claims = observed.claims_of(group);
-            there.is_initialized() && bootstrap(there, claims, now) != Bootstrap::Lost
-        });
         let delete = async || remove(context, names, observed, group).await;
-        let kept = retire(&sessions, group, has_database, delete).await?;
+        let kept = retire(&sessions, group, observed.may_have_database(group), delete).await?;
         stay.extend(kept.map(|why| format!("{group} stays: {why}")));
     }
     Ok(stay)

@@ -7,7 +7,7 @@ use std::path::Path;
 /// Files with other people's words: what Kubernetes, servers and objects are called there is no reason of ours.
 const OTHERS: [&str; 8] = ["api", "build", "applied", "cli", "context", "instance", "observe", "step"];
 /// Words of other kinds in the files that remain.
-const NO_REASONS: [&str; 5] = ["ChangeDatabase", "Delete", "DialogCluster", "Pair", "Unknown"];
+const NO_REASONS: [&str; 4] = ["Delete", "DialogCluster", "Pair", "Unknown"];
 
 /// Whether `text` is written as reasons are: `StepFailed`, but neither `COMMIT` nor `GiB`.
 fn is_camel_case(text: &str) -> bool {

@@ -28,6 +28,7 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     if !follows(&history, period) {
         history.hot.clear();
         history.busy.clear();
+        history.crowded.clear();
         history.quiet.clear();
     }
     history.seen = Some(now);
@@ -48,13 +49,12 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     decision.retargeted = retarget(&period, &mut decision.refused);
     history.imagined.retarget(&mut decision.retargeted);
     if period.underway {
+        decision.refused.truncate(NAMED);
         return (decision, history);
     }
     let action = choose(policy, &history, &period, &hot, &untold, &mut decision.refused);
     let unlisted = untold.iter().filter(|(_, why)| **why == Untold::Unlisted);
-    let refused =
-        |tenant: &Tenant| Refused { tenant: Some(*tenant), shard_id: None, reason: Reason::Unlisted };
-    decision.refused.extend(unlisted.map(|(tenant, _)| refused(tenant)));
+    decision.refused.extend(unlisted.map(|(tenant, _)| Refused::tenant(*tenant, Reason::Unlisted)));
     decision.refused.truncate(NAMED);
     let acted = history.acted.max(history.imagined.acted);
     let cooling = acted.and_then(|acted| acted.checked_add(policy.cooldown).ok()).filter(|end| *end > now);
@@ -111,13 +111,16 @@ fn choose(
         };
         match attempt {
             Ok(found) => action = action.or(found),
-            Err(reason) => refused.push(Refused { tenant: Some(load.tenant), shard_id: None, reason }),
+            Err(reason) => refused.push(Refused::tenant(load.tenant, reason)),
         }
     }
-    action
-        .or_else(|| split(policy, period, refused))
-        .or_else(|| spread(policy, history, period))
-        .or_else(|| release(policy, history, period, untold))
+    let action = action.or_else(|| split(policy, period, refused));
+    // What keeps a busy worker busy is said whatever is done about others.
+    let relief = spread(policy, history, period, refused);
+    let crowded =
+        history.crowded.iter().filter(|(_, periods)| **periods >= policy.consecutive_periods.max(1));
+    refused.extend(crowded.map(|(group, _)| Refused::node(*group, Reason::Crowded)));
+    action.or(relief).or_else(|| release(policy, history, period, untold))
 }
 
 /// A tenant that has its own shard already is never moved around; at most there is something to say.
@@ -125,7 +128,8 @@ fn stays(period: &Period, load: &TenantLoad) -> Result<(), Reason> {
     if bearable(period, load) { Ok(()) } else { Err(Reason::TooHot) }
 }
 
-/// The pinned tenant that has been quiet for longest, if it was for long and is known to be now.
+/// The pinned tenant that has been quiet for longest, if it was for long and is known to be now. One without rows was
+/// deleted: it need not be quiet for longer than another has to be hot.
 fn release(
     policy: &Policy,
     history: &History,
@@ -133,9 +137,14 @@ fn release(
     untold: &BTreeMap<Tenant, Untold>,
 ) -> Option<Action> {
     let quiet = history.quiet.iter().filter(|(tenant, _)| !untold.contains_key(tenant));
-    let (tenant, since) = quiet.min_by_key(|(tenant, since)| (**since, **tenant))?;
-    let end = since.checked_add(policy.release_after).ok()?;
-    (end <= period.end).then_some(Action::Release { tenant: *tenant })
+    let periods = i32::try_from(policy.consecutive_periods).unwrap_or(i32::MAX);
+    let long = |(tenant, since): &(&Tenant, &Timestamp)| {
+        let deleted = policy.release_after.min(period.length.saturating_mul(periods));
+        let after = if period.empty.contains(tenant) { deleted } else { policy.release_after };
+        since.checked_add(after).is_ok_and(|end| end <= period.end)
+    };
+    let (tenant, _) = quiet.filter(long).min_by_key(|(tenant, since)| (**since, **tenant))?;
+    Some(Action::Release { tenant: *tenant })
 }
 
 /// Keeps what an action leaves behind that the next period may not show.
@@ -148,7 +157,7 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
             history.quiet.remove(&tenant);
         }
         Action::Spread { .. } => history.busy.clear(),
-        Action::Split { .. } => {}
+        Action::Split { .. } | Action::Retarget { .. } => {}
     }
     if policy.mode == Mode::Isolate {
         history.acted = Some(now);
@@ -159,7 +168,9 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
     history.imagined.groups += match action {
         Action::Isolate { tenant, .. } if !alone(tenant) => FLANKS,
         Action::Split { .. } => 1,
-        Action::Isolate { .. } | Action::Spread { .. } | Action::Release { .. } => 0,
+        Action::Isolate { .. } | Action::Spread { .. } | Action::Release { .. } | Action::Retarget { .. } => {
+            0
+        }
     };
     history.imagined.note(action);
 }

@@ -7,7 +7,12 @@ use super::*;
 pub(super) const MINUTE: SignedDuration = SignedDuration::from_mins(1);
 
 pub(super) fn policy() -> Policy {
-    Policy { release_after: SignedDuration::from_hours(24), max_shard_groups: 1000, ..Policy::default() }
+    Policy {
+        release_after: SignedDuration::from_hours(24),
+        max_shard_groups: 1000,
+        strategy: Strategy::ByLoad,
+        ..Policy::default()
+    }
 }
 
 pub(super) fn at(minute: i64) -> Timestamp {
@@ -56,6 +61,7 @@ pub(super) fn period(minute: i64, nodes: &[NodeLoad], tenants: &[TenantLoad]) ->
         tenants: tenants.to_vec(),
         pins: Vec::new(),
         held: Vec::new(),
+        empty: Vec::new(),
         large: Vec::new(),
         shard_groups: 48,
         underway: false,

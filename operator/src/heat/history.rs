@@ -19,6 +19,9 @@ pub struct History {
     pub hot: BTreeMap<Tenant, Streak>,
     /// Periods in a row that a node was busy and no tenant of it was hot.
     pub busy: BTreeMap<Group, u32>,
+    /// Periods in a row that a node was busy with several tenants that are pinned there.
+    #[serde(default)]
+    pub crowded: BTreeMap<Group, u32>,
     /// Since when a pinned tenant has been quiet.
     #[serde(with = "pairs")]
     pub quiet: BTreeMap<Tenant, Timestamp>,

@@ -49,7 +49,7 @@ impl Imagined {
     /// Notes what would have been done. What happens to load that is spread, nobody can tell.
     pub(super) fn note(&mut self, action: Action) {
         match action {
-            Action::Isolate { tenant, to, .. } => {
+            Action::Isolate { tenant, to, .. } | Action::Retarget { tenant, to, .. } => {
                 self.pins.insert(tenant, to);
             }
             Action::Split { shard_id, .. } => {

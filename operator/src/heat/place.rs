@@ -8,7 +8,7 @@ use super::{
     Action, History, LargeShard, NodeLoad, Period, Policy, QUICK_BYTES, Reason, Refused, Tenant, TenantLoad,
 };
 use crate::names::Group;
-use crate::shards::rebalance::{Pin, Role};
+use crate::shards::rebalance::{Pin, Role, Strategy};
 
 /// Shard groups that isolation adds: what is before the tenant, and what is after it.
 pub(super) const FLANKS: usize = 2;
@@ -100,10 +100,10 @@ pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>
         .filter(|large| large.bytes > limit && source(large).is_some_and(|role| role != Role::Unavailable))
         .collect();
     large.sort_by_key(|large| (Reverse(large.bytes), large.shard_id));
-    for LargeShard { shard_id, node, bytes, median } in large {
+    for LargeShard { shard_id, node, bytes, median, .. } in large {
         match halves(policy, period, *node, *bytes, *median) {
             Ok((at, to)) => return Some(Action::Split { shard_id: *shard_id, from: *node, at, to }),
-            Err(reason) => refused.push(Refused { tenant: None, shard_id: Some(*shard_id), reason }),
+            Err(reason) => refused.push(Refused::shard(*shard_id, reason)),
         }
     }
     None
@@ -134,8 +134,14 @@ fn halves(
     }
 }
 
-/// Has load spread, if a node was busy long enough and another is not.
-pub(super) fn spread(policy: &Policy, history: &History, period: &Period) -> Option<Action> {
+/// Has load spread, if a node was busy long enough and another is not; why other busy nodes stay as they are goes to
+/// `refused`.
+pub(super) fn spread(
+    policy: &Policy,
+    history: &History,
+    period: &Period,
+    refused: &mut Vec<Refused>,
+) -> Option<Action> {
     let calmest = |busy: Group| {
         shared(period, busy, 0)
             .filter(|(_, node)| {
@@ -147,7 +153,17 @@ pub(super) fn spread(policy: &Policy, history: &History, period: &Period) -> Opt
     let load = |group: &Group| period.nodes.get(group).map(permille);
     let mut busy: Vec<Group> = lasting.map(|(group, _)| *group).collect();
     busy.sort_by_key(|group| (Reverse(load(group)), *group));
-    busy.into_iter().find_map(|from| calmest(from).map(|(to, _)| Action::Spread { from, to: *to }))
+    let mut action = None;
+    for from in busy {
+        match calmest(from) {
+            Some((to, _)) if policy.strategy == Strategy::ByLoad => {
+                action = action.or(Some(Action::Spread { from, to: *to }));
+            }
+            Some(_) => refused.push(Refused::node(from, Reason::NotByLoad)),
+            None => refused.push(Refused::node(from, Reason::AllBusy)),
+        }
+    }
+    action
 }
 
 /// New nodes for the pins of those that leave or have left.
@@ -176,7 +192,7 @@ pub(crate) fn retarget(period: &Period, refused: &mut Vec<Refused>) -> Vec<Pin> 
                 retargeted.push(Pin { node: *node, ..pin });
             }
             None => {
-                refused.push(Refused { tenant: Some(tenant), shard_id: None, reason: Reason::NoHeadroom });
+                refused.push(Refused::tenant(tenant, Reason::NoHeadroom));
             }
         }
     }

@@ -27,9 +27,9 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
         prop::bool::weighted(0.1),
         prop::collection::vec((0..6_i64, 0..4_u32, 15..30_u64, prop::option::weighted(0.8, -3..3_i32)), 0..2),
     );
-    let rules = (1..4_u32, 0..40_i64, 0..4_usize, 5..60_u32, any::<bool>());
+    let rules = (1..4_u32, 0..40_i64, 0..4_usize, 5..60_u32, any::<bool>(), any::<bool>());
     (prop::collection::vec(minute, 1..120), rules).prop_map(
-        |(minutes, (periods, cooldown, most, share, observe))| {
+        |(minutes, (periods, cooldown, most, share, observe, by_load))| {
             let policy = Policy {
                 mode: if observe { Mode::Observe } else { Mode::Isolate },
                 share_percent: share,
@@ -38,6 +38,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 max_isolated: most,
                 release_after: MINUTE * 10,
                 max_shard_groups: 52,
+                strategy: if by_load { Strategy::ByLoad } else { Strategy::BySize },
                 ..policy()
             };
             let mut clock = 0;
@@ -58,6 +59,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     node: Group::Worker(worker),
                     bytes: gigabytes << 30,
                     median,
+                    heaviest: None,
                 });
                 Period { underway, large: large.collect(), ..period(clock, &nodes, &tenants) }
             });
@@ -117,7 +119,7 @@ impl World {
                 self.split.insert(shard_id);
             }
             Some(Action::Release { tenant }) => self.pins.retain(|pin| Tenant::from(pin) != tenant),
-            Some(Action::Spread { .. }) | None => {}
+            Some(Action::Spread { .. } | Action::Retarget { .. }) | None => {}
         }
     }
 }
@@ -199,10 +201,30 @@ fn there_is_everything_in_random_hours() {
         "Budget",
         "TooManyShards",
         "Unlisted",
+        "NotByLoad",
+        "AllBusy",
+        "Crowded",
         "a cooldown",
         "a new target",
     ] {
         assert!(found.contains(kind), "no {kind}: {found:?}");
+    }
+}
+
+/// The most queries that a pinned tenant can have done in a period, where that is less than what counts as quiet or is
+/// counted; `None` where nobody knows.
+fn most_of(period: &Period, tenant: Tenant) -> Option<u64> {
+    let listed = period.tenants.iter().filter(|load| load.tenant == tenant);
+    // Before it was pinned it was busy, or it would not have been.
+    let pin = period.pins.iter().find(|pin| Tenant::from(*pin) == tenant);
+    let node = pin.map(|pin| period.nodes[&pin.node]);
+    if node.is_some_and(|node| node.role == Role::Unavailable) {
+        return None;
+    }
+    match (listed.map(|load| load.queries).max(), node) {
+        (Some(counted), _) => Some(counted),
+        (None, Some(node)) => (node.unlisted < policy().min_queries).then_some(node.unlisted),
+        (None, None) => Some(0),
     }
 }
 
@@ -223,6 +245,10 @@ proptest! {
         for Answer { period, decision, .. } in live(&policy, &periods) {
             // A clock that was set back brings the last action with it.
             last = last.map(|last| last.min(period.end));
+            // What is refused keeps nobody waiting: only what was done does.
+            if let Some(until) = decision.cooling_until {
+                prop_assert_eq!(last.map(|last| last + policy.cooldown), Some(until));
+            }
             if decision.action.is_some() {
                 prop_assert!(last.is_none_or(|last| period.end.duration_since(last) >= policy.cooldown));
                 last = Some(period.end);
@@ -247,6 +273,7 @@ proptest! {
                     prop_assert!(times >= lasting, "{} times", times);
                 }
                 Action::Spread { from, to } => {
+                    prop_assert!(policy.strategy == Strategy::ByLoad, "nothing would come of it");
                     prop_assert!(from != to && period.nodes[&to].role == Role::Shared);
                     let busy = |answer: &&&Answer| {
                         let node = answer.period.nodes[&from];
@@ -260,17 +287,19 @@ proptest! {
                     prop_assert!(period.large.iter().any(|large| its(large) && cause(large)));
                     prop_assert!(!to.contains(&from));
                 }
+                Action::Retarget { .. } => prop_assert!(false, "it is none to decide about"),
                 Action::Release { tenant } => {
-                    let pin = period.pins.iter().find(|pin| Tenant::from(*pin) == tenant).unwrap();
-                    let node = period.nodes[&pin.node];
-                    let listed = |load: &TenantLoad| load.tenant == tenant;
-                    prop_assert!(node.role != Role::Unavailable, "its node does not answer");
-                    prop_assert!(node.unlisted < policy.min_queries || period.tenants.iter().any(listed), "nobody knows");
-                    let quiet = row.iter().take_while(|earlier| {
-                        !earlier.period.tenants.iter().any(|load| listed(load) && load.queries >= policy.min_queries)
-                    });
-                    let since = quiet.last().map(|earlier| earlier.period.end).unwrap();
-                    prop_assert!(period.end.duration_since(since) >= policy.release_after, "since {}", since);
+                    let known: Vec<Option<u64>> =
+                        row.iter().map(|earlier| most_of(&earlier.period, tenant)).collect();
+                    prop_assert!(known[0].is_some(), "nobody knows");
+                    let busy = |most: &Option<u64>| most.is_some_and(|most| most >= policy.min_queries);
+                    let quiet = &known[..known.iter().position(busy).unwrap_or(known.len())];
+                    let first = quiet.iter().rposition(Option::is_some).unwrap();
+                    // Of these nobody says that it was quiet.
+                    let unknown = quiet[..first].iter().filter(|most| most.is_none()).count();
+                    let passed = period.end.duration_since(row[first].period.end);
+                    let quiet_for = passed - period.length * i32::try_from(unknown).unwrap();
+                    prop_assert!(quiet_for >= policy.release_after, "{} of {}, {:?}", quiet_for, passed, quiet);
                 }
             }
         }
@@ -330,6 +359,7 @@ proptest! {
         for Answer { history, .. } in live(&policy, &periods) {
             prop_assert!(history.hot.len() <= hot, "{}", history.hot.len());
             prop_assert!(history.quiet.len() <= policy.max_isolated && history.busy.len() <= 4);
+            prop_assert!(history.crowded.keys().all(|group| !history.busy.contains_key(group)) && history.crowded.len() <= 4);
         }
     }
 }

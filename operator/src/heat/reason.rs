@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 pub enum Reason {
     /// [`super::Policy::max_isolated`].
     #[error(
-        "as many tenants are isolated as may be: raise maxIsolated, or wait until one has been quiet for releaseAfter"
+        "as many tenants are isolated as may be: raise maxIsolated, wait until one has been quiet for releaseAfter, or name one \
+         that need not be any more in spec.sharding.pins, without a worker"
     )]
     Budget,
     /// [`super::Policy::max_shard_groups`].
@@ -29,6 +30,19 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// A node has too much to do, and shards are not spread by load.
+    #[error(
+        "its shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or give the workers more CPU"
+    )]
+    NotByLoad,
+    /// A node has too much to do, and no other has little.
+    #[error("no other worker has CPU time to spare: add a worker, or give the workers more CPU")]
+    AllBusy,
+    /// Tenants that are pinned to a node are together more than it can do.
+    #[error(
+        "pin one of them to another worker by spec.sharding.pins, raise hotTenants.dedicatedWorkers, or give the workers more CPU"
+    )]
+    Crowded,
     /// A pinned tenant may be quiet, and nobody knows.
     #[error(
         "whether it is quiet is not known, as it is not among the tenants that its worker counts, and these are busy: raise \
@@ -48,6 +62,9 @@ impl Reason {
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::NotByLoad => "NotByLoad",
+            Self::AllBusy => "AllBusy",
+            Self::Crowded => "Crowded",
             Self::Unlisted => "Unlisted",
         }
     }

@@ -4,7 +4,7 @@ use super::fixture::{MINUTE, actions, at, load, node, period, policy, run, tenan
 use super::*;
 
 fn refused(number: i32, reason: Reason) -> Refused {
-    Refused { tenant: Some(tenant(number)), shard_id: None, reason }
+    Refused::tenant(tenant(number), reason)
 }
 
 #[test]
@@ -85,6 +85,61 @@ fn a_busy_worker_without_a_hot_tenant_has_its_shards_spread() {
     let all = [node(Role::Shared, 90), node(Role::Shared, 85)];
     let decisions = run(&policy(), (0..9).map(|minute| period(minute, &all, &crowd)));
     assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    let said = decisions
+        .iter()
+        .map(|decision| decision.refused.iter().any(|refused| refused.reason == Reason::AllBusy));
+    assert_eq!(said.collect::<Vec<_>>(), (0..9).map(|minute| minute >= 2).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_busy_worker_whose_shards_do_not_go_by_load_is_named_and_keeps_nobody_waiting() {
+    let policy = Policy { strategy: Strategy::BySize, ..policy() };
+    let nodes = [node(Role::Shared, 90), node(Role::Shared, 70), node(Role::Shared, 20)];
+    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
+    let spammer = load(50, 1, 40);
+    let evening = |minute: i64| {
+        let mut tenants = crowd.clone();
+        tenants.extend((minute >= 20).then_some(spammer));
+        period(minute, &nodes, &tenants)
+    };
+    let decisions = run(&policy, (0..23).map(evening));
+    let busy = Refused::node(Group::Worker(0), Reason::NotByLoad);
+    for (minute, decision) in decisions.iter().enumerate() {
+        assert_eq!(decision.refused.contains(&busy), minute >= 2, "minute {minute}: {decision:?}");
+        assert_eq!(
+            (decision.action.is_some(), decision.cooling_until),
+            (minute == 22, None),
+            "minute {minute}"
+        );
+    }
+    assert!(matches!(decisions[22].action, Some(Action::Isolate { to: Group::Worker(2), .. })));
+}
+
+#[test]
+fn pinned_tenants_that_are_too_much_for_one_worker_together_are_named_and_not_shuffled_around() {
+    let home = Group::Worker(1);
+    // A dedicated worker with both, and another one that has nothing to do.
+    let nodes = |busy| [node(Role::Shared, 20), node(Role::Dedicated, busy), node(Role::Dedicated, 1)];
+    let pinned = |busy, shares: &[u64]| {
+        let tenants: Vec<TenantLoad> =
+            (1..).zip(shares).map(|(number, share)| load(number, 1, *share)).collect();
+        let pins: Vec<Pin> = tenants.iter().map(|load| load.tenant.pin(home)).collect();
+        run(
+            &policy(),
+            (0..5).map(|minute| Period { pins: pins.clone(), ..period(minute, &nodes(busy), &tenants) }),
+        )
+    };
+    let crowded = [Refused::node(home, Reason::Crowded)];
+    let decisions = pinned(95, &[50, 45]);
+    let said: Vec<bool> = decisions.iter().map(|decision| decision.refused == crowded).collect();
+    assert_eq!(said, [false, false, true, true, true], "{decisions:?}");
+    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    // So are many of whom none is hot.
+    assert_eq!(pinned(96, &[12; 8])[2].refused, crowded);
+    // One alone, or one that no worker could bear, is another matter; and who can be borne is none.
+    assert_eq!(pinned(95, &[79])[4].refused, []);
+    assert_eq!(pinned(95, &[85, 10])[4].refused, [refused(1, Reason::TooHot)]);
+    assert_eq!(pinned(75, &[40, 35])[4].refused, []);
 }
 
 #[test]
@@ -147,9 +202,33 @@ fn a_tenant_that_was_quiet_for_long_is_released() {
 }
 
 #[test]
+fn one_that_was_deleted_does_not_hold_its_place_for_long() {
+    let pinned = |minute: i64, queries, empty: bool| {
+        let pins = (1..9).map(|number| tenant(number).pin(Group::Worker(1))).collect();
+        let empty = if empty { vec![tenant(7)] } else { Vec::new() };
+        let own = TenantLoad { queries, ..load(7, 1, 1) };
+        let hot = load(20, 0, 40);
+        Period { pins, empty, ..period(minute, &three(), &[own, hot]) }
+    };
+    let policy = Policy { cooldown: MINUTE * 10, ..policy() };
+    let release = Some(Action::Release { tenant: tenant(7) });
+    // As long as it takes to be hot it is quiet and without rows; until then all places are taken.
+    let decisions = run(&policy, (0..10).map(|minute| pinned(minute, 0, minute > 4)));
+    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(5));
+    assert_eq!(decisions[4].refused, [refused(20, Reason::Budget)]);
+    let at_once = run(&policy, (0..10).map(|minute| pinned(minute, 0, true)));
+    assert_eq!(at_once.iter().position(|decision| decision.action == release), Some(3));
+    // Who writes and deletes without end is not quiet, nor gone with rows.
+    for (queries, empty) in [(500, true), (0, false)] {
+        let decisions = run(&policy, (0..100).map(|minute| pinned(minute, queries, empty)));
+        assert!(decisions.iter().all(|decision| decision.action.is_none()), "{queries} {empty}");
+    }
+}
+
+#[test]
 fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
     let policy = Policy { release_after: MINUTE * 10, ..policy() };
-    // The servers list those with more queries than that.
+    // The servers may not have counted so many queries of whoever is not on their lists.
     let pinned = |minute: i64, unlisted: u64| {
         let mut nodes = three();
         nodes[1].unlisted = unlisted;
@@ -175,9 +254,14 @@ fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
     let decisions = run(&policy, (0..40).map(held_up));
     assert!(decisions.iter().all(|decision| decision.action.is_none()), "{decisions:?}");
 
-    // One that is listed, with few queries, is known.
-    let listed = |minute| Period { tenants: vec![few_of(7)], ..pinned(minute, 5_000) };
-    assert_eq!(run(&policy, (0..11).map(listed))[10].action, release);
+    // One that is listed, with few queries, may have had others before it came back.
+    let listed = |minute, queries, unlisted| {
+        let few = TenantLoad { queries, writes: 0, cpu: 0, ..load(7, 1, 1) };
+        Period { tenants: vec![few], ..pinned(minute, unlisted) }
+    };
+    assert_eq!(run(&policy, (0..11).map(|minute| listed(minute, 60, 39)))[10].action, release);
+    let decisions = run(&policy, (0..100).map(|minute| listed(minute, 60, 40)));
+    assert!(decisions.iter().all(|decision| decision.action.is_none() && decision.refused == unknown));
 
     // Nor does a node tell that does not answer; that is said elsewhere.
     let silent = |minute| {
@@ -189,11 +273,6 @@ fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
     let decisions = run(&policy, (0..40).map(away));
     assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(30));
     assert!(decisions.iter().all(|decision| decision.refused.is_empty()), "{decisions:?}");
-}
-
-/// A tenant on the second worker that does less than what counts as quiet.
-fn few_of(number: i32) -> TenantLoad {
-    TenantLoad { queries: 99, writes: 0, cpu: 0, ..load(number, 1, 1) }
 }
 
 #[test]
@@ -218,7 +297,7 @@ fn whom_somebody_has_decided_about_is_left_alone() {
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
-    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median }
+    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median, heaviest: None }
 }
 
 #[test]
@@ -231,8 +310,7 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     let to = [Group::Worker(2), Group::Worker(0)];
     let split = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to };
     assert_eq!(decision.action, Some(split));
-    let whole = Refused { tenant: None, shard_id: Some(4), reason: Reason::Indivisible };
-    assert_eq!(decision.refused, [whole]);
+    assert_eq!(decision.refused, [Refused::shard(4, Reason::Indivisible)]);
 
     let full = Period { shard_groups: 1000, ..grown.clone() };
     let decision = &run(&policy(), [full])[0];
@@ -357,4 +435,27 @@ fn a_worker_full_of_somebody_who_belongs_there_is_relieved_of_the_others() {
     assert_eq!(pinned(70).action, Some(spread));
     // Where nearly everything is its own doing there is nothing to move.
     assert_eq!((pinned(90).action, &pinned(90).refused[..]), (None, &[refused(7, Reason::TooHot)][..]));
+}
+
+#[test]
+fn no_more_is_refused_than_the_status_takes_whether_or_not_shards_move() {
+    let gone: Vec<Pin> = (0..30).map(|number| tenant(number).pin(Group::Worker(7))).collect();
+    let full = three().map(|node| NodeLoad { role: Role::Draining, ..node });
+    for underway in [true, false] {
+        let period = Period { pins: gone.clone(), underway, ..period(0, &full, &[]) };
+        let refused = run(&policy(), [period])[0].refused.clone();
+        assert_eq!(refused.len(), 20, "{refused:?}");
+        assert!(refused.iter().all(|refused| refused.reason == Reason::NoHeadroom));
+    }
+}
+
+#[test]
+fn where_workers_share_many_cores_a_small_part_of_them_may_be_much() {
+    // An eighth of the machine would be this worker's if all others were busy, too.
+    let nodes = [node(Role::Shared, 10), node(Role::Shared, 2), node(Role::Shared, 2)];
+    let minutes = || (0..3).map(|minute| period(minute, &nodes, &[load(7, 0, 6)]));
+    let found = |min_cpu_percent| run(&Policy { min_cpu_percent, ..policy() }, minutes())[2].clone();
+    assert_eq!((found(30).hot, found(30).action), (Vec::new(), None));
+    assert!(matches!(found(5).action, Some(Action::Isolate { .. })), "{:?}", found(5));
+    assert_eq!(found(10).hot, [], "no more than this");
 }

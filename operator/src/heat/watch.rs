@@ -3,12 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::place::bearable;
 use super::{History, NodeLoad, Period, Policy, Streak, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::rebalance::Role;
 
-/// A node that spends less of its CPU time than this is not harmed by anybody, in percent.
-const IDLE_PERCENT: u64 = 30;
 /// A node that spends more has too much to do, and no target may come to more, in percent.
 pub(super) const BUSY_PERCENT: u64 = 80;
 /// What a busy node spends on shards that may be moved, at least, if that is to be worth it, in percent.
@@ -75,11 +74,38 @@ pub(super) fn watch(policy: &Policy, history: &mut History, period: &Period) -> 
             && above(node.cpu.saturating_sub(bound), node.cpu_limit, MOVABLE_PERCENT)
             && !blamed.contains(group)
     });
-    history.busy = busy
-        .map(|(group, _)| (*group, history.busy.get(group).copied().unwrap_or(0).saturating_add(1)))
-        .collect();
+    let longer = |before: &BTreeMap<Group, u32>, group: &Group| {
+        (*group, before.get(group).copied().unwrap_or(0).saturating_add(1))
+    };
+    let busy: BTreeMap<Group, u32> = busy.map(|(group, _)| longer(&history.busy, group)).collect();
+    let several: BTreeSet<Group> = several(period, &own);
+    let crowded = period.nodes.iter().filter(|(group, node)| {
+        matches!(node.role, Role::Shared | Role::Dedicated)
+            && above(node.cpu, node.cpu_limit, BUSY_PERCENT)
+            && several.contains(group)
+            && !busy.contains_key(group)
+            && !blamed.contains(group)
+    });
+    history.crowded = crowded.map(|(group, _)| longer(&history.crowded, group)).collect();
+    history.busy = busy;
     hot.sort_by_key(|seen| (Reverse(seen.share), seen.load.tenant));
     hot
+}
+
+/// The nodes where more than one of the tenants that are pinned does something, and none is by itself more than a node can
+/// bear.
+fn several(period: &Period, own: &BTreeSet<Tenant>) -> BTreeSet<Group> {
+    let mut active: BTreeMap<Group, (BTreeSet<Tenant>, bool)> = BTreeMap::new();
+    if own.is_empty() {
+        return BTreeSet::new();
+    }
+    for load in period.tenants.iter().filter(|load| load.cpu > 0 && own.contains(&load.tenant)) {
+        let (tenants, able) = active.entry(load.node).or_insert_with(|| (BTreeSet::new(), true));
+        tenants.insert(load.tenant);
+        *able &= bearable(period, load);
+    }
+    active.retain(|_, (tenants, able)| tenants.len() > 1 && *able);
+    active.into_keys().collect()
 }
 
 /// The tenants that may be hot, each once: those of equal hash are one, and one that has moved in this period is where it
@@ -116,7 +142,7 @@ fn notable(policy: &Policy, period: &Period) -> Vec<TenantLoad> {
 
 /// How hot a tenant is, and its largest share, in hundredths of a percent.
 fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
-    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, IDLE_PERCENT);
+    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, policy.min_cpu_percent.into());
     if load.queries < policy.min_queries || idle || node.role == Role::Unavailable {
         return (Heat::Cold, 0);
     }
@@ -170,7 +196,7 @@ fn unseen(policy: &Policy, history: &History, period: &Period) -> Vec<(Tenant, S
 pub(super) enum Untold {
     /// Its node does not answer.
     Silent,
-    /// It is not on the list of its node, and may have been busy all the same.
+    /// Its node's list may have left out so much of it that it was busy.
     Unlisted,
 }
 
@@ -186,19 +212,23 @@ pub(super) fn rest(
     let mut pinned: BTreeMap<Tenant, Group> = period.pins.iter().map(|pin| (pin.into(), pin.node)).collect();
     pinned.retain(|tenant, _| !period.held.contains(tenant));
     let mut active: BTreeSet<Tenant> = hot.iter().map(|seen| seen.load.tenant).collect();
-    let mut listed: BTreeSet<Tenant> = BTreeSet::new();
+    let mut listed: BTreeMap<Tenant, u64> = BTreeMap::new();
     for load in period.tenants.iter().filter(|load| pinned.contains_key(&load.tenant)) {
-        listed.insert(load.tenant);
+        let queries = listed.entry(load.tenant).or_default();
+        *queries = queries.saturating_add(load.queries);
         if load.queries >= policy.min_queries {
             active.insert(load.tenant);
         }
     }
     pinned.retain(|tenant, _| !active.contains(tenant));
+    let most = |node: &NodeLoad, tenant: &Tenant| {
+        node.unlisted.saturating_add(listed.get(tenant).copied().unwrap_or(0))
+    };
     let told = |tenant: &Tenant, group: &Group| match period.nodes.get(group) {
         None => Some(Untold::Silent),
         Some(node) if node.role == Role::Unavailable => Some(Untold::Silent),
-        // With so few queries that it is not listed it is quiet.
-        Some(node) if node.unlisted < policy.min_queries || listed.contains(tenant) => None,
+        // With so few queries, also with those that were not counted, it is quiet.
+        Some(node) if most(node, tenant) < policy.min_queries => None,
         Some(_) => Some(Untold::Unlisted),
     };
     let untold: BTreeMap<Tenant, Untold> =

@@ -20,6 +20,8 @@ pub struct Error {
 pub enum Cause {
     /// The server did not answer for this long.
     Silent(Duration),
+    /// The session has ended, and with it what it held.
+    Over,
     /// The server, TLS or the network said no.
     Postgres(tokio_postgres::Error),
 }
@@ -27,6 +29,12 @@ pub enum Cause {
 impl Error {
     pub(super) fn new(login: &Login, cause: Cause) -> Self {
         Self { login: Box::new(login.clone()), cause }
+    }
+
+    /// A session that has to be the one that it was is over.
+    #[must_use]
+    pub fn over(login: &Login) -> Self {
+        Self::new(login, Cause::Over)
     }
 
     /// Where it happened.
@@ -39,7 +47,7 @@ impl Error {
     #[must_use]
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match &self.cause {
-            Cause::Silent(_) => None,
+            Cause::Silent(_) | Cause::Over => None,
             Cause::Postgres(error) => error.code(),
         }
     }
@@ -52,6 +60,12 @@ impl Error {
         // The classes are those of connections and of who may connect.
         ["08", "28", "57P"].iter().any(|class| code.code().starts_with(class))
             || [SqlState::TOO_MANY_CONNECTIONS, SqlState::INVALID_CATALOG_NAME].contains(code)
+    }
+
+    /// Whether the statement was cancelled, by its time limit or by somebody.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::QUERY_CANCELED)
     }
 
     /// Whether the server has no database of this name.
@@ -72,8 +86,12 @@ impl Error {
     }
 
     fn remedy(&self) -> &'static str {
-        let Cause::Postgres(error) = &self.cause else {
-            return "check that the pod is running and that no network policy drops the connection";
+        let error = match &self.cause {
+            Cause::Silent(_) => {
+                return "check that the pod is running and that no network policy drops the connection";
+            }
+            Cause::Over => return "it is tried again in another one; the server's log says why if it goes on",
+            Cause::Postgres(error) => error,
         };
         let Some(code) = error.code() else {
             return if tls_failed(error) {
@@ -131,6 +149,7 @@ impl fmt::Display for Error {
         write!(f, "{}: ", self.login)?;
         match &self.cause {
             Cause::Silent(limit) => write!(f, "no answer within {} s", limit.as_secs())?,
+            Cause::Over => f.write_str("the session that held the topology lock for this has ended")?,
             Cause::Postgres(error) => {
                 if let Some(server) = error.as_db_error() {
                     f.write_str(server.message())?;

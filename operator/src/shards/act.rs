@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::heat::{self, actions};
+use super::heat::{self, actions, pins};
 use super::observed::End;
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
@@ -23,7 +23,7 @@ mod split;
 const CHANGE_LIMIT: Duration = Duration::from_mins(2);
 
 /// The reason where Citus cannot take away what is left of a move or a split.
-pub(super) const CLEANUP_BLOCKED: &str = "CleanupBlocked";
+pub(in crate::shards) const CLEANUP_BLOCKED: &str = "CleanupBlocked";
 
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum Error {
     /// Citus did what it could; the rest has to wait for something else.
     #[error("{0}")]
     Left(String),
+    /// Other sessions are about what is left, so that nobody knows whether it has to wait.
+    #[error("{0}")]
+    Kept(String),
 }
 
 impl Error {
@@ -48,7 +51,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "NodeUnreachable",
-            Self::Left(_) => CLEANUP_BLOCKED,
+            Self::Left(_) | Self::Kept(_) => CLEANUP_BLOCKED,
             Self::Database(_) | Self::Moved(_) => "StepFailed",
         }
     }
@@ -107,19 +110,14 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
                              AND NOT EXISTS (SELECT FROM pg_dist_node WHERE groupid = $1)";
             catalogs(sessions).await?.query(statement, &[(group_id, Type::INT4)]).await?;
         }
-        Step::CleanUp => cleanup::perform(sessions, |_| true).await?,
+        Step::CleanUp => cleanup::perform(sessions).await?,
         Step::MoveShard { shard_id, from, to } => moves::perform(sessions, *shard_id, *from, *to).await?,
         Step::SplitShard(split) => split::perform(sessions, split).await?,
-        Step::BeginIsolation { tenant, name, from, to, rest, why } => {
-            let action = Action::Isolate { tenant: *tenant, from: *from, to: *to, rest: *rest };
-            actions::ask(&*coordinator(sessions).await?, action, name, why).await?;
-        }
-        Step::RemovePin { tenant, name, why } => {
-            actions::release(&*coordinator(sessions).await?, *tenant, name, why).await?;
-        }
-        Step::SetPin { pin, author } => {
-            let endpoint = endpoint(sessions, pin.node)?;
-            actions::pin(&*coordinator(sessions).await?, pin.into(), endpoint, *author).await?;
+        Step::BeginIsolation { .. }
+        | Step::RemovePin { .. }
+        | Step::SetPin { .. }
+        | Step::Retarget { .. } => {
+            bind(step, sessions).await?;
         }
         Step::SetStrategy { strategy, default } => {
             coordinator(sessions).await?.run(&strategy.create(*default)).await?;
@@ -157,6 +155,30 @@ pub async fn perform(step: &Step, sessions: &Sessions) -> Result<(), Error> {
     }
     if step.changes_map() {
         tell(sessions).await;
+    }
+    Ok(())
+}
+
+/// Performs a step that binds a tenant to a node, or sets it free.
+async fn bind(step: &Step, sessions: &Sessions) -> Result<(), Error> {
+    match step {
+        Step::BeginIsolation { tenant, name, from, to, rest, why } => {
+            let action = Action::Isolate { tenant: *tenant, from: *from, to: *to, rest: *rest };
+            actions::ask(&*coordinator(sessions).await?, action, name, why).await?;
+        }
+        Step::RemovePin { tenant, called, why } => {
+            pins::release(&*coordinator(sessions).await?, *tenant, called, why).await?;
+        }
+        Step::SetPin { pin, called, author } => {
+            let endpoint = endpoint(sessions, pin.node)?;
+            let (session, key) = (coordinator(sessions).await?, called.key.as_deref());
+            pins::pin(&session, pin.into(), endpoint, *author, key).await?;
+        }
+        Step::Retarget { pin, from, called, author } => {
+            let endpoint = endpoint(sessions, pin.node)?;
+            pins::retarget(&*coordinator(sessions).await?, pin, *from, endpoint, *author, called).await?;
+        }
+        _ => {}
     }
     Ok(())
 }

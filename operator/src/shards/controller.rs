@@ -18,30 +18,35 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tracing::{debug, info, warn};
 
 use super::act;
+use super::heat;
 use super::jobs::{Existing, Job, Permission, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
+use super::rebalance::MovePlan;
 use super::round::{Brief, Carried, Handover, Round, round};
 use super::sessions::Sessions;
-use super::status::{PART, status};
+use super::status::{PART, got_on, status};
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::{Wanted, gate, request};
-use crate::api::{DialogCluster, DialogClusterStatus};
+use crate::api::{DialogCluster, DialogClusterStatus, PlanStatus};
 use crate::cluster::certificates::identity;
+use crate::cluster::report;
 use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
-use crate::reconcile::{Outcome, Reconciler, owners, shorten};
+use crate::reconcile::{ACTION, NOTE, Outcome, Reconciler, owners, shorten};
 use crate::status;
 
 mod watching;
 
 /// While something happens by itself.
 const SOON: Duration = Duration::from_secs(5);
+/// While writers wait for a move.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Steps after which the status is written, however many are left.
 const MOST_STEPS: usize = 32;
 
@@ -115,11 +120,28 @@ impl Controller {
         stalls
     }
 
-    /// Makes a step that was done known: log, Event and metric.
-    async fn tell(&self, cluster: &DialogCluster, step: &Step) {
-        self.context.metrics.shards.step(step, true);
-        info!(cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, "done");
-        self.publish(cluster, EventType::Normal, step.kind(), &format!("done: {step}")).await;
+    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, and which of which plan it is.
+    async fn tell(&self, cluster: &DialogCluster, what: &'static str, step: &Step, plans: &[&MovePlan]) {
+        let of = plans.iter().find_map(|plan| Some((plan.hash.as_str(), step.number_in(plan)?)));
+        let (plan, number) = of.unzip();
+        info!(
+            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, "{what}"
+        );
+        let place = of.map(|(hash, number)| format!(" (move {number} of plan {hash})")).unwrap_or_default();
+        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
+    }
+
+    /// Publishes an Event about a plan that was not shown before: who approves by Events hears of it, whatever the conditions
+    /// said meanwhile.
+    async fn tell_of(&self, cluster: &DialogCluster, plan: Option<&PlanStatus>) {
+        let shown = cluster.status.as_ref().and_then(|status| status.plan.as_ref());
+        if let Some(PlanStatus { hash, moves, bytes, over, .. }) = plan
+            && shown.is_none_or(|shown| shown.hash != *hash)
+        {
+            let what = format!("plan {hash}");
+            let more = format!(": {moves} moves, {bytes} bytes, over {}", over.join(", "));
+            self.publish(cluster, EventType::Normal, "MovesPlanned", &what, &more).await;
+        }
     }
 
     /// Makes known that a long step failed, and puts it off.
@@ -133,17 +155,62 @@ impl Controller {
         let failures = self.memory(key, |memory| memory.put_off(step, error));
         self.context.metrics.shards.step(step, false);
         warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
-        let note = format!("could not {step}: {error}");
-        self.publish(cluster, EventType::Warning, "StepFailed", &note).await;
+        let what = format!("could not {step}");
+        self.publish(cluster, EventType::Warning, "StepFailed", &what, &format!(": {error}")).await;
     }
 
-    /// Publishes an Event about a cluster.
-    async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, note: &str) {
+    /// Says in log, Events and metrics what a round has done of `plans`, and what it has not.
+    async fn account(
+        &self,
+        cluster: &DialogCluster,
+        key: &ObjectRef<DialogCluster>,
+        round: &Round,
+        plans: &[&MovePlan],
+    ) {
+        for step in &round.performed {
+            self.context.metrics.shards.step(step, true);
+            self.tell(cluster, "done", step, plans).await;
+        }
+        for (step, error) in &round.partly {
+            self.postpone(key, step, error);
+        }
+        for (step, _) in &round.failed {
+            // Log and Event are made of the error that is returned.
+            self.context.metrics.shards.step(step, false);
+        }
+    }
+
+    /// Adds when moves got on last, and when they will have ended.
+    fn foresee(&self, key: &ObjectRef<DialogCluster>, facts: &mut DialogClusterStatus, now: Timestamp) {
+        if self.memory(key, |memory| memory.watch.got_on()) {
+            got_on(facts, now);
+        }
+        let eta = self.memory(key, |memory| memory.pace.look(facts.rebalance.as_ref(), now));
+        if let Some(rebalance) = &mut facts.rebalance {
+            rebalance.eta = eta;
+        }
+    }
+
+    /// Puts off a step that could be done in part only.
+    fn postpone(&self, key: &ObjectRef<DialogCluster>, step: &Step, error: &act::Error) {
+        if matches!(error, act::Error::Kept(_)) {
+            self.memory(key, |memory| memory.put_off_again(step, error));
+            debug!(cluster = %key, kind = step.kind(), %step, %error, "put off");
+            return;
+        }
+        self.memory(key, |memory| memory.put_off(step, error));
+        self.context.metrics.shards.step(step, false);
+        info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
+    }
+
+    /// Publishes an Event about a cluster. Those of the same action are one within six minutes, with the first note: `what`
+    /// has to say which move is meant.
+    async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, what: &str, more: &str) {
         let event = Event {
             type_,
             reason: reason.to_owned(),
-            note: Some(shorten(note)),
-            action: "ChangeDatabase".to_owned(),
+            note: Some(shorten(&format!("{what}{more}"), NOTE)),
+            action: shorten(what, ACTION),
             secondary: None,
         };
         if let Err(error) = self.context.recorder.publish(&event, &cluster.object_ref(&())).await {
@@ -178,7 +245,7 @@ impl Reconciler for Controller {
     const DEADLINE: Duration = Duration::from_mins(5);
     /// A database that stops answering tells nobody: with the time that it is given to answer, and until the cluster
     /// controller has taken it up, it is named within 30 s. More often would cost a coordinator that has nothing to do more
-    /// than a statement per second.
+    /// than a statement per second. Where load is watched, the end of each period is looked at, too.
     const REST: Duration = Duration::from_secs(18);
 
     async fn reconcile(&self, cluster: Arc<DialogCluster>) -> Result<Outcome, Error> {
@@ -224,10 +291,11 @@ impl Reconciler for Controller {
             }
         }
         let last = self.memory(&key, |memory| memory.last.clone());
-        let heat = self.watch(&key, &wanted, cluster.spec.paused, &sessions).await;
+        let heat = self.watch(cluster, &key, &wanted, &sessions).await;
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
+        let before = self.memory(&key, |memory| memory.held.clone());
         let brief = Brief {
             wanted: &wanted,
             existing: &ask,
@@ -236,7 +304,7 @@ impl Reconciler for Controller {
             most: if cluster.spec.paused { 0 } else { MOST_STEPS },
             deferred: &self.memory(&key, |memory| memory.deferred()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
-            held: self.memory(&key, |memory| memory.held.clone()),
+            held: before.clone(),
             shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),
             overtaken: self.memory(&key, |memory| memory.overtaken.clone()),
             heat: heat.as_ref(),
@@ -250,18 +318,10 @@ impl Reconciler for Controller {
             memory.remember(&round);
         });
         round.performed.extend(done);
-        for step in &round.performed {
-            self.tell(cluster, step).await;
-        }
-        for (step, error) in &round.partly {
-            self.memory(&key, |memory| memory.put_off(step, error));
-            self.context.metrics.shards.step(step, false);
-            info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
-        }
-        for (step, _) in &round.failed {
-            // Log and Event are made of the error that is returned.
-            self.context.metrics.shards.step(step, false);
-        }
+        // What was carried out between the rounds was of the plan before.
+        let held = round.held_plan();
+        let plans: Vec<&MovePlan> = [&before, &held].into_iter().flatten().collect();
+        self.account(cluster, &key, &round, &plans).await;
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),
@@ -276,21 +336,29 @@ impl Reconciler for Controller {
         }));
         jobs.start(&round.long);
         for step in jobs.begun() {
-            self.publish(cluster, EventType::Normal, step.kind(), &format!("begun: {step}")).await;
+            let newest: Vec<&MovePlan> = plans.iter().rev().copied().collect();
+            self.tell(cluster, "begun", &step, &newest).await;
         }
 
-        let facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
+        let mut facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
+        self.foresee(&key, &mut facts, now);
+        self.tell_of(cluster, facts.plan.as_ref()).await;
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
-        outcome(cluster, round)
+        let rest = wanted.watch.as_ref().map(|watch| heat::until_next(watch, now, Timestamp::now()));
+        outcome(cluster, round, rest)
     }
 
     fn gone(&self, key: &ObjectRef<DialogCluster>) {
+        for part in [PART, report::PART] {
+            status::forget(&self.context, key, part);
+        }
         self.show(key, &DialogClusterStatus::default());
         self.show_heat(key, None);
         let namespace = key.namespace.as_deref().unwrap_or_default();
         self.context.metrics.shards.heat.budget(namespace, &key.name, None);
+        self.context.metrics.shards.heat.isolated(namespace, &key.name, None);
         // A step under way is left to the database; its session has nobody to report to any more.
         self.memory(key, |memory| memory.jobs.set(None));
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
@@ -311,8 +379,8 @@ async fn existing(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Err
     Ok(list.items.into_iter().filter_map(group).collect())
 }
 
-/// When to look again.
-fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> {
+/// When to look again; where load is watched, there is more of it to look at after `period`.
+fn outcome(cluster: &DialogCluster, mut round: Round, period: Option<Duration>) -> Result<Outcome, Error> {
     if cluster.spec.paused {
         return Ok(Outcome::Done);
     }
@@ -324,7 +392,9 @@ fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> 
         return Ok(Outcome::Wait(SOON, format!("waiting to {step}: {holder}")));
     }
     if !round.plan.waits.is_empty() {
-        return Ok(Outcome::Wait(SOON, round.plan.waits.join("; ")));
+        let blocking = round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.blocking.is_empty());
+        let pause = if blocking { AT_ONCE } else { SOON };
+        return Ok(Outcome::Wait(pause, round.plan.waits.join("; ")));
     }
     if !round.plan.steps.is_empty() {
         return Ok(Outcome::Wait(SOON, "the next steps follow".to_owned()));
@@ -336,5 +406,5 @@ fn outcome(cluster: &DialogCluster, mut round: Round) -> Result<Outcome, Error> 
     if round.observed.catalog.is_some() && round.observed.tables.is_empty() {
         return Ok(Outcome::Wait(SOON, "the tables are not there yet".to_owned()));
     }
-    Ok(Outcome::Done)
+    Ok(period.map_or(Outcome::Done, Outcome::Rest))
 }

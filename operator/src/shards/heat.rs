@@ -5,25 +5,30 @@
 //! it does not matter when in the next one they are read, or by whom: a period is looked at once, and what came of it is
 //! stored before anybody acts on it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::plan::layout;
+use super::plan::{is_over, layout};
 use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
-use crate::api::{DecisionStatus, HeatStatus, HotTenant, SizeStatus};
+use crate::api::{DecisionStatus, HeatStatus, HotTenant, LargeShardStatus, SizeStatus};
 use crate::heat::{History, Mode, NodeLoad, Reason, Tenant, decide};
 use crate::names::Group;
 use crate::pg;
 
 pub mod actions;
+mod empty;
+mod figures;
 mod load;
 mod period;
+pub(in crate::shards) mod pins;
 mod read;
 mod sample;
 pub mod store;
@@ -31,12 +36,15 @@ mod words;
 
 use actions::{Act, Begun};
 pub use load::{ENOUGH, Loads};
+pub(in crate::shards) use period::group_name;
 use period::{Mark, Names, Seen};
 use read::Reading;
 use store::Judged;
 
 /// Servers that are asked at the same time.
 const AT_ONCE: usize = 16;
+/// Groups of tables whose sizes the status shows: as many as its schema takes.
+const SHOWN_SIZES: usize = 64;
 /// How long after the end of a period its figures are read: clocks differ a little.
 const SETTLED: SignedDuration = SignedDuration::from_secs(1);
 
@@ -52,6 +60,9 @@ pub struct Heat {
     pub nodes: BTreeMap<Group, NodeLoad>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
+    /// Who became hot in that period, or has cooled down.
+    #[serde(default)]
+    pub turned: Vec<Turn>,
     /// What was decided last.
     pub last: Option<DecisionStatus>,
     /// What should be done and is not.
@@ -60,12 +71,25 @@ pub struct Heat {
     pub cooling_until: Option<Timestamp>,
     /// How large the groups of tables are.
     pub sizes: Vec<SizeStatus>,
+    /// The shard groups that are too large, as far as they were looked into.
+    #[serde(default)]
+    pub large: Vec<LargeShardStatus>,
     /// What each shard group has to do, where shards are spread by that.
     #[serde(default)]
     pub loads: Loads,
     /// Why the period after it could not be looked at.
     #[serde(skip)]
     pub failure: Option<String>,
+}
+
+/// A tenant that became hot, or has cooled down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Turn {
+    /// Whether it is hot now.
+    pub hot: bool,
+    /// Who, and how hot.
+    pub message: String,
 }
 
 /// Something that should be done and is not.
@@ -82,12 +106,15 @@ impl Heat {
     /// What the status shows beside the hot tenants, with what was done.
     #[must_use]
     pub fn status(&self, acts: &[Act]) -> HeatStatus {
+        let mut sizes: Vec<&SizeStatus> = self.sizes.iter().collect();
+        sizes.sort_by_key(|size| (Reverse(size.bytes), &size.group));
         HeatStatus {
             actions: acts.iter().rev().map(Act::status).collect(),
             last: self.last.clone(),
             refused: self.refused.iter().map(|refusal| refusal.message.clone()).collect(),
             cooling_until: self.cooling_until.map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time),
-            sizes: self.sizes.clone(),
+            sizes: sizes.into_iter().take(SHOWN_SIZES).cloned().collect(),
+            large: self.large.clone(),
         }
     }
 
@@ -153,8 +180,10 @@ pub async fn look(
             .filter_map(std::future::ready)
             .collect()
             .await;
-    let large = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
-    let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large };
+    let (large, fillers) = sample::large(sessions, &layout, watch, &before.history.imagined.split).await;
+    let quiet: Vec<Tenant> = before.history.quiet.keys().copied().collect();
+    let empty = empty::empty(sessions, &layout, &quiet).await;
+    let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large, fillers, empty };
     let stored =
         store::exchange(&session, end, |state, open| judge(state, open, &seen), &period::sizes(&seen)).await;
     if stored.is_err() && session.run("ROLLBACK").await.is_err() {
@@ -178,13 +207,24 @@ fn last_end(watch: &Watch, now: Timestamp) -> Option<Timestamp> {
     Timestamp::from_second(now.as_second().div_euclid(length) * length).ok()
 }
 
+/// How long it is from `now` until there is something to look at for whoever did so at `looked`: at the end of each period,
+/// since a tenant has to be hot for periods in a row.
+#[must_use]
+pub fn until_next(watch: &Watch, looked: Timestamp, now: Timestamp) -> Duration {
+    let last = last_end(watch, looked).unwrap_or(looked);
+    let next = last.checked_add(watch.period.saturating_add(SETTLED)).unwrap_or(Timestamp::MAX);
+    Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO)
+}
+
 /// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
 fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
-    let remembered = before.history.hot.keys().chain(before.history.imagined.pins.keys()).copied();
+    let (decided_from, real) = (&before.history, &before.real);
+    let remembered =
+        decided_from.hot.keys().chain(real.hot.keys()).chain(decided_from.imagined.pins.keys()).copied();
     // One that is pinned is not among the busiest for ever, and is not quiet for that.
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
-    let moving = period.underway;
+    let at_work = period.underway || is_over(seen.world);
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= open;
     let policy = &seen.watch.policy;
@@ -194,37 +234,106 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     real_history.hot.retain(|_, streak| streak.unseen <= policy.consecutive_periods);
     // Who is not seen now may still be spoken of.
     names.add(&before.names, &kept);
-    let heat = Heat { loads, ..words::heat(seen, &period, &names, &decision, &real.hot, &before.heat) };
+    let heaviest: Vec<Tenant> = seen.large.iter().filter_map(|large| Some(large.heaviest?.tenant)).collect();
+    names.add(&seen.fillers, &heaviest);
+    let turned = words::turned(seen, &names, &before.real, &real.hot, &real_history);
+    let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
+    let heat = Heat { turned, loads, ..heat };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,
         tenant: action.tenant().map(|tenant| names.of(tenant)),
         why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
-        by_load: seen.world.wanted.rebalance.policy.strategy == Strategy::ByLoad,
     });
-    names.keep(&history, &period);
-    Judged { state: State { history, real: real_history, marks, names, heat }, period, moving, begun }
+    names.keep([&history, &real_history], &period);
+    Judged { state: State { history, real: real_history, marks, names, heat }, period, at_work, begun }
 }
 
 #[cfg(test)]
 mod tests {
+    use kube::CustomResourceExt;
+
     use super::*;
+    use crate::api::DialogCluster;
     use crate::heat::Policy;
+    use crate::metrics::Ended;
+    use crate::reconcile::{Pace, Reconciler};
+    use crate::shards::controller::Controller;
+
+    fn watch(period: SignedDuration) -> Watch {
+        Watch { policy: Policy::default(), period, worker_cpu: None, coordinator_cpu: None }
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    /// How many items the schema lets a list of `status.heat` have.
+    fn most(list: &str) -> usize {
+        let schema = serde_json::to_value(DialogCluster::crd()).unwrap();
+        let heat = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/heat/properties";
+        let most = schema.pointer(&format!("{heat}/{list}/maxItems")).and_then(serde_json::Value::as_u64);
+        usize::try_from(most.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_status_has_no_more_sizes_than_its_schema_takes_and_the_largest_of_them() {
+        let size = |number: i64| SizeStatus {
+            group: format!("group-{number}"),
+            shards: 1,
+            bytes: number << 20,
+            largest_bytes: number << 20,
+            growth_per_hour: None,
+        };
+        let heat = Heat { sizes: (0..66).map(size).collect(), ..Heat::default() };
+        let shown = heat.status(&[]).sizes;
+        assert_eq!(shown.len(), most("sizes"));
+        assert_eq!((shown[0].bytes, shown[63].bytes), (65 << 20, 2 << 20));
+    }
+
+    #[test]
+    fn whoever_has_nothing_else_to_do_looks_at_every_period() {
+        for seconds in [5, 6, 8, 10, 15, 60, 3600] {
+            let watch = watch(SignedDuration::from_secs(seconds));
+            let (start, begun) = (at("2026-01-05T09:00:03.7Z"), std::time::Instant::now());
+            let (mut now, mut pace) = (start, Pace::default());
+            let mut looked: Vec<Timestamp> = Vec::new();
+            while looked.len() < 50 {
+                let instant = begun + Duration::try_from(now.duration_since(start)).unwrap();
+                if let Some(early) = pace.begin(instant) {
+                    now += SignedDuration::try_from(early).unwrap();
+                    continue;
+                }
+                let end = last_end(&watch, now).unwrap();
+                if looked.last() != Some(&end) {
+                    looked.push(end);
+                }
+                // A round takes its time.
+                let after = now + SignedDuration::from_millis(1300);
+                let rest = until_next(&watch, now, after).min(Controller::REST);
+                now = after + SignedDuration::try_from(pace.end(Ended::Done, rest)).unwrap();
+            }
+            let apart = looked.windows(2).map(|two| two[1].duration_since(two[0]));
+            assert_eq!(apart.filter(|apart| *apart != watch.period).count(), 0, "{seconds} s: {looked:?}");
+        }
+    }
 
     #[test]
     fn a_period_is_over_a_moment_after_its_end() {
-        let watch = Watch {
-            policy: Policy::default(),
-            period: SignedDuration::from_mins(1),
-            worker_cpu: None,
-            coordinator_cpu: None,
-        };
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let watch = watch(SignedDuration::from_mins(1));
         for (now, end) in [
             ("2026-01-05T09:01:00Z", "2026-01-05T09:00:00Z"),
             ("2026-01-05T09:01:01Z", "2026-01-05T09:01:00Z"),
             ("2026-01-05T09:01:59.999Z", "2026-01-05T09:01:00Z"),
         ] {
             assert_eq!(last_end(&watch, at(now)), Some(at(end)), "{now}");
+        }
+        for (looked, now, seconds) in [
+            ("2026-01-05T09:01:01Z", "2026-01-05T09:01:02Z", 59),
+            ("2026-01-05T09:01:59Z", "2026-01-05T09:02:00Z", 1),
+            // It has ended since.
+            ("2026-01-05T09:01:59Z", "2026-01-05T09:02:07Z", 0),
+        ] {
+            assert_eq!(until_next(&watch, at(looked), at(now)), Duration::from_secs(seconds), "{looked}");
         }
         let seen = Heat { end: Some(at("2026-01-05T09:01:00Z")), ..Heat::default() };
         assert!(!seen.is_due(&watch, at("2026-01-05T09:01:59Z")));

@@ -20,11 +20,20 @@ pub struct Holder {
     pub application: String,
     /// The server process on the coordinator.
     pub pid: i32,
+    /// Since when it has nothing to do, in UTC; `None` while it is at work.
+    pub idle_since: Option<String>,
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the topology lock is held by {} (pid {} on the coordinator)", self.application, self.pid)
+        let Self { application, pid, idle_since } = self;
+        write!(f, "the topology lock is held by {application} (pid {pid} on the coordinator)")?;
+        let Some(since) = idle_since else { return Ok(()) };
+        write!(
+            f,
+            ", which has been idle since {since}: if its client is gone, SELECT pg_terminate_backend({pid}) there gives the lock \
+             back"
+        )
     }
 }
 
@@ -51,7 +60,10 @@ async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, p
     }
     let rows = session
         .query(
-            "SELECT pid, application_name FROM pg_stat_activity JOIN pg_locks USING (pid)
+            "SELECT pid, application_name,
+                    CASE WHEN starts_with(state, 'idle')
+                         THEN to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') END
+             FROM pg_stat_activity JOIN pg_locks USING (pid)
              WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::int4::oid
                AND objid = $2::int4::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
             &keys,
@@ -59,8 +71,8 @@ async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, p
         .await?;
     // It may have been given back between the two statements; then nobody can be named, and trying again is right.
     Ok(Some(rows.first().map_or_else(
-        || Holder { application: "a session that has just ended".to_owned(), pid: 0 },
-        |row| Holder { pid: row.get(0), application: row.get(1) },
+        || Holder { application: "a session that has just ended".to_owned(), pid: 0, idle_since: None },
+        |row| Holder { pid: row.get(0), application: row.get(1), idle_since: row.get(2) },
     )))
 }
 

@@ -12,6 +12,7 @@ use super::observe::Sizes;
 use super::observed::{Dropped, Observed};
 use super::rebalance::MovePlan;
 use super::round::{Failure, Round};
+use super::status::Pace;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
 
@@ -39,6 +40,8 @@ pub(super) struct Memory {
     pub(super) watch: Watch,
     /// How far the splits were.
     pub(super) splits: Splits,
+    /// How fast they are.
+    pub(super) pace: Pace,
     /// What was seen last: the sizes in it count until they are measured again.
     pub(super) last: Option<Arc<Observed>>,
     /// The plan of moves that is being carried out.
@@ -58,6 +61,13 @@ struct Setback {
     failure: Failure,
 }
 
+impl Setback {
+    /// How long the step is put off.
+    fn delay(&self) -> Duration {
+        FIRST_RETRY.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(LAST_RETRY)
+    }
+}
+
 impl Memory {
     /// Whether it is time to measure shards again.
     pub(super) fn sizes(&self) -> Sizes {
@@ -74,12 +84,21 @@ impl Memory {
         self.measured = any.then(Instant::now);
     }
 
+    /// Remembers that a step found others about what it is for, and puts it off as it was put off last.
+    pub(super) fn put_off_again(&mut self, step: &Step, error: &act::Error) {
+        match self.failures.get_mut(step) {
+            Some(setback) => setback.not_before = Instant::now() + setback.delay(),
+            None => drop(self.put_off(step, error)),
+        }
+    }
+
     /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
     pub(super) fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
         let count = self.failures.get(step).map_or(0, |setback| setback.count).saturating_add(1);
-        let delay = FIRST_RETRY.saturating_mul(1 << count.saturating_sub(1).min(8)).min(LAST_RETRY);
-        let not_before = Instant::now() + delay;
-        self.failures.insert(step.clone(), Setback { count, not_before, failure: error.into() });
+        let now = Instant::now();
+        let mut setback = Setback { count, not_before: now, failure: error.into() };
+        setback.not_before = now + setback.delay();
+        self.failures.insert(step.clone(), setback);
         count
     }
 

@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::step::Step;
 use crate::api::{NodeState, NodeStatus, RebalanceStatus};
+use crate::condition::{Finding, Holds};
 
 pub mod heat;
 
@@ -34,6 +35,14 @@ struct ByCluster {
     cluster: String,
 }
 
+/// One condition of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCondition {
+    namespace: String,
+    cluster: String,
+    condition: &'static str,
+}
+
 /// The metrics; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -48,6 +57,7 @@ pub struct Metrics {
     shards: Family<ByNode, Gauge>,
     bytes: Family<ByNode, Gauge>,
     rounds: Counter,
+    conditions: Family<ByCondition, Gauge>,
     /// Load.
     pub heat: heat::Metrics,
 }
@@ -74,6 +84,8 @@ impl Metrics {
         registry.register_with_unit("rebalance_end_timestamp", eta, Unit::Seconds, metrics.eta.clone());
         let idle = "How long the slowest move under way has made no progress";
         registry.register_with_unit("rebalance_idle", idle, Unit::Seconds, metrics.idle.clone());
+        let conditions = "1 while a condition of the DialogCluster is True, 0 while it is False; absent while it is Unknown";
+        registry.register("condition", conditions, metrics.conditions.clone());
         registry.register("rounds", "Looks at a cluster's databases", metrics.rounds.clone());
         metrics
     }
@@ -114,6 +126,21 @@ impl Metrics {
         self.idle.get_or_create(&label).set(idle);
     }
 
+    /// Shows what conditions say.
+    pub fn conditions(&self, namespace: &str, cluster: &str, findings: &[Finding]) {
+        for finding in findings {
+            let label = ByCondition {
+                namespace: namespace.to_owned(),
+                cluster: cluster.to_owned(),
+                condition: finding.kind,
+            };
+            match finding.holds {
+                Holds::Unknown => drop(self.conditions.remove(&label)),
+                holds => drop(self.conditions.get_or_create(&label).set(i64::from(holds == Holds::True))),
+            }
+        }
+    }
+
     /// Shows the nodes of a cluster, and no others of it: `before` are the ones shown last.
     pub fn nodes(&self, namespace: &str, cluster: &str, before: &[String], nodes: &[NodeStatus]) {
         self.rounds.inc();
@@ -146,6 +173,24 @@ mod tests {
 
     use super::*;
     use crate::names::Group;
+
+    #[test]
+    fn what_is_known_of_a_condition_is_shown() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let shown = |holds: Holds| {
+            metrics.conditions("ns", "chat", &[Finding::new("ScaleInBlocked", holds, "NoPlace", "no room")]);
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let line = text.lines().find(|line| line.starts_with("condition{")).map(str::to_owned);
+            line.map(|line| {
+                line.replace("{namespace=\"ns\",cluster=\"chat\",condition=\"ScaleInBlocked\"}", "")
+            })
+        };
+        assert_eq!(shown(Holds::True).as_deref(), Some("condition 1"));
+        assert_eq!(shown(Holds::False).as_deref(), Some("condition 0"));
+        assert_eq!(shown(Holds::Unknown), None);
+    }
 
     #[test]
     fn nodes_are_shown_while_they_are_there_and_steps_are_counted() {

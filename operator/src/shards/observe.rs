@@ -3,13 +3,14 @@
 //! A look at a steady cluster is one session and three statements per node, and eight more on the coordinator; once in a
 //! while another per node for the sizes of shards, and one per worker for tables that look like shards. A test counts them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream;
 
 use super::heat::store;
-use super::observed::{Citus, Facts, Node, Observed, Role, RunningMove};
+use super::observed::{Citus, Facts, Node, Observed, Resources, Role, Room, RunningMove};
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, OPERATOR_ROLE};
 use super::wanted::Wanted;
@@ -64,11 +65,22 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
         if !moves.is_empty() && moves.iter().all(|running| answers(running.from) && answers(running.to)) {
             catalog.progress = moves::progress(sessions).await.unwrap_or_default();
         }
+        catalog.rooms = moves.iter().flat_map(|running| rooms(*running, &observed.nodes)).collect();
         catalog.lost_slots = slots::lost(sessions, catalog).await;
         catalog.splits = splits::running(sessions, catalog).await;
         orphans::confirm(sessions, &mut observed).await;
     }
     observed
+}
+
+/// What is free at both ends of a move.
+fn rooms(running: RunningMove, nodes: &BTreeMap<Group, Node>) -> Vec<Room> {
+    let room = |group: Group| {
+        let Node::Up(facts) = nodes.get(&group)? else { return None };
+        let Resources { free_bytes, total_bytes, .. } = *facts.resources.as_ref()?;
+        Some(Room { pid: running.pid, group, free_bytes, total_bytes })
+    };
+    [running.from, running.to].into_iter().filter_map(room).collect()
 }
 
 async fn worker(sessions: &Sessions, group: Group, wanted: &Wanted, sizes: Sizes) -> Node {
@@ -184,7 +196,9 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                     (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
                     (SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries'),
                     (SELECT count(*) FROM pg_class
-                     WHERE relnamespace = to_regnamespace('dialog_operator') AND relname = ANY ($4))
+                     WHERE relnamespace = to_regnamespace('dialog_operator') AND relname = ANY ($4)
+                     AND (relname <> 'pins'
+                          OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = $5)))
              FROM (VALUES (1)) AS one
              LEFT JOIN pg_roles AS me ON me.rolname = $1
              LEFT JOIN pg_roles AS api ON api.rolname = $2",
@@ -193,6 +207,7 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                 (&API_ROLE, Type::TEXT),
                 (&DATABASE, Type::TEXT),
                 (&store::TABLES.as_slice(), Type::TEXT_ARRAY),
+                (&store::LAST_COLUMN, Type::TEXT),
             ],
         )
         .await?;

@@ -15,8 +15,8 @@ use crate::pg::Endpoint;
 mod moves;
 
 pub use moves::{
-    Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, RunningMove,
-    RunningSplit, Transaction, end_of_prepared,
+    Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, Room,
+    RunningMove, RunningSplit, Transaction, end_of_prepared,
 };
 
 /// The cluster as its servers describe it.
@@ -49,6 +49,10 @@ pub struct Observed {
     pub hashes: Hashes,
     /// Steps that take long, failed lately, and are put off: what does not need them goes first.
     pub deferred: Vec<Step>,
+    /// What Citus could not take away when it was asked last, why, and what to do; `None` as soon as nothing is noted.
+    pub uncleaned: Option<String>,
+    /// Why what was done cannot be noted as ended, as it was said last: what it has left is not gone.
+    pub unended: Option<String>,
 }
 
 impl Observed {
@@ -75,6 +79,13 @@ impl Observed {
                 Node::Down(_) => drop(self.away.insert(*group, sizes.clone())),
             }
         }
+    }
+
+    /// Takes over what Citus could not take away `before`: that holds until it can, or until nothing is noted any more.
+    pub fn keep_uncleaned(&mut self, before: &Self) {
+        let noted = self.catalog.as_ref().is_none_or(|catalog| !catalog.cleanup.is_empty());
+        self.uncleaned = before.uncleaned.clone().filter(|_| noted);
+        self.unended = before.unended.clone().filter(|_| noted);
     }
 
     /// Bytes of each shard group that was measured, by its lowest shard id, wherever it was measured.
@@ -211,16 +222,25 @@ pub struct Catalog {
     pub placements: Vec<Placement>,
     /// Operations that move data and are running, started by this operator or one before it.
     pub operations: Vec<Operation>,
+    /// The processes of those that have, or wait for, the lock that keeps all waiting who write to their shard group.
+    pub blocking: BTreeSet<i32>,
     /// Changes of the topology that somebody else has started.
     pub foreign: Vec<Foreign>,
     /// What Citus has still to take away, by node.
     pub cleanup: Vec<Cleanup>,
+    /// Owners of the distributed tables of each colocation group.
+    pub owners: BTreeMap<i32, i64>,
     /// Distributed tables that logical replication cannot follow: names by colocation group.
     pub unfollowable: BTreeMap<i32, Vec<String>>,
+    /// The nodes that have a copy of each reference table, by Citus' group numbers: whether the policy names the table or not,
+    /// no shard moves while an active node has none.
+    pub copies: BTreeMap<String, BTreeSet<i32>>,
     /// Tables that are placed on workers without being cut by a hash, by Citus' number of the node: nobody moves these.
     pub immovable: BTreeMap<i32, Vec<String>>,
     /// How far the moves are; empty while none is running.
     pub progress: Vec<Progress>,
+    /// What is free where the moves come from and go to, of servers that answer.
+    pub rooms: Vec<Room>,
     /// Moves whose target follows a replication slot that is not there.
     pub lost_slots: Vec<LostSlot>,
     /// The splits that are running, and how far they are.
@@ -289,15 +309,18 @@ pub struct Placement {
     pub shards: i64,
 }
 
-/// A move or a split that does not get on: without progress for longer than is allowed, or so that it cannot end any more.
+/// A move or a split that does not get on: without progress for longer than is allowed, in the way of writers for longer than
+/// they are to wait, or so that it cannot end any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
     /// The server process on the coordinator.
     pub pid: i32,
     /// Its name in `pg_stat_activity`.
     pub application: String,
-    /// How long there has been no progress, in seconds.
+    /// How long there has been no progress, or writers have waited for it, in seconds.
     pub seconds: u64,
+    /// All who write to its shard group wait for it.
+    pub blocks_writers: bool,
     /// What kind of thing keeps it.
     pub kind: StallKind,
     /// What it waits for, and what to look at.
@@ -327,6 +350,8 @@ pub enum StallKind {
     SlotLost,
     /// A volume is full.
     DiskFull,
+    /// A volume will soon be full, and is not yet.
+    DiskFilling,
     /// A server that takes part does not answer, or does not reach another.
     Unreachable,
     /// A statement that asks for it fails.
@@ -344,7 +369,7 @@ impl StallKind {
             Self::NoWorker => "NoReplicationWorker",
             Self::ReplicationFailed => "ReplicationFailed",
             Self::SlotLost => "ReplicationSlotLost",
-            Self::DiskFull => "DiskFull",
+            Self::DiskFull | Self::DiskFilling => "DiskFull",
             Self::Unreachable => "NodeUnreachable",
             Self::NotDiagnosed => "DiagnosisFailed",
             Self::Unknown => "Stalled",
@@ -390,10 +415,7 @@ pub enum Spread {
         colocation_id: i32,
     },
     /// Whole, to every node.
-    Reference {
-        /// The nodes that have a copy, by Citus' group numbers.
-        group_ids: Vec<i32>,
-    },
+    Reference,
     /// In a way that the policy has no word for.
     Other,
 }

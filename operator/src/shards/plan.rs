@@ -19,6 +19,7 @@ mod prepare;
 mod strategy;
 mod tables;
 
+pub(super) use actions::is_over;
 pub use moves::{Cramped, Moves};
 pub(super) use moves::{layout, obstacle};
 pub use tables::{Problem, Report};
@@ -62,8 +63,8 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     // Who cannot leave keeps all that it has.
     draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before || refused.is_some();
     let report = match nodes {
-        Nodes::Complete => tables::plan(&world, &mut draft),
-        Nodes::Incomplete | Nodes::Unsettled => tables::inspect(&world),
+        Nodes::Complete | Nodes::Incomplete => tables::plan(&world, nodes == Nodes::Complete, &mut draft),
+        Nodes::Unsettled => tables::inspect(&world),
     };
     if nodes == Nodes::Complete {
         strategy::plan(&world, &mut draft);

@@ -8,7 +8,8 @@ use crate::shards::rebalance::Move;
 use crate::shards::settings;
 use crate::shards::world::World;
 
-/// Owners of tables that one colocation group may have: a move needs a slot, a sender and an apply worker for each.
+/// Owners of tables that one colocation group is taken to have at least: a move needs a slot, a sender and an apply worker for
+/// each.
 const OWNERS: i64 = 2;
 /// A transaction that has written is waited for by the move, up to this age in seconds; an older one is waited for
 /// before, where nothing else is held up.
@@ -47,6 +48,21 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
             ),
         );
     }
+    // On every node: what comes to a server without it could not leave that again, and its restart is near.
+    let decodes = |group: &Group| {
+        let facts = world.observed.facts(*group);
+        facts.is_none_or(|facts| settings::is_met(&facts.settings, settings::WAL_LEVEL))
+    };
+    let nodes = world.catalog().into_iter().flat_map(|catalog| catalog.groups(world.topology));
+    if let Some(group) = nodes.collect::<BTreeSet<_>>().into_iter().find(|group| !decodes(group)) {
+        let message = format!(
+            "wal_level is not logical on {group}: the operator declares it in Patroni's dynamic configuration and restarts \
+             the server; if that does not come, see the conditions Ready and Progressing"
+        );
+        fail("WalLevel", message);
+    }
+    let owners = world.catalog().and_then(|catalog| catalog.owners.get(&next.colocation_id)).copied();
+    let owners = owners.unwrap_or_default().max(OWNERS);
     for group in BTreeSet::from([Group::Coordinator, next.from, next.to]) {
         let resources = world.observed.facts(group).and_then(|facts| facts.resources.as_ref());
         let mut changes = resources.into_iter().flat_map(|resources| &resources.changes);
@@ -60,11 +76,11 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
         }
     }
     match world.server(next.from) {
-        Ok(facts) => source(world, next.from, facts, &mut fail),
+        Ok(facts) => source(world, next.from, facts, owners, &mut fail),
         Err(why) => fail("NodeUnreachable", why),
     }
     match world.server(next.to) {
-        Ok(facts) => target(next.to, facts, &mut fail),
+        Ok(facts) => target(next.to, facts, owners, &mut fail),
         Err(why) => fail("NodeUnreachable", why),
     }
     checks
@@ -75,26 +91,25 @@ fn stands_in_the_way(change: &Change, next: &Move) -> bool {
     change.colocation_id == next.colocation_id && change.shard_id.is_none_or(|shard| shard == next.shard_id)
 }
 
-fn source(world: &World<'_>, group: Group, facts: &Facts, fail: &mut impl FnMut(&'static str, String)) {
-    if !settings::is_met(&facts.settings, settings::WAL_LEVEL) {
-        let message = format!(
-            "wal_level is not logical on {group}: the operator declares it in Patroni's dynamic configuration and restarts \
-             the server; if that does not come, see the conditions Ready and Progressing"
-        );
-        fail("WalLevel", message);
-    }
+fn source(
+    world: &World<'_>,
+    group: Group,
+    facts: &Facts,
+    owners: i64,
+    fail: &mut impl FnMut(&'static str, String),
+) {
     let Some(resources) = &facts.resources else { return };
-    if resources.free_slots < OWNERS {
+    if resources.free_slots < owners {
         let message = format!(
-            "{group} has {} replication slots free and a move needs {OWNERS}: drop slots that nobody uses \
+            "{group} has {} replication slots free and a move needs {owners}: drop slots that nobody uses \
              (pg_replication_slots, pg_drop_replication_slot)",
             resources.free_slots
         );
         fail("NoReplicationSlot", message);
     }
-    if resources.free_senders < OWNERS {
+    if resources.free_senders < owners {
         let message = format!(
-            "{group} has {} WAL senders free and a move needs {OWNERS}: see pg_stat_replication for who has them, \
+            "{group} has {} WAL senders free and a move needs {owners}: see pg_stat_replication for who has them, \
              and end what is not needed",
             resources.free_senders
         );
@@ -150,19 +165,19 @@ fn is_of_a_move(world: &World<'_>, writer: &Transaction) -> bool {
     gpid(&writer.name).is_some_and(of)
 }
 
-fn target(group: Group, facts: &Facts, fail: &mut impl FnMut(&'static str, String)) {
+fn target(group: Group, facts: &Facts, owners: i64, fail: &mut impl FnMut(&'static str, String)) {
     let Some(resources) = &facts.resources else { return };
-    if resources.free_appliers < OWNERS {
+    if resources.free_appliers < owners {
         let message = format!(
-            "{group} has {} logical replication workers free and a move needs {OWNERS}: see pg_stat_subscription for \
+            "{group} has {} logical replication workers free and a move needs {owners}: see pg_stat_subscription for \
              who has them, and drop subscriptions that are not needed",
             resources.free_appliers
         );
         fail("NoReplicationWorker", message);
     }
-    if resources.free_workers < OWNERS {
+    if resources.free_workers < owners {
         let message = format!(
-            "{group} has {} background workers free and a move needs {OWNERS}: see pg_stat_activity for who has them, \
+            "{group} has {} background workers free and a move needs {owners}: see pg_stat_activity for who has them, \
              and end what is not needed",
             resources.free_workers
         );

@@ -54,6 +54,9 @@ pub fn plan(layout: &Layout, policy: &Policy) -> MovePlan {
         let done = next.is_empty() || state.at == wanted.at;
         moves.extend(next);
         if done {
+            for (step, number) in moves.iter_mut().zip(1..) {
+                step.number = number;
+            }
             let bytes = moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add);
             return MovePlan {
                 bytes,
@@ -83,14 +86,15 @@ fn stuck(state: &State) -> Vec<Stuck> {
     state.items.iter().filter_map(stuck).collect()
 }
 
-/// Names a list of moves; an empty one has no name.
+/// Names a list of moves; an empty one has no name. It is made of what is shown of each, so that anybody can make it of the
+/// moves that were made.
 fn hash(moves: &[Move]) -> String {
     if moves.is_empty() {
         return String::new();
     }
     let mut digest = Sha256::new();
-    for Move { colocation_id, shard_id, range, from, to, .. } in moves {
-        digest.update(format!("{colocation_id} {shard_id} {} {} {from} {to}\n", range.min, range.max));
+    for Move { shard_id, from, to, .. } in moves {
+        digest.update(format!("{shard_id} {from} {to}\n"));
     }
     // Half of it is short enough to be typed, and long enough to be no other's.
     digest.finalize().iter().take(8).fold(String::new(), |mut text, byte| {
@@ -237,6 +241,8 @@ pub enum Goal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Move {
+    /// Its place in the plan, counted from 1. It keeps it when others of the plan were made.
+    pub number: u32,
     /// `pg_dist_colocation.colocationid`.
     pub colocation_id: i32,
     /// The shard to name to `citus_move_shard_placement`.
@@ -274,8 +280,8 @@ pub struct MovePlan {
     pub moves: Vec<Move>,
     /// Bytes of all moves.
     pub bytes: u64,
-    /// Names the list of moves, as 16 hexadecimal digits: equal lists have equal hashes, whatever the sizes are by now.
-    /// Empty if there are no moves.
+    /// Names the list of moves as the plan was made: the first 16 hexadecimal digits of the SHA-256 of a line
+    /// `SHARD FROM TO` for each. Equal lists have equal hashes, whatever the sizes are by now. Empty if there are no moves.
     pub hash: String,
     /// Shard groups that have to move and cannot, and why.
     pub stuck: Vec<Stuck>,

@@ -11,8 +11,8 @@ use crate::pg;
 
 /// Deletes what `delete` deletes if nothing is lost with `group`; otherwise says why it has to stay.
 ///
-/// `has_database` is whether a database was ever made on the group's volumes, and may be there still; such a server has to say itself that it
-/// stores no shard. The topology lock is held throughout, so nothing comes to the group meanwhile.
+/// `has_database` is whether the group's volumes may hold a database; such a server has to say itself that it stores no
+/// shard. The topology lock is held throughout, so nothing comes to the group meanwhile.
 ///
 /// # Errors
 /// When `delete` fails. A database that cannot be asked is a reason to stay.

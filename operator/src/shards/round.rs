@@ -93,18 +93,18 @@ impl Round {
         self.plan.steps.is_empty() && self.plan.waits.is_empty()
     }
 
-    /// The plan of moves that is to be carried on with. Those under way are part of it until they were made: one that
-    /// fails is still to be done.
+    /// The plan of moves that is to be carried on with, by whoever reads it in the status too. Those under way are part of
+    /// it until they were made: one that fails is still to be done.
     #[must_use]
     pub fn held_plan(&self) -> Option<MovePlan> {
-        let Moves { plan: rest, running, .. } = self.plan.moves.as_ref()?;
+        let Moves { plan: rest, running, carried, .. } = self.plan.moves.as_ref()?;
         let is_under_way = |next: &Move| {
             let under_way =
                 |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
             running.iter().any(under_way)
         };
         let mut held = rest.clone();
-        if let Some(before) = &self.observed.held
+        if let Some(before) = carried
             && (rest.moves.is_empty() || rest.hash == before.hash)
             && before.moves.iter().any(is_under_way)
         {
@@ -140,19 +140,13 @@ impl Round {
         let deferred = still.map(|(step, error)| (step, error.clone()));
         let failed = self.failed.iter().chain(&self.partly);
         let failed = failed.map(|(step, error)| (step, Failure::from(error)));
-        let failures: Vec<_> = failed.chain(deferred).collect();
-        let (remains, failures): (Vec<_>, Vec<_>) = failures
-            .into_iter()
-            .partition(|(step, failure)| **step == Step::CleanUp && failure.reason == act::CLEANUP_BLOCKED);
+        // What Citus cannot take away is among what was seen.
+        let is_seen = |(step, failure): &(&Step, Failure)| {
+            **step == Step::CleanUp && failure.reason == act::CLEANUP_BLOCKED
+        };
+        let failures: Vec<_> = failed.chain(deferred).filter(|one| !is_seen(one)).collect();
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
             say(step.condition(), reason, format!("could not {step}: {message}"), true);
-        }
-        // The shards are where they belong all the same; where they are not, that is what there is to say.
-        if let Some((_, Failure { reason, message })) = remains.into_iter().next() {
-            let even = |finding: &&mut Finding| finding.kind == BALANCED && finding.holds == Holds::True;
-            for finding in findings.iter_mut().filter(even) {
-                *finding = Finding::new(BALANCED, true, reason, format!("{}; {message}", finding.message));
-            }
         }
         findings
     }
@@ -252,9 +246,21 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
         }
         // Measuring asks for every shard's files: not again in this round, unless there are new ones.
         let again = if step.makes_shards() { Sizes::Measure } else { Sizes::Skip };
-        match perform(&step, sessions).await {
+        let done = perform(&step, sessions).await;
+        match (&step, &done) {
+            (Step::CleanUp, Ok(())) => round.observed.uncleaned = None,
+            (Step::CleanUp, Err(act::Error::Left(message))) => {
+                round.observed.uncleaned = Some(message.clone());
+            }
+            (Step::EndAction { .. }, Ok(())) => round.observed.unended = None,
+            (Step::EndAction { .. }, Err(error @ (act::Error::Left(_) | act::Error::Kept(_)))) => {
+                round.observed.unended = Some(format!("could not {step}: {error}"));
+            }
+            _ => {}
+        }
+        match done {
             Ok(()) => round.performed.push(step),
-            Err(error @ act::Error::Left(_)) => round.partly.push((step, error)),
+            Err(error @ (act::Error::Left(_) | act::Error::Kept(_))) => round.partly.push((step, error)),
             Err(error) => round.failed.push((step, error)),
         }
         look_again(&mut round, brief, sessions, again).await;
@@ -352,6 +358,7 @@ async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions,
     let mut observed = observe(sessions, brief.wanted, sizes).await;
     if let Some(before) = before {
         observed.keep_sizes(before);
+        observed.keep_uncleaned(before);
     }
     let known = before.map(|before| &before.hashes);
     observed.hashes = names::hashes(sessions, brief.wanted, &observed, known).await;

@@ -48,7 +48,8 @@ impl Sessions {
     }
 
     /// Sessions for one statement that takes long: the coordinator's has no time limit, outlives the operator, and is
-    /// recognised by `purpose`. The topology lock that it holds lives as long as the statement.
+    /// recognised by `purpose`. The topology lock that it holds lives as long as the statement: there is no second session in
+    /// place of one that has ended.
     #[must_use]
     pub fn long(topology: Topology, identity: Identity, purpose: impl Into<String>) -> Self {
         let long = Long { purpose: purpose.into(), session: Mutex::default() };
@@ -88,8 +89,10 @@ impl Sessions {
         let login = self.login(group, door);
         if let (Some(long), Group::Coordinator, Door::Dialog) = (&self.long, group, door) {
             let mut session = long.session.lock().await;
-            if let Some(session) = session.as_ref().filter(|session| !session.is_over()) {
-                return Ok(Arc::clone(session));
+            if let Some(session) = session.as_ref() {
+                // Another one would not have the lock that this one has taken.
+                let over = session.is_over();
+                return if over { Err(pg::Error::over(&login)) } else { Ok(Arc::clone(session)) };
             }
             let limits = Limits::long(&long.purpose);
             return Ok(Arc::clone(session.insert(self.connect(&login, &limits).await?)));

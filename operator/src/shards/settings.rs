@@ -6,6 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::api::HotTenantsSpec;
+use crate::cluster::patroni::config;
+
 /// The setting without which no shard can be moved while it is written to.
 pub const WAL_LEVEL: &str = "wal_level";
 /// The setting that says which output plugins may be used. Minor releases since August 2026 know it.
@@ -68,11 +71,15 @@ pub const REQUIRED: [(&str, Requirement); 8] = [
     ("citus.node_conninfo", Requirement::Contains("sslmode=verify-full")),
 ];
 
-/// Settings that no `ALTER SYSTEM` may hold: the ones above, and those that decide who may connect.
+/// Settings that no `ALTER SYSTEM` may hold: all that the operator declares, whether the resource may overrule it or not, but
+/// for what depends on the size of a server; that is the resource's.
 #[must_use]
 pub fn owned() -> Vec<&'static str> {
-    let guarded = ["ssl", "ssl_ca_file", "ssl_cert_file", "ssl_key_file", "shared_preload_libraries"];
-    REQUIRED.iter().map(|(name, _)| *name).chain(guarded).collect()
+    let owned = config::owned(0).into_iter().map(|(name, _)| name);
+    let defaults = config::DEFAULTS.into_iter().map(|(name, _)| name);
+    let statistics = config::statistics(&HotTenantsSpec::default()).into_iter().map(|(name, _)| name);
+    // Of the image.
+    owned.chain(defaults).chain(statistics).chain(["shared_preload_libraries"]).collect()
 }
 
 /// Whether the setting `name` is as required; a server that does not know it needs none.
@@ -98,6 +105,14 @@ mod tests {
         // What ALTER SYSTEM SET x = 'pgoutput, test_decoding, citus' leaves: one element.
         for bad in ["pgoutput, test_decoding", "", "\"pgoutput, test_decoding, citus\"", "citus2"] {
             assert!(!citus.is_met(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_required_is_declared() {
+        let owned = owned();
+        for (name, _) in REQUIRED {
+            assert!(owned.contains(&name), "{name}");
         }
     }
 

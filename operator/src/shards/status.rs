@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
+use super::heat::actions::KeptPin;
 use super::observed::{Catalog, Facts, Observed, Progress, RunningMove};
 use super::round::Round;
 use super::step::Step;
@@ -12,7 +13,8 @@ use super::topology::Topology;
 use super::wanted::{Gate, Wanted};
 use super::world::{World, members};
 use crate::api::{
-    DialogClusterStatus, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus, SplitStatus,
+    DialogClusterStatus, IsolatedTenant, MoveStatus, NodeState, NodeStatus, PlanStatus, RebalanceStatus,
+    SplitStatus,
 };
 use crate::condition::{
     BALANCED, CITUS_AVAILABLE, Finding, HOT_TENANT, Holds, METADATA_SYNCED, PARAMETERS_APPLIED,
@@ -35,6 +37,8 @@ pub const PART: Part = Part {
         "split",
         "lastHandledRebalance",
         "hot",
+        "isolated",
+        "isolatedCount",
         "heat",
     ],
     conditions: &[
@@ -51,6 +55,8 @@ pub const PART: Part = Part {
 
 /// Moves under way that the status shows.
 const CURRENT: usize = 16;
+/// Pinned tenants that it shows.
+const ISOLATED: usize = 64;
 
 /// The facts for the status, conditions aside. What could not be asked this time is as it was `before`.
 #[must_use]
@@ -93,6 +99,7 @@ pub fn status(
         })
     };
     let asked = first.is_some();
+    let isolated = isolated(&world, before);
     let total = observed.catalog.as_ref().map(|catalog| catalog.placements.iter().map(|at| at.shards).sum());
     DialogClusterStatus {
         postgres_version: match first {
@@ -110,9 +117,39 @@ pub fn status(
         split: split(observed, before.and_then(|status| status.split.as_ref())),
         last_handled_rebalance: handled(wanted, round, before),
         hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
+        isolated_count: isolated.1,
+        isolated: isolated.0,
         heat: observed.heat.as_ref().map(|heat| heat.status(&observed.kept.acts)),
         ..DialogClusterStatus::default()
     }
+}
+
+/// Who is pinned, those that have been for longest first, and how many there are. What could not be read is as it was
+/// `before`.
+pub(in crate::shards) fn isolated(
+    world: &World<'_>,
+    before: Option<&DialogClusterStatus>,
+) -> (Vec<IsolatedTenant>, Option<i64>) {
+    let kept = &world.observed.kept;
+    if kept.now.is_none() {
+        return before
+            .map_or_else(Default::default, |status| (status.isolated.clone(), status.isolated_count));
+    }
+    let mut pins: Vec<&KeptPin> = kept.pins.iter().collect();
+    pins.sort_by_key(|pin| (pin.since, pin.tenant));
+    let count = i64::try_from(pins.len()).ok().filter(|count| *count > 0);
+    let shown = pins.into_iter().take(ISOLATED).map(|pin| {
+        let called = world.called(pin.tenant);
+        let worker = world.topology.group(&pin.endpoint);
+        IsolatedTenant {
+            tenant: called.tenant(),
+            group: called.group,
+            worker: worker.map_or_else(|| pin.endpoint.to_string(), |group| group.to_string()),
+            since: Time(pin.since),
+            asked_by: pin.author.name().to_owned(),
+        }
+    });
+    (shown.collect(), count)
 }
 
 /// The request for a rebalance that was answered. As long as it stays it is not answered again, and once it is taken away
@@ -145,9 +182,12 @@ fn is_answered(wanted: &Wanted, round: &Round, request: &str) -> bool {
         && round.findings().iter().any(|finding| is_balanced(finding) || is_over(finding))
 }
 
-/// What is to be moved; `None` where nothing is.
+/// What is to be moved or being moved; `None` where nothing is.
 fn planned(round: &Round, before: Option<&PlanStatus>) -> Option<PlanStatus> {
-    round.plan.moves.as_ref().map_or_else(|| before.cloned(), |moves| moves.plan.status())
+    match round.plan.moves {
+        None => before.cloned(),
+        Some(_) => round.held_plan().and_then(|held| held.status()),
+    }
 }
 
 /// How far the moves are; `None` once nothing is left to move.
@@ -167,13 +207,17 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let moves_done = before.moves_done.saturating_add(number(made.len()));
     let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
     let running: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
-    let arrived: i64 = running.iter().map(|one| one.bytes_done).sum();
     let on_the_way: i64 = running.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
     let bytes_left = i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way);
     // Those that begin with this round are of the plan still, and nobody waits for the next round to see them.
     let next = round.long.iter().filter_map(|step| beginning(step, &sizes));
     let current: Vec<MoveStatus> = running.into_iter().chain(next).take(CURRENT).collect();
-    let got_on = !made.is_empty() || current != before.current;
+    // Whether those under way get on is for who watches them: the size of the source grows by what others write.
+    let same = |one: &MoveStatus, other: &MoveStatus| {
+        (one.shard_id, &one.from, &one.to) == (other.shard_id, &other.from, &other.to)
+    };
+    let got_on = !made.is_empty()
+        || current.iter().any(|one| !before.current.iter().any(|earlier| same(one, earlier)));
     // A plan may wait for somebody's word for days: time counts from the first move on.
     let begun = !made.is_empty() || !current.is_empty();
     let started_at = before.started_at.clone().or_else(|| begun.then_some(Time(now)));
@@ -182,11 +226,19 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
         moves_total: moves_done.saturating_add(number(left)),
         bytes_done,
         bytes_left,
-        eta: eta(started_at.as_ref(), now, bytes_done.saturating_add(arrived), bytes_left),
+        // For who has watched them: see `Pace`.
+        eta: None,
         started_at,
         last_progress_at: if got_on { Some(Time(now)) } else { before.last_progress_at.clone() },
         current,
     })
+}
+
+/// Notes that a move under way got on.
+pub fn got_on(status: &mut DialogClusterStatus, now: Timestamp) {
+    if let Some(rebalance) = &mut status.rebalance {
+        rebalance.last_progress_at = Some(Time(now));
+    }
 }
 
 /// Bytes of the shards that `step` has moved, if it is a move.
@@ -195,15 +247,41 @@ fn moved_bytes(step: &Step, sizes: &BTreeMap<i64, i64>) -> Option<i64> {
     Some(sizes.get(shard_id).copied().unwrap_or(0))
 }
 
-/// When `left` bytes will have followed the `done` ones, at the same speed.
-fn eta(started: Option<&Time>, now: Timestamp, done: i64, left: i64) -> Option<Time> {
-    let elapsed = now.as_second().saturating_sub(started?.0.as_second());
-    if done <= 0 || elapsed <= 0 {
-        return None;
+/// How fast the moves are of which an operator knows, in the time in which there were any: windows close, plans wait for
+/// somebody's word, and clusters are paused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    seconds: i64,
+    bytes: i64,
+    /// When moves were under way last, and the bytes that had arrived by then.
+    last: Option<(Timestamp, i64)>,
+}
+
+impl Pace {
+    /// Takes in how far `rebalance` is at `now`, and says when it will have ended at this pace; `None` while nothing is under
+    /// way, or nothing was seen to arrive.
+    pub fn look(&mut self, rebalance: Option<&RebalanceStatus>, now: Timestamp) -> Option<Time> {
+        let Some(RebalanceStatus { bytes_done, bytes_left, current, .. }) = rebalance else {
+            *self = Self::default();
+            return None;
+        };
+        let arriving = current.iter().map(|one| one.bytes_done).fold(0, i64::saturating_add);
+        let arrived = bytes_done.saturating_add(arriving);
+        if let Some((then, before)) = self.last {
+            self.seconds =
+                self.seconds.saturating_add(now.as_second().saturating_sub(then.as_second()).max(0));
+            // What a move that failed had copied has to be copied again.
+            self.bytes = self.bytes.saturating_add(arrived.saturating_sub(before));
+        }
+        self.last = (!current.is_empty()).then_some((now, arrived));
+        self.last?;
+        if self.bytes <= 0 || self.seconds <= 0 {
+            return None;
+        }
+        let seconds = i128::from(self.seconds) * i128::from(*bytes_left) / i128::from(self.bytes);
+        let end = now.as_second().saturating_add(i64::try_from(seconds).ok()?);
+        Timestamp::from_second(end).ok().map(Time)
     }
-    let seconds = i128::from(elapsed) * i128::from(left) / i128::from(done);
-    let end = now.as_second().saturating_add(i64::try_from(seconds).ok()?);
-    Timestamp::from_second(end).ok().map(Time)
 }
 
 fn underway(running: &RunningMove, catalog: &Catalog) -> MoveStatus {
@@ -255,15 +333,66 @@ fn beginning(step: &Step, sizes: &BTreeMap<i64, i64>) -> Option<MoveStatus> {
 mod tests {
     use super::*;
 
+    fn rebalance(bytes_done: i64, bytes_left: i64, arrived: Option<i64>) -> RebalanceStatus {
+        let one = |bytes_done| MoveStatus {
+            shard_id: 102_008,
+            from: "worker-0".to_owned(),
+            to: "worker-1".to_owned(),
+            phase: "Copying Data".to_owned(),
+            bytes_done,
+            bytes_total: 1 << 30,
+        };
+        RebalanceStatus {
+            bytes_done,
+            bytes_left,
+            current: arrived.map(one).into_iter().collect(),
+            ..RebalanceStatus::default()
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
     #[test]
     fn the_end_is_foreseen_from_what_was_done_so_far() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let started = Time(at(1000));
-        // A quarter took a minute.
-        assert_eq!(eta(Some(&started), at(1060), 1 << 30, 3 << 30), Some(Time(at(1240))));
-        assert_eq!(eta(Some(&started), at(1060), 0, 3 << 30), None, "nothing was copied yet");
-        assert_eq!(eta(Some(&started), at(1000), 1, 1), None, "no time has passed");
-        assert_eq!(eta(None, at(1060), 1, 1), None);
-        assert_eq!(eta(Some(&started), at(1060), 1, i64::MAX), None, "beyond the end of time");
+        let mut pace = Pace::default();
+        assert_eq!(
+            pace.look(Some(&rebalance(0, 4 << 30, Some(0))), at(1000)),
+            None,
+            "nothing was copied yet"
+        );
+        assert_eq!(pace.look(Some(&rebalance(0, 4 << 30, Some(0))), at(1000)), None, "no time has passed");
+        // A quarter took a minute, whether in moves that were made or in what has arrived of others.
+        let quarter = rebalance(1 << 29, 3 << 30, Some(1 << 29));
+        assert_eq!(pace.look(Some(&quarter), at(1060)), Some(Time(at(1240))));
+        let endless = rebalance(1 << 30, i64::MAX, Some(0));
+        assert_eq!(pace.look(Some(&endless), at(1060)), None, "beyond the end of time");
+        assert_eq!(pace.look(None, at(1070)), None);
+        assert_eq!(pace.look(Some(&quarter), at(1080)), None, "another rebalance");
+    }
+
+    #[test]
+    fn time_in_which_nothing_may_move_is_no_time_of_a_move() {
+        let mut pace = Pace::default();
+        let (night, hour) = (86_400, 3600);
+        assert_eq!(pace.look(Some(&rebalance(0, 4 << 30, Some(0))), at(0)), None);
+        // Two hours for a half, then the window closes; the last move has ended by the next look.
+        assert_eq!(
+            pace.look(Some(&rebalance(1 << 30, 3 << 30, Some(0))), at(hour)),
+            Some(Time(at(4 * hour)))
+        );
+        assert_eq!(
+            pace.look(Some(&rebalance(2 << 30, 2 << 30, None)), at(2 * hour)),
+            None,
+            "nothing is under way"
+        );
+        assert_eq!(pace.look(Some(&rebalance(2 << 30, 2 << 30, None)), at(9 * hour)), None);
+        let again = rebalance(2 << 30, 2 << 30, Some(0));
+        assert_eq!(pace.look(Some(&again), at(night)), Some(Time(at(night + 2 * hour))));
+        // What a move that failed had copied was for nothing.
+        let failed = rebalance(2 << 30, 2 << 30, Some(0));
+        pace.look(Some(&rebalance(2 << 30, 1 << 30, Some(1 << 30))), at(night + hour));
+        assert_eq!(pace.look(Some(&failed), at(night + 2 * hour)), Some(Time(at(night + 6 * hour))));
     }
 }

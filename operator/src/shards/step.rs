@@ -1,8 +1,8 @@
 //! What the controller can do to the database: one change each, and safe to repeat.
 
-use super::heat::actions::{Author, Outcome};
+use super::heat::actions::{Author, Called, Outcome};
 use super::observed::{End, RunningMove};
-use super::rebalance::Pin;
+use super::rebalance::{MovePlan, Pin};
 use super::strategy::Strategy;
 use crate::condition::{self, SCHEMA_DISTRIBUTED};
 use crate::heat::Tenant;
@@ -153,7 +153,20 @@ pub enum Step {
     SetPin {
         /// Whose, and where.
         pin: Pin,
+        /// What the tenant is called.
+        called: Called,
         /// Who has asked for it.
+        author: Author,
+    },
+    /// Write down that a tenant's shard group belongs on another node, as its own leaves.
+    Retarget {
+        /// Whose, and where.
+        pin: Pin,
+        /// Where it was.
+        from: Group,
+        /// What the tenant is called.
+        called: Called,
+        /// Who has asked for its pin.
         author: Author,
     },
     /// Forget where a tenant's shard group belongs: it is one like the others again.
@@ -161,7 +174,7 @@ pub enum Step {
         /// Whose.
         tenant: Tenant,
         /// What it is called.
-        name: String,
+        called: Called,
         /// Who says so.
         why: String,
     },
@@ -253,80 +266,61 @@ pub enum Beside {
     Table(String),
 }
 
-/// Every kind of step.
-pub const KINDS: [&str; 31] = [
-    "CreateOperatorRole",
-    "CreateApiRole",
-    "CreateDatabase",
-    "SetDatabaseOwner",
-    "CreateExtension",
-    "CreateOwnTables",
-    "ResetSetting",
-    "AllowLogin",
-    "SetCoordinatorHost",
-    "AddNode",
-    "ActivateNode",
-    "UpdateNode",
-    "RestoreNode",
-    "SyncMetadata",
-    "RemoveNode",
-    "ForgetCleanup",
-    "CleanUp",
-    "SetShouldHaveShards",
-    "CreateReferenceTable",
-    "ReplicateReferenceTables",
-    "DistributeTable",
-    "DistributeConcurrently",
-    "MoveShard",
-    "SplitShard",
-    "BeginIsolation",
-    "SetPin",
-    "RemovePin",
-    "SetStrategy",
-    "DropStrategy",
-    "EndAction",
-    "CancelMove",
-];
+/// Makes the list of all kinds and what tells the kind of a step from one list of variants: one that is missing there does not
+/// compile.
+macro_rules! kinds {
+    ($($variant:ident),* $(,)?) => {
+        /// Every kind of step.
+        pub const KINDS: [&str; [$(stringify!($variant)),*].len()] = [$(stringify!($variant)),*];
+
+        impl Step {
+            /// The kind, for metrics and Events: one of [`KINDS`].
+            #[must_use]
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$variant { .. } => stringify!($variant),)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    CreateOperatorRole,
+    CreateApiRole,
+    CreateDatabase,
+    SetDatabaseOwner,
+    CreateExtension,
+    CreateOwnTables,
+    ResetSetting,
+    AllowLogin,
+    SetCoordinatorHost,
+    AddNode,
+    ActivateNode,
+    UpdateNode,
+    RestoreNode,
+    SyncMetadata,
+    RemoveNode,
+    ForgetCleanup,
+    CleanUp,
+    SetShouldHaveShards,
+    CreateReferenceTable,
+    ReplicateReferenceTables,
+    DistributeTable,
+    DistributeConcurrently,
+    MoveShard,
+    SplitShard,
+    BeginIsolation,
+    SetPin,
+    Retarget,
+    RemovePin,
+    SetStrategy,
+    DropStrategy,
+    EndAction,
+    CancelMove,
+}
 
 impl Step {
-    /// The kind, for metrics and Events: one of [`KINDS`].
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::CreateOperatorRole { .. } => "CreateOperatorRole",
-            Self::CreateApiRole { .. } => "CreateApiRole",
-            Self::CreateDatabase { .. } => "CreateDatabase",
-            Self::SetDatabaseOwner { .. } => "SetDatabaseOwner",
-            Self::CreateExtension { .. } => "CreateExtension",
-            Self::CreateOwnTables => "CreateOwnTables",
-            Self::ResetSetting { .. } => "ResetSetting",
-            Self::AllowLogin { .. } => "AllowLogin",
-            Self::SetCoordinatorHost => "SetCoordinatorHost",
-            Self::AddNode { .. } => "AddNode",
-            Self::ActivateNode { .. } => "ActivateNode",
-            Self::UpdateNode { .. } => "UpdateNode",
-            Self::RestoreNode { .. } => "RestoreNode",
-            Self::SyncMetadata { .. } => "SyncMetadata",
-            Self::RemoveNode { .. } => "RemoveNode",
-            Self::ForgetCleanup { .. } => "ForgetCleanup",
-            Self::CleanUp => "CleanUp",
-            Self::SetShouldHaveShards { .. } => "SetShouldHaveShards",
-            Self::CreateReferenceTable { .. } => "CreateReferenceTable",
-            Self::ReplicateReferenceTables => "ReplicateReferenceTables",
-            Self::DistributeTable(_) => "DistributeTable",
-            Self::DistributeConcurrently(_) => "DistributeConcurrently",
-            Self::MoveShard { .. } => "MoveShard",
-            Self::SplitShard(_) => "SplitShard",
-            Self::BeginIsolation { .. } => "BeginIsolation",
-            Self::SetPin { .. } => "SetPin",
-            Self::RemovePin { .. } => "RemovePin",
-            Self::SetStrategy { .. } => "SetStrategy",
-            Self::DropStrategy => "DropStrategy",
-            Self::EndAction { .. } => "EndAction",
-            Self::CancelMove { .. } => "CancelMove",
-        }
-    }
-
     /// Whether it takes as long as the data is large.
     #[must_use]
     pub fn is_long(&self) -> bool {
@@ -387,6 +381,13 @@ impl Step {
         }
     }
 
+    /// Its number among the moves of `plan`, if it is one of them.
+    #[must_use]
+    pub fn number_in(&self, plan: &MovePlan) -> Option<u32> {
+        let Self::MoveShard { shard_id, from, to } = self else { return None };
+        plan.number_of(*shard_id, *from, *to)
+    }
+
     /// The condition that is false because of it when it fails.
     #[must_use]
     pub fn condition(&self) -> &'static str {
@@ -411,6 +412,7 @@ impl Step {
             | Self::SplitShard(_)
             | Self::BeginIsolation { .. }
             | Self::SetPin { .. }
+            | Self::Retarget { .. }
             | Self::RemovePin { .. }
             | Self::SetStrategy { .. }
             | Self::DropStrategy

@@ -1,14 +1,19 @@
-//! Whether moves get on: time runs out on no progress, never on elapsed time.
+//! Whether moves get on: time runs out on no progress, never on elapsed time; but where writers wait for a move, they are the
+//! ones whose time runs out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::observed::{Catalog, End, Progress, RunningMove};
+use super::observed::{Catalog, End, Progress, Room, RunningMove};
+use crate::names::Group;
 
 mod splits;
 
 pub use splits::{Splits, StalledSplit};
 
+/// How long a move may keep writers of its shard group waiting: what it does then takes less than a second, and whatever it
+/// waits for itself, they wait for, too.
+pub const WRITERS_WAIT: Duration = Duration::from_secs(5);
 /// Looks in a row in which a slot has to be missing: the end of a move takes its slots away, too.
 const LOOKS: u32 = 2;
 /// A move that was cancelled is given this long to end, and twice as long each time after, before it is terminated.
@@ -22,6 +27,7 @@ const LAST_PATIENCE: Duration = Duration::from_mins(10);
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: BTreeMap<i32, Seen>,
+    got_on: bool,
 }
 
 /// How far a move is by its own counters: what is written on the source meanwhile moves the source's position and size,
@@ -66,6 +72,12 @@ struct Seen {
     marks: Vec<Mark>,
     since: Instant,
     looked: Instant,
+    /// Since when writers were seen to wait for it.
+    blocking: Option<Instant>,
+    /// The ends that had room enough since it is watched.
+    roomy: BTreeSet<Group>,
+    /// One of these that has not any more.
+    filling: Option<Room>,
     lost_slot: Option<Lost>,
     endings: Endings,
 }
@@ -103,6 +115,10 @@ pub struct Stalled {
     pub phase: String,
     /// How long there has been no progress.
     pub idle: Duration,
+    /// How long writers have waited for it, if that is longer than they are to.
+    pub blocking: Option<Duration>,
+    /// The end whose volume has become nearly full since, if one has.
+    pub filling: Option<Room>,
     /// The replication slot that it cannot end without, if that is gone.
     pub lost_slot: Option<String>,
     /// How it is to be ended now; `None` while it is given time to.
@@ -112,6 +128,7 @@ pub struct Stalled {
 impl Watch {
     /// Takes in what `catalog` says at `now`.
     pub fn look(&mut self, catalog: Option<&Catalog>, now: Instant) {
+        self.got_on = false;
         let Some(catalog) = catalog else { return };
         let mut seen = BTreeMap::new();
         for running in catalog.moves() {
@@ -132,13 +149,25 @@ impl Watch {
                 }
             });
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
+            self.got_on |= before.as_ref().is_some_and(|before| before.marks != marks);
+            let known = before.as_ref().and_then(|before| before.blocking);
+            let blocking = catalog.blocking.contains(&running.pid).then(|| known.unwrap_or(now));
+            // One that was nearly full before may be the very reason to move something.
+            let mut roomy = before.as_ref().map(|before| before.roomy.clone()).unwrap_or_default();
+            let rooms_of = || catalog.rooms.iter().filter(|room| room.pid == running.pid);
+            roomy.extend(rooms_of().filter(|room| !room.is_short()).map(|room| room.group));
+            let filling = rooms_of().find(|room| room.is_short() && roomy.contains(&room.group)).copied();
             let since = before.filter(|before| before.marks == marks).map_or(now, |before| before.since);
-            seen.insert(running.pid, Seen { running, marks, since, looked: now, lost_slot, endings });
+            seen.insert(
+                running.pid,
+                Seen { running, marks, since, looked: now, blocking, roomy, filling, lost_slot, endings },
+            );
         }
         self.seen = seen;
     }
 
-    /// The moves that had made no progress for `limit` when they were last looked at, and those that cannot end any more.
+    /// The moves that had made no progress for `limit` when they were last looked at, those that had kept writers waiting for
+    /// [`WRITERS_WAIT`], those that fill a volume, and those that cannot end any more.
     #[must_use]
     pub fn stalled(&self, limit: Duration) -> Vec<Stalled> {
         let stalled = |seen: &Seen| {
@@ -147,13 +176,19 @@ impl Watch {
                 seen.lost_slot.as_ref().filter(|lost| lost.looks >= LOOKS).map(|lost| lost.slot.clone());
             let phase = seen.marks.first().map(|mark| mark.phase.clone()).unwrap_or_default();
             let end = seen.endings.next(seen.looked);
-            (lost_slot.is_some() || idle >= limit).then_some(Stalled {
-                running: seen.running,
-                phase,
-                idle,
-                lost_slot,
-                end,
-            })
+            let blocking = seen.blocking.map(|since| seen.looked.saturating_duration_since(since));
+            let blocking = blocking.filter(|waited| *waited >= WRITERS_WAIT);
+            (lost_slot.is_some() || seen.filling.is_some() || blocking.is_some() || idle >= limit).then_some(
+                Stalled {
+                    running: seen.running,
+                    phase,
+                    idle,
+                    blocking,
+                    filling: seen.filling,
+                    lost_slot,
+                    end,
+                },
+            )
         };
         self.seen.values().filter_map(stalled).collect()
     }
@@ -163,6 +198,12 @@ impl Watch {
         if let Some(seen) = self.seen.get_mut(&pid) {
             seen.endings.count(now);
         }
+    }
+
+    /// Whether a move had got on when they were last looked at, since the look before.
+    #[must_use]
+    pub fn got_on(&self) -> bool {
+        self.got_on
     }
 
     /// The longest time that one of the moves under way was seen to make no progress.
@@ -219,6 +260,43 @@ mod tests {
         assert_eq!(stalled.phase, "Copying Data");
         watch.look(Some(&Catalog::default()), at(212));
         assert_eq!(watch.stalled(Duration::ZERO), [], "it has ended");
+    }
+
+    #[test]
+    fn writers_wait_for_a_move_only_as_long_as_its_end_takes() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        // It gets on all the time, as far as its counters say.
+        let mut look = |second: i64, blocking: &[i32]| {
+            let blocking = blocking.iter().copied().collect();
+            let catalog = Catalog { blocking, ..catalog(0, second, "0/1") };
+            watch.look(Some(&catalog), start + Duration::from_secs(second.unsigned_abs()));
+            let stalled = watch.stalled(Duration::from_mins(10)).into_iter().next();
+            stalled.map(|stalled| (stalled.blocking, stalled.end))
+        };
+        assert_eq!([look(0, &[7]), look(4, &[7]), look(5, &[8])], [None, None, None], "not for long enough");
+        assert_eq!([look(6, &[7]), look(10, &[7])], [None, None], "counted from when it began again");
+        assert_eq!(look(11, &[7]), Some((Some(WRITERS_WAIT), Some(End::Cancel))));
+        assert_eq!(look(12, &[]), None);
+    }
+
+    #[test]
+    fn a_volume_that_fills_up_is_no_matter_of_time() {
+        let (start, group) = (Instant::now(), Group::Worker(1));
+        let filling = |free: [i64; 2]| {
+            let mut watch = Watch::default();
+            for (second, free_bytes) in free.into_iter().enumerate() {
+                let room = Room { pid: 7, group, free_bytes, total_bytes: 10 << 30 };
+                let target = i64::try_from(second).unwrap();
+                let catalog = Catalog { rooms: vec![room], ..catalog(0, target, "0/1") };
+                watch.look(Some(&catalog), start + Duration::from_secs(second.try_into().unwrap()));
+            }
+            let stalled = watch.stalled(Duration::from_mins(10)).into_iter().next();
+            stalled.and_then(|stalled| stalled.filling).map(|room| room.free_bytes)
+        };
+        assert_eq!(filling([600 << 20, 511 << 20]), Some(511 << 20));
+        assert_eq!(filling([600 << 20, 513 << 20]), None, "a twentieth is left");
+        assert_eq!(filling([400 << 20, 300 << 20]), None, "so it was before");
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub struct Retargeted {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spell {
-    /// What people call the tenant, or the shard.
+    /// What people call the tenant, or the shard; or the worker.
     pub subject: String,
     /// Why.
     pub reason: Reason,
@@ -112,12 +112,15 @@ pub struct Peak {
     pub at: u64,
 }
 
+/// What was refused: the reason, and the tenant, the shard or the node that it is about.
+type Subject = (Reason, Option<Tenant>, Option<i64>, Option<Group>);
+
 /// Collects what is decided.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub(super) actions: Vec<Acted>,
     pub(super) retargeted: Vec<Retargeted>,
-    refused: BTreeMap<(Reason, Option<Tenant>, Option<i64>), Spell>,
+    refused: BTreeMap<Subject, Spell>,
     pub(super) hot: BTreeSet<Tenant>,
     pub(super) demand: BTreeMap<Group, Vec<f64>>,
     periods: usize,
@@ -147,13 +150,14 @@ impl Log {
             let Pin { node: to, .. } = *pin;
             self.retargeted.push(Retargeted { at, tenant: name(pin.into()), to });
         }
-        for Refused { tenant, shard_id, reason } in decision.refused.iter().copied() {
-            let subject = || match (tenant, shard_id) {
-                (Some(tenant), _) => name(tenant),
-                (None, Some(shard)) => format!("shard {shard}"),
-                (None, None) => String::new(),
+        for Refused { tenant, shard_id, node, reason } in decision.refused.iter().copied() {
+            let subject = || match (tenant, shard_id, node) {
+                (Some(tenant), ..) => name(tenant),
+                (_, Some(shard), _) => format!("shard {shard}"),
+                (_, _, Some(node)) => node.to_string(),
+                (None, None, None) => String::new(),
             };
-            let spell = self.refused.entry((reason, tenant, shard_id)).or_insert_with(|| Spell {
+            let spell = self.refused.entry((reason, tenant, shard_id, node)).or_insert_with(|| Spell {
                 subject: subject(),
                 reason,
                 between: [at, at],
@@ -163,10 +167,7 @@ impl Log {
             spell.periods += 1;
         }
         if let Some(action) = decision.action {
-            let tenant = match action {
-                Action::Isolate { tenant, .. } | Action::Release { tenant } => Some(tenant),
-                Action::Split { .. } | Action::Spread { .. } => None,
-            };
+            let tenant = action.tenant();
             let hot = decision.hot.iter().find(|hot| Some(hot.tenant) == tenant);
             let heat = hot.map(|hot| (hot.share, hot.periods));
             let Cost { bytes, shards, seconds: took } = cost;
@@ -244,6 +245,7 @@ impl fmt::Display for Acted {
             }
             Action::Spread { from, to } => write!(f, "spread {from} -> {to}")?,
             Action::Release { .. } => return write!(f, "release {tenant}"),
+            Action::Retarget { to, .. } => return write!(f, "pin {tenant} to {to}"),
         }
         // What is only observed costs nothing.
         if self.took > 0 { write!(f, "; {} in {} s", size(self.bytes), self.took) } else { Ok(()) }
@@ -261,6 +263,7 @@ impl Outcome {
                 Action::Split { .. } => "split",
                 Action::Spread { .. } => "spread",
                 Action::Release { .. } => "release",
+                Action::Retarget { .. } => "retarget",
             };
             *counts.entry(kind).or_default() += 1;
         }

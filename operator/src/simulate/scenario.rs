@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use crate::api::Amount;
-use crate::heat::{Period, Policy};
+use crate::heat::{Period, Policy, Tenant};
 
 mod check;
 
@@ -27,6 +27,9 @@ pub struct Scenario {
     /// Load that was recorded: the periods of a real cluster, in order. An isolated tenant takes its load along; where
     /// shards are spread or split the record cannot tell what would have followed, and goes on as it is.
     pub recorded: Option<Vec<Period>>,
+    /// What people call tenants of the recording.
+    #[serde(default)]
+    pub names: Vec<(Tenant, String)>,
 }
 
 /// A made-up cluster and its load.
@@ -64,7 +67,7 @@ pub struct Synthetic {
 pub struct Workers {
     /// How many.
     pub count: u32,
-    /// How many of them, the last ones, are dedicated to pinned shards.
+    /// How many of them, the first ones, are dedicated to pinned shards.
     #[serde(default)]
     pub dedicated: u32,
     /// CPUs of each, as a quantity: `8` or `500m`.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::number::{count, fraction, scatter};
-use super::scenario::{Synthetic, Tables};
+use super::scenario::{Synthetic, Tables, Workers};
 use crate::heat::{Tenant, median};
 use crate::names::Group;
 use crate::shards::rebalance::HashRange;
@@ -77,14 +77,15 @@ impl Shards {
             next_id: 102_008,
             version: 0,
         };
-        let shared = scenario.workers.count - scenario.workers.dedicated;
+        let Workers { count, dedicated, .. } = scenario.workers;
+        let shared: Vec<Group> = (dedicated..count).map(Group::Worker).collect();
         for (number, tables) in scenario.tables.iter().enumerate() {
-            shards.create(number, tables, shared, scenario.seed);
+            shards.create(number, tables, &shared, scenario.seed);
         }
         shards
     }
 
-    fn create(&mut self, number: usize, tables: &Tables, workers: u32, seed: u64) {
+    fn create(&mut self, number: usize, tables: &Tables, workers: &[Group], seed: u64) {
         let seed = scatter(seed, as_bits(number));
         let hashes: Vec<i32> = (0..tables.tenants).map(|rank| hash(seed, rank)).collect();
         let parts: Vec<f64> =
@@ -95,7 +96,7 @@ impl Shards {
 
         let first = self.all.len();
         let groups = u64::from(tables.shard_groups);
-        for group in 0..tables.shard_groups {
+        for (group, node) in (0..tables.shard_groups).zip(workers.iter().cycle()) {
             let start = (u64::from(group) << 32).div_ceil(groups);
             let end = ((u64::from(group) + 1) << 32).div_ceil(groups) - 1;
             let range = HashRange { min: from_start(start), max: from_start(end) };
@@ -105,7 +106,7 @@ impl Shards {
                 id,
                 tables: number,
                 range,
-                node: Group::Worker(group % workers),
+                node: *node,
                 members: Vec::new(),
                 queries: 0.0,
                 bytes: 0.0,

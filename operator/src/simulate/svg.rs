@@ -96,7 +96,11 @@ impl Outcome {
             return self.demand.keys().copied().collect();
         }
         let involved = self.actions.iter().flat_map(|acted| match acted.action {
-            Action::Isolate { from, to, .. } | Action::Spread { from, to } => vec![from, to],
+            Action::Isolate { from, to, .. }
+            | Action::Spread { from, to }
+            | Action::Retarget { from, to, .. } => {
+                vec![from, to]
+            }
             Action::Split { from, to: [first, second], .. } => vec![from, first, second],
             Action::Release { .. } => Vec::new(),
         });

@@ -57,6 +57,10 @@ impl World {
                 self.pins.retain(|pin| Tenant::from(pin) != tenant);
                 Cost::default()
             }
+            Action::Retarget { tenant, to, .. } => {
+                self.retarget(&[tenant.pin(to)]);
+                Cost::default()
+            }
         }
     }
 
@@ -90,20 +94,33 @@ impl World {
         }
     }
 
-    /// Completes what is done by now; then empties the nodes that are to leave, and lets the empty ones go.
+    /// Completes what is done by now; then empties the nodes that are to leave, lets the empty ones go, and takes off the
+    /// dedicated ones what is not pinned to them.
     pub(super) fn progress(&mut self) {
         if let Some(job) = self.job.take_if(|job| job.ends <= self.time) {
             self.complete(job.work);
         }
-        if self.job.is_some() || self.nodes.values().all(|node| node.role != Role::Draining) {
+        if self.job.is_some() {
             return;
         }
-        let used: BTreeSet<Group> = self.shards.all.iter().map(|shard| shard.node).collect();
-        self.nodes.retain(|group, node| node.role != Role::Draining || used.contains(group));
         if self.nodes.values().any(|node| node.role == Role::Draining) {
+            let used: BTreeSet<Group> = self.shards.all.iter().map(|shard| shard.node).collect();
+            self.nodes.retain(|group, node| node.role != Role::Draining || used.contains(group));
+        }
+        if self.nodes.values().any(|node| node.role == Role::Draining) || self.has_guests() {
             let moves = self.plan(|_| true, Strategy::BySize, Goal::Settle);
             self.start_moves(moves);
         }
+    }
+
+    /// Whether a dedicated node holds what is not pinned to it.
+    fn has_guests(&self) -> bool {
+        let is_dedicated =
+            |group: &Group| self.nodes.get(group).is_some_and(|node| node.role == Role::Dedicated);
+        let holder = |pin: &Pin| Some((self.shards.holder(pin.into())?, pin.node));
+        let pinned: BTreeSet<(usize, Group)> = self.pins.iter().filter_map(holder).collect();
+        let mut shards = self.shards.all.iter().enumerate();
+        shards.any(|(index, shard)| is_dedicated(&shard.node) && !pinned.contains(&(index, shard.node)))
     }
 
     fn complete(&mut self, work: Work) {

@@ -58,7 +58,7 @@ impl World {
         let shards = Shards::new(scenario);
         let workers = &scenario.workers;
         let node = |number: u32| {
-            let dedicated = number >= workers.count - workers.dedicated;
+            let dedicated = number < workers.dedicated;
             let node = Node {
                 role: if dedicated { Role::Dedicated } else { Role::Shared },
                 counters: Counters::default(),
@@ -185,6 +185,7 @@ impl World {
             tenants: Vec::new(),
             pins: self.pins.clone(),
             held: Vec::new(),
+            empty: Vec::new(),
             large: Vec::new(),
             shard_groups: self.shards.all.len(),
             underway: self.job.is_some(),
@@ -259,6 +260,7 @@ impl World {
                 node: shard.node,
                 bytes: count(shard.bytes),
                 median: self.shards.median(shard),
+                heaviest: None,
             })
             .collect()
     }

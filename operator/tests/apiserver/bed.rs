@@ -1,6 +1,7 @@
 //! What every test needs: clients, the resource's definition, and a namespace of its own.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub struct Bed {
     pub client: Client,
     pub context: Context,
     pub namespace: String,
-    _server: Arc<ApiServer>,
+    server: Arc<ApiServer>,
 }
 
 impl Bed {
@@ -56,7 +57,12 @@ impl Bed {
             namespace: Some(namespace.to_owned()),
         };
         let context = Context::new(client.clone(), watcher, settings, Metrics::new());
-        Ok(Self { client, context, namespace: namespace.to_owned(), _server: server })
+        Ok(Self { client, context, namespace: namespace.to_owned(), server })
+    }
+
+    /// The file by which programs reach the server.
+    pub fn kubeconfig(&self) -> &Path {
+        self.server.kubeconfig()
     }
 
     pub fn clusters(&self) -> Api<DialogCluster> {

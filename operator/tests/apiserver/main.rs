@@ -7,6 +7,7 @@ mod bed;
 mod controller;
 mod lease;
 mod obstacles;
+mod plan;
 mod refusals;
 mod resource;
 mod rest;

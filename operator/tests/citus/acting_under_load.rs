@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dialog_operator::api::{HotTenant, IsolatedTenant};
 use dialog_operator::condition::HOT_TENANT;
 use dialog_operator::heat::{Action, Mode};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::actions::Outcome;
 use dialog_operator::shards::rebalance::HashRange;
+use jiff::Timestamp;
 
 use crate::acting::{
     assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome, with_mode,
@@ -99,6 +101,22 @@ async fn a_dialog_that_takes_its_worker_gets_its_own_and_nobody_loses_a_message(
     );
     assert!(figures.1.source_cpu_percent < figures.0.source_cpu_percent, "{figures:?}");
     assert!(shown.milliseconds.is_some_and(|took| took > 0), "{shown:?}");
+
+    // It is as hot as it was, and nothing is left to do about it.
+    let [HotTenant { tenant, node, pinned: true, .. }] = &heat.hot[..] else { panic!("{:?}", heat.hot) };
+    assert_eq!((tenant.clone(), node.clone()), (uuid(0), placed.node.to_string()));
+    let (status, reason, message) = condition(&round, HOT_TENANT);
+    assert_eq!((status, reason), ("False", "Isolated"), "{message}");
+    assert!(message.contains(&format!("dialog {}", uuid(0))), "{message}");
+    let topology = world.topology();
+    let shown = dialog_operator::shards::status::status(&wanted, &topology, &round, None, Timestamp::now());
+    let [IsolatedTenant { tenant, group, worker, asked_by, .. }] = &shown.isolated[..] else {
+        panic!("{:?}", shown.isolated)
+    };
+    assert_eq!((tenant, group.as_str(), asked_by.as_str()), (&uuid(0), "dialog", "policy"));
+    assert_eq!((worker.clone(), shown.isolated_count), (placed.node.to_string(), Some(1)));
+    let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    assert!(said.contains(&format!("pin dialog {} to {}", uuid(0), placed.node)), "{said:?}");
 
     let written = spammer.end().await? + crowd.end().await?;
     let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;

@@ -1,20 +1,24 @@
 //! Servers that end in the middle of a move.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
-use dialog_operator::shards::round::Carried;
+use dialog_operator::shards::round::{Carried, carry_out};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
+use futures::future::BoxFuture;
 use testbed::postgres::Shutdown;
 
 use crate::held_up::{HeldUp, TO_COPY};
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, condition, eventually, few_shards, store_messages, with_an_empty_worker};
+use crate::world::{
+    World, brief, condition, eventually, few_shards, placements, store_messages, with_an_empty_worker,
+};
 
 const ROWS: i64 = 10_000;
 
@@ -153,6 +157,32 @@ pub async fn assert_nothing_is_left(world: &World) -> Result<()> {
         let strays = world.number(group, strays).await?;
         ensure!(strays == 0, "{group} stores {strays} shards that belong elsewhere");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_whose_session_has_ended_is_not_made_without_the_lock_that_it_held() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let open = few_shards(2);
+    let step = world.round_of(&open, 0).await?.plan.steps.first().cloned().context("no move is planned")?;
+    ensure!(matches!(step, Step::MoveShard { .. }), "{step}");
+    let before = placements(&world).await?;
+    let groups = world.existing();
+    let (coordinator, sessions) = (world.ask_client(Group::Coordinator).await?, world.long_sessions(&step)?);
+    // Who has the lock is ended while it is asked what there is.
+    let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
+        Box::pin(async {
+            let holders = "pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted";
+            let end = format!("SELECT count(pg_terminate_backend(pid, 10000)) FROM {holders}");
+            let ended: i64 = coordinator.query_one(&end, &[]).await.unwrap().get(0);
+            assert_eq!(ended, 1, "nobody has the lock");
+            groups.clone()
+        })
+    };
+    let carried = carry_out(&brief(&open, &ask), &sessions, &step).await;
+    ensure!(carried.is_err(), "{carried:?}");
+    assert_eq!(placements(&world).await?, before);
     Ok(())
 }
 

@@ -3,10 +3,12 @@
 use anyhow::{Result, bail};
 use dialog_api::migrations::TOPOLOGY_LOCK;
 use dialog_operator::api::NodeState;
+use dialog_operator::cluster::patroni::config::DEFAULTS;
 use dialog_operator::condition::{
     BALANCED, CITUS_AVAILABLE, METADATA_SYNCED, PARAMETERS_APPLIED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
 };
 use dialog_operator::names::Group;
+use dialog_operator::shards::sessions::Door;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
@@ -95,10 +97,25 @@ async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
     let (status, reason, message) = condition(&round, CITUS_AVAILABLE);
     assert_eq!((status, reason), ("False", "TopologyLocked"));
     assert!(message.contains(&format!("held by dialog-api (pid {pid}")), "{message}");
+    assert!(message.contains("which has been idle since 2"), "{message}");
+    assert!(message.contains(&format!("SELECT pg_terminate_backend({pid}) there")), "{message}");
 
     other.batch_execute(&topology_lock("pg_advisory_unlock")).await?;
     let round = world.round(&wanted).await?;
     assert!(round.held.is_none() && round.is_settled(), "{round:?}");
+    // Nor does a session of the operator's keep it whose client is gone without a word: the server finds that out by itself.
+    let step = Step::MoveShard { shard_id: 1, from: Group::Worker(0), to: Group::Coordinator };
+    let session = world.long_sessions(&step)?.session(Group::Coordinator, Door::Dialog).await?;
+    for (name, expected) in [
+        ("tcp_keepalives_idle", "15"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "30000"),
+    ] {
+        let found: String = session.query_one(&format!("SHOW {name}"), &[]).await?.get(0);
+        assert_eq!(found, expected, "{name}");
+    }
+    drop(session);
     // And the operator has given it back.
     let locks = format!(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {}",
@@ -156,7 +173,13 @@ async fn what_was_changed_by_hand_is_changed_back() -> Result<()> {
     let flip = "SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', NOT shouldhaveshards)
                 FROM pg_dist_node";
     world.ask(Group::Coordinator, flip).await?;
+    let by_hand = ["wal_retrieve_retry_interval = '5s'", "citus.max_background_task_executors = 1"];
+    for setting in by_hand {
+        world.ask(Group::Worker(0), &format!("ALTER SYSTEM SET {setting}")).await?;
+    }
+    world.ask(Group::Worker(0), "SELECT pg_reload_conf()").await?;
     world.ask(Group::Worker(0), "ALTER ROLE dialog_api NOLOGIN").await?;
+    // Last: Citus tells all nodes, and does little for a role that is none any more.
     world.ask(Group::Worker(1), "ALTER ROLE dialog_operator NOSUPERUSER").await?;
     let steps = world.settle(&wanted).await?;
     for step in [
@@ -165,8 +188,20 @@ async fn what_was_changed_by_hand_is_changed_back() -> Result<()> {
         Step::SetShouldHaveShards { group: Group::Worker(1), value: true },
         Step::AllowLogin { group: Group::Worker(0) },
         Step::CreateOperatorRole { group: Group::Worker(1) },
+        Step::ResetSetting { group: Group::Worker(0), name: "wal_retrieve_retry_interval".to_owned() },
+        Step::ResetSetting {
+            group: Group::Worker(0),
+            name: "citus.max_background_task_executors".to_owned(),
+        },
     ] {
         assert!(steps.contains(&step), "{step} is not among {steps:?}");
+    }
+    for (name, declared) in DEFAULTS {
+        let found = format!(
+            "SELECT count(*) FROM pg_settings WHERE name = '{name}' AND setting || coalesce(unit, '') = '{declared}'"
+        );
+        let found = async || Ok(world.number(Group::Worker(0), &found).await? == 1);
+        eventually(&format!("{name} is {declared}"), found).await?;
     }
     assert_eq!(condition(&world.round(&wanted).await?, BALANCED).0, "True");
     Ok(())

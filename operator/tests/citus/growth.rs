@@ -192,3 +192,37 @@ async fn a_shrink_is_taken_back_halfway() -> Result<()> {
     assert_spread(&world, 3).await?;
     traffic.verify(&world).await
 }
+
+/// Citus moves no shard while a node lacks a reference table, whether the operator was told of the table or not.
+#[tokio::test]
+async fn reference_tables_that_the_policy_does_not_name_are_copied_before_shards_move() -> Result<()> {
+    needs_citus!();
+    let mut world = serving(1).await?;
+    let client = world.ask_client(Group::Coordinator).await?;
+    for by_hand in [
+        "CREATE TABLE countries (code text PRIMARY KEY)",
+        "SELECT create_reference_table('countries')",
+        "INSERT INTO countries VALUES ('de'), ('fr')",
+    ] {
+        client.batch_execute(by_hand).await?;
+    }
+
+    // One of the two that are asked for is not there yet: the other gets its copy all the same.
+    world.add(Group::Worker(1))?;
+    let round = world.round(&wanted(3)).await?;
+    assert_eq!(round.long, vec![Step::ReplicateReferenceTables], "{:?}", round.plan.steps);
+    world.carry_out(&wanted(3), &round.long[0]).await?;
+    let here = "SELECT count(*) FROM public.countries";
+    assert_eq!(world.number(Group::Worker(1), here).await?, 2);
+
+    world.add(Group::Worker(2))?;
+    let steps = world.settle(&wanted(3)).await?;
+    let first = |kind: &str| steps.iter().position(|step| step.kind() == kind);
+    assert!(first("ReplicateReferenceTables") < first("MoveShard"), "{steps:?}");
+    assert_spread(&world, 3).await?;
+    assert_eq!(world.number(Group::Worker(2), here).await?, 2);
+
+    // Who leaves takes only a copy along.
+    world.settle(&wanted(2)).await?;
+    assert_spread(&world, 2).await
+}

@@ -11,6 +11,8 @@ use crate::world::World;
 /// A move that is held up at its end is there after this time at the latest.
 pub const TO_COPY: Duration = Duration::from_mins(2);
 
+const ALL: &str = "(SELECT array_agg(shardid) FROM pg_dist_shard)";
+
 /// As long as this is there, no move of the shard groups comes to its end: everything is copied, and the changes meanwhile
 /// are followed.
 pub struct HeldUp {
@@ -23,20 +25,42 @@ pub struct HeldUp {
 impl HeldUp {
     /// Holds up the moves of the shard group of `shard_id`.
     pub async fn new(world: &World, shard_id: i64) -> Result<Self> {
-        Self::of(world, &format!("ARRAY[{shard_id}]")).await
+        Self::of(world, 5, &format!("ARRAY[{shard_id}]")).await
     }
 
     /// Holds up every move.
     pub async fn every(world: &World) -> Result<Self> {
-        Self::of(world, "(SELECT array_agg(shardid) FROM pg_dist_shard)").await
+        Self::of(world, 5, ALL).await
     }
 
-    async fn of(world: &World, shards: &str) -> Result<Self> {
+    /// Holds up no move, and has the lock that holds them up in a weaker mode.
+    pub async fn reading(world: &World) -> Result<Self> {
+        Self::of(world, 1, ALL).await
+    }
+
+    async fn of(world: &World, mode: i32, shards: &str) -> Result<Self> {
+        // Mode 5 is SHARE, 1 is ACCESS SHARE; the end of a move wants EXCLUSIVE.
+        Self::by(world, &format!("SELECT lock_shard_metadata({mode}, {shards})")).await
+    }
+
+    /// Holds up every move that is begun from now on, before it keeps writers waiting: by the lock that Citus has for tests of
+    /// this.
+    pub async fn while_others_write(world: &World) -> Result<Self> {
+        let heed = "ALTER DATABASE dialog SET citus.running_under_citus_test_suite = on";
+        world.ask_client(Group::Coordinator).await?.batch_execute(heed).await?;
+        Self::by(world, "SELECT pg_advisory_xact_lock(44000, 55152)").await
+    }
+
+    async fn by(world: &World, lock: &str) -> Result<Self> {
         let writer = world.ask_client(Group::Coordinator).await?;
-        // Mode 5 is SHARE; the end of a move wants EXCLUSIVE.
-        writer.batch_execute(&format!("BEGIN; SELECT lock_shard_metadata(5, {shards})")).await?;
+        writer.batch_execute(&format!("BEGIN; {lock}")).await?;
         let pid = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
         Ok(Self { writer, watcher: world.ask_client(Group::Coordinator).await?, pid })
+    }
+
+    /// Its session on the coordinator.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// Whether a move waits for it to go.

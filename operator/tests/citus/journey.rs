@@ -121,8 +121,19 @@ async fn a_tenant_is_isolated_once(killer: &mut Killer, world: &World, wanted: &
     let wanted = with_mode(wanted.clone(), Mode::Isolate);
     let count = "SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = 'public.messages'::regclass";
     let before = world.number(Group::Coordinator, count).await?;
-    let hash = covering(world, 4711).await?.range.min + 7;
-    let action = isolation(world, hash).await?;
+    // To the worker that leaves afterwards, so that its pin has to go elsewhere first.
+    let leaves = Group::Worker(2);
+    let mut at = 4711;
+    while covering(world, at).await?.node == leaves {
+        at += 1 << 27;
+    }
+    let hash = covering(world, at).await?.range.min + 7;
+    let action = match isolation(world, hash).await? {
+        Action::Isolate { tenant, from, to, rest: Some(rest) } if rest == leaves => {
+            Action::Isolate { tenant, from, to: rest, rest: Some(to) }
+        }
+        action => action,
+    };
     let id = decide(world, action).await?;
     let steps = killer.settle(world, &wanted).await?;
     let split = steps.iter().filter(|step| step.kind() == "SplitShard").count();
@@ -167,6 +178,8 @@ async fn a_move_that_waits_is_cancelled_and_made_later(
         running,
         phase: "Setting Up".to_owned(),
         idle: Duration::from_mins(10),
+        blocking: None,
+        filling: None,
         lost_slot: None,
         end: Some(End::Cancel),
     };

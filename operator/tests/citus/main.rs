@@ -8,6 +8,7 @@
 mod acting;
 mod acting_under_load;
 mod adopt;
+mod astray;
 mod by_load;
 mod crashes;
 mod detour;
@@ -19,14 +20,17 @@ mod growth;
 mod hands;
 mod heat;
 mod held_up;
+mod in_use;
 mod journey;
 mod killer;
+mod large;
 mod leftovers;
 mod moves;
 mod operator;
 mod pace;
 mod pins;
 mod planner;
+mod records;
 mod released;
 mod restored;
 mod retirement;
@@ -35,6 +39,7 @@ mod splits;
 mod stalls;
 mod traffic;
 mod world;
+mod writers;
 
 /// Ends a test on a machine where it cannot run, by name.
 macro_rules! needs_citus {

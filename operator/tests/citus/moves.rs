@@ -187,6 +187,40 @@ async fn a_table_without_a_key_keeps_its_own_colocation_group_only() -> Result<(
 }
 
 /// A change of a shard, or of a table, is found on whichever node it began.
+/// A move has a subscription for each owner of a table: what is free has to be enough for all of them.
+#[tokio::test]
+async fn a_move_of_tables_of_many_owners_waits_until_there_is_enough_for_each() -> Result<()> {
+    needs_citus!();
+    let mut world = World::start(1)?;
+    world.serve(&few_shards(1)).await?;
+    world.add_with(Group::Worker(1), |builder| builder.parameter("max_logical_replication_workers", "2"))?;
+    world.settle(&gated(2, closed())).await?;
+    let client = world.ask_client(Group::Coordinator).await?;
+    for owner in ["first", "second"] {
+        let table = format!("public.of_{owner}");
+        for by_hand in [
+            format!("CREATE ROLE {owner} LOGIN"),
+            format!("CREATE TABLE {table} (dialog_id uuid PRIMARY KEY)"),
+            format!(
+                "SELECT create_distributed_table('{table}', 'dialog_id', colocate_with => 'public.messages')"
+            ),
+            format!("ALTER TABLE {table} OWNER TO {owner}"),
+        ] {
+            client.batch_execute(&by_hand).await.with_context(|| by_hand.clone())?;
+        }
+    }
+    let round = world.round_of(&few_shards(2), 0).await?;
+    let owners = &round.observed.catalog.as_ref().context("catalogs")?.owners;
+    assert_eq!(owners.values().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1, 3]), "{owners:?}");
+    let checks = &round.plan.moves.as_ref().context("moves")?.checks;
+    let expected = "worker-1 has 2 logical replication workers free and a move needs 3: ";
+    let named = checks
+        .iter()
+        .any(|check| check.reason == "NoReplicationWorker" && check.message.starts_with(expected));
+    assert!(named, "{checks:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_change_that_runs_on_a_worker_is_named_and_waited_for() -> Result<()> {
     needs_citus!();

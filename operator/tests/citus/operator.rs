@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
-use dialog_operator::shards::jobs::{Existing, Job, Jobs};
+use dialog_operator::shards::jobs::{Existing, Job, Jobs, Permission};
 use dialog_operator::shards::observe::{splits, stall};
 use dialog_operator::shards::observed::Observed;
 use dialog_operator::shards::rebalance::MovePlan;
@@ -33,6 +33,8 @@ pub struct Operator {
     pub failed: Vec<Step>,
     /// What is known of load.
     pub heat: Option<Heat>,
+    /// What says whether a move may begin, asked again before each; `None` where only the rounds say it.
+    pub permission: Option<Permission>,
     watch: Watch,
     splits: Splits,
     before: Option<Observed>,
@@ -92,10 +94,16 @@ impl Operator {
             topology: world.topology(),
             identity: world.identity("dialog-operator")?,
             handover: Handover::of(wanted, &round),
-            permission: None,
+            permission: self.permission.clone(),
         }));
         self.jobs.start(&round.long);
         Ok(round)
+    }
+
+    /// Looks and remembers, and does nothing.
+    pub async fn look(&mut self, world: &World, wanted: &Wanted) -> Result<()> {
+        self.before = Some(world.round_of(wanted, 0).await?.observed);
+        Ok(())
     }
 
     /// Rounds until nothing is left to do, for `limit` at most.

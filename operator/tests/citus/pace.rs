@@ -1,21 +1,31 @@
 //! How moves follow each other.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dialog_operator::api::RebalanceSpec;
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
+use dialog_operator::shards::jobs::Permission;
 use dialog_operator::shards::observed::RunningMove;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
+use dialog_operator::shards::wanted::{Gate, gate};
 use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::tz::TimeZone;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
+use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, closed, condition, few_shards, gated, with_an_empty_worker};
+use crate::world::{World, closed, condition, eventually, few_shards, gated, with_an_empty_worker};
 
 /// How long the moves of a test may take.
 const LIMIT: Duration = Duration::from_mins(5);
+/// How long a window stays open: a round has to begin a move in it.
+const OPEN: Duration = Duration::from_secs(15);
 
 fn moves_of(steps: &[Step]) -> Vec<Step> {
     steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).cloned().collect()
@@ -50,8 +60,18 @@ async fn one_move_follows_the_other_without_a_round_between_them_in_the_order_of
         .iter()
         .map(|next| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to })
         .collect();
-    // The log of what was done is the plan, and so is its hash.
-    assert_eq!(moves_of(&operator.done), planned);
+    let done = moves_of(&operator.done);
+    assert_eq!(done, planned);
+    // The hash that was shown is that of the list of what was done, as anybody makes it of the log.
+    let list = done.iter().map(|step| match step {
+        Step::MoveShard { shard_id, from, to } => format!("{shard_id} {from} {to}\n"),
+        other => panic!("{other}"),
+    });
+    let digest = Sha256::digest(list.collect::<String>());
+    let hash = digest.iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    assert_eq!(plan.hash, hash);
+    let numbers: Vec<_> = done.iter().map(|step| step.number_in(&plan)).collect();
+    assert_eq!(numbers, (1..).map(Some).take(done.len()).collect::<Vec<_>>());
     assert_eq!(operator.failed, []);
     assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
     Ok(())
@@ -75,6 +95,47 @@ async fn nothing_follows_once_nobody_asks_for_it_any_more() -> Result<()> {
     assert!(round.plan.moves.as_ref().unwrap().running.is_empty(), "{:?}", round.plan.moves);
     assert_eq!(condition(&round, BALANCED).1, "OutsideWindow");
     Ok(())
+}
+
+#[tokio::test]
+async fn nothing_follows_once_the_window_has_closed_between_two_rounds() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let mut operator = Operator::default();
+    let permission = Permission { spec: open_until_soon()?, annotations: BTreeMap::new(), handled: None };
+    let gate = || gate(&permission.spec, &permission.annotations, None, Timestamp::now());
+    operator.permission = Some(permission.clone());
+    let held_up = HeldUp::every(&world).await?;
+    // The last round for as long as this lasts: the window is open, and so it is when the first move begins.
+    let first = operator.round(&world, &gated(2, gate())).await?;
+    assert_eq!((gate(), first.long.len()), (Gate::Open, 1), "{:?}", first.plan.steps);
+    eventually("the window has closed while the first move was made", async || {
+        let closed = matches!(gate(), Gate::Closed { reason: "OutsideWindow", .. });
+        Ok(closed && held_up.is_waited_for().await?)
+    })
+    .await?;
+    held_up.end().await?;
+    // The next move begins before the one that it follows has ended.
+    eventually("no move is under way any more", async || Ok(operator.jobs.is_idle())).await?;
+    operator.take_results();
+    assert_eq!((moves_of(&operator.done), operator.failed.as_slice()), (first.long, &[][..]));
+    let round = operator.round(&world, &gated(2, gate())).await?;
+    let moves = round.plan.moves.as_ref().unwrap();
+    assert!(moves.running.is_empty() && !moves.plan.moves.is_empty(), "{moves:?}");
+    assert_eq!(condition(&round, BALANCED).1, "OutsideWindow");
+    Ok(())
+}
+
+/// A window that opened with this minute and closes soon.
+fn open_until_soon() -> Result<RebalanceSpec> {
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    let seconds = i64::from(now.second()) + OPEN.as_secs().cast_signed();
+    let window = json!({
+        "schedule": format!("{} {} * * *", now.minute(), now.hour()),
+        "duration": format!("{seconds}s"),
+        "timeZone": "UTC",
+    });
+    Ok(serde_json::from_value(json!({"windows": [window]}))?)
 }
 
 #[tokio::test]

@@ -44,11 +44,15 @@ async fn a_dialog_that_is_quiet_for_long_enough_is_released_and_its_shard_moves_
     let spammer = spammer(&world).await?;
     let mut heat = operator.look(None).await?;
     let mut periods = 0;
+    let mut became = Vec::new();
     while heat.last.is_none() {
         heat = operator.look(Some(&heat)).await?;
+        became.extend(heat.turned.iter().map(|turn| (turn.hot, turn.message.clone())));
         periods += 1;
         ensure!(periods <= 5, "not found: {heat:?}");
     }
+    let Some((true, message)) = became.first() else { panic!("{became:?}") };
+    assert!(message.starts_with(&format!("dialog {} takes ", uuid(0))), "{message}");
     world.settle(&wanted).await?;
     let own = covering(&world, hot).await?;
     assert_eq!((own.node, own.range), (Group::Worker(0), HashRange { min: hot, max: hot }));
@@ -63,14 +67,22 @@ async fn a_dialog_that_is_quiet_for_long_enough_is_released_and_its_shard_moves_
     // It is quiet. An operator that is started anew meanwhile has not forgotten since when.
     let written = spammer.end().await?;
     let ended = Timestamp::now();
-    heat = operator.look(Some(&heat)).await?;
-    heat = operator.look(Some(&heat)).await?;
+    let mut turned = Vec::new();
+    for _ in 0..2 {
+        heat = operator.look(Some(&heat)).await?;
+        turned.extend(heat.turned.iter().map(|turn| (turn.hot, turn.message.clone())));
+    }
     assert_eq!(pinned(&world, &wanted).await?, 1, "too soon: {heat:?}");
     let next = Operator::new(&world, &wanted).await?;
     while pinned(&world, &wanted).await? > 0 {
         heat = next.look(Some(&heat)).await?;
+        turned.extend(heat.turned.iter().map(|turn| (turn.hot, turn.message.clone())));
         ensure!(Timestamp::now().duration_since(ended) < QUIET * 4, "never released: {heat:?}");
     }
+    // That it has cooled down is told once.
+    let [(false, message)] = &turned[..] else { panic!("{turned:?}") };
+    let said = format!("dialog {} does not take a large part of worker-0 any more", uuid(0));
+    assert!(message.starts_with(&said), "{message}");
     let quiet = heat.end.context("no period was seen")?.duration_since(ended);
     assert!(quiet >= QUIET, "released after {quiet:?}");
     let decided = heat.last.clone().context("nothing is said")?;

@@ -13,7 +13,8 @@ use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::{REBALANCE_ANNOTATION, Wanted, gate, request};
 use futures::future::{BoxFuture, ready};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -87,22 +88,35 @@ async fn a_worker_that_comes_back_with_an_older_etcd_is_made_anew_and_its_old_st
     assert_eq!(kubernetes.step(&world).await?, Vec::<String>::new());
     assert_eq!(kubernetes.observed().await?.groups[&LEAVER].uid, observed.groups[&LEAVER].uid);
 
-    // Its volume is a new one, and Patroni waits for whoever had made the database: cause and remedy are named.
+    // Its volume is a new one, and Patroni waits for whoever had made the database: what to look at and to do is named.
     kubernetes.wait_in_vain().await?;
     let now = Timestamp::now();
     let problems = problems(&cluster, &kubernetes.target, &kubernetes.observed().await?, now);
-    let lost = problems.iter().find(|problem| problem.reason == "DatabaseLost");
-    let message = &lost.with_context(|| format!("{problems:?}"))?.message;
-    for part in ["chat-worker-1-0: no volume has a database", "restored", "lower spec.workers.count to 1"] {
-        assert!(message.contains(part), "{message}");
+    let not_read = problems.iter().find(|problem| problem.reason == "DatabaseNotRead");
+    let message = &not_read.with_context(|| format!("{problems:?}"))?.message;
+    for part in [
+        "chat-worker-1-0: for minutes Patroni has read no database from the volume (data-chat-worker-1-0)",
+        "kubectl exec chat-worker-1-0 -- ls",
+        "Kubernetes was restored",
+        "kubectl delete pvc --wait=false data-chat-worker-1-0 && kubectl delete statefulset chat-worker-1;",
+    ] {
+        assert!(message.contains(part), "no {part:?} in {message}");
     }
 
-    // The remedy: it leaves without a word of its own, as it has none, and comes back.
+    // That Patroni reads nothing is no proof that there is nothing: also one that is not asked for stays, untouched.
     let cluster = kubernetes.ask_for(1).await?;
     world.settle(&wanted(&cluster)).await?;
-    kubernetes.remove(&world).await?;
-    assert_eq!(placements(&world).await?, after, "shards were moved or lost");
+    let stays = kubernetes.step(&world).await?;
+    ensure!(stays.len() == 1 && stays[0].contains("worker-1 does not answer"), "{stays:?}");
+    let there = kubernetes.observed().await?;
+    let set = &there.groups[&LEAVER];
+    ensure!(set.uid == observed.groups[&LEAVER].uid && !set.volumes_follow, "{set:?}");
+    ensure!(there.claims_of(LEAVER) == 1 && !there.claims[&LEAVER][&0].is_terminating, "{:?}", there.claims);
+
+    // The remedy, by hand; the operator goes on once nothing of it is left.
     let cluster = kubernetes.ask_for(2).await?;
+    kubernetes.delete_by_hand(&world).await?;
+    assert_eq!(placements(&world).await?, after, "shards were moved or lost");
     world.add(LEAVER)?;
     let steps = world.settle(&wanted(&cluster)).await?;
     assert!(steps.contains(&Step::AddNode { group: LEAVER }), "{steps:?}");
@@ -182,19 +196,39 @@ impl Kubernetes {
     /// Takes the worker away as far as it lets itself be taken away.
     async fn remove(&self, world: &World) -> Result<()> {
         while let Some(next) = self.next().await? {
-            let before = self.observed().await?;
             let stays = self.step(world).await?;
             ensure!(stays.is_empty(), "{stays:?}");
             if matches!(next, Removal::AwaitOwners) {
                 self.follow().await?;
             }
-            if matches!(next, Removal::DeleteStatefulSet) && before.with_pods.contains(&LEAVER) {
-                let pod = self.names.pod(LEAVER, 0);
-                self.all::<Pod>().delete(&pod, &DeleteParams::default().grace_period(0)).await?;
-            }
         }
+        self.ensure_gone().await
+    }
+
+    /// Deletes the worker's claim and StatefulSet as somebody would, and what Kubernetes deletes because of that.
+    async fn delete_by_hand(&self, world: &World) -> Result<()> {
+        let (claims, claim) = (self.all::<PersistentVolumeClaim>(), self.names.claim(LEAVER, 0));
+        claims.delete(&claim, &DeleteParams::default()).await?;
+        self.all::<StatefulSet>().delete(&self.names.group(LEAVER), &DeleteParams::default()).await?;
+        // As long as its pod has the volume, the worker is neither forgotten nor made anew.
+        ensure!(self.step(world).await?.is_empty());
+        let observed = self.observed().await?;
+        ensure!(observed.is_leaving(LEAVER) && observed.claims_of(LEAVER) == 1, "{observed:?}");
+        ensure!(self.all::<ConfigMap>().get_opt(&self.state()).await?.is_some(), "Patroni's state is gone");
+        self.all::<Pod>()
+            .delete(&self.names.pod(LEAVER, 0), &DeleteParams::default().grace_period(0))
+            .await?;
+        let unused = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        claims.patch(&claim, &PatchParams::default(), &unused).await?;
+        ensure!(self.step(world).await?.is_empty());
+        self.ensure_gone().await
+    }
+
+    /// Nothing is left of the worker, and it can be made anew.
+    async fn ensure_gone(&self) -> Result<()> {
         let left = self.observed().await?;
         ensure!(!left.groups.contains_key(&LEAVER) && !left.claims.contains_key(&LEAVER), "{left:?}");
+        ensure!(!left.is_leaving(LEAVER), "{left:?}");
         ensure!(self.all::<ConfigMap>().get_opt(&self.state()).await?.is_none(), "Patroni's state stays");
         Ok(())
     }

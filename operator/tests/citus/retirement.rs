@@ -11,7 +11,6 @@ use dialog_operator::metrics::Metrics;
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret};
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
@@ -199,7 +198,7 @@ impl Kubernetes {
     pub async fn step(&self, world: &World) -> Result<Vec<String>> {
         let observed = self.observed().await?;
         forget_state(&self.context, &self.names, &observed).await?;
-        Ok(step(&self.context, &self.target, &observed, world.topology(), Timestamp::now()).await?)
+        Ok(step(&self.context, &self.target, &observed, world.topology()).await?)
     }
 
     /// Lets Kubernetes take note of what was written: claims follow their StatefulSet, and go before it does.

@@ -16,7 +16,7 @@ use dialog_operator::shards::supervise::Splits;
 use jiff::Timestamp;
 
 use crate::acting::{
-    DIALOG, assert_nothing_is_left, covering, decide, hash, isolating, isolation, make_large, outcome,
+    DIALOG, assert_nothing_is_left, covering, decide_while_written, hash, isolating, make_large, outcome,
     planned, settle,
 };
 use crate::needs_citus;
@@ -84,11 +84,9 @@ async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that
     make_large(&world, DIALOG).await?;
     let large = hash(&world, DIALOG).await?;
     let source = covering(&world, large).await?.node;
-    let mut writer = world.ask_client(source).await?;
-    let open = writer.transaction().await?;
-    let pid: i32 = open.query_one("SELECT pg_backend_pid(), pg_current_xact_id()::text", &[]).await?.get(0);
+    let (id, writer) = decide_while_written(&world, large).await?;
+    let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
 
-    let id = decide(&world, isolation(&world, large).await?).await?;
     let mut operator = Operator::default();
     operator.until_held(&world, &wanted, source).await?;
     let round = operator.round(&world, &wanted).await?;
@@ -119,7 +117,7 @@ async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that
         ensure!(started.elapsed() < Duration::from_mins(3), "it was not ended");
         operator.take_results();
     }
-    open.rollback().await?;
+    writer.batch_execute("ROLLBACK").await?;
     // A busy machine does nothing for longer than that.
     operator.settle(&world, &isolating(3), Duration::from_mins(5)).await?;
     let cancelled = |step: &&Step| matches!(step, Step::CancelMove { .. });
@@ -185,11 +183,8 @@ async fn what_another_split_has_left_and_fails_does_not_end_one_that_gets_on() -
     let source = covering(&world, large).await?.node;
     let other = (0..3).map(Group::Worker).find(|group| *group != source).context("there are three")?;
     leave_failing(&mut world, source, other).await?;
-    let mut writer = world.ask_client(source).await?;
-    let open = writer.transaction().await?;
-    open.execute("SELECT pg_current_xact_id()::text", &[]).await?;
 
-    let id = decide(&world, isolation(&world, large).await?).await?;
+    let (id, writer) = decide_while_written(&world, large).await?;
     let mut operator = Operator::default();
     operator.until_held(&world, &wanted, source).await?;
     let catalog = operator.round(&world, &wanted).await?.observed.catalog.context("no catalog")?;
@@ -200,7 +195,7 @@ async fn what_another_split_has_left_and_fails_does_not_end_one_that_gets_on() -
     assert_eq!(watch.stalled(Duration::from_mins(10)), []);
     // Nor is it taken for progress.
     assert!(!running.progress.iter().any(|shown| shown.contains("4711")), "{running:?}");
-    open.rollback().await?;
+    writer.batch_execute("ROLLBACK").await?;
     operator.settle(&world, &wanted, Duration::from_mins(5)).await?;
     let cancelled = |step: &Step| matches!(step, Step::CancelMove { .. });
     assert!(!operator.done.iter().any(cancelled), "{:?}", operator.done);
@@ -220,10 +215,7 @@ async fn an_attempt_that_nobody_sees_the_end_of_counts() -> Result<()> {
     make_large(&world, DIALOG).await?;
     let large = hash(&world, DIALOG).await?;
     let before = covering(&world, large).await?;
-    let mut writer = world.ask_client(before.node).await?;
-    let open = writer.transaction().await?;
-    open.execute("SELECT pg_current_xact_id()::text", &[]).await?;
-    let id = decide(&world, isolation(&world, large).await?).await?;
+    let (id, writer) = decide_while_written(&world, large).await?;
     for attempt in 1..=3 {
         let Step::SplitShard(split) = planned(&world, &wanted).await? else { panic!("nothing is split") };
         let step = Step::SplitShard(split);
@@ -247,7 +239,7 @@ async fn an_attempt_that_nobody_sees_the_end_of_counts() -> Result<()> {
         let act = outcome(&world.round_of(&wanted, 0).await?, id).await?;
         assert_eq!((act.attempts, act.outcome, act.note), (attempt, None, None));
     }
-    open.rollback().await?;
+    writer.batch_execute("ROLLBACK").await?;
     let kinds = settle(&world, &wanted).await?;
     assert!(kinds.contains(&"EndAction") && !kinds.contains(&"SplitShard"), "{kinds:?}");
     let act = outcome(&world.round(&wanted).await?, id).await?;

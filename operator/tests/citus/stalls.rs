@@ -41,11 +41,14 @@ struct Scene {
     table: String,
 }
 
+/// What is done about a move that does not get on, whether writers wait for it or not.
+const CANCELLED: &str = "it is cancelled and planned again";
+
 #[tokio::test]
 async fn what_keeps_a_move_is_named_and_the_move_is_made_when_it_is_gone() -> Result<()> {
     needs_citus!();
     let full = volumes_available();
-    let mut scene = Scene::new(World::start(1)?, full.is_ok()).await?;
+    let mut scene = Box::pin(Scene::new(World::start(1)?, full.is_ok())).await?;
     let mut held_up = HeldUp::every(&scene.world).await?;
     held_up = scene.no_worker_is_free(held_up).await?;
     held_up = scene.a_row_is_there_already(held_up).await?;
@@ -58,12 +61,70 @@ async fn what_keeps_a_move_is_named_and_the_move_is_made_when_it_is_gone() -> Re
     Box::pin(scene.comes_to_rest(&[ROWS + 2, ROWS + 2 + MANY])).await
 }
 
+/// A volume that has become nearly full is no matter of time: its server would stop.
+#[tokio::test]
+async fn a_move_is_cancelled_before_it_fills_a_volume() -> Result<()> {
+    needs_citus!();
+    if let Err(reason) = volumes_available() {
+        println!("SKIPPED a nearly full volume: {reason}");
+        return Ok(());
+    }
+    let mut scene = Box::pin(Scene::new(World::start(1)?, true)).await?;
+    scene.wanted.rebalance.stall_timeout = Duration::from_mins(10);
+    let held_up = HeldUp::every(&scene.world).await?;
+    scene.begin(&held_up).await?;
+    // It is seen to have room.
+    scene.operator.round(&scene.world, &scene.wanted).await?;
+    scene.world.server(TARGET).leave_free(VOLUME / 40)?;
+    let message = scene.until_said("DiskFull", "cannot go on: the disk of worker-1 is nearly full").await?;
+    assert!(message.contains("bytes are free") && message.contains("make room there"), "{message}");
+    scene.until_cancelled().await?;
+    scene.world.server(TARGET).leave_free(VOLUME)?;
+    held_up.end().await?;
+    Box::pin(scene.comes_to_rest(&[ROWS])).await
+}
+
 #[tokio::test]
 async fn a_prepared_transaction_that_keeps_a_move_is_named_with_what_ends_it() -> Result<()> {
     needs_citus!();
-    let mut scene = Scene::new(World::start(1)?, false).await?;
+    let mut scene = Box::pin(Scene::new(World::start(1)?, false)).await?;
     let held_up = HeldUp::every(&scene.world).await?;
     scene.a_prepared_transaction_is_forgotten(held_up).await
+}
+
+/// Under traffic that Citus commits in two phases there is a prepared transaction at nearly every moment.
+#[tokio::test]
+async fn who_keeps_a_move_for_longest_is_named_and_not_a_transaction_that_is_prepared_beside_it() -> Result<()>
+{
+    needs_citus!();
+    let mut scene = Box::pin(Scene::new(World::start(1)?, false)).await?;
+    let (younger, held_up) = (HeldUp::every(&scene.world).await?, HeldUp::every(&scene.world).await?);
+    scene.begin(&held_up).await?;
+    younger.prepare("younger").await?;
+    let message = scene.until_said("MoveBlocked", "has made no progress").await?;
+    let who = format!("(pid {}, open for", held_up.pid());
+    assert!(message.contains("on coordinator its process") && message.contains(&who), "{message}");
+    scene.until_cancelled().await?;
+    held_up.end().await?;
+    let coordinator = scene.world.ask_client(Group::Coordinator).await?;
+    coordinator.batch_execute("ROLLBACK PREPARED 'younger'").await?;
+
+    // Another has the lock for longer, in a mode that nobody waits for.
+    let (harmless, held_up) = (HeldUp::reading(&scene.world).await?, HeldUp::every(&scene.world).await?);
+    scene.begin(&held_up).await?;
+    harmless.prepare("harmless").await?;
+    held_up.prepare("culprit").await?;
+    let message = scene.until_said("MoveBlocked", "prepared transaction 'culprit'").await?;
+    assert!(!message.contains("harmless"), "{message}");
+    scene.until_cancelled().await?;
+    for gid in ["harmless", "culprit"] {
+        coordinator.batch_execute(&format!("ROLLBACK PREPARED '{gid}'")).await?;
+    }
+    eventually("the move is made", async || {
+        scene.operator.round(&scene.world, &scene.wanted).await?;
+        Ok(scene.operator.done.contains(&scene.step))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -72,7 +133,7 @@ async fn a_way_that_is_cut_in_the_middle_of_a_move_is_named_and_the_coordinator_
     let mut world = World::start(1)?;
     let detour = Detour::to(world.server(SOURCE).port()).await?;
     world.lead_by(SOURCE, detour.port());
-    let mut scene = Scene::new(world, false).await?;
+    let mut scene = Box::pin(Scene::new(world, false)).await?;
     let held_up = HeldUp::every(&scene.world).await?;
     let held_up = scene.the_target_is_cut_off(held_up, &detour).await?;
     scene.the_source_is_cut_off(held_up, &detour).await?;
@@ -330,7 +391,7 @@ impl Scene {
         // Without anything left to follow the move would end.
         self.by_hand(SOURCE, &self.message("gen_random_uuid()")).await?;
         held_up.end().await?;
-        let message = self.until_said("NodeUnreachable", "has made no progress").await?;
+        let message = self.until_said("NodeUnreachable", CANCELLED).await?;
         assert!(message.contains("worker-1 cannot connect to worker-0 at localhost:"), "{message}");
         assert!(message.contains("NetworkPolicy"), "{message}");
         self.until_cancelled().await?;
@@ -346,7 +407,7 @@ impl Scene {
         self.begin(&held_up).await?;
         detour.set(Cut::Everybody);
         held_up.end().await?;
-        let message = self.until_said("NodeUnreachable", "has made no progress").await?;
+        let message = self.until_said("NodeUnreachable", CANCELLED).await?;
         assert!(message.contains("worker-0 does not answer"), "{message}");
         detour.set(Cut::Nobody);
         Ok(())

@@ -183,6 +183,31 @@ fn volumes_that_outlived_a_cluster_are_adopted_and_nobody_may_make_a_new_databas
 }
 
 #[test]
+fn volumes_that_were_to_go_with_a_worker_stay_once_it_is_asked_for_again() {
+    let mut observed = initialized(&[Group::Coordinator, Group::Worker(0), Group::Worker(1)]);
+    let leaver = observed.groups.get_mut(&Group::Worker(1)).unwrap();
+    leaver.volumes_follow = true;
+    let deleted_with_it = |count: i32, observed: &Observed| {
+        let built = objects(&cluster(&json!({ "workers": { "count": count } })), observed);
+        let policy = |set: &StatefulSet| {
+            let policy = set.spec.as_ref()?.persistent_volume_claim_retention_policy.as_ref()?;
+            Some((set.name_any(), policy.when_deleted.clone()?))
+        };
+        built.stateful_sets.iter().filter_map(policy).filter(|(_, when)| when == "Delete").collect::<Vec<_>>()
+    };
+    let said = |name: &str| vec![(name.to_owned(), "Delete".to_owned())];
+    assert_eq!(deleted_with_it(1, &observed), said("chat-worker-1"), "it is still leaving");
+    assert_eq!(
+        deleted_with_it(2, &observed),
+        [],
+        "whoever deletes the StatefulSet by hand would lose its data"
+    );
+    // Nobody but the one who asks the databases has volumes go.
+    observed.groups.get_mut(&Group::Worker(1)).unwrap().volumes_follow = false;
+    assert_eq!(deleted_with_it(1, &observed), []);
+}
+
+#[test]
 fn an_instance_is_taken_away_only_while_one_that_stays_is_certainly_the_primary() {
     let instance = |ordinal: i32, is_primary: bool| Instance {
         pod: format!("chat-coordinator-{ordinal}"),

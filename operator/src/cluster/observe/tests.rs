@@ -49,3 +49,27 @@ fn a_volume_that_somebody_kept_is_none_that_leaves() {
     observed.claims.insert(LEAVER, [(0, Claim { owner: Some("0".to_owned()), ..Claim::default() })].into());
     assert!(!observed.is_leaving(LEAVER), "what is there now counts");
 }
+
+#[test]
+fn a_group_has_no_database_only_while_none_was_made_and_its_volumes_are_its_own() {
+    let at = |second| Timestamp::from_second(second).ok();
+    let may = |change: fn(&mut ObservedGroup, &mut Claim)| {
+        let mut observed = serving();
+        let claim = observed.claims.get_mut(&LEAVER).unwrap().get_mut(&0).unwrap();
+        let group = observed.groups.get_mut(&LEAVER).unwrap();
+        (group.created, claim.created) = (at(100), at(100));
+        change(group, claim);
+        observed.may_have_database(LEAVER)
+    };
+    assert!(!may(|_, _| ()));
+    assert!(!may(|group, _| group.system_identifier = Some(String::new())), "it was only begun");
+    assert!(may(|group, _| group.system_identifier = Some("7".to_owned())));
+    assert!(
+        may(|_, claim| claim.created = Timestamp::from_second(99).ok()),
+        "it outlived another StatefulSet"
+    );
+    assert!(may(|_, claim| claim.created = None), "nobody knows");
+    let mut pending = serving();
+    pending.claims.clear();
+    assert!(!pending.may_have_database(LEAVER));
+}

@@ -19,7 +19,7 @@ pub const VOLUME: &str = "/var/lib/postgresql/data";
 pub const SOCKETS: &str = "/var/run/postgresql";
 
 /// The data directory; one below the volume, which may hold a `lost+found`.
-const DATA: &str = "/var/lib/postgresql/data/pgdata";
+pub const DATA: &str = "/var/lib/postgresql/data/pgdata";
 /// PostgreSQL's programs, wherever the image's distribution puts them.
 const PROGRAMS: &str = "/usr/local/lib/postgresql-bin";
 /// Part of the image: makes a whole data directory or none, so that a database is never half made.

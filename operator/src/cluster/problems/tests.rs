@@ -246,6 +246,23 @@ fn a_database_that_nobody_makes_is_named() {
 }
 
 #[test]
+fn of_a_database_that_is_not_read_is_said_what_to_look_at_and_nothing_of_a_coordinator_is_deleted() {
+    let problem = worst(|observed| {
+        let instance = instance(observed);
+        instance.started = Some(Timestamp::UNIX_EPOCH);
+        let (state, role) = ("stopped".to_owned(), "uninitialized".to_owned());
+        instance.patroni = Member { state, role, ..Member::default() };
+    });
+    assert_eq!((problem.reason, problem.passes), ("DatabaseNotRead", false));
+    for part in
+        ["chat-coordinator-0: ", "(data-chat-coordinator-0)", "ConfigMap chat-coordinator-config", "backup"]
+    {
+        assert!(problem.message.contains(part), "no {part:?} in {}", problem.message);
+    }
+    assert!(!problem.message.contains("kubectl delete"), "{}", problem.message);
+}
+
+#[test]
 fn what_the_database_says_needs_somebody_or_speaks_of_this_generation() {
     let said = |reason: &str| {
         let conditions = json!([

@@ -268,3 +268,36 @@ fn parameters_begin_with_standbys_unless_they_are_lowered() {
     assert_eq!(restarted(&pending("shared_buffers", "200", "100")), "chat-worker-0-2");
     assert_eq!(restarted(&pending("max_connections", "200", "100")), "chat-worker-0-0");
 }
+
+/// As when all nodes are found at `wal_level=replica`.
+#[test]
+fn all_groups_restart_for_a_parameter_one_server_at_a_time_and_the_coordinator_last() {
+    let names = [(Group::Coordinator, 2), (Group::Worker(0), 2), (Group::Worker(1), 1)];
+    let mut groups: BTreeMap<Group, ObservedGroup> =
+        names.map(|(name, count)| (name, group(name, &vec![NEW; count]))).into();
+    for instance in groups.values_mut().flat_map(|group| &mut group.instances) {
+        instance.patroni = pending("wal_level", "replica", "logical");
+    }
+    let look = |groups: &BTreeMap<Group, ObservedGroup>| {
+        step(&groups.iter().map(|(name, there)| (*name, there.clone())).collect::<Vec<_>>())
+    };
+    let mut restarts = Vec::new();
+    while let Step::Restart { group, pod, parameters } = look(&groups) {
+        assert_eq!(parameters, ["wal_level"]);
+        let restart = |groups: &mut BTreeMap<Group, ObservedGroup>, is_ready| {
+            let mut instances = groups.get_mut(&group).unwrap().instances.iter_mut();
+            let instance = instances.find(|instance| instance.pod == pod).unwrap();
+            instance.is_ready = is_ready;
+            instance.patroni = Member::default();
+        };
+        restart(&mut groups, false);
+        let meanwhile = look(&groups);
+        assert!(matches!(meanwhile, Step::Wait(_) | Step::Nothing), "{meanwhile:?} while {pod} restarts");
+        restart(&mut groups, true);
+        restarts.push(pod);
+    }
+    assert_eq!(look(&groups), Step::Nothing);
+    let order =
+        ["chat-worker-0-1", "chat-worker-0-0", "chat-worker-1-0", "chat-coordinator-1", "chat-coordinator-0"];
+    assert_eq!(restarts, order);
+}

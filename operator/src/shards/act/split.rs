@@ -18,7 +18,7 @@ pub(super) async fn perform(sessions: &Sessions, split: &Split) -> Result<(), Er
     if let Err(error) = &done {
         // The session may have been ended with the split. If this is not noted either, the coordinator has gone: the attempt
         // counts all the same.
-        if let Ok(session) = sessions.session(Group::Coordinator, Door::Dialog).await {
+        if let Ok(session) = sessions.looking().session(Group::Coordinator, Door::Dialog).await {
             let _ = actions::note_failure(&session, split.action, &error.to_string()).await;
         }
     }
@@ -77,9 +77,10 @@ pub(super) async fn end(
     outcome: Outcome,
     note: Option<&str>,
 ) -> Result<(), Error> {
-    // What splits have left and Citus has not noted is not the operator's: the condition `Balanced` says so.
-    let of_splits = |left: &cleanup::Left| left.object.starts_with("citus_shard_split_") && left.node.is_ok();
-    cleanup::perform(sessions, of_splits).await?;
+    // What splits have left and Citus has not noted is not the operator's: the condition `Balanced` says so. Nor does anybody
+    // wait for a node that was disabled, or is gone.
+    let of_splits = |left: &cleanup::Left| left.object.starts_with("citus_shard_split_") && left.active;
+    cleanup::make_sure(sessions, of_splits).await?;
     actions::end(&*super::catalogs(sessions).await?, id, outcome, note).await?;
     Ok(())
 }

@@ -1,11 +1,15 @@
 //! Whether a tenant takes a large part of its worker.
 
+use crate::api::HotTenant;
 use crate::condition::{Finding, HOT_TENANT, Holds};
 use crate::heat::{Mode, Reason};
+
+use crate::shards::act;
 use crate::shards::heat::Refusal;
 use crate::shards::heat::actions::{Act, Outcome};
 use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::Draft;
+use crate::shards::step::Step;
 use crate::shards::world::{Support, World};
 
 /// The condition `HotTenant`: true is what is to be looked at.
@@ -34,19 +38,24 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if let Some(failure) = &heat.failure {
         return finding(Holds::Unknown, "NotObserved", failure.clone());
     }
-    let names: Vec<String> = heat
-        .hot
-        .iter()
-        .map(|hot| format!("{} {} ({} % of {})", hot.group, hot.tenant, hot.share_percent, hot.node))
-        .collect();
+    let name =
+        |hot: &HotTenant| format!("{} {} ({} % of {})", hot.group, hot.tenant, hot.share_percent, hot.node);
+    // Nothing is left to do about those that are pinned; where they are too much for their worker, that is refused.
+    let (pinned, others): (Vec<&HotTenant>, Vec<&HotTenant>) = heat.hot.iter().partition(|hot| hot.pinned);
+    let names: Vec<String> = others.iter().copied().map(name).collect();
     let decided = heat.last.as_ref().filter(|_| heat.is_decided_now());
     let lasting = i32::try_from(watch.policy.consecutive_periods).unwrap_or(i32::MAX);
     let who = format!("hot: {}", names.join(", "));
-    // That somebody stays pinned harms nobody.
-    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted;
-    if let Some(refusal) = heat.refused.iter().find(harmful) {
+    let refused = |refusal: &Refusal| {
         let who = if names.is_empty() { String::new() } else { format!("{who}; ") };
-        return finding(Holds::True, "NothingHelps", format!("{who}{}", refusal.message));
+        format!("{who}{}", refusal.message)
+    };
+    let of_a_worker =
+        |refusal: &&Refusal| matches!(refusal.reason, Reason::NotByLoad | Reason::AllBusy | Reason::Crowded);
+    // That somebody stays pinned harms nobody.
+    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted && !of_a_worker(refusal);
+    if let Some(refusal) = heat.refused.iter().find(harmful) {
+        return finding(Holds::True, "NothingHelps", refused(refusal));
     }
     let acts = watch.policy.mode == Mode::Isolate;
     if let Some(decided) = decided.filter(|_| !acts) {
@@ -62,10 +71,18 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
         let note = act.note.as_deref().unwrap_or("nobody knows why");
         return finding(Holds::True, "ActionFailed", format!("{}; it could not be done: {note}", act.why));
     }
+    if let Some(refusal) = heat.refused.iter().find(of_a_worker) {
+        return finding(Holds::True, "WorkerBusy", refused(refusal));
+    }
+    if names.is_empty() && !pinned.is_empty() {
+        let pinned: Vec<String> = pinned.into_iter().map(name).collect();
+        let message = format!("pinned, with a shard of its own each: {}", pinned.join(", "));
+        return finding(Holds::False, "Isolated", message);
+    }
     if names.is_empty() {
         return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
     }
-    let lasts = heat.hot.iter().any(|hot| hot.periods >= lasting);
+    let lasts = others.iter().any(|hot| hot.periods >= lasting);
     if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
         let message = format!("{who}; nothing is begun while shards are moved or split: {moving}");
         return finding(Holds::True, "ShardsMoving", message);
@@ -79,7 +96,10 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
             finding(Holds::True, "CoolingDown", format!("{who}; nothing more is done before {until}"))
         }
         (None, _) if acts => finding(Holds::True, "Noticed", who),
-        (None, Some(last)) => finding(Holds::True, "WouldHaveActed", format!("{who}; {}", last.message)),
+        (None, Some(last)) => {
+            let message = format!("{who}; decided {}: {}", last.at.0, last.message);
+            finding(Holds::True, "WouldHaveActed", message)
+        }
         (None, None) => finding(Holds::True, "Noticed", who),
     }
 }
@@ -104,6 +124,10 @@ fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
             open.why
         );
         return Some(("SplitStalled", message));
+    }
+    let ends = draft.steps.iter().any(|step| matches!(step, Step::EndAction { .. }));
+    if let Some(unended) = world.observed.unended.as_ref().filter(|_| ends) {
+        return Some((act::CLEANUP_BLOCKED, unended.clone()));
     }
     let kept = draft.action_waits.clone();
     // What nothing at all was planned for waits for the same as everything else.

@@ -3,6 +3,7 @@
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
 use crate::names::Group;
+use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
@@ -15,7 +16,19 @@ use crate::shards::world::{Support, World};
 /// Moves that one message names.
 const NAMED: usize = 3;
 
+/// Where the shards are, with what Citus cannot take away: they are where they belong all the same, and where they are not,
+/// that is what there is to say.
 pub(super) fn balanced(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
+    let spread = spread(world, moves, draft);
+    match uncleaned(world) {
+        Some(left) if spread.holds == Holds::True => {
+            Finding::new(BALANCED, true, CLEANUP_BLOCKED, format!("{}; {left}", spread.message))
+        }
+        _ => spread,
+    }
+}
+
+fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
     let finding = |holds: Holds, reason, message: String| Finding::new(BALANCED, holds, reason, message);
     let (catalog, moves) = match (world.support(), &world.observed.catalog, moves) {
         (Support::NotInImage | Support::NotPreloaded, ..) => {
@@ -129,6 +142,19 @@ fn even_message(strategies: &Seen) -> String {
     }
 }
 
+/// What is said of what Citus has noted and cannot take away: it was asked to, or is not, as the node does not answer.
+fn uncleaned(world: &World<'_>) -> Option<String> {
+    let silent = |group: Group| {
+        let records = world.catalog()?.cleanup_of(world.member(group)?.group_id);
+        let why = world.server(group).err().filter(|_| records > 0)?;
+        Some(format!(
+            "{why}; {records} objects that moves or splits have left there are taken away when it answers again"
+        ))
+    };
+    let silent = || world.groups().into_iter().find_map(silent);
+    world.observed.uncleaned.clone().or_else(silent)
+}
+
 /// What is said of what somebody's moves or splits have left.
 fn left_behind(world: &World<'_>) -> Option<String> {
     let orphans = world.groups().into_iter().filter_map(|group| Some((group, world.observed.facts(group)?)));
@@ -146,9 +172,15 @@ fn left_behind(world: &World<'_>) -> Option<String> {
 }
 
 /// What is said of a move that does not get on.
-fn stalled(Stall { application, pid, seconds, kind, cause, .. }: &Stall) -> Finding {
+fn stalled(Stall { application, pid, seconds, blocks_writers, kind, cause, .. }: &Stall) -> Finding {
     let what = match kind {
         StallKind::SlotLost => "cannot end any more".to_owned(),
+        StallKind::DiskFilling => "cannot go on".to_owned(),
+        _ if *blocks_writers => {
+            format!(
+                "has kept all who write to its shard group waiting for {seconds} s, since it waits itself"
+            )
+        }
         _ => format!("has made no progress for {seconds} s"),
     };
     let message = format!(
@@ -256,27 +288,25 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
         );
         return finding(false, "Removing", message);
     }
-    if let Some((group, records)) = kept_by_objects(world, &registered) {
-        let message = format!(
-            "{group} has no shards any more and cannot leave: Citus cannot take away {records} objects there that moves have left; \
-             the condition Balanced names them, why, and what to do"
-        );
-        return finding(true, "CleanupBlocked", message);
+    if let Some(message) = kept_by_objects(world, &registered) {
+        return finding(true, CLEANUP_BLOCKED, message);
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
     finding(false, "Draining", message)
 }
 
-/// A node that only waits for what Citus was asked to take away there and could not, and how much that is.
-fn kept_by_objects(world: &World<'_>, leaving: &[Group]) -> Option<(Group, i64)> {
-    if !world.observed.deferred.contains(&Step::CleanUp) {
-        return None;
-    }
+/// What is said of a node that only waits for what Citus was asked to take away there and could not.
+fn kept_by_objects(world: &World<'_>, leaving: &[Group]) -> Option<String> {
+    let left = uncleaned(world)?;
     let records = |group: &Group| {
         let member = world.member(*group)?;
         Some((*group, world.catalog()?.cleanup_of(member.group_id)))
     };
     let empty = leaving.iter().filter(|group| world.shards_on(**group) == 0);
-    empty.filter_map(records).find(|(_, records)| *records > 0)
+    let (group, records) = empty.filter_map(records).find(|(_, records)| *records > 0)?;
+    Some(format!(
+        "{group} has no shards any more and cannot leave before {records} objects are taken away there that moves have left: \
+         {left}"
+    ))
 }

@@ -225,11 +225,7 @@ fn a_table_that_cannot_be_spread_is_named_with_the_remedy() {
     let cases: [(Change, &str, &str); 7] = [
         (|o| table(o, "dialogs").ordinary = false, "NotATable", "dialogs"),
         (|o| table(o, "dialogs").column_type = None, "ColumnMissing", "no column dialog_id"),
-        (
-            |o| table(o, "dialogs").spread = Spread::Reference { group_ids: vec![0, 1] },
-            "SpreadOtherwise",
-            "undistribute_table",
-        ),
+        (|o| table(o, "dialogs").spread = Spread::Reference, "SpreadOtherwise", "undistribute_table"),
         (
             |o| {
                 table(o, "dialogs").spread = Spread::Hash { column: "dialog_id".to_owned(), colocation_id: 9 }

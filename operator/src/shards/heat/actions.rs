@@ -3,13 +3,16 @@
 //! A decision to do something is a row of `dialog_operator.actions` from the moment it is made until it has an outcome, and
 //! there is one such row at most. Whoever reads it does what is left of it.
 
+use std::fmt;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{Json, Type};
 
+use super::figures::{Figures, compares, is_recent};
+use super::pins;
 use crate::api::ActionStatus;
 use crate::heat::{Action, Period, Tenant};
-use crate::names::Group;
 use crate::pg::{self, Endpoint, Session};
 
 /// Who asks for what is done.
@@ -61,6 +64,35 @@ pub struct KeptPin {
     pub endpoint: Endpoint,
     /// Who has asked for it.
     pub author: Author,
+    /// The value of its distribution column, if anybody knew it.
+    pub key: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What a tenant is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Called {
+    /// The group of tables, as the resource has it.
+    pub group: String,
+    /// The value of the distribution column, if anybody knows it.
+    pub key: Option<String>,
+    /// The hash of that.
+    pub hash: i32,
+}
+
+impl Called {
+    /// The tenant without its group: its key; or its hash, if nobody knows more.
+    #[must_use]
+    pub fn tenant(&self) -> String {
+        self.key.clone().unwrap_or_else(|| format!("hash {}", self.hash))
+    }
+}
+
+impl fmt::Display for Called {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.group, self.tenant())
+    }
 }
 
 /// Something that was decided, and what became of it.
@@ -151,66 +183,12 @@ impl Outcome {
     }
 }
 
-/// What the nodes of an action and its tenant did in a period.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Figures {
-    /// CPU time of the source of what it may spend, in percent; `None` where nobody knows, here and below.
-    source_cpu_percent: Option<u64>,
-    /// The same of the target.
-    target_cpu_percent: Option<u64>,
-    /// Queries per second of the tenant.
-    tenant_queries_per_second: Option<u64>,
-    /// Those of them that write.
-    tenant_writes_per_second: Option<u64>,
-}
-
-impl Figures {
-    fn of(period: &Period, action: Action) -> Self {
-        let (source, target, tenant) = match action {
-            Action::Isolate { tenant, from, to, .. } => (Some(from), Some(to), Some(tenant)),
-            Action::Split { from, to: [to, _], .. } | Action::Spread { from, to } => {
-                (Some(from), Some(to), None)
-            }
-            Action::Release { tenant } => (None, None, Some(tenant)),
-        };
-        let percent = |group: Option<Group>| {
-            let node = period.nodes.get(&group?)?;
-            u64::try_from((u128::from(node.cpu) * 100).checked_div(u128::from(node.cpu_limit))?).ok()
-        };
-        let seconds = u64::try_from(period.length.as_secs()).unwrap_or(1).max(1);
-        let sum = |of: fn(&crate::heat::TenantLoad) -> u64| {
-            let tenant = tenant?;
-            let loads = period.tenants.iter().filter(|load| load.tenant == tenant);
-            Some(loads.map(of).fold(0, u64::saturating_add) / seconds)
-        };
-        Self {
-            source_cpu_percent: percent(source),
-            target_cpu_percent: percent(target),
-            tenant_queries_per_second: sum(|load| load.queries),
-            tenant_writes_per_second: sum(|load| load.writes),
-        }
-    }
-
-    fn status(self) -> crate::api::ActionFigures {
-        let number = |figure: Option<u64>| figure.and_then(|figure| i64::try_from(figure).ok());
-        crate::api::ActionFigures {
-            source_cpu_percent: number(self.source_cpu_percent),
-            target_cpu_percent: number(self.target_cpu_percent),
-            tenant_queries_per_second: number(self.tenant_queries_per_second),
-            tenant_writes_per_second: number(self.tenant_writes_per_second),
-        }
-    }
-}
-
 /// Something that was just decided.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Begun {
     pub(super) action: Action,
     pub(super) tenant: Option<String>,
     pub(super) why: String,
-    /// Whether shards are spread by load.
-    pub(super) by_load: bool,
 }
 
 /// A row of `dialog_operator.pins`.
@@ -221,6 +199,8 @@ struct PinRow {
     nodename: String,
     nodeport: u16,
     asked_by: Author,
+    tenant: Option<String>,
+    since: Timestamp,
 }
 
 /// An expression for what is written down, as text. The tables are there. It is a part of another statement: each look at
@@ -230,7 +210,7 @@ pub(in crate::shards) const KEPT: &str = "(
         'now', now(),
         'pins', (SELECT jsonb_agg(to_jsonb(pin) ORDER BY colocation_id, hash) FROM dialog_operator.pins AS pin),
         'acts', (SELECT jsonb_agg(to_jsonb(act) ORDER BY id)
-                 FROM (SELECT * FROM dialog_operator.actions ORDER BY id DESC LIMIT 10) AS act)))::text";
+                 FROM (SELECT * FROM dialog_operator.actions ORDER BY ended IS NULL DESC, id DESC LIMIT 10) AS act)))::text";
 
 impl Kept {
     /// Understands the value of [`KEPT`]. What another version has written in another form is none of this one's; it is
@@ -244,6 +224,8 @@ impl Kept {
             tenant: Tenant { colocation_id: pin.colocation_id, hash: pin.hash },
             endpoint: Endpoint::new(pin.nodename, pin.nodeport),
             author: pin.asked_by,
+            key: pin.tenant,
+            since: pin.since,
         });
         let acts = list("acts").into_iter().filter_map(|act| serde_json::from_value(act).ok());
         let now = value.get("now").and_then(|now| serde_json::from_value(now.clone()).ok());
@@ -262,18 +244,16 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
     let (outcome, note) = match begun.action {
         Action::Isolate { .. } | Action::Split { .. } => (None, None),
         Action::Release { tenant } => {
-            unpin(session, tenant).await?;
+            pins::unpin(session, tenant).await?;
             (Some(Outcome::Done), None)
         }
+        // It is never decided: the pin follows at once.
+        Action::Retarget { .. } => (Some(Outcome::Dropped), None),
         // The planner needs no other word: it goes by the same load, and moves what is worth it.
-        Action::Spread { .. } if begun.by_load => (
+        Action::Spread { .. } => (
             Some(Outcome::Done),
             Some("shards are spread by load: see status.plan and the condition Balanced"),
         ),
-        Action::Spread { .. } => {
-            let note = "shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or add a worker";
-            (Some(Outcome::Dropped), Some(note))
-        }
     };
     let figures = Figures::of(period, begun.action);
     session
@@ -296,18 +276,21 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
     Ok(())
 }
 
-/// Adds what is so after an action, once a whole period has passed since.
+/// Adds what is so after the last actions, once a whole period has passed since.
 pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg::Error> {
-    let start = period.end.checked_sub(period.length).unwrap_or(period.end);
     let rows = session
         .query(
-            "SELECT id, action FROM dialog_operator.actions
-             WHERE outcome = 'Done' AND after IS NULL AND ended <= $1 ORDER BY id DESC LIMIT 1",
-            &[(&start, Type::TIMESTAMPTZ)],
+            "SELECT id, action, ended FROM dialog_operator.actions
+             WHERE outcome = 'Done' AND after IS NULL AND ended BETWEEN $1 - interval '1 day' AND $1
+             ORDER BY id DESC LIMIT 20",
+            &[(&period.end, Type::TIMESTAMPTZ)],
         )
         .await?;
     for row in &rows {
         let Ok(Json(action)) = row.try_get::<_, Json<Action>>(1) else { continue };
+        if !compares(period, action, row.get(2)) {
+            continue;
+        }
         let (id, figures): (i64, _) = (row.get(0), Figures::of(period, action));
         session
             .query(
@@ -320,12 +303,12 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
 }
 
 /// Ends what was decided more than an hour before `now` and has had no outcome, readable or not: it would be in the way of
-/// every other decision.
+/// every other decision. A clock that jumps ahead lets no hour pass: the coordinator's has to say the same.
 pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg::Error> {
     let late = "UPDATE dialog_operator.actions
                 SET ended = clock_timestamp(), outcome = 'Failed',
                     note = coalesce(note, 'what it needs did not come within an hour')
-                WHERE ended IS NULL AND decided < $1 - interval '1 hour'";
+                WHERE ended IS NULL AND decided < least($1, clock_timestamp()) - interval '1 hour'";
     session.query(late, &[(&now, Type::TIMESTAMPTZ)]).await.map(drop)
 }
 
@@ -357,32 +340,6 @@ pub(in crate::shards) async fn end(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// Pins a tenant to a node.
-pub(in crate::shards) async fn pin(
-    session: &Session,
-    tenant: Tenant,
-    endpoint: &Endpoint,
-    author: Author,
-) -> Result<(), pg::Error> {
-    let port = i32::from(endpoint.port);
-    session
-        .query(
-            "INSERT INTO dialog_operator.pins (colocation_id, hash, nodename, nodeport, asked_by)
-             VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (colocation_id, hash) DO UPDATE
-             SET nodename = excluded.nodename, nodeport = excluded.nodeport, asked_by = excluded.asked_by",
-            &[
-                (&tenant.colocation_id, Type::INT4),
-                (&tenant.hash, Type::INT4),
-                (&endpoint.host, Type::TEXT),
-                (&port, Type::INT4),
-                (&author.name(), Type::TEXT),
-            ],
-        )
-        .await?;
-    Ok(())
-}
-
 /// Writes down what somebody has asked for, unless something else is still to be done.
 pub(in crate::shards) async fn ask(
     session: &Session,
@@ -390,47 +347,25 @@ pub(in crate::shards) async fn ask(
     name: &str,
     why: &str,
 ) -> Result<(), pg::Error> {
-    let statement = "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why)
-                     VALUES (clock_timestamp(), $1, $2, $3, $4) ON CONFLICT DO NOTHING";
-    let parameters: [pg::Parameter<'_>; 4] = [
+    let before = before(session, action).await?;
+    let statement = "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before)
+                     VALUES (clock_timestamp(), $1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+    let parameters: [pg::Parameter<'_>; 5] = [
         (&Json(action), Type::JSONB),
         (&name, Type::TEXT),
         (&Author::Spec.name(), Type::TEXT),
         (&why, Type::TEXT),
+        (&before.map(Json), Type::JSONB),
     ];
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// Takes a tenant's pin away because the resource says so, and writes that down.
-pub(in crate::shards) async fn release(
-    session: &Session,
-    tenant: Tenant,
-    name: &str,
-    why: &str,
-) -> Result<(), pg::Error> {
-    session
-        .query(
-            "WITH released AS (DELETE FROM dialog_operator.pins WHERE colocation_id = $1 AND hash = $2 RETURNING hash)
-             INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, begun, ended, outcome)
-             SELECT moment, $3, $4, $5, $6, moment, moment, 'Done'
-             FROM released, (SELECT clock_timestamp() AS moment) AS moments",
-            &[
-                (&tenant.colocation_id, Type::INT4),
-                (&tenant.hash, Type::INT4),
-                (&Json(Action::Release { tenant }), Type::JSONB),
-                (&name, Type::TEXT),
-                (&Author::Spec.name(), Type::TEXT),
-                (&why, Type::TEXT),
-            ],
-        )
-        .await
-        .map(drop)
-}
-
-/// Takes a tenant's pin away.
-pub(in crate::shards) async fn unpin(session: &Session, tenant: Tenant) -> Result<(), pg::Error> {
-    let statement = "DELETE FROM dialog_operator.pins WHERE colocation_id = $1 AND hash = $2";
-    let parameters: [pg::Parameter<'_>; 2] =
-        [(&tenant.colocation_id, Type::INT4), (&tenant.hash, Type::INT4)];
-    session.query(statement, &parameters).await.map(drop)
+/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while.
+pub(super) async fn before(session: &Session, action: Action) -> Result<Option<Figures>, pg::Error> {
+    let last = "SELECT period, clock_timestamp() FROM dialog_operator.periods ORDER BY ended DESC LIMIT 1";
+    let rows = session.query(last, &[]).await?;
+    // What another version has written in another form is not known.
+    let read = |row: &tokio_postgres::Row| Some((row.try_get::<_, Json<Period>>(0).ok()?.0, row.get(1)));
+    let period = rows.first().and_then(read).filter(|(period, now)| is_recent(period, *now));
+    Ok(period.map(|(period, _)| Figures::of(&period, action)))
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::read::{Reading, Usage};
+use super::read::{Reading, Usage, left_out};
 use crate::api::TableKind;
 use crate::heat::{Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad};
 use crate::names::Group;
@@ -29,6 +29,10 @@ pub(super) struct Seen<'a> {
     /// The servers that answered.
     pub(super) readings: &'a BTreeMap<Group, Reading>,
     pub(super) large: Vec<LargeShard>,
+    /// What the tenants are called that fill these.
+    pub(super) fillers: Names,
+    /// The tenants that were quiet and have no row any more.
+    pub(super) empty: Vec<Tenant>,
 }
 
 /// What a server had counted when it was read.
@@ -66,6 +70,17 @@ impl Names {
         known.map_or_else(|| format!("hash {}", tenant.hash), |(_, key)| key.clone())
     }
 
+    /// Says what a tenant is called.
+    pub(super) fn set(&mut self, tenant: Tenant, key: String) {
+        self.0.retain(|(known, _)| *known != tenant);
+        self.0.push((tenant, key));
+    }
+
+    /// All of them.
+    pub(super) fn list(self) -> Vec<(Tenant, String)> {
+        self.0
+    }
+
     /// Adds those of `tenants` that only `others` know.
     pub(super) fn add(&mut self, others: &Self, tenants: &[Tenant]) {
         for (tenant, key) in &others.0 {
@@ -76,12 +91,13 @@ impl Names {
     }
 
     /// Forgets those that nobody will speak of.
-    pub(super) fn keep(&mut self, history: &History, period: &Period) {
+    pub(super) fn keep(&mut self, histories: [&History; 2], period: &Period) {
         let pinned: BTreeSet<Tenant> = period.pins.iter().map(Tenant::from).collect();
         let spoken = |tenant: &Tenant| {
-            pinned.contains(tenant)
-                || history.hot.contains_key(tenant)
-                || history.imagined.pins.contains_key(tenant)
+            let of = |history: &History| {
+                history.hot.contains_key(tenant) || history.imagined.pins.contains_key(tenant)
+            };
+            pinned.contains(tenant) || histories.into_iter().any(of)
         };
         self.0.retain(|(tenant, _)| spoken(tenant));
     }
@@ -106,6 +122,7 @@ pub(super) fn period(
         tenants: Vec::new(),
         pins: seen.layout.pins.clone(),
         held: seen.world.decisions().known.iter().map(|decided| decided.tenant).collect(),
+        empty: seen.empty.clone(),
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),
@@ -142,7 +159,8 @@ pub(super) fn period(
         load.free_bytes = node.free_bytes;
         let (notable, dropped) = notable(&load, &reading.tenants, kept);
         load.unseen = dropped.max(reading.unlisted);
-        load.unlisted = reading.unlisted;
+        let statements = load.queries.saturating_add(load.writes);
+        load.unlisted = left_out(reading.unlisted, reading.limit, statements);
         for Usage { tenant, key, counted } in notable {
             let Some(shard) = shard_of(&shards, *tenant) else { continue };
             let known = keys.entry(*tenant).or_insert((counted.queries, key));
@@ -241,7 +259,7 @@ pub(super) fn shard_of<'a>(
 
 /// What the resource calls a colocation group: the group of its tables. Tables of one group that somebody has put into
 /// several colocation groups give their name to the first.
-pub(super) fn group_name(world: &World<'_>, colocation_id: i32) -> String {
+pub(in crate::shards) fn group_name(world: &World<'_>, colocation_id: i32) -> String {
     let named = world.wanted.tables.iter().filter(|table| table.kind == TableKind::Distributed);
     let colocated = named.filter_map(|table| {
         let Spread::Hash { colocation_id, .. } = world.observed.tables.get(&table.name)?.spread else {

@@ -11,7 +11,7 @@ use crate::pg::{self, Session};
 use crate::shards::sessions::{Door, Sessions};
 
 /// Citus cuts keys after 99 bytes: what is as long may be a part of something else.
-const LONGEST_KEY: i32 = 98;
+pub(super) const LONGEST_KEY: i32 = 98;
 
 /// What a server has counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,11 @@ pub(super) struct Reading {
     pub(super) cpu: Option<u64>,
     /// What its tenants did in the last whole period.
     pub(super) tenants: Vec<Usage>,
-    /// A tenant with no more queries than this in the last whole period may be missing; 0 if none is.
+    /// What was missed of a tenant, each time that it was not on the list, is no more than this many queries in the last
+    /// whole period; 0 if nothing was.
     pub(super) unlisted: u64,
+    /// How many tenants Citus shows.
+    pub(super) limit: u64,
     /// Pages that were accessed for each shard group, by the lowest id among its shards, since the statistics began: for
     /// its tables and their indexes, in memory or not. `None` if nobody asked, or it could not be told.
     pub(super) accesses: Option<BTreeMap<i64, u64>>,
@@ -47,13 +50,14 @@ pub(super) struct Usage {
 /// Asks `group`'s server; what was done for each shard group only `by_shard`.
 pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> Result<Reading, pg::Error> {
     let session = sessions.session(group, Door::Dialog).await?;
-    let (tenants, unlisted) = tenants(&session).await?;
+    let (tenants, scores) = tenants(&session).await?;
     // A server whose operating system tells nothing is watched by its queries and writes.
     let (spent, cpu) = cpu(&session).await.ok().unzip();
     let row = session
         .query_one(
             "SELECT clock_timestamp(), pg_postmaster_start_time(), xact_commit + xact_rollback,
-                    tup_inserted + tup_updated + tup_deleted
+                    tup_inserted + tup_updated + tup_deleted, current_setting('citus.stat_tenants_limit')::int8,
+                    current_setting('citus.stat_tenants_untracked_sample_rate')::float8 < 1
              FROM pg_stat_database WHERE datname = current_database()",
             &[],
         )
@@ -61,7 +65,10 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
     let counters =
         Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: spent.unwrap_or(0) };
     let accesses = if by_shard { accesses(&session).await.ok() } else { None };
-    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, unlisted, accesses })
+    let limit = number(row.get(4));
+    // Whoever is not on the list may be left out however much it does.
+    let unlisted = if row.get(5) { u64::MAX } else { unlisted(limit, scores) };
+    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, unlisted, limit, accesses })
 }
 
 /// Pages that were accessed for each shard group that is placed here.
@@ -129,36 +136,45 @@ const KEPT: usize = 2;
 /// What a query adds to the score of its tenant, which is halved as a period begins.
 const SCORE_OF_QUERY: u64 = 1_000_000_000;
 
-/// How many queries a tenant may have made in the last whole period that is not among those with these `scores`, of which
-/// Citus shows `limit`; 0 if nobody has lost their place.
+/// How many queries a tenant may have made in the last whole period before it lost its place among those with these
+/// `scores`, of which Citus shows `limit`; 0 if nobody has.
 ///
 /// Whoever did had a score no higher than the lowest of those that were kept then. Each of these has at least half of it
 /// now, as one period has begun since, and those that came later can only be more.
-fn unlisted(limit: usize, mut scores: Vec<u64>) -> u64 {
+fn unlisted(limit: u64, mut scores: Vec<u64>) -> u64 {
     scores.sort_unstable_by(|a, b| b.cmp(a));
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let lowest = limit.checked_mul(KEPT).and_then(|kept| scores.get(kept.checked_sub(1)?));
     lowest.map_or(0, |lowest| lowest.saturating_mul(2).div_ceil(SCORE_OF_QUERY).max(1))
 }
 
-/// The tenants with queries in the last whole period, and how many queries others may have made that are missing.
-async fn tenants(session: &Session) -> Result<(Vec<Usage>, u64), pg::Error> {
+/// How many queries of one tenant a server may have left out in a period in which it did so many `statements`, at most
+/// `unlisted` of them at a time.
+///
+/// A tenant that has lost its place and comes back is counted from 0. Each time that places are lost, as many tenants as
+/// Citus shows were new on the list, with a statement each.
+pub(super) fn left_out(unlisted: u64, limit: u64, statements: u64) -> u64 {
+    // It may have been listed as the period began, and have lost its place after the end.
+    let times = statements.checked_div(limit).unwrap_or(statements).saturating_add(2);
+    unlisted.saturating_mul(times).min(statements)
+}
+
+/// The tenants with queries in the last whole period, and the scores of all that are listed.
+async fn tenants(session: &Session) -> Result<(Vec<Usage>, Vec<u64>), pg::Error> {
     let rows = session
         .query(
             "SELECT colocation_id, tenant_attribute, query_count_in_last_period::int8,
                     greatest(query_count_in_last_period - read_count_in_last_period, 0)::int8,
                     (cpu_usage_in_last_period * 1000000)::int8, format_type(distributioncolumntype, NULL),
-                    score, current_setting('citus.stat_tenants_limit')::int8,
-                    coalesce(distributioncolumntype <> 0 AND octet_length(tenant_attribute) <= $1, false)
+                    score, coalesce(distributioncolumntype <> 0 AND octet_length(tenant_attribute) <= $1, false)
              FROM citus_stat_tenants_local(true) LEFT JOIN pg_dist_colocation ON colocationid = colocation_id",
             &[(&LONGEST_KEY, Type::INT4)],
         )
         .await?;
-    let limit = rows.first().map_or(0, |row| number(row.get(7)));
     let scores = rows.iter().map(|row| number(row.get(6))).collect();
-    let unlisted = unlisted(usize::try_from(limit).unwrap_or(usize::MAX), scores);
     let mut by_type: BTreeMap<String, Vec<String>> = BTreeMap::new();
     // Of others it takes places.
-    let busy = || rows.iter().filter(|row| row.get(8) && row.get::<_, i64>(2) > 0);
+    let busy = || rows.iter().filter(|row| row.get(7) && row.get::<_, i64>(2) > 0);
     for row in busy() {
         by_type.entry(row.get(5)).or_default().push(row.get(1));
     }
@@ -178,7 +194,7 @@ async fn tenants(session: &Session) -> Result<(Vec<Usage>, u64), pg::Error> {
             Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: number(row.get(4)) };
         Some(Usage { tenant, key, counted })
     };
-    Ok((busy().filter_map(counted).collect(), unlisted))
+    Ok((busy().filter_map(counted).collect(), scores))
 }
 
 #[cfg(test)]
@@ -197,6 +213,19 @@ mod tests {
         assert_eq!(unlisted(1, vec![SCORE_OF_QUERY, SCORE_OF_QUERY / 4]), 1);
         assert_eq!(unlisted(1, vec![0, 0]), 1);
         assert_eq!(unlisted(0, vec![7]), 0);
+    }
+
+    #[test]
+    fn whoever_loses_its_place_again_and_again_is_left_out_each_time() {
+        assert_eq!(left_out(0, 10, 6_400), 0, "nobody has lost their place");
+        // Where newcomers take a place each, one may have come back all the time.
+        assert_eq!(left_out(80, 10, 6_400), 6_400);
+        // At rest there is nobody who would take a place.
+        assert_eq!(left_out(2, 10, 35), 2 * 5);
+        assert_eq!(left_out(80, 10, 0), 0);
+        // Of a sample nobody knows whom it left out, but how many there were.
+        assert_eq!(left_out(u64::MAX, 10, 70), 70);
+        assert_eq!(left_out(3, 0, u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -1,46 +1,64 @@
-//! Where the rows of a large shard group are, by a sample: in which half by the hash, and whether in more than one.
+//! Where the rows of a large shard group are, by a sample: in which half by the hash, and whether in more than one; and whose
+//! most of them are.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use tokio_postgres::types::Type;
 
-use crate::heat::{LargeShard, median};
+use super::period::Names;
+use super::read::LONGEST_KEY;
+use crate::heat::{Heaviest, LargeShard, Tenant, median};
 use crate::pg::{self, Session};
 use crate::shards::rebalance::{Layout, ShardGroup};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::wanted::Watch;
 
-/// Shard groups that are sampled after one period: only one is split at a time.
+/// Shard groups that can be split and are sampled after one period: only one is split at a time.
 const MOST: usize = 3;
+/// Shard groups that are sampled after one period, those included that cannot be split: they must not hide the others.
+const MOST_OF_ALL: usize = 20;
 /// Pages that are read of each: a few megabytes.
 const PAGES: i64 = 300;
 
-/// The largest of the shard groups that are too large, but for those that would be `split` already. One whose server
-/// does not answer waits for the next period.
+/// The largest of the shard groups that are too large, but for those that would be `split` already, and what the tenants
+/// are called that fill them. One whose server does not answer waits for the next period, as does one in which no row is
+/// found: what was erased just now may have been all of it.
 pub(super) async fn large(
     sessions: &Sessions,
     layout: &Layout,
     watch: &Watch,
     split: &BTreeSet<i64>,
-) -> Vec<LargeShard> {
-    let Some(limit) = watch.policy.max_shard_bytes else { return Vec::new() };
+) -> (Vec<LargeShard>, Names) {
+    let (mut large, mut names) = (Vec::new(), Names::default());
+    let Some(limit) = watch.policy.max_shard_bytes else { return (large, names) };
     let too_large = |group: &&ShardGroup| group.bytes > limit && !split.contains(&group.shard_id);
     let mut groups: Vec<&ShardGroup> = layout.groups.iter().filter(too_large).collect();
     groups.sort_by_key(|group| (Reverse(group.bytes), group.shard_id));
-    let mut large = Vec::new();
-    for group in groups.into_iter().take(MOST) {
+    for group in groups.into_iter().take(MOST_OF_ALL) {
+        if large.iter().filter(|large: &&LargeShard| large.median.is_some()).count() == MOST {
+            break;
+        }
         let Ok(session) = sessions.session(group.node, Door::Dialog).await else { continue };
-        if let Ok(median) = middle(&session, group).await {
+        if let Ok(Some(Sample { median, heaviest, key })) = sample(&session, group).await {
             let ShardGroup { shard_id, node, bytes, .. } = *group;
-            large.push(LargeShard { shard_id, node, bytes, median });
+            large.push(LargeShard { shard_id, node, bytes, median, heaviest: Some(heaviest) });
+            names.set(heaviest.tenant, key);
         }
     }
-    large
+    (large, names)
 }
 
-/// The hash in the middle of the rows of the group's largest table.
-async fn middle(session: &Session, group: &ShardGroup) -> Result<Option<i32>, pg::Error> {
+/// What some of the rows of a shard group tell about all of them.
+struct Sample {
+    median: Option<i32>,
+    heaviest: Heaviest,
+    /// The value of the heaviest tenant's distribution column.
+    key: String,
+}
+
+/// Samples the group's largest table; `None` if there is no such table, or no row was found.
+async fn sample(session: &Session, group: &ShardGroup) -> Result<Option<Sample>, pg::Error> {
     let (min, max) = (i64::from(group.range.min), i64::from(group.range.max));
     let rows = session
         .query(
@@ -59,10 +77,17 @@ async fn middle(session: &Session, group: &ShardGroup) -> Result<Option<i32>, pg
     let Some(row) = rows.first() else { return Ok(None) };
     let (table, key, pages): (String, String, i64) = (row.get(0), row.get(1), row.get(2));
     let statement = format!(
-        "SELECT worker_hash({key}), count(*)
+        "SELECT worker_hash({key}), count(*), left(min({key}::text), {LONGEST_KEY})
          FROM {table} TABLESAMPLE SYSTEM (least(100.0, 100.0 * {PAGES} / {pages})) GROUP BY 1"
     );
     let weights = session.query(&statement, &[]).await?;
     let weight = |row: &tokio_postgres::Row| (row.get(0), u64::try_from(row.get::<_, i64>(1)).unwrap_or(0));
-    Ok(median(weights.iter().map(weight).collect()))
+    let all: Vec<(i32, u64)> = weights.iter().map(weight).collect();
+    let total: u64 = all.iter().map(|(_, rows)| *rows).sum();
+    let heaviest = weights.iter().zip(&all).max_by_key(|(_, (hash, rows))| (*rows, Reverse(*hash)));
+    let Some((row, (hash, rows))) = heaviest else { return Ok(None) };
+    let percent = u32::try_from(rows.saturating_mul(100) / total.max(1)).unwrap_or(100);
+    let tenant = Tenant { colocation_id: group.colocation_id, hash: *hash };
+    let key = row.get(2);
+    Ok(Some(Sample { median: median(all), heaviest: Heaviest { tenant, percent }, key }))
 }

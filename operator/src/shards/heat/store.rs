@@ -1,12 +1,14 @@
 //! What the operator keeps on the coordinator, in a schema of its own: small, bounded, and enough to go on from.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use tokio_postgres::types::{Json, Type};
 
 use super::actions::{self, Begun};
 use super::period::Size;
 use super::{Heat, State};
-use crate::heat::Period;
+use crate::heat::{Action, Period, Tenant};
 use crate::pg::{self, Session};
 
 /// Makes the schema and the tables that are not there; one message, so that all of it is done or nothing. They are of the
@@ -39,9 +41,14 @@ CREATE TABLE IF NOT EXISTS dialog_operator.pins (
     nodename      text    NOT NULL,
     nodeport      integer NOT NULL,
     asked_by      text    NOT NULL DEFAULT 'policy',
+    tenant        text,
+    since         timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (colocation_id, hash)
 );
-ALTER TABLE dialog_operator.pins ADD COLUMN IF NOT EXISTS asked_by text NOT NULL DEFAULT 'policy';
+ALTER TABLE dialog_operator.pins
+    ADD COLUMN IF NOT EXISTS asked_by text NOT NULL DEFAULT 'policy',
+    ADD COLUMN IF NOT EXISTS tenant text,
+    ADD COLUMN IF NOT EXISTS since timestamptz NOT NULL DEFAULT now();
 COMMENT ON TABLE dialog_operator.pins IS 'Which shards of one hash belong on which node, by its address in pg_dist_node';
 CREATE TABLE IF NOT EXISTS dialog_operator.actions (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -69,6 +76,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actio
 
 /// The tables that [`CREATE`] makes.
 pub(in crate::shards) const TABLES: [&str; 6] = ["heat", "periods", "sizes", "pins", "actions", "strategy"];
+/// The column of the pins that it added last: without it they were made by an earlier version.
+pub(in crate::shards) const LAST_COLUMN: &str = "since";
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
@@ -87,8 +96,9 @@ pub(super) struct Judged {
     pub(super) state: State,
     /// The period, to be recorded.
     pub(super) period: Period,
-    /// Whether shards were being moved or split when it was seen: what is being done is not given up meanwhile.
-    pub(super) moving: bool,
+    /// Whether shards were being moved or split when it was seen, or only the end of what was decided was still to be noted:
+    /// that is not given up.
+    pub(super) at_work: bool,
     /// What is to be done; it is written down in the same transaction as the decision, so that it is done once.
     pub(super) begun: Option<Begun>,
 }
@@ -110,7 +120,7 @@ pub(super) async fn exchange(
         return Ok(before.heat);
     }
     let open = actions::is_open(session).await?;
-    let Judged { state: mut next, period, moving, begun } = judge(&before, open);
+    let Judged { state: mut next, period, at_work, begun } = judge(&before, open);
     for size in sizes {
         let growth = grow(session, end, size).await?;
         if let Some(shown) = next.heat.sizes.iter_mut().find(|shown| shown.group == size.group) {
@@ -131,7 +141,7 @@ pub(super) async fn exchange(
         )
         .await?;
     actions::compare(session, &period).await?;
-    if !moving {
+    if open && !at_work {
         actions::give_up(session, period.end).await?;
     }
     if let Some(begun) = begun {
@@ -156,17 +166,14 @@ pub(super) async fn exchange(
 /// before an hour has passed.
 async fn grow(session: &Session, end: Timestamp, size: &Size) -> Result<Option<i64>, pg::Error> {
     let now = (&end as &(dyn tokio_postgres::types::ToSql + Sync), Type::TIMESTAMPTZ);
-    session
-        .query(
-            "INSERT INTO dialog_operator.sizes (hour, colocation_id, measured, bytes)
-             VALUES (date_trunc('hour', $1), $2, $1, $3)
-             ON CONFLICT (hour, colocation_id) DO UPDATE SET measured = excluded.measured, bytes = excluded.bytes",
-            &[now.clone(), (&size.colocation_id, Type::INT4), (&size.bytes, Type::INT8)],
-        )
-        .await?;
     let rows = session
         .query(
-            "SELECT (($3 - bytes) / (extract(epoch FROM $1 - measured) / 3600))::int8 FROM dialog_operator.sizes
+            "WITH noted AS (
+                 INSERT INTO dialog_operator.sizes (hour, colocation_id, measured, bytes)
+                 VALUES (date_trunc('hour', $1), $2, $1, $3)
+                 ON CONFLICT (hour, colocation_id) DO UPDATE SET measured = excluded.measured, bytes = excluded.bytes
+             )
+             SELECT (($3 - bytes) / (extract(epoch FROM $1 - measured) / 3600))::int8 FROM dialog_operator.sizes
              WHERE colocation_id = $2 AND measured BETWEEN $1 - interval '25 hours' AND $1 - interval '1 hour'
              ORDER BY measured LIMIT 1",
             &[now, (&size.colocation_id, Type::INT4), (&size.bytes, Type::INT8)],
@@ -183,4 +190,21 @@ pub async fn periods(session: &Session) -> Result<Vec<Period>, pg::Error> {
     let rows = session.query("SELECT period FROM dialog_operator.periods ORDER BY ended", &[]).await?;
     let period = |row: &tokio_postgres::Row| row.try_get::<_, Json<Period>>(0).ok().map(|period| period.0);
     Ok(rows.iter().filter_map(period).collect())
+}
+
+/// What the tenants are called that something was done about, or that are spoken of now.
+///
+/// # Errors
+/// When the server does not answer, or has no such tables.
+pub async fn names(session: &Session) -> Result<Vec<(Tenant, String)>, pg::Error> {
+    let acts = session
+        .query("SELECT action, tenant FROM dialog_operator.actions WHERE tenant IS NOT NULL ORDER BY id", &[])
+        .await?;
+    let mut names: BTreeMap<Tenant, String> = BTreeMap::new();
+    for row in &acts {
+        let action = row.try_get::<_, Json<Action>>(0).ok().and_then(|action| action.0.tenant());
+        names.extend(action.map(|tenant| (tenant, row.get(1))));
+    }
+    names.extend(read(session).await?.names.list());
+    Ok(names.into_iter().collect())
 }

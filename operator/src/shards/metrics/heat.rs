@@ -29,6 +29,7 @@ struct ByTenant {
     group: String,
     tables: String,
     tenant: String,
+    pinned: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -99,10 +100,12 @@ pub struct Metrics {
     cpu: Family<ByNode, Fraction>,
     cpu_limit: Family<ByNode, Fraction>,
     hot: Family<ByCluster, Gauge>,
+    isolated: Family<ByCluster, Gauge>,
     share: Family<ByTenant, Fraction>,
     refused: Family<ByReason, Gauge>,
     size: Family<ByTables, Gauge>,
     largest: Family<ByTables, Gauge>,
+    growth: Family<ByTables, Gauge>,
 }
 
 impl Default for Metrics {
@@ -118,10 +121,12 @@ impl Default for Metrics {
             cpu: Family::default(),
             cpu_limit: Family::default(),
             hot: Family::default(),
+            isolated: Family::default(),
             share: Family::default(),
             refused: Family::default(),
             size: Family::default(),
             largest: Family::default(),
+            growth: Family::default(),
         }
     }
 }
@@ -138,7 +143,10 @@ impl Metrics {
         registry.register("node_cpu_cores", cpu, metrics.cpu.clone());
         let limit = "Cores that they may keep busy; absent where nobody knows";
         registry.register("node_cpu_limit_cores", limit, metrics.cpu_limit.clone());
-        registry.register("hot_tenants", "Tenants that take a large part of their node", metrics.hot.clone());
+        let hot = "Tenants that take a large part of their node, but for those that are pinned there";
+        registry.register("hot_tenants", hot, metrics.hot.clone());
+        let isolated = "Tenants that are pinned to a node with a shard of their own";
+        registry.register("isolated_tenants", isolated, metrics.isolated.clone());
         let share = "The part of its node's queries, writes or CPU time that a hot tenant takes";
         registry.register_with_unit("hot_tenant_share", share, Unit::Ratios, metrics.share.clone());
         let refused = "What should be done about load and is not, by reason";
@@ -152,6 +160,8 @@ impl Metrics {
             Unit::Bytes,
             metrics.largest.clone(),
         );
+        let growth = "By how many bytes it grew in an hour, over the last day at most; absent before an hour has passed";
+        registry.register("tables_growth_bytes_per_hour", growth, metrics.growth.clone());
         let started = "What was begun about load and size, by kind";
         registry.register("actions_started", started, metrics.started.clone());
         let ended = "What became of it, by kind and outcome";
@@ -203,6 +213,19 @@ impl Metrics {
         self.shard_groups_left.get_or_create(&label).set(number(shard_groups));
     }
 
+    /// Shows how many tenants are pinned; nothing where that is not known.
+    pub fn isolated(&self, namespace: &str, cluster: &str, count: Option<usize>) {
+        let label = Names { namespace, cluster }.cluster();
+        match count {
+            Some(count) => {
+                self.isolated.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            None => {
+                self.isolated.remove(&label);
+            }
+        }
+    }
+
     /// Shows what is known of a cluster's load, and nothing that was known `before` and is not any more.
     pub fn show(&self, namespace: &str, cluster: &str, before: Option<&Heat>, now: Option<&Heat>) {
         let names = Names { namespace, cluster };
@@ -216,7 +239,8 @@ impl Metrics {
         for (group, load) in &now.nodes {
             self.node(&names.node(*group), load, now.length.as_secs_f64());
         }
-        self.hot.get_or_create(&names.cluster()).set(i64::try_from(now.hot.len()).unwrap_or(i64::MAX));
+        let hot = now.hot.iter().filter(|hot| !hot.pinned).count();
+        self.hot.get_or_create(&names.cluster()).set(i64::try_from(hot).unwrap_or(i64::MAX));
         for hot in &now.hot {
             self.share.get_or_create(&names.tenant(hot)).set(f64::from(hot.share_percent) / 100.0);
         }
@@ -226,6 +250,9 @@ impl Metrics {
         for size in &now.sizes {
             self.size.get_or_create(&names.tables(size)).set(size.bytes);
             self.largest.get_or_create(&names.tables(size)).set(size.largest_bytes);
+            if let Some(growth) = size.growth_per_hour {
+                self.growth.get_or_create(&names.tables(size)).set(growth);
+            }
         }
     }
 
@@ -258,6 +285,7 @@ impl Metrics {
         for size in &heat.sizes {
             self.size.remove(&names.tables(size));
             self.largest.remove(&names.tables(size));
+            self.growth.remove(&names.tables(size));
         }
     }
 }
@@ -285,8 +313,8 @@ impl Names<'_> {
 
     fn tenant(&self, hot: &HotTenant) -> ByTenant {
         let ByCluster { namespace, cluster } = self.cluster();
-        let HotTenant { tenant, group: tables, node: group, .. } = hot.clone();
-        ByTenant { namespace, cluster, group, tables, tenant }
+        let HotTenant { tenant, group: tables, node: group, pinned, .. } = hot.clone();
+        ByTenant { namespace, cluster, group, tables, tenant, pinned: if pinned { "true" } else { "false" } }
     }
 
     fn kind(&self, act: &Act) -> ByKind {
@@ -390,11 +418,21 @@ mod tests {
             queries_per_second: 50,
             writes_per_second: 10,
             periods: 3,
+            pinned: false,
         };
+        let size = |group: &str, growth_per_hour| SizeStatus {
+            group: group.to_owned(),
+            shards: 24,
+            bytes: 5 << 20,
+            largest_bytes: 1 << 20,
+            growth_per_hour,
+        };
+        let isolated = HotTenant { tenant: "b".to_owned(), share_percent: 99, pinned: true, ..hot.clone() };
         let heat = Heat {
+            sizes: vec![size("dialog", Some(-70)), size("user", None)],
             length: SignedDuration::from_mins(1),
             nodes: BTreeMap::from([(Group::Worker(0), load)]),
-            hot: vec![hot],
+            hot: vec![isolated, hot],
             refused: vec![Refusal { reason: Reason::TooHot, message: String::new() }],
             ..Heat::default()
         };
@@ -406,16 +444,22 @@ mod tests {
             "node_cpu_cores{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 0.25",
             "node_cpu_limit_cores{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 0.3",
             "hot_tenants{namespace=\"ns\",cluster=\"chat\"} 1",
-            "group=\"worker-0\",tables=\"dialog\",tenant=\"a\"} 0.52",
+            "group=\"worker-0\",tables=\"dialog\",tenant=\"a\",pinned=\"false\"} 0.52",
+            "group=\"worker-0\",tables=\"dialog\",tenant=\"b\",pinned=\"true\"} 0.99",
             "refused_actions{namespace=\"ns\",cluster=\"chat\",reason=\"TooHot\"} 1",
+            "tables_growth_bytes_per_hour{namespace=\"ns\",cluster=\"chat\",tables=\"dialog\"} -70",
         ] {
             assert!(shown.contains(line), "{line} is not in:\n{shown}");
         }
+        assert!(!shown.contains("per_hour{namespace=\"ns\",cluster=\"chat\",tables=\"user\""), "{shown}");
         let calm = Heat { hot: Vec::new(), refused: Vec::new(), ..heat.clone() };
         metrics.show("ns", "chat", Some(&heat), Some(&calm));
         let shown = text(&registry);
         assert!(shown.contains("hot_tenants{namespace=\"ns\",cluster=\"chat\"} 0"), "{shown}");
         assert!(!shown.contains("tenant=") && !shown.contains("reason="), "{shown}");
+        metrics.isolated("ns", "chat", Some(2));
+        assert!(text(&registry).contains("isolated_tenants{namespace=\"ns\",cluster=\"chat\"} 2"));
+        metrics.isolated("ns", "chat", None);
         metrics.show("ns", "chat", Some(&calm), None);
         assert!(!text(&registry).contains("chat"), "{}", text(&registry));
     }

@@ -92,14 +92,11 @@ pub(super) async fn tables(
     // One statement, because it is asked all the time; where there is no Citus there are no catalogs of it.
     let (columns_of_citus, catalogs_of_citus) = if citus {
         (
-            "partmethod::text, repmodel::text, colocationid, column_to_column_name(logicalrelid, partkey),
-             CASE partmethod WHEN 'n' THEN ARRAY (
-                 SELECT groupid FROM pg_dist_shard AS s JOIN pg_dist_placement USING (shardid)
-                 WHERE s.logicalrelid = t.logicalrelid ORDER BY groupid) END",
+            "partmethod::text, repmodel::text, colocationid, column_to_column_name(logicalrelid, partkey)",
             "LEFT JOIN pg_dist_partition AS t ON t.logicalrelid = pg_class.oid",
         )
     } else {
-        ("NULL::text, NULL::text, NULL::int, NULL::text, NULL::int[]", "")
+        ("NULL::text, NULL::text, NULL::int, NULL::text", "")
     };
     let statement = format!(
         "SELECT wanted.name, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition,
@@ -137,7 +134,7 @@ fn spread(row: &tokio_postgres::Row) -> Spread {
     let colocation_id: i32 = row.get(6);
     match (method, row.get(5), row.get::<_, Option<String>>(7)) {
         ("h", _, Some(column)) => Spread::Hash { column, colocation_id },
-        ("n", "t", _) => Spread::Reference { group_ids: row.get::<_, Option<_>>(8).unwrap_or_default() },
+        ("n", "t", _) => Spread::Reference,
         // Citus took a local table in, because a foreign key leads to it: it can be distributed as if plain.
         ("n", "s", _) if colocation_id == 0 => Spread::PlainEmpty,
         _ => Spread::Other,

@@ -13,12 +13,17 @@ use crate::shards::observed::{
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::strategy::{self, Seen};
 
-/// The numbers of the operations that the process `$1` on the coordinator carries out: it keeps each locked in class 10 of
-/// Citus' advisory locks. What Citus makes for an operation has its number at the end of its name.
-pub(super) const OPERATIONS: &str = "
-    SELECT (classid::int8 << 32) | objid::int8 FROM pg_locks
-    WHERE locktype = 'advisory' AND objsubid = 10 AND granted AND pid = $1
+/// The numbers of the operations that somebody carries out, or whose leavings somebody takes away, with the process on the
+/// coordinator: it keeps each locked in class 10 of Citus' advisory locks. What Citus makes for an operation has its number
+/// at the end of its name.
+pub(in crate::shards) const LOCKED: &str = "
+    SELECT (classid::int8 << 32) | objid::int8 AS operation_id, pid FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 10 AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// A lock in `pg_locks` for which all who write to a shard group wait, from when it is asked for: writers share it, in each
+/// node that they write through. Class 4 of Citus' advisory locks is for tables that are copied whole, 8 for shard groups.
+const WRITES: &str = "locktype = 'advisory' AND objsubid IN (4, 8) AND mode = 'ExclusiveLock'";
 
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
 pub(super) async fn read(
@@ -34,10 +39,12 @@ pub(super) async fn read(
 async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Error> {
     let rows = session
         .query(
-            "SELECT 'job', job_id, NULL::int, '', description FROM pg_dist_background_job
+            &format!("SELECT 'job', job_id, NULL::int, '', description FROM pg_dist_background_job
              WHERE state NOT IN ('finished', 'cancelled', 'failed')
              UNION ALL
-             SELECT 'operation', NULL, pid, application_name, NULL FROM pg_stat_activity
+             SELECT 'operation', NULL, pid, application_name,
+                    (SELECT 'blocking' FROM pg_locks WHERE pg_locks.pid = at.pid AND {WRITES} LIMIT 1)
+             FROM pg_stat_activity AS at
              WHERE datname = current_database() AND starts_with(application_name, $2) AND state <> 'idle'
                AND pid <> pg_backend_pid()
              UNION ALL
@@ -47,7 +54,7 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
                AND NOT starts_with(application_name, 'citus_')
                AND query ~* '(citus_move_shard_placement|citus_copy_shard_placement|citus_drain_node|citus_split_shard|'
                             'rebalance_table_shards|isolate_tenant_to_new_shard)[a-z_]*[[:space:]]*[(]'
-             ORDER BY 1, 2, 3",
+             ORDER BY 1, 2, 3"),
             &[(&APPLICATION, Type::TEXT), (&format!("{APPLICATION}: "), Type::TEXT)],
         )
         .await?;
@@ -58,7 +65,12 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
         let text: String = row.get::<_, Option<_>>(4).unwrap_or_default();
         match row.get(0) {
             "job" => catalog.foreign.push(Foreign::Job { id: number, description: text }),
-            "operation" => catalog.operations.push(Operation { pid, application }),
+            "operation" => {
+                catalog.operations.push(Operation { pid, application });
+                if !text.is_empty() {
+                    catalog.blocking.insert(pid);
+                }
+            }
             _ => catalog.foreign.push(Foreign::Statement { pid, application }),
         }
     }
@@ -66,7 +78,8 @@ async fn activity(session: &Session, catalog: &mut Catalog) -> Result<(), pg::Er
 }
 
 /// What stands in the way of moves, whoever makes them: what is still to be taken away, tables that logical replication
-/// cannot follow, and tables that are not cut by a hash (those that are copied to every node leave with it).
+/// cannot follow, and tables that are not cut by a hash: those that are copied to every node leave with it, and have to be
+/// there before anything else comes.
 async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -> Result<Kept, pg::Error> {
     let kept = if own_tables { KEPT } else { "NULL::text" };
     let rows = session
@@ -84,6 +97,12 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
              JOIN pg_dist_partition USING (logicalrelid) JOIN pg_class ON pg_class.oid = logicalrelid
              WHERE groupid <> 0 AND partmethod <> 'h' AND repmodel <> 't'
              UNION ALL
+             SELECT groupid, -4, logicalrelid::regclass::text FROM pg_dist_partition JOIN pg_dist_shard USING (logicalrelid)
+             JOIN pg_dist_placement USING (shardid) WHERE partmethod = 'n' AND repmodel = 't'
+             UNION ALL
+             SELECT colocationid, -5, count(DISTINCT relowner)::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE partmethod = 'h' GROUP BY 1
+             UNION ALL
              SELECT NULL, -2, {kept}
              UNION ALL
              SELECT NULL, -3, {strategies}
@@ -97,6 +116,13 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
             Some(-2) => {
                 written =
                     row.get::<_, Option<String>>(2).map_or_else(Kept::default, |text| Kept::parse(&text));
+            }
+            Some(-5) => {
+                let owners: &str = row.get(2);
+                catalog.owners.insert(row.get(0), owners.parse().unwrap_or_default());
+            }
+            Some(-4) => {
+                catalog.copies.entry(row.get(2)).or_default().insert(row.get(0));
             }
             Some(-3) => catalog.strategies = Seen::parse(row.get(2)),
             Some(-1) => catalog.immovable.entry(row.get(0)).or_default().push(row.get(2)),

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::moves::OPERATIONS;
+use super::moves::LOCKED;
 use crate::names::Group;
 use crate::pg;
 use crate::shards::observed::{Catalog, LostSlot, RunningMove};
@@ -25,7 +25,8 @@ async fn of(sessions: &Sessions, running: &RunningMove) -> Result<Option<String>
     // Those that Citus has noted for taking away after the move.
     let statement = format!(
         "SELECT DISTINCT object_name FROM pg_dist_cleanup
-         WHERE operation_id IN ({OPERATIONS}) AND starts_with(object_name, 'citus_shard_move_slot_') ORDER BY 1"
+         WHERE operation_id IN (SELECT operation_id FROM ({LOCKED}) AS locked WHERE pid = $1)
+           AND starts_with(object_name, 'citus_shard_move_slot_') ORDER BY 1"
     );
     let rows = coordinator.query(&statement, &[(&running.pid, Type::INT4)]).await?;
     let noted: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

@@ -2,8 +2,8 @@
 
 use tokio_postgres::types::Type;
 
-use super::moves::OPERATIONS;
-use super::stall::{self, Cause};
+use super::moves::LOCKED;
+use super::stall::{self, Blocker, Cause};
 use crate::names::Group;
 use crate::pg;
 use crate::shards::observed::{Catalog, RunningSplit, Stall, StallKind};
@@ -84,8 +84,10 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
 /// Citus begins to make anything for the split.
 async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<(jiff::Timestamp, Vec<String>)>, pg::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    let statement =
-        format!("SELECT query_start, ARRAY ({OPERATIONS})::text[] FROM pg_stat_activity WHERE pid = $1");
+    let statement = format!(
+        "SELECT query_start, ARRAY (SELECT operation_id FROM ({LOCKED}) AS locked WHERE pid = $1)::text[]
+         FROM pg_stat_activity WHERE pid = $1"
+    );
     let rows = session.query(&statement, &[(&pid, Type::INT4)]).await?;
     Ok(rows.first().and_then(|row| Some((row.get::<_, Option<_>>(0)?, row.get(1)))))
 }
@@ -131,6 +133,7 @@ pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Sta
         pid: running.pid,
         application: running.application.clone(),
         seconds: stalled.idle.as_secs(),
+        blocks_writers: false,
         kind,
         cause,
         end: stalled.end,
@@ -140,13 +143,16 @@ pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Sta
 /// Who keeps the split, on whatever server: its parts go to several, and a lock of the catalogs is one of all of them.
 async fn cause(sessions: &Sessions, stalled: &StalledSplit) -> Option<Cause> {
     let RunningSplit { pid, nodes, .. } = &stalled.running;
-    let (mut away, mut builds) = (None, false);
+    let (mut away, mut builds, mut blocker) = (None, false, None);
     for group in nodes {
         match stall::blocked(sessions, *group, *pid).await {
-            Ok(Some(message)) => return Some((StallKind::Blocked, message)),
             Ok(None) => builds |= stall::builds_index(sessions, *group, *pid).await.unwrap_or(false),
+            Ok(found) => blocker = Blocker::worse(blocker, found),
             Err(error) => away = away.or(Some(stall::unasked(*group, &error))),
         }
+    }
+    if let Some(blocker) = blocker {
+        return Some((StallKind::Blocked, blocker.message));
     }
     if away.is_none() && builds {
         return None;

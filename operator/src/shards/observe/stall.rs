@@ -1,12 +1,14 @@
 //! Finds out what a move that makes no progress waits for, and who keeps a split waiting.
 
+use std::time::Duration;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::names::Group;
-use crate::pg::{self, Parameter};
+use crate::pg::{self, Endpoint, Parameter};
 use crate::shards::act::{self, moves::reaches};
-use crate::shards::observed::{Operation, Stall, StallKind, end_of_prepared};
+use crate::shards::observed::{Operation, Room, Stall, StallKind, end_of_prepared};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
@@ -17,18 +19,22 @@ const OURS: &str = "(waiting.pid = $1 OR waiting.application_name LIKE 'citus_in
        OR waiting.backend_type = 'logical replication worker'
        OR (waiting.backend_type = 'walsender' AND waiting.state = 'active'))";
 
-/// Which session keeps these waiting.
+/// Which session keeps these waiting: the oldest that does not wait itself, if there is one.
 const BLOCKED: &str = "
     SELECT waiting.pid, blocker.pid, blocker.application_name, blocker.state,
            extract(epoch FROM clock_timestamp() - blocker.xact_start)::int8, left(blocker.query, 80),
+           blocker.wait_event_type IS NOT DISTINCT FROM 'Lock' AS waits,
            blocker.query ~* '^\\s*(alter|create|drop|truncate|reindex|cluster|vacuum|lock|comment|grant|revoke)\\M'
     FROM pg_stat_activity AS waiting
     CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS by (pid)
     JOIN pg_stat_activity AS blocker ON blocker.pid = by.pid
     WHERE";
 
-/// Which prepared transaction does. It has no process, so each is 0 among those that block: the one that is meant has the
-/// lock that is waited for, and is known by the lock on its own number.
+/// As [`BLOCKED`] has them.
+const OLDEST: &str = "ORDER BY waits, blocker.xact_start LIMIT 1";
+
+/// Which prepared transaction does. It has no process, so each is 0 among those that block: the one that is meant has a lock
+/// that the one that is waited for is not granted beside, and is known by the lock on its own number.
 const BLOCKED_BY_PREPARED: &str = "
     SELECT waiting.pid, prepared.gid, prepared.owner::text, prepared.database::text,
            to_char(prepared.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
@@ -40,6 +46,13 @@ const BLOCKED_BY_PREPARED: &str = "
               held.classid, held.objid, held.objsubid) IS NOT DISTINCT FROM
              (asked.locktype, asked.database, asked.relation, asked.page, asked.tuple, asked.virtualxid,
               asked.transactionid, asked.classid, asked.objid, asked.objsubid)
+    JOIN (VALUES ('AccessShareLock', '{8}'::int[]), ('RowShareLock', '{7,8}'), ('RowExclusiveLock', '{5,6,7,8}'),
+                 ('ShareUpdateExclusiveLock', '{4,5,6,7,8}'), ('ShareLock', '{3,4,6,7,8}'),
+                 ('ShareRowExclusiveLock', '{3,4,5,6,7,8}'), ('ExclusiveLock', '{2,3,4,5,6,7,8}'),
+                 ('AccessExclusiveLock', '{1,2,3,4,5,6,7,8}')) AS wish (mode, refused)
+         ON wish.mode = asked.mode AND array_position(
+             '{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,
+               ExclusiveLock,AccessExclusiveLock}', held.mode) = ANY (wish.refused)
     JOIN pg_locks AS own ON own.locktype = 'transactionid' AND own.pid IS NULL AND own.granted
          AND own.virtualtransaction = held.virtualtransaction
     JOIN pg_prepared_xacts AS prepared ON prepared.transaction = own.transactionid
@@ -52,6 +65,10 @@ const BUILDS: &str = "
                    WHERE (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2)
                      AND wait_event_type IS DISTINCT FROM 'Lock')";
 
+/// How long it may take to find out what keeps a move for which writers wait: a server that is cut off from another one says so
+/// after five seconds.
+const DIAGNOSIS: Duration = Duration::from_secs(8);
+
 /// Less than this many bytes free is a full disk.
 const FULL: i64 = 64 << 20;
 
@@ -62,7 +79,17 @@ pub(super) type Cause = (StallKind, String);
 pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     let running = stalled.running;
     let (kind, cause) = match &stalled.lost_slot {
+        None if stalled.filling.is_some() => filling(stalled.filling?),
         Some(slot) => lost(running.from, running.to, slot),
+        None if stalled.blocking.is_some() => {
+            // Writers wait while it is looked for.
+            let found = tokio::time::timeout(DIAGNOSIS, cause(sessions, stalled)).await;
+            found.unwrap_or_else(|_| {
+                let message =
+                    format!("what keeps it could not be found out within {} s", DIAGNOSIS.as_secs());
+                (StallKind::NotDiagnosed, message)
+            })
+        }
         None if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) => return None,
         None => cause(sessions, stalled).await,
     };
@@ -70,7 +97,8 @@ pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
     Some(Stall {
         pid: running.pid,
         application,
-        seconds: stalled.idle.as_secs(),
+        seconds: stalled.blocking.unwrap_or(stalled.idle).as_secs(),
+        blocks_writers: stalled.blocking.is_some(),
         kind,
         cause,
         end: stalled.end,
@@ -86,18 +114,37 @@ fn lost(from: Group, to: Group, slot: &str) -> Cause {
     (StallKind::SlotLost, message)
 }
 
+/// What is said of a move during which a volume has become nearly full.
+fn filling(Room { group, free_bytes, total_bytes, .. }: Room) -> Cause {
+    let message = format!(
+        "the disk of {group} is nearly full: {free_bytes} of {total_bytes} bytes are free, and until it ends a move takes more, the \
+         log on its source and the copy on its target; make room there, or give it a larger volume"
+    );
+    (StallKind::DiskFilling, message)
+}
+
 /// What keeps a move that makes no progress.
 async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
     let (from, to) = (stalled.running.from, stalled.running.to);
     // A statement that fails is no reason not to ask for the rest.
-    let mut failed = None;
-    for group in [Group::Coordinator, from, to] {
+    let (mut failed, mut blocker) = (None, None);
+    let mut asked = vec![Group::Coordinator, from, to];
+    if stalled.blocking.is_some() {
+        // It takes the lock that writers share in every node, since they may write through any.
+        match members(sessions).await {
+            Ok(members) => asked.extend(members.into_iter().filter(|group| ![from, to].contains(group))),
+            Err(error) => failed = Some(unasked(Group::Coordinator, &error)),
+        }
+    }
+    for group in asked {
         match blocked(sessions, group, stalled.running.pid).await {
-            Ok(Some(message)) => return (StallKind::Blocked, message),
-            Ok(None) => {}
-            Err(error) if error.is_out_of_reach() => return unasked(group, &error),
+            Ok(found) => blocker = Blocker::worse(blocker, found),
+            Err(error) if error.is_out_of_reach() && blocker.is_none() => return unasked(group, &error),
             Err(error) => failed = failed.or(Some(unasked(group, &error))),
         }
+    }
+    if let Some(blocker) = blocker {
+        return (StallKind::Blocked, blocker.message);
     }
     let found = replication(sessions, from, to, &stalled.phase).await;
     // What is certain needs no more questions; the others may follow from a way that is cut.
@@ -122,6 +169,19 @@ async fn cause(sessions: &Sessions, stalled: &Stalled) -> Cause {
         );
         (StallKind::Unknown, message)
     })
+}
+
+/// The workers that are registered.
+async fn members(sessions: &Sessions) -> Result<Vec<Group>, pg::Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let members = "SELECT nodename::text, nodeport FROM pg_dist_node
+                   WHERE noderole::text = 'primary' AND isactive AND groupid <> 0 ORDER BY groupid";
+    let rows = session.query(members, &[]).await?;
+    let group = |row: &Row| {
+        let port = u16::try_from(row.get::<_, i32>(1)).ok()?;
+        sessions.topology().group(&Endpoint::new(row.get::<_, String>(0), port))
+    };
+    Ok(rows.iter().filter_map(group).collect())
 }
 
 /// What is said of a server that did not say what keeps a move or a split: it cannot be asked, or the statement failed.
@@ -170,46 +230,68 @@ pub(super) async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -
     Ok(ask(sessions, target, pid, BUILDS, &[]).await?.first().is_some_and(|row| row.get(0)))
 }
 
+/// Who keeps a move or a split waiting.
+pub(super) struct Blocker {
+    /// It waits for somebody itself.
+    waits: bool,
+    /// Its age.
+    seconds: i64,
+    /// Who it is, and what to do.
+    pub(super) message: String,
+}
+
+impl Blocker {
+    /// Whichever of the two is rather the cause. Transactions that come and go, such as those that Citus prepares and ends
+    /// within milliseconds, keep somebody of a move for a moment: the oldest keeps it for as long as it is kept. Who waits
+    /// himself is kept by another, and that one is the cause of both.
+    pub(super) fn worse(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        [one, other].into_iter().flatten().max_by_key(|blocker| (!blocker.waits, blocker.seconds))
+    }
+}
+
 /// Who keeps the move or split whose process on the coordinator is `pid` waiting on `group`'s server.
 pub(super) async fn blocked(
     sessions: &Sessions,
     group: Group,
     pid: i32,
-) -> Result<Option<String>, pg::Error> {
-    // What no session has to end ends by no session: it is the cause of the others that wait.
+) -> Result<Option<Blocker>, pg::Error> {
     let prepared = format!("{BLOCKED_BY_PREPARED} {OURS} ORDER BY prepared.prepared LIMIT 1");
-    if let Some(row) = ask(sessions, group, pid, &prepared, &[]).await?.first() {
-        return Ok(Some(prepared_transaction(group, row)));
-    }
-    let rows = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} LIMIT 1"), &[]).await?;
-    Ok(rows.first().map(|row| {
-        let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
-        let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
-        let state: String = row.get::<_, Option<_>>(3).unwrap_or_default();
-        let seconds: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
-        let statement: String = row.get::<_, Option<_>>(5).unwrap_or_default();
-        let kind = match (row.get::<_, Option<bool>>(6), state.as_str()) {
-            (Some(true), _) => "a change of a table",
-            (_, "idle in transaction") => "an open transaction",
-            _ => "a lock",
-        };
-        format!(
-            "on {group} its process {waiting} waits for {kind} of {application} (pid {blocker}, open for {seconds} s: \
+    let prepared = ask(sessions, group, pid, &prepared, &[]).await?;
+    let sessions = ask(sessions, group, pid, &format!("{BLOCKED} {OURS} {OLDEST}"), &[]).await?;
+    let prepared = prepared.first().map(|row| prepared_transaction(group, row));
+    Ok(Blocker::worse(sessions.first().map(|row| session(group, row)), prepared))
+}
+
+/// What is said of a row of [`BLOCKED`].
+fn session(group: Group, row: &Row) -> Blocker {
+    let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
+    let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
+    let state: String = row.get::<_, Option<_>>(3).unwrap_or_default();
+    let seconds: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
+    let statement: String = row.get::<_, Option<_>>(5).unwrap_or_default();
+    let kind = match (row.get::<_, Option<bool>>(7), state.as_str()) {
+        (Some(true), _) => "a change of a table",
+        (_, "idle in transaction") => "an open transaction",
+        _ => "a lock",
+    };
+    let message = format!(
+        "on {group} its process {waiting} waits for {kind} of {application} (pid {blocker}, open for {seconds} s: \
              {statement}); let it end, or SELECT pg_terminate_backend({blocker}) there"
-        )
-    }))
+    );
+    Blocker { waits: row.get(6), seconds, message }
 }
 
 /// What is said of a row of [`BLOCKED_BY_PREPARED`].
-fn prepared_transaction(group: Group, row: &Row) -> String {
+fn prepared_transaction(group: Group, row: &Row) -> Blocker {
     let waiting: i32 = row.get(0);
     let [gid, owner, database, since]: [String; 4] = [row.get(1), row.get(2), row.get(3), row.get(4)];
     let seconds: i64 = row.get(5);
-    format!(
+    let message = format!(
         "on {group} its process {waiting} waits for a lock of the prepared transaction '{gid}' of {owner} in database \
          {database} (since {since}, {seconds} s): {}",
         end_of_prepared(&gid)
-    )
+    );
+    Blocker { waits: false, seconds, message }
 }
 
 /// What is wrong with the replication of the move; an error is what is said of a server that could not be asked.

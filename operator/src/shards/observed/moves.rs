@@ -176,6 +176,28 @@ pub struct Progress {
     pub phase: String,
 }
 
+/// What is free on the volume of a server that takes part in a move: the source keeps its log for it, the target takes the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// The session of the move, on the coordinator.
+    pub pid: i32,
+    /// The server.
+    pub group: Group,
+    /// Bytes free on the volume.
+    pub free_bytes: i64,
+    /// Its size in bytes.
+    pub total_bytes: i64,
+}
+
+impl Room {
+    /// Whether so little is free that a server could stop for it before anybody has done anything: less than a twentieth, and
+    /// less than 2 GiB.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.free_bytes < (self.total_bytes / 20).min(2 << 30)
+    }
+}
+
 /// A move whose target follows a replication slot that its source does not have: changes on the source since the copy will
 /// never arrive, and the move waits for them for ever. A source that was switched over or restored has no such slots.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -68,6 +68,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         tenants: tenants.collect(),
         pins: pins.clone(),
         held: Vec::new(),
+        empty: Vec::new(),
         large: Vec::new(),
         shard_groups: layout.groups.len(),
         underway: false,
@@ -98,10 +99,10 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
     by_hand::plan(world, &layout, &written, draft);
     for pin in &layout.pins {
         let other = |kept: &&Pin| Tenant::from(*kept) == Tenant::from(pin) && kept.node != pin.node;
-        if written.iter().any(|kept| other(&kept)) {
+        if let Some(Pin { node: from, .. }) = written.iter().find(other).copied() {
             let of = |kept: &&KeptPin| kept.tenant == Tenant::from(pin);
             let author = kept.pins.iter().find(of).map_or(Author::Policy, |kept| kept.author);
-            draft.step(Step::SetPin { pin: *pin, author });
+            draft.step(Step::Retarget { pin: *pin, from, called: world.called(pin.into()), author });
             draft.hold_moves = true;
         }
     }
@@ -110,7 +111,7 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
         Next::Pin(pin) => {
             let author = if act.is_by_hand() { Author::Spec } else { Author::Policy };
-            draft.step(Step::SetPin { pin, author });
+            draft.step(Step::SetPin { pin, called: world.called((&pin).into()), author });
         }
         Next::Wait(reason) => {
             draft.wait(reason.clone());
@@ -140,6 +141,12 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
             draft.step(step);
         }
     }
+}
+
+/// Whether what was decided is done, or will not be, and only its end is still to be noted.
+pub(in crate::shards) fn is_over(world: &World<'_>) -> bool {
+    let over = |act| matches!(next(world, &layout(world), &written(world), act), Next::End(..));
+    world.observed.kept.open().is_some_and(over)
 }
 
 /// What is next of an action.
@@ -215,7 +222,9 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next 
             }
             split(world, layout, act, shard, vec![at], to.to_vec())
         }
-        Action::Spread { .. } | Action::Release { .. } => dropped("there is nothing left to do"),
+        Action::Spread { .. } | Action::Release { .. } | Action::Retarget { .. } => {
+            dropped("there is nothing left to do")
+        }
     }
 }
 
@@ -285,6 +294,7 @@ fn split(
     targets.dedup();
     for to in targets {
         let next = Move {
+            number: 1,
             colocation_id: shard.colocation_id,
             shard_id: shard.shard_id,
             range: shard.range,

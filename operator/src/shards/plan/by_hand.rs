@@ -6,6 +6,7 @@ use super::Draft;
 use crate::heat::{Action, QUICK_BYTES, Tenant};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
+use crate::shards::observed::Placement;
 use crate::shards::rebalance::{Layout, Pin, Role, ShardGroup};
 use crate::shards::step::Step;
 use crate::shards::world::{Decided, Decisions, World};
@@ -19,11 +20,8 @@ pub(super) fn plan(world: &World<'_>, layout: &Layout, written: &[Pin], draft: &
     draft.problems.append(&mut decisions.problems);
     for pin in &world.observed.kept.pins {
         if let Some(why) = gone(world, &decisions, pin) {
-            let name = decisions.about(pin.tenant).map_or_else(
-                || format!("hash {} of colocation group {}", pin.tenant.hash, pin.tenant.colocation_id),
-                |decided| decided.entry.tenant.clone(),
-            );
-            draft.step(Step::RemovePin { tenant: pin.tenant, name, why });
+            let called = world.called(pin.tenant);
+            draft.step(Step::RemovePin { tenant: pin.tenant, called, why });
         }
     }
     let open = world.observed.kept.open();
@@ -44,6 +42,10 @@ pub(super) fn plan(world: &World<'_>, layout: &Layout, written: &[Pin], draft: &
 
 /// Why a pin is to go, if it is.
 fn gone(world: &World<'_>, decisions: &Decisions<'_>, pin: &KeptPin) -> Option<String> {
+    let its = |at: &Placement| at.colocation_id == pin.tenant.colocation_id;
+    if world.observed.catalog.as_ref().is_some_and(|catalog| !catalog.placements.iter().any(its)) {
+        return Some("its tables are gone".to_owned());
+    }
     match (decisions.about(pin.tenant), pin.author) {
         (Some(Decided { to: None, .. }), _) => {
             Some("spec.sharding.pins has it as one like the others".to_owned())

@@ -1,8 +1,10 @@
 //! Which nodes Citus knows, under which addresses, which of them may hold new shards, and who leaves.
 
+use std::collections::BTreeSet;
+
 use super::Draft;
 use crate::names::Group;
-use crate::shards::observed::{Catalog, Foreign, Member, Spread, Table};
+use crate::shards::observed::{Catalog, Foreign, Member};
 use crate::shards::step::Step;
 use crate::shards::world::World;
 
@@ -68,7 +70,7 @@ fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool
     for cleanup in &catalog.cleanup {
         let known = |member: &Member| member.group_id == cleanup.group_id;
         // One that still has shards comes back.
-        let gone = !catalog.members.iter().any(known) && !places_on(world, catalog, cleanup.group_id);
+        let gone = !catalog.members.iter().any(known) && !places_on(catalog, cleanup.group_id);
         if cleanup.group_id != 0 && gone {
             draft.step(Step::ForgetCleanup { group_id: cleanup.group_id });
         }
@@ -117,13 +119,13 @@ fn under_another_address<'a>(world: &World<'_>, catalog: &'a Catalog, group: Gro
 fn lost_row(world: &World<'_>, catalog: &Catalog, group: Group) -> Option<i32> {
     let number = world.server(group).ok()?.local_group;
     let registered = catalog.members.iter().any(|member| member.group_id == number);
-    (number > 0 && !registered && places_on(world, catalog, number)).then_some(number)
+    (number > 0 && !registered && places_on(catalog, number)).then_some(number)
 }
 
 /// Whether the catalogs place shards, or copies of reference tables, on the node with Citus' number `group_id`.
-fn places_on(world: &World<'_>, catalog: &Catalog, group_id: i32) -> bool {
-    let copied = |table: &Table| matches!(&table.spread, Spread::Reference { group_ids } if group_ids.contains(&group_id));
-    catalog.placements.iter().any(|at| at.group_id == group_id) || world.observed.tables.values().any(copied)
+fn places_on(catalog: &Catalog, group_id: i32) -> bool {
+    let copied = |nodes: &BTreeSet<i32>| nodes.contains(&group_id);
+    catalog.placements.iter().any(|at| at.group_id == group_id) || catalog.copies.values().any(copied)
 }
 
 /// The steps that take out who is not asked for any more and holds nothing, by the catalogs' word and by its own.

@@ -32,6 +32,8 @@ pub struct Moves {
     pub ended: Option<String>,
     /// The last plan that could not be carried on with.
     pub overtaken: Option<Dropped>,
+    /// The plan that is being carried out, as it was before the last moves: those under way are part of it.
+    pub carried: Option<MovePlan>,
     /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
     pub cramped: Option<Cramped>,
     /// The nodes with shard groups of unknown size: nothing is moved by guesses.
@@ -139,10 +141,10 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let judge = |held: &MovePlan| {
         if unmeasured.is_empty() { held.rest(&back, &policy(goal)) } else { Ok(held.clone()) }
     };
-    let (rest, mut overtaken) = match held.as_ref().map(|held| (held, judge(held))) {
-        Some((_, Ok(rest))) => (Some(rest), None),
-        Some((held, Err(why))) => (None, Some(Dropped { hash: held.hash.clone(), why: why.to_string() })),
-        None => (None, None),
+    let (rest, carried, mut overtaken) = match held.map(|held| (judge(&held), held)) {
+        Some((Ok(rest), held)) => (Some(rest), Some(held), None),
+        Some((Err(why), held)) => (None, None, Some(Dropped { hash: held.hash, why: why.to_string() })),
+        None => (None, None, None),
     };
     if overtaken.is_none() {
         overtaken.clone_from(&world.observed.overtaken);
@@ -168,7 +170,8 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let ended = ended.filter(|_| running.is_empty());
     let settled = plan.moves.is_empty() && running.is_empty();
     let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
-    Moves { plan, open, running, checks: Vec::new(), ended, overtaken, cramped, unmeasured, unweighed }
+    let checks = Vec::new();
+    Moves { plan, open, running, checks, ended, overtaken, carried, cramped, unmeasured, unweighed }
 }
 
 /// Shard groups of unknown load, if that is what they are spread by.
@@ -296,11 +299,17 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
 }
 
 /// Plans to take away what moves have left behind: Citus does so by itself every few seconds, and a node that is to leave
-/// does not wait for that.
+/// does not wait for that. Of a node that does not answer nothing can be taken away.
 fn clean_up(world: &World<'_>, draft: &mut Draft) {
-    let left =
-        world.catalog().is_some_and(|catalog| !catalog.cleanup.is_empty() && catalog.operations.is_empty());
-    if left {
+    let Some(catalog) = world.catalog() else { return };
+    let silent: Vec<i32> = world
+        .groups()
+        .into_iter()
+        .filter(|group| world.server(*group).is_err())
+        .filter_map(|group| Some(world.member(group)?.group_id))
+        .collect();
+    let left = catalog.cleanup.iter().any(|record| !silent.contains(&record.group_id));
+    if left && catalog.operations.is_empty() {
         draft.step(Step::CleanUp);
     }
 }

@@ -39,9 +39,11 @@ struct Anchor<'a> {
     colocation_id: Option<i32>,
 }
 
-/// Plans what is to be done about the tables.
-pub(super) fn plan(world: &World<'_>, draft: &mut Draft) -> Report {
-    let (report, steps) = decide(world);
+/// Plans what is to be done about the tables; while not every node that is asked for is there, that is to copy to the others
+/// what has to be there before shards come.
+pub(super) fn plan(world: &World<'_>, complete: bool, draft: &mut Draft) -> Report {
+    let (report, mut steps) = decide(world);
+    steps.retain(|step| complete || *step == Step::ReplicateReferenceTables);
     let moving = world.catalog().map_or(0, |catalog| catalog.moves().count());
     match steps.first() {
         // They hold the lock. No new ones are begun, so it is free soon.
@@ -63,14 +65,13 @@ fn decide(world: &World<'_>) -> (Report, Vec<Step>) {
     let mut report = Report::default();
     let mut steps = Vec::new();
     let mut anchors = existing_anchors(world);
-    let mut copies_missing = false;
     for policy in in_order(&world.wanted.tables) {
         let Some(table) = world.observed.tables.get(&policy.name) else {
             report.missing.push(policy.name.clone());
             continue;
         };
         let decision = match policy.kind {
-            TableKind::Reference => reference(world, policy, table, &mut copies_missing),
+            TableKind::Reference => reference(policy, table),
             TableKind::Distributed => distributed(world, policy, table, &mut anchors),
         };
         match decision {
@@ -82,8 +83,9 @@ fn decide(world: &World<'_>) -> (Report, Vec<Step>) {
             Err(problem) => report.problems.push(problem),
         }
     }
-    if copies_missing {
-        // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it.
+    if copies_are_missing(world) {
+        // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it. And it
+        // moves no shard before.
         steps.insert(0, Step::ReplicateReferenceTables);
     }
     (report, steps)
@@ -120,20 +122,18 @@ fn existing_anchors<'a>(world: &World<'a>) -> BTreeMap<&'a str, Anchor<'a>> {
     anchors
 }
 
-fn reference(
-    world: &World<'_>,
-    policy: &Policy,
-    table: &Table,
-    copies_missing: &mut bool,
-) -> Result<Option<Step>, Problem> {
+/// Whether an active node lacks a copy of a reference table, whoever has made that.
+fn copies_are_missing(world: &World<'_>) -> bool {
+    world.catalog().is_some_and(|catalog| {
+        let mut active = catalog.members.iter().filter(|member| member.active);
+        active.any(|member| catalog.copies.values().any(|nodes| !nodes.contains(&member.group_id)))
+    })
+}
+
+fn reference(policy: &Policy, table: &Table) -> Result<Option<Step>, Problem> {
     ordinary(policy, table)?;
     match &table.spread {
-        Spread::Reference { group_ids } => {
-            let members = world.catalog().into_iter().flat_map(|catalog| &catalog.members);
-            *copies_missing |=
-                members.filter(|member| member.active).any(|member| !group_ids.contains(&member.group_id));
-            Ok(None)
-        }
+        Spread::Reference => Ok(None),
         // There is no other way to make one than the one that holds writers up while it copies.
         Spread::PlainEmpty | Spread::PlainWithRows => Ok(Some(Step::CreateReferenceTable {
             table: policy.name.clone(),
@@ -202,7 +202,7 @@ fn distributed<'a>(
                 Step::DistributeTable(distribution)
             }))
         }
-        Spread::Reference { .. } | Spread::Other => Err(otherwise(policy, table)),
+        Spread::Reference | Spread::Other => Err(otherwise(policy, table)),
     }
 }
 
@@ -263,7 +263,7 @@ fn ordinary(policy: &Policy, table: &Table) -> Result<(), Problem> {
 fn otherwise(policy: &Policy, table: &Table) -> Problem {
     let actual = match &table.spread {
         Spread::Hash { column, .. } => format!("it is distributed by {column}"),
-        Spread::Reference { .. } => "it is a reference table".to_owned(),
+        Spread::Reference => "it is a reference table".to_owned(),
         _ => "Citus holds it in another way".to_owned(),
     };
     let message = format!(

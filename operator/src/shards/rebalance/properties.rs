@@ -10,6 +10,8 @@ use proptest::test_runner::TestCaseError;
 
 use super::*;
 
+mod shown;
+
 const STRATEGIES: [Strategy; 3] = [Strategy::BySize, Strategy::ByCount, Strategy::ByLoad];
 
 fn policy(strategy: Strategy) -> Policy {
@@ -222,7 +224,7 @@ proptest! {
     fn a_plan_can_be_continued_after_any_of_its_moves(World { layout, policy } in world()) {
         let whole = plan(&layout, &policy);
         let list = |moves: &[Move]| -> std::collections::BTreeSet<_> {
-            moves.iter().map(|step| (step.colocation_id, step.shard_id, step.from, step.to)).collect()
+            moves.iter().map(|step| (step.number, step.colocation_id, step.shard_id, step.from, step.to)).collect()
         };
         for number in 0..=whole.moves.len() {
             let rest = whole.rest(&after(&layout, &whole.moves[..number]), &policy).map_err(|why| {

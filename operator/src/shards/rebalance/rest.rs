@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::state::{Fate, State};
-use super::{Layout, MovePlan, Policy, Role, schedule, shared};
+use super::{Layout, Move, MovePlan, Policy, Role, schedule, shared};
 use crate::names::Group;
 
 /// Why a plan cannot be continued: the world is not the one that it was made for.
@@ -99,14 +99,26 @@ impl MovePlan {
             }
         }
         let left = waiting.len();
-        let moves = schedule::schedule(&mut state, &wanted, waiting, policy, 0);
+        let mut moves = schedule::schedule(&mut state, &wanted, waiting, policy, 0);
         if moves.len() < left {
             let behind = (0..state.items.len()).find(|item| state.at[*item] != wanted.at[*item]);
             let shard_id = behind.map_or(0, |item| state.items[item].group.shard_id);
             return Err(Overtaken::Harmful { shard_id });
         }
+        for step in &mut moves {
+            step.number = self.number_of(step.shard_id, step.from, step.to).unwrap_or_default();
+        }
         let bytes = moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add);
         Ok(Self { moves, bytes, hash: self.hash.clone(), stuck: self.stuck.clone(), over: self.over.clone() })
+    }
+}
+
+impl MovePlan {
+    /// The number of this move, if it is one of the plan.
+    #[must_use]
+    pub fn number_of(&self, shard_id: i64, from: Group, to: Group) -> Option<u32> {
+        let is_it = |step: &&Move| (step.shard_id, step.from, step.to) == (shard_id, from, to);
+        self.moves.iter().find(is_it).map(|step| step.number)
     }
 }
 

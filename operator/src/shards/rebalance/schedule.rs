@@ -50,6 +50,8 @@ pub(super) fn schedule(
             state.put(item, to);
             let group = &wanted.items[item].group;
             moves.push(Move {
+                // The whole list is numbered once it is there.
+                number: 0,
                 colocation_id: group.colocation_id,
                 shard_id: group.shard_id,
                 range: group.range,

@@ -7,8 +7,8 @@ use super::{Cause, Layout, Move, MovePlan, Obstacle, Policy, ShardGroup, Stuck, 
 use crate::api::{PlanStatus, PlannedMove};
 use crate::names::Group;
 
-/// Moves that fit into a status.
-const SHOWN: usize = 256;
+/// Moves that are shown in a status: some 250 kB, of the 1.5 MB that an object may have.
+const SHOWN: usize = 2000;
 
 impl MovePlan {
     /// As it is shown in the status; `None` if there is nothing to move.
@@ -26,6 +26,7 @@ impl MovePlan {
         let step = |planned: &PlannedMove| {
             let ShardGroup { colocation_id, shard_id, range, bytes, .. } = **groups.get(&planned.shard)?;
             Some(Move {
+                number: u32::try_from(planned.number).ok()?,
                 colocation_id,
                 shard_id,
                 range,
@@ -63,6 +64,7 @@ impl MovePlan {
 impl From<&Move> for PlannedMove {
     fn from(step: &Move) -> Self {
         Self {
+            number: i32::try_from(step.number).unwrap_or(i32::MAX),
             shard: step.shard_id,
             from: step.from.to_string(),
             to: step.to.to_string(),

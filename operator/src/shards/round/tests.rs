@@ -1,12 +1,17 @@
 //! What a round leaves to the steps that take long.
 
+use std::time::{Duration, Instant};
+
 use futures::FutureExt;
 use futures::future::ready;
+use k8s_openapi::jiff::Timestamp;
 
 use super::*;
+use crate::api::DialogClusterStatus;
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology, wanted};
-use crate::shards::observed::{Operation, Resources, Transaction};
+use crate::shards::observed::{Operation, Progress, Resources, Transaction};
 use crate::shards::rebalance::Cause;
+use crate::shards::supervise::Watch;
 
 /// A cluster in which shards are to be moved to a worker that is empty.
 fn uneven() -> Observed {
@@ -54,6 +59,50 @@ fn a_move_under_way_is_part_of_the_plan_until_it_was_made() {
     made.group_id = 1;
     let left = round(&observed).held_plan().unwrap();
     assert_eq!((left.moves.len() + 1, &left.hash), (whole.moves.len(), &whole.hash));
+}
+
+#[test]
+fn an_operator_that_is_started_anew_carries_on_the_plan_with_the_move_under_way() {
+    let mut wanted = wanted();
+    let mut observed = uneven();
+    let whole = of(&wanted, &observed).held_plan().unwrap();
+    (wanted.rebalance.gate, wanted.rebalance.request) =
+        (Gate::Approved(whole.hash.clone()), Some(whole.hash.clone()));
+    observed.held = Some(whole.clone());
+    let first = whole.moves[0];
+    let application = Operation::name_of(first.shard_id, first.from, first.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let shown = shown(&wanted, &of(&wanted, &observed)).unwrap();
+    assert_eq!(Some(&shown), whole.status().as_ref(), "a move is of the plan until it was made");
+    // The next operator remembers nothing but what is in the status.
+    (observed.held, observed.shown) = (None, Some(shown));
+    assert_eq!(of(&wanted, &observed).held_plan().as_ref(), Some(&whole));
+    // The node of the move was drained with the operator, and the move failed.
+    catalog(&mut observed).operations.clear();
+    let after = of(&wanted, &observed);
+    let again = Step::MoveShard { shard_id: first.shard_id, from: first.from, to: first.to };
+    assert_eq!(after.plan.steps.first(), Some(&again));
+    let plan = after.plan.moves.unwrap().plan;
+    assert_eq!((&plan.hash, plan.moves.len()), (&whole.hash, whole.moves.len()));
+}
+
+#[test]
+fn the_plan_is_shown_until_its_last_move_was_made() {
+    let wanted = wanted();
+    let mut observed = uneven();
+    let whole = of(&wanted, &observed).held_plan().unwrap();
+    let (last, others) = whole.moves.split_last().unwrap();
+    for made in others {
+        place(&mut observed, made.shard_id, 1);
+    }
+    observed.held = Some(whole.clone());
+    let application = Operation::name_of(last.shard_id, last.from, last.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let shown_now = shown(&wanted, &of(&wanted, &observed)).unwrap();
+    assert_eq!((shown_now.hash, shown_now.moves), (whole.hash.clone(), 1));
+    catalog(&mut observed).operations.clear();
+    place(&mut observed, last.shard_id, 1);
+    assert_eq!(shown(&wanted, &of(&wanted, &observed)), None);
 }
 
 #[test]
@@ -133,10 +182,26 @@ fn of(wanted: &Wanted, observed: &Observed) -> Round {
     }
 }
 
-/// The request for a rebalance that counts as answered after such a round.
-fn handled(wanted: &Wanted, round: &Round) -> Option<String> {
+/// The status after such a round.
+fn status(wanted: &Wanted, round: &Round) -> DialogClusterStatus {
     let now = "2026-01-05T09:01:00Z".parse().unwrap();
-    crate::shards::status::status(wanted, &topology(), round, None, now).last_handled_rebalance
+    crate::shards::status::status(wanted, &topology(), round, None, now)
+}
+
+/// The request for a rebalance that counts as answered then.
+fn handled(wanted: &Wanted, round: &Round) -> Option<String> {
+    status(wanted, round).last_handled_rebalance
+}
+
+/// The plan that is shown then.
+fn shown(wanted: &Wanted, round: &Round) -> Option<PlanStatus> {
+    status(wanted, round).plan
+}
+
+/// Puts a shard group on the node of this Citus group.
+fn place(observed: &mut Observed, shard_id: i64, group_id: i32) {
+    let placements = &mut catalog(observed).placements;
+    placements.iter_mut().find(|at| at.shard_id == shard_id).unwrap().group_id = group_id;
 }
 
 #[test]
@@ -205,10 +270,47 @@ fn a_rebalance_by_hand_ends_where_nothing_more_can_be_moved() {
 }
 
 #[test]
+fn progress_is_what_the_move_makes_and_not_what_others_write() {
+    let wanted = wanted();
+    let mut observed = uneven();
+    let first = of(&wanted, &observed).held_plan().unwrap().moves[0];
+    let application = Operation::name_of(first.shard_id, first.from, first.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    let (mut watch, start) = (Watch::default(), Instant::now());
+    let mut before = None;
+    let mut look = |second: u32, source_bytes: i64, target_bytes: i64| {
+        let progress = Progress {
+            pid: 7,
+            shard_id: first.shard_id,
+            source_bytes,
+            target_bytes,
+            source_lsn: None,
+            target_lsn: None,
+            phase: "Copying Data".to_owned(),
+        };
+        catalog(&mut observed).progress = vec![progress];
+        let now = Timestamp::from_second(second.into()).unwrap();
+        let round = of(&wanted, &observed);
+        watch.look(round.observed.catalog.as_ref(), start + Duration::from_secs(second.into()));
+        let mut now_is = crate::shards::status::status(&wanted, &topology(), &round, before.as_ref(), now);
+        if watch.got_on() {
+            crate::shards::status::got_on(&mut now_is, now);
+        }
+        let shown = now_is.rebalance.clone().unwrap();
+        assert_eq!(shown.current[0].bytes_total, source_bytes);
+        before = Some(now_is);
+        shown.last_progress_at.unwrap().0.as_second()
+    };
+    assert_eq!(look(10, 1000, 0), 10, "it began");
+    assert_eq!([look(20, 2000, 0), look(30, 3000, 0)], [10, 10], "only its source grows");
+    assert_eq!([look(40, 3000, 500), look(50, 4000, 500)], [40, 40]);
+}
+
+#[test]
 fn what_citus_cannot_take_away_is_said_and_the_spread_is_even_all_the_same() {
     let mut observed = at_rest();
     catalog(&mut observed).cleanup = vec![crate::shards::observed::Cleanup { group_id: 0, records: 1 }];
-    let error = act::Error::Left("Citus cannot take away the table public.messages_102008".to_owned());
+    let left = "Citus cannot take away the table public.messages_102008";
     let mut round = of(&wanted(), &observed);
     assert_eq!(round.plan.steps, [Step::CleanUp]);
     let say = |round: &Round| {
@@ -216,18 +318,43 @@ fn what_citus_cannot_take_away_is_said_and_the_spread_is_even_all_the_same() {
         (found.holds.as_str(), found.reason, found.message)
     };
     assert_eq!(say(&round).1, "Balanced");
-    // Both when it was tried, and until it is tried again.
-    round.deferred = vec![(Step::CleanUp, Failure::from(&error))];
-    let (status, reason, message) = say(&round);
-    assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
-    assert!(message.ends_with("; Citus cannot take away the table public.messages_102008"), "{message}");
-    round.deferred.clear();
-    round.partly = vec![(Step::CleanUp, error)];
-    assert_eq!(say(&round), (status, reason, message));
-    assert!(was_tried(&round, &Step::CleanUp), "not again in this round");
-    // Taken away meanwhile.
-    round.partly.clear();
-    round.deferred = vec![(Step::CleanUp, Failure { reason: "CleanupBlocked", message: String::new() })];
-    round.plan.steps.clear();
+    // When it was tried, until it is tried again, and while others are about it.
+    observed.uncleaned = Some(left.to_owned());
+    let partly = |error| vec![(Step::CleanUp, error)];
+    for (error, put_off) in [
+        (act::Error::Left(left.to_owned()), false),
+        (act::Error::Left(left.to_owned()), true),
+        (act::Error::Kept("of 1 notes".to_owned()), false),
+    ] {
+        round = of(&wanted(), &observed);
+        if put_off {
+            round.deferred = vec![(Step::CleanUp, Failure::from(&error))];
+        } else {
+            round.partly = partly(error);
+        }
+        let (status, reason, message) = say(&round);
+        assert_eq!((status, reason), ("True", "CleanupBlocked"), "{message}");
+        assert!(message.ends_with(&format!("; {left}")), "{message}");
+        assert!(was_tried(&round, &Step::CleanUp), "not again in this round");
+    }
+    // Others are about it before anybody knows.
+    observed.uncleaned = None;
+    round = of(&wanted(), &observed);
+    round.partly = partly(act::Error::Kept("of 1 notes".to_owned()));
     assert_eq!(say(&round).1, "Balanced");
+}
+
+#[test]
+fn what_citus_could_not_take_away_is_said_until_nothing_is_noted() {
+    let before = Observed { uncleaned: Some("a table".to_owned()), ..at_rest() };
+    let mut now = at_rest();
+    catalog(&mut now).cleanup = vec![crate::shards::observed::Cleanup { group_id: 0, records: 1 }];
+    now.keep_uncleaned(&before);
+    assert_eq!(now.uncleaned, before.uncleaned);
+    now.catalog = None;
+    now.keep_uncleaned(&before);
+    assert_eq!(now.uncleaned, before.uncleaned, "nobody knows");
+    now = at_rest();
+    now.keep_uncleaned(&before);
+    assert_eq!(now.uncleaned, None);
 }

@@ -48,9 +48,10 @@ impl fmt::Display for Step {
             }
             Self::SplitShard(split) => split.fmt(f),
             Self::BeginIsolation { why, .. } => write!(f, "write down what is to be done: {why}"),
-            Self::RemovePin { name, why, .. } => write!(f, "take the pin of {name} away: {why}"),
-            Self::SetPin { pin, .. } => {
-                write!(f, "pin hash {} of colocation group {} to {}", pin.hash, pin.colocation_id, pin.node)
+            Self::RemovePin { called, why, .. } => write!(f, "take the pin of {called} away: {why}"),
+            Self::SetPin { pin, called, .. } => write!(f, "pin {called} to {}", pin.node),
+            Self::Retarget { pin, from, called, .. } => {
+                write!(f, "pin {called} to {}, as {from} leaves", pin.node)
             }
             Self::SetStrategy { default: true, .. } => {
                 f.write_str("have Citus' rebalancer leave pinned shards where they are")

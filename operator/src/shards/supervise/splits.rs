@@ -6,9 +6,14 @@ use std::time::{Duration, Instant};
 use super::Endings;
 use crate::shards::observed::{Catalog, End, RunningSplit};
 
-/// Failures to follow a change after which a split is hopeless: the same change is tried again every few seconds, and a
-/// connection that breaks once is none.
+/// Failures to follow a change after which a split is hopeless: the same change is tried again and again, and a connection
+/// that breaks once is none.
 const HOPELESS: i64 = 3;
+/// How long it has to go on failing for that: a server may try again several times a second, and what passes, as a disk that
+/// is full for a moment, ends nobody's split.
+const GOES_ON: Duration = Duration::from_secs(10);
+/// Failures that are further apart have nothing to do with each other.
+const APART: Duration = Duration::from_mins(1);
 
 /// How far the splits were when they were last seen to get on. A new operator begins to watch anew.
 #[derive(Debug, Default)]
@@ -21,7 +26,35 @@ struct Seen {
     running: RunningSplit,
     since: Instant,
     looked: Instant,
+    failing: Option<Failing>,
     endings: Endings,
+}
+
+/// Failures to follow a change, one soon after the other.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    /// Failures before the first of these.
+    before: i64,
+    /// When the first was seen.
+    first: Instant,
+    /// When the last was.
+    last: Instant,
+}
+
+impl Failing {
+    /// What is known at `now` of failures, of which there are `errors` and were `earlier`.
+    fn next(known: Option<Self>, earlier: i64, errors: i64, now: Instant) -> Option<Self> {
+        if errors <= earlier {
+            return known.filter(|_| errors == earlier);
+        }
+        let known = known.filter(|known| now.saturating_duration_since(known.last) < APART);
+        Some(Self { last: now, ..known.unwrap_or(Self { before: earlier, first: now, last: now }) })
+    }
+
+    /// Whether it will go on, with `errors` by now.
+    fn is_hopeless(self, errors: i64) -> bool {
+        errors - self.before >= HOPELESS && self.last.saturating_duration_since(self.first) >= GOES_ON
+    }
 }
 
 /// A split that does not get on.
@@ -47,11 +80,14 @@ impl Splits {
                 before.running.application == running.application && before.running.since == running.since
             });
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
+            let (known, earlier) =
+                before.as_ref().map_or((None, 0), |before| (before.failing, before.running.errors));
+            let failing = Failing::next(known, earlier, running.errors, now);
             let same = |before: &Seen| {
                 before.running.progress == running.progress || (before.running.waits && running.waits)
             };
             let since = before.filter(same).map_or(now, |before| before.since);
-            seen.insert(running.pid, Seen { running: running.clone(), since, looked: now, endings });
+            seen.insert(running.pid, Seen { running: running.clone(), since, looked: now, failing, endings });
         }
         self.seen = seen;
     }
@@ -61,7 +97,7 @@ impl Splits {
     pub fn stalled(&self, limit: Duration) -> Vec<StalledSplit> {
         let stalled = |seen: &Seen| {
             let idle = seen.looked.saturating_duration_since(seen.since);
-            let hopeless = seen.running.errors >= HOPELESS;
+            let hopeless = seen.failing.is_some_and(|failing| failing.is_hopeless(seen.running.errors));
             let end = seen.endings.next(seen.looked);
             let running = seen.running.clone();
             (hopeless || idle >= limit).then_some(StalledSplit { running, idle, hopeless, end })
@@ -128,15 +164,26 @@ mod tests {
 
     #[test]
     fn a_split_whose_target_cannot_follow_is_no_matter_of_time() {
-        let (start, limit) = (Instant::now(), Duration::from_mins(1));
-        let mut watch = Splits::default();
-        for (second, errors, hopeless) in [(0, 2, 0), (1, 3, 1)] {
-            watch.look(
-                Some(&catalog(&second.to_string(), false, errors)),
-                start + Duration::from_secs(second),
-            );
-            let stalled = watch.stalled(limit);
-            assert_eq!(stalled.iter().filter(|stalled| stalled.hopeless).count(), hopeless);
+        // A second and the failures by then, and when it is known to be hopeless.
+        type Looks = &'static [(u64, i64)];
+        let cases: [(Looks, Option<u64>); 5] = [
+            (&[(0, 0), (5, 1), (10, 2), (15, 3)], Some(15)),
+            (&[(0, 0), (5, 1), (14, 2), (18, 2), (20, 2)], None),
+            // Five times a second for a second, as while a disk is full, and not again.
+            (&[(0, 0), (1, 5), (2, 5), (11, 5), (60, 5)], None),
+            (&[(0, 0), (1, 5), (2, 10), (10, 50), (11, 55)], Some(11)),
+            // Something else much later.
+            (&[(0, 0), (1, 5), (300, 6), (301, 10), (305, 10)], None),
+        ];
+        for (looks, expected) in cases {
+            let (start, limit) = (Instant::now(), Duration::from_mins(10));
+            let mut watch = Splits::default();
+            let hopeless = looks.iter().find(|(second, errors)| {
+                let catalog = catalog(&second.to_string(), false, *errors);
+                watch.look(Some(&catalog), start + Duration::from_secs(*second));
+                watch.stalled(limit).iter().any(|stalled| stalled.hopeless)
+            });
+            assert_eq!(hopeless.map(|(second, _)| *second), expected, "{looks:?}");
         }
     }
 }

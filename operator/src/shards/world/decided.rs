@@ -4,6 +4,8 @@ use super::World;
 use crate::api::PinSpec;
 use crate::heat::Tenant;
 use crate::names::Group;
+use crate::shards::heat::actions::{Act, Called};
+use crate::shards::heat::group_name;
 use crate::shards::observed::{Name, Spread};
 
 /// What the resource says of tenants.
@@ -64,6 +66,22 @@ impl<'a> World<'a> {
             }
         }
         decisions
+    }
+
+    /// What a tenant is called: as the resource has it, or who has pinned it, or who is about to.
+    #[must_use]
+    pub fn called(&self, tenant: Tenant) -> Called {
+        let kept = &self.observed.kept;
+        let decisions = self.decisions();
+        let decided = || decisions.about(tenant).map(|decided| decided.entry.tenant.clone());
+        let pinned = || kept.pins.iter().find(|pin| pin.tenant == tenant)?.key.clone();
+        let about = |act: &&Act| act.action.tenant() == Some(tenant);
+        let acted = || kept.acts.iter().rev().filter(about).find_map(|act| act.tenant.clone());
+        Called {
+            group: group_name(self, tenant.colocation_id),
+            key: decided().or_else(pinned).or_else(acted),
+            hash: tenant.hash,
+        }
     }
 
     /// The colocation group of a group of tables, and the type of its distribution column.

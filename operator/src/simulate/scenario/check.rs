@@ -46,6 +46,9 @@ impl Scenario {
         if !(1..=100).contains(&policy.share_percent) {
             return refuse("policy.sharePercent", "is not between 1 and 100");
         }
+        if policy.min_cpu_percent > 100 {
+            return refuse("policy.minCpuPercent", "is not between 0 and 100");
+        }
         if policy.cooldown.is_negative() || policy.release_after.is_negative() {
             return refuse("policy", "a duration is negative: cooldown and releaseAfter are lengths of time");
         }

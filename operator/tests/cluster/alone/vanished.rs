@@ -5,7 +5,8 @@ use dialog_operator::names::Group;
 use serde_json::{Value, json};
 
 use super::obstacles::{class_of, create_class, delete_class, standard};
-use crate::bed::{Bed, CLUSTER, TO_NAME, TO_SERVE, holds};
+use super::until_halved;
+use crate::bed::{Bed, CLUSTER, TO_NAME, TO_SERVE};
 
 /// Shards of each table: a few moves say as much as many.
 const SHARDS: i32 = 4;
@@ -60,14 +61,6 @@ async fn grow(bed: &Bed) -> Result<()> {
 
     create_class(bed, &provisioner, None).await?;
     bed.ready().await?;
-    let half = (SHARDS / 2).to_string();
-    bed.eventually("both workers hold shards", TO_SERVE, || async {
-        let balanced = bed.all().get(CLUSTER).await.map(|cluster| holds(&cluster, "Balanced") == "True")?;
-        let count = "SELECT count(*) FROM citus_shards WHERE table_name = 'public.messages'::regclass GROUP BY nodename";
-        let nodes = bed.sql(Group::Coordinator, count).await?;
-        let even = nodes.lines().collect::<Vec<_>>() == [&half, &half];
-        Ok((!(balanced && even)).then(|| format!("{nodes:?}, Balanced {balanced}")))
-    })
-    .await?;
+    until_halved(bed, SHARDS, TO_SERVE).await?;
     bed.still_listed(&ada, &grace, &message)
 }

@@ -24,8 +24,14 @@ fn hot(periods: i32) -> Heat {
         queries_per_second: 610,
         writes_per_second: 540,
         periods,
+        pinned: false,
     };
     Heat { end: Some(at(10)), hot: vec![tenant], ..Heat::default() }
+}
+
+/// One that is pinned, and as hot as it was.
+fn isolated() -> HotTenant {
+    HotTenant { tenant: "8".to_owned(), share_percent: 99, pinned: true, ..hot(50).hot.remove(0) }
 }
 
 fn decided(minute: i64) -> DecisionStatus {
@@ -37,17 +43,40 @@ fn decided(minute: i64) -> DecisionStatus {
 fn a_hot_tenant_is_named_with_what_follows() {
     let who = "hot: dialog 7 (52 % of worker-0)";
     let lasting = || Heat { last: Some(decided(8)), ..hot(5) };
-    let refused = vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    let too_hot = || vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    let busy = || vec![Refusal { reason: Reason::NotByLoad, message: "too much".to_owned() }];
     for (heat, expected) in [
         (Heat::default(), ("False", "NoneHot", String::from("no tenant takes a large part of its worker"))),
         (hot(2), ("True", "Noticed", format!("{who}; something follows after 3 periods in a row"))),
         (Heat { last: Some(decided(10)), ..hot(3) }, ("True", "WouldAct", "dialog 7 would go".to_owned())),
-        (lasting(), ("True", "WouldHaveActed", format!("{who}; dialog 7 would go"))),
+        (lasting(), ("True", "WouldHaveActed", format!("{who}; decided {}: dialog 7 would go", at(8)))),
         (
             Heat { cooling_until: Some(at(70)), ..lasting() },
             ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
         ),
-        (Heat { refused, ..hot(3) }, ("True", "NothingHelps", format!("{who}; it stays"))),
+        (Heat { refused: too_hot(), ..hot(3) }, ("True", "NothingHelps", format!("{who}; it stays"))),
+        (Heat { hot: Vec::new(), refused: busy(), ..hot(3) }, ("True", "WorkerBusy", "too much".to_owned())),
+        (Heat { refused: busy(), ..hot(2) }, ("True", "WorkerBusy", format!("{who}; too much"))),
+        (
+            Heat { refused: busy(), last: Some(decided(10)), ..hot(3) },
+            ("True", "WouldAct", "dialog 7 would go".to_owned()),
+        ),
+        (
+            Heat { hot: vec![isolated()], cooling_until: Some(at(70)), last: Some(decided(8)), ..hot(3) },
+            (
+                "False",
+                "Isolated",
+                "pinned, with a shard of its own each: dialog 8 (99 % of worker-0)".to_owned(),
+            ),
+        ),
+        (
+            Heat { hot: vec![isolated(), hot(2).hot.remove(0)], ..hot(2) },
+            ("True", "Noticed", format!("{who}; something follows after 3 periods in a row")),
+        ),
+        (
+            Heat { hot: vec![isolated()], refused: too_hot(), ..hot(3) },
+            ("True", "NothingHelps", "it stays".to_owned()),
+        ),
         (
             Heat { failure: Some("no answer".to_owned()), ..hot(3) },
             ("Unknown", "NotObserved", "no answer".to_owned()),

@@ -27,8 +27,7 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
 
 #[test]
 fn what_a_move_needs_is_named_before_it_begins() {
-    type Alter = fn(&mut Observed);
-    let cases: [(Alter, &str, &str); 11] = [
+    are_named(&[
         (
             |observed| {
                 catalog(observed).unfollowable =
@@ -46,9 +45,25 @@ fn what_a_move_needs_is_named_before_it_begins() {
             "not logical on coordinator",
         ),
         (
+            |observed| {
+                let settings = &mut facts(observed, Group::Worker(0)).settings;
+                settings.insert("wal_level".to_owned(), "replica".to_owned());
+            },
+            "WalLevel",
+            "not logical on worker-0",
+        ),
+        (
             |observed| resources(observed, Group::Coordinator).free_slots = 1,
             "NoReplicationSlot",
             "coordinator has 1",
+        ),
+        (
+            |observed| {
+                catalog(observed).owners = [(1, 3), (2, 3)].into();
+                resources(observed, Group::Coordinator).free_slots = 2;
+            },
+            "NoReplicationSlot",
+            "coordinator has 2 replication slots free and a move needs 3",
         ),
         (
             |observed| resources(observed, Group::Coordinator).free_senders = 0,
@@ -60,6 +75,17 @@ fn what_a_move_needs_is_named_before_it_begins() {
             "NoReplicationWorker",
             "worker-0 has 0",
         ),
+        (
+            |observed| resources(observed, Group::Worker(0)).free_workers = 1,
+            "NoBackgroundWorker",
+            "worker-0 has 1 background workers",
+        ),
+    ]);
+}
+
+#[test]
+fn who_stands_in_the_way_of_a_move_is_named_before_it_begins() {
+    are_named(&[
         (
             |observed| {
                 let writer = Transaction { pid: 42, name: "psql".to_owned(), seconds: 600 };
@@ -87,11 +113,6 @@ fn what_a_move_needs_is_named_before_it_begins() {
             "Never COMMIT or ROLLBACK PREPARED it by hand",
         ),
         (
-            |observed| resources(observed, Group::Worker(0)).free_workers = 1,
-            "NoBackgroundWorker",
-            "worker-0 has 1 background workers",
-        ),
-        (
             |observed| {
                 resources(observed, Group::Coordinator).changes = vec![change(1, None), change(2, None)];
             },
@@ -108,7 +129,14 @@ fn what_a_move_needs_is_named_before_it_begins() {
             "TableChanging",
             "psql (pid 43 on worker-0) is changing messages",
         ),
-    ];
+    ]);
+}
+
+/// A change of what is observed, the reason that it has, and a part of the message.
+type Case = (fn(&mut Observed), &'static str, &'static str);
+
+/// Makes sure that no move begins after any of these, and that the condition says why.
+fn are_named(cases: &[Case]) {
     for (change, expected, part) in cases {
         let mut observed = at_rest();
         // Everything is still on the coordinator.
@@ -126,7 +154,7 @@ fn what_a_move_needs_is_named_before_it_begins() {
         assert_eq!(moves(&observed).0, 1, "one at a time");
         change(&mut observed);
         let (begin, found) = moves(&observed);
-        assert_eq!((begin, found.reason), (0, expected), "{}", found.message);
+        assert_eq!((begin, found.reason), (0, *expected), "{}", found.message);
         assert!(found.message.contains(part), "{}", found.message);
     }
 }

@@ -90,6 +90,7 @@ impl Scene {
                 cpu: Some(2000),
                 tenants: tenants.iter().filter(on_it).map(usage).collect(),
                 unlisted: 0,
+                limit: 10,
                 accesses: Some(accesses.collect()),
             };
             self.counted.insert(node, reading);
@@ -120,6 +121,8 @@ impl Scene {
             layout: &self.layout,
             readings,
             large: Vec::new(),
+            fillers: period::Names::default(),
+            empty: Vec::new(),
         };
         let (_, marks, _) = period::period(&seen(before, at(self.minute - 1)), &BTreeMap::new(), &[]);
         let seen = seen(&self.counted, at(self.minute));

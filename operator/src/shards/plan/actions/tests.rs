@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::*;
-use crate::api::PinSpec;
+use crate::api::{DialogClusterStatus, IsolatedTenant, PinSpec};
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
@@ -12,6 +12,7 @@ use crate::shards::observed::{
 };
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
+use crate::shards::status::isolated;
 use crate::shards::strategy::{NAME, Seen, Strategy};
 use crate::shards::wanted::Wanted;
 
@@ -115,7 +116,13 @@ fn cut_out(observed: &mut Observed, group_id: i32) {
 }
 
 fn pin(node: Group) -> KeptPin {
-    KeptPin { tenant: TENANT, endpoint: topology().endpoint(node).unwrap().clone(), author: Author::Policy }
+    KeptPin {
+        tenant: TENANT,
+        endpoint: topology().endpoint(node).unwrap().clone(),
+        author: Author::Policy,
+        key: Some("seven".to_owned()),
+        since: "2026-01-05T09:00:00Z".parse().unwrap(),
+    }
 }
 
 #[test]
@@ -248,7 +255,9 @@ fn a_tenant_is_pinned_and_stays_where_it_is_pinned() {
     let mut observed = with(vec![isolation(TENANT.hash)]);
     cut_out(&mut observed, 1);
     let home = TENANT.pin(Group::Worker(0));
-    assert_eq!(planned(&observed, 3).steps, [Step::SetPin { pin: home, author: Author::Policy }]);
+    let steps = planned(&observed, 3).steps;
+    let [Step::SetPin { pin: set, author: Author::Policy, .. }] = &steps[..] else { panic!("{steps:?}") };
+    assert_eq!(*set, home);
     observed.kept.pins = vec![pin(Group::Worker(0))];
     let done = Step::EndAction { id: 5, outcome: Outcome::Done, note: None };
     assert_eq!(planned(&observed, 3).steps, [done]);
@@ -271,14 +280,48 @@ fn pins_are_retargeted_before_their_node_is_drained() {
     let refused =
         planned(&observed, 2).findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
     assert!(
-        position("SetPin").is_some() && position("MoveShard").is_none(),
+        position("Retarget").is_some() && position("MoveShard").is_none(),
         "{steps:?}: {}",
         refused.message
     );
-    let Some(Step::SetPin { pin: next, .. }) = steps.iter().find(|step| step.kind() == "SetPin") else {
-        panic!("{steps:?}")
-    };
+    let found = steps.iter().find_map(|step| match step {
+        Step::Retarget { pin, from, .. } => Some((pin, *from)),
+        _ => None,
+    });
+    let Some((next, Group::Worker(2))) = found else { panic!("{steps:?}") };
     assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));
+    let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    assert!(said.contains(&format!("pin dialog seven to {}, as worker-2 leaves", next.node)), "{said:?}");
+}
+
+#[test]
+fn who_is_pinned_is_shown_by_name_and_no_more_of_them_than_the_schema_allows() {
+    let mut observed = observed();
+    observed.kept.now = Some("2026-01-05T10:00:00Z".parse().unwrap());
+    let since = |minute: i32| pin(Group::Worker(0)).since + jiff::SignedDuration::from_mins(minute.into());
+    let unknown = |number: i32| KeptPin {
+        tenant: Tenant { hash: number, ..TENANT },
+        key: None,
+        since: since(number),
+        author: Author::Spec,
+        ..pin(Group::Worker(1))
+    };
+    observed.kept.pins = (1..100).rev().map(unknown).chain([pin(Group::Worker(0))]).collect();
+    let (wanted, topology) = (wanted(3), topology());
+    let shown = |observed: &Observed, before| {
+        isolated(&World { wanted: &wanted, topology: &topology, observed }, before)
+    };
+    let (list, count) = shown(&observed, None);
+    assert_eq!((list.len(), count), (64, Some(100)));
+    let said = |one: &IsolatedTenant| format!("{} {} {} {}", one.group, one.tenant, one.worker, one.asked_by);
+    assert_eq!(said(&list[0]), "dialog seven worker-0 policy");
+    assert_eq!((said(&list[1]), list[1].since.0), ("dialog hash 1 worker-1 spec".to_owned(), since(1)));
+    // What nobody could read is not over.
+    let before = DialogClusterStatus { isolated: list.clone(), isolated_count: count, ..Default::default() };
+    observed.kept = Kept::default();
+    assert_eq!(shown(&observed, Some(&before)), (list, count));
+    observed.kept.now = Some(since(0));
+    assert_eq!(shown(&observed, Some(&before)), (Vec::new(), None));
 }
 
 #[test]
@@ -328,6 +371,21 @@ fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
     assert_eq!(steps(&pinned, &decided(Some(0))).0, []);
     let (gone, _) = steps(&pinned, &wanted(3));
     assert!(matches!(gone[..], [Step::RemovePin { tenant: TENANT, .. }]), "{gone:?}");
+
+    // Nor is anything kept for tables that are gone, whoever asked for it; catalogs that nobody could read say nothing.
+    let nowhere = Tenant { colocation_id: 9, ..TENANT };
+    for author in [Author::Policy, Author::Spec] {
+        let mut dropped = observed();
+        dropped.kept.pins = vec![KeptPin { tenant: nowhere, author, ..pin(Group::Worker(0)) }];
+        let (gone, _) = steps(&named(dropped.clone()), &decided(None));
+        assert!(
+            matches!(&gone[..], [Step::RemovePin { tenant, why, .. }] if *tenant == nowhere && why == "its tables are gone"),
+            "{gone:?}"
+        );
+        dropped.catalog = None;
+        let (unread, _) = steps(&named(dropped), &decided(None));
+        assert!(!unread.iter().any(|step| matches!(step, Step::RemovePin { .. })), "{unread:?}");
+    }
 
     // What the policy has begun is not done, nor what is not asked for any more.
     let policy = named(with(vec![isolation(TENANT.hash)]));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::WHOLE;
 use crate::names::Group;
 use crate::shards::observed::{
-    Catalog, Cleanup, Facts, Member, Node, Observed, Placement, Resources, Role, Spread, Table,
+    Catalog, Cleanup, Facts, Member, Node, Observed, Operation, Placement, Resources, Role, Spread, Table,
 };
 use crate::shards::rebalance::HashRange;
 use crate::shards::step::{API_ROLE, Beside, Distribution, Step};
@@ -21,14 +21,31 @@ pub(super) struct Truth {
     pub(super) tables: BTreeMap<String, Table>,
     /// Nodes of each colocation group, by Citus' group numbers.
     pub(super) colocation: BTreeMap<i32, Vec<i32>>,
+    /// Nodes that have a copy of each reference table.
+    pub(super) copies: BTreeMap<String, BTreeSet<i32>>,
     /// What moves have left behind.
     pub(super) cleanup: Vec<Cleanup>,
+    /// Bytes of shard groups, one after the other and then from the start again; empty ones where there are none.
+    pub(super) sizes: Vec<i64>,
+    /// The moves under way.
+    pub(super) running: Vec<Step>,
 }
+
+/// Where a shard is whose node was taken away.
+const LOST: i32 = -1;
 
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     pub(super) up: bool,
+    /// Bytes free on its volume of a tebibyte.
+    pub(super) free: i64,
     pub(super) facts: Facts,
+}
+
+/// How the session of a move that is under way is seen.
+fn operation((pid, step): (i32, &Step)) -> Operation {
+    let Step::MoveShard { shard_id, from, to } = step else { panic!("{step} is no move") };
+    Operation { pid, application: Operation::name_of(*shard_id, *from, *to) }
 }
 
 impl Truth {
@@ -39,6 +56,8 @@ impl Truth {
             members: self.members.clone(),
             placements: self.placements(),
             cleanup: self.cleanup.clone(),
+            operations: (100..).zip(&self.running).map(operation).collect(),
+            copies: self.copies.clone(),
             ..Catalog::default()
         };
         if let Node::Up(facts) = self.node(Group::Coordinator)
@@ -72,9 +91,12 @@ impl Truth {
                 .iter()
                 .filter(|at| Some(at.group_id) == member.map(|it| it.group_id))
                 .count();
-            facts.sizes = Some(self.placements().iter().map(|at| (at.shard_id, 0)).collect());
+            let number = member.map(|it| it.group_id);
+            let placements = self.placements();
+            let own = placements.iter().filter(|at| Some(at.group_id) == number);
+            facts.sizes = Some(own.map(|at| (at.shard_id, self.size(at.shard_id))).collect());
             facts.resources = Some(Resources {
-                free_bytes: 1 << 40,
+                free_bytes: server.free,
                 total_bytes: 1 << 40,
                 free_slots: 9,
                 free_senders: 9,
@@ -94,7 +116,7 @@ impl Truth {
                 |table| matches!(&table.spread, Spread::Hash { colocation_id, .. } if colocation_id == id),
             );
             let shards = i64::try_from(tables.count()).unwrap();
-            for (number, node) in (0..).zip(nodes).filter(|_| shards > 0) {
+            for (number, node) in (0..).zip(nodes).filter(|(_, node)| shards > 0 && **node != LOST) {
                 placements.push(Placement {
                     colocation_id: *id,
                     group_id: *node,
@@ -105,6 +127,50 @@ impl Truth {
             }
         }
         placements
+    }
+
+    /// Bytes of a shard group.
+    pub(super) fn size(&self, shard_id: i64) -> i64 {
+        let number = usize::try_from(shard_id).unwrap().checked_rem(self.sizes.len());
+        number.map_or(0, |number| self.sizes[number])
+    }
+
+    /// Makes sure that no step of a plan would lose anything, were it done now: plans are made of what is, and not of what
+    /// will be.
+    pub(super) fn assert_safe(&mut self, steps: &[Step]) {
+        for step in steps {
+            match step {
+                Step::RemoveNode { group } => {
+                    let group_id = self.member(*group).unwrap().group_id;
+                    let held = self.placements().iter().filter(|at| at.group_id == group_id).count();
+                    assert_eq!(held, 0, "{step}: it holds placements");
+                    let takes_part = |one: &Step| matches!(one, Step::MoveShard { from, to, .. } if from == group || to == group);
+                    assert!(!self.running.iter().any(takes_part), "{step}: a shard is under way");
+                }
+                Step::MoveShard { shard_id, from, to } => {
+                    let from = self.member(*from).unwrap().group_id;
+                    let is_there = |at: &Placement| at.shard_id == *shard_id && at.group_id == from;
+                    assert!(self.placements().iter().any(is_there), "{step}: it is not there");
+                    assert!(!self.running.contains(step), "{step}: it is under way");
+                    let free = self.servers[to].free;
+                    assert!(self.size(*shard_id) <= free, "{step}: {free} bytes are free");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A move that is under way ends, and was made or for nothing.
+    pub(super) fn end(&mut self, made: bool) {
+        let step = self.running.remove(0);
+        match step {
+            _ if made => self.apply(&step),
+            Step::MoveShard { to, .. } => {
+                let group_id = self.member(to).unwrap().group_id;
+                self.cleanup.push(Cleanup { group_id, records: 1 });
+            }
+            _ => panic!("{step} is no move"),
+        }
     }
 
     fn facts(&mut self, group: Group) -> &mut Facts {
@@ -151,6 +217,7 @@ impl Truth {
             Step::SplitShard(_)
             | Step::BeginIsolation { .. }
             | Step::SetPin { .. }
+            | Step::Retarget { .. }
             | Step::RemovePin { .. }
             | Step::SetStrategy { .. }
             | Step::DropStrategy
@@ -182,25 +249,29 @@ impl Truth {
             Step::CleanUp => self.cleanup.clear(),
             Step::MoveShard { shard_id, from, to } => {
                 self.assert_all_can_follow();
+                let bytes = self.size(*shard_id);
+                self.servers.get_mut(from).unwrap().free += bytes;
+                self.servers.get_mut(to).unwrap().free -= bytes;
                 let (from, to) = (self.member(*from).unwrap().group_id, self.member(*to).unwrap().clone());
                 assert!(to.should_have_shards, "{step}: the target is not to hold shards");
                 let (id, number) =
                     (i32::try_from(shard_id / 1000).unwrap(), usize::try_from(shard_id % 1000).unwrap());
                 let node = &mut self.colocation.get_mut(&id).unwrap()[number];
                 assert_eq!(*node, from, "{step}: it is not there");
+                let copied = self.copies.values().all(|nodes| nodes.contains(&to.group_id));
+                assert!(copied, "{step}: reference tables are missing on the target");
                 *node = to.group_id;
                 self.cleanup.push(Cleanup { group_id: from, records: 1 });
             }
             Step::CreateReferenceTable { table, .. } => {
-                let group_ids = self.members.iter().map(|member| member.group_id).collect();
-                self.tables.get_mut(table).unwrap().spread = Spread::Reference { group_ids };
+                self.tables.get_mut(table).unwrap().spread = Spread::Reference;
+                self.copies
+                    .insert(table.clone(), self.members.iter().map(|member| member.group_id).collect());
             }
             Step::ReplicateReferenceTables => {
-                let all: Vec<i32> = self.members.iter().map(|member| member.group_id).collect();
-                for table in self.tables.values_mut() {
-                    if let Spread::Reference { group_ids } = &mut table.spread {
-                        group_ids.clone_from(&all);
-                    }
+                let all: BTreeSet<i32> = self.members.iter().map(|member| member.group_id).collect();
+                for nodes in self.copies.values_mut() {
+                    nodes.clone_from(&all);
                 }
             }
             Step::DistributeTable(distribution) => {
@@ -261,15 +332,16 @@ impl Truth {
             }
             Step::RemoveNode { group } => {
                 let group_id = self.member(*group).unwrap().group_id;
-                assert!(
-                    self.placements().iter().all(|at| at.group_id != group_id),
-                    "{group} holds a placement"
-                );
+                let all = self.colocation.values_mut().flatten();
+                all.filter(|node| **node == group_id).for_each(|node| *node = LOST);
                 assert!(
                     self.cleanup.iter().all(|left| left.group_id != group_id),
                     "its records would poison moves"
                 );
                 self.members.retain(|member| member.group_id != group_id);
+                for nodes in self.copies.values_mut() {
+                    nodes.remove(&group_id);
+                }
             }
             Step::SetShouldHaveShards { group, value } => {
                 self.assert_all_can_follow();

@@ -15,6 +15,7 @@ use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{World, closed, condition, eventually, few_shards, gated, store_messages};
+use crate::writers::shard_of_messages;
 
 /// How long a move may make no progress here.
 const STALL: Duration = Duration::from_secs(2);
@@ -162,14 +163,7 @@ impl Scene {
         let step = planned.steps.into_iter().find(|step| matches!(step, Step::MoveShard { .. }));
         let Some(Step::MoveShard { shard_id, from, to }) = step else { bail!("no move is planned") };
         ensure!((from, to) == (SOURCE, TARGET), "from {from} to {to}");
-        let of_messages = format!(
-            "SELECT messages.shardid FROM pg_dist_shard AS moved JOIN pg_dist_partition USING (logicalrelid)
-             JOIN pg_dist_partition AS beside USING (colocationid)
-             JOIN pg_dist_shard AS messages ON messages.logicalrelid = beside.logicalrelid
-             WHERE moved.shardid = {shard_id} AND messages.shardminvalue = moved.shardminvalue
-               AND messages.logicalrelid = 'public.messages'::regclass"
-        );
-        let table = world.number(Group::Coordinator, &of_messages).await.context("it moves no messages")?;
+        let table = shard_of_messages(&world, shard_id).await?.context("it moves no messages")?;
         Ok(Self {
             world,
             operator: Operator::default(),

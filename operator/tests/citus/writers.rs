@@ -189,7 +189,7 @@ async fn dialogs(world: &World, shard_id: i64) -> Result<[String; 2]> {
 }
 
 /// The shard of messages that moves together with the shard `shard_id`.
-async fn shard_of_messages(world: &World, shard_id: i64) -> Result<Option<i64>> {
+pub async fn shard_of_messages(world: &World, shard_id: i64) -> Result<Option<i64>> {
     let beside = format!(
         "SELECT messages.shardid FROM pg_dist_shard AS moved JOIN pg_dist_partition USING (logicalrelid)
          JOIN pg_dist_partition AS beside USING (colocationid)

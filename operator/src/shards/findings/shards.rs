@@ -97,6 +97,9 @@ fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
     if let Some(unknown) = not_weighed(moves).filter(|_| left == 0) {
         return unknown;
     }
+    if let Some(kept) = kept_by_leaving(world, draft).filter(|_| left == 0) {
+        return kept;
+    }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     match &world.wanted.rebalance.gate {
         _ if left == 0 => {
@@ -201,6 +204,17 @@ fn no_place(moves: &Moves) -> Option<Finding> {
         ([], None) => return None,
     };
     Some(Finding::new(BALANCED, Holds::False, "NoPlace", message))
+}
+
+/// What is said while a worker that is to leave still has shards and cannot give them away.
+fn kept_by_leaving(world: &World<'_>, draft: &Draft) -> Option<Finding> {
+    let group = world.surplus().into_iter().find(|group| world.shards_on(*group) > 0)?;
+    let shards = world.shards_on(group);
+    let message = format!(
+        "{shards} shards wait on {group}, which is to leave and cannot take part now: {}",
+        draft.waits.join("; ")
+    );
+    Some(Finding::new(BALANCED, Holds::False, "Waiting", message))
 }
 
 /// What is said while the size of a shard group is unknown.

@@ -22,6 +22,7 @@ use crate::shards::wanted::Wanted;
 
 mod heat;
 mod moves;
+mod order;
 mod orphans;
 
 /// A cluster at rest with one worker.

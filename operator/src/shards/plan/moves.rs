@@ -291,6 +291,7 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
         draft.step(step);
     }
     draft.waits.extend(moves.checks.iter().map(|check| check.message.clone()));
+    draft.waits.extend(moves.plan.stuck.first().map(obstacle));
     let put_off = |step: &Step| world.observed.deferred.contains(step);
     if moves.running.is_empty() && draft.steps.iter().all(put_off) {
         clean_up(world, draft);

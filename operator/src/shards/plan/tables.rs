@@ -44,6 +44,11 @@ struct Anchor<'a> {
 pub(super) fn plan(world: &World<'_>, complete: bool, draft: &mut Draft) -> Report {
     let (report, mut steps) = decide(world);
     steps.retain(|step| complete || *step == Step::ReplicateReferenceTables);
+    if steps.contains(&Step::ReplicateReferenceTables) {
+        // Citus moves no shard before: a move would copy them, and keep their writers waiting for it.
+        draft.hold_moves = true;
+        draft.wait(format!("no shard moves before this is done: {}", Step::ReplicateReferenceTables));
+    }
     let moving = world.catalog().map_or(0, |catalog| catalog.moves().count());
     match steps.first() {
         // They hold the lock. No new ones are begun, so it is free soon.
@@ -77,18 +82,34 @@ fn decide(world: &World<'_>) -> (Report, Vec<Step>) {
         match decision {
             Ok(None) => {}
             Ok(Some(step)) => {
+                // Beside a table that is to be distributed itself, which may fail, it is when that is done.
+                let comes_later = beside(&step).is_some_and(|other| report.pending.contains(other));
                 report.pending.push(policy.name.clone());
-                steps.push(step);
+                if !comes_later {
+                    steps.push(step);
+                }
             }
             Err(problem) => report.problems.push(problem),
         }
     }
     if copies_are_missing(world) {
-        // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it. And it
-        // moves no shard before.
+        // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it.
         steps.insert(0, Step::ReplicateReferenceTables);
     }
     (report, steps)
+}
+
+/// The table beside which `step` puts another.
+fn beside(step: &Step) -> Option<&String> {
+    match step {
+        Step::DistributeTable(distribution) | Step::DistributeConcurrently(distribution) => {
+            match &distribution.beside {
+                Beside::Table(other) => Some(other),
+                Beside::Nothing { .. } => None,
+            }
+        }
+        _ => None,
+    }
 }
 
 /// Reference tables first: a distributed table may have foreign keys to them.

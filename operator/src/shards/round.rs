@@ -307,10 +307,14 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
 }
 
 /// The moves that can begin now, where nothing else comes first: for who has just made one, and does not wait for the next
-/// round.
+/// round. Moves of another plan than the one that is being carried out are none of them: they wait for a round, and so are in
+/// the status, an Event and the log before they are made.
 pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
     let observed = look(brief, brief.before, sessions, brief.sizes).await;
     let plan = plan(brief.wanted, sessions.topology(), &observed);
+    if !carries_on(brief.held.as_ref(), &plan) {
+        return Vec::new();
+    }
     let round = Round {
         observed,
         plan,
@@ -325,6 +329,11 @@ pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
         Some(step) if step.hold() == Hold::Shared => together(&round, step),
         _ => Vec::new(),
     }
+}
+
+/// Whether what `plan` moves is what is left of `held`.
+fn carries_on(held: Option<&MovePlan>, plan: &Plan) -> bool {
+    held.zip(plan.moves.as_ref()).is_some_and(|(held, moves)| held.hash == moves.plan.hash)
 }
 
 /// The next step that can be tried.

@@ -140,6 +140,32 @@ fn under_the_lock_the_next_move_is_asked_for_while_a_failed_one_is_put_off() {
 }
 
 #[test]
+fn what_follows_a_move_is_of_the_plan_that_was_shown() {
+    let observed = uneven();
+    let of = |observed: &Observed| plan(&wanted(), &topology(), observed);
+    let first = of(&observed);
+    let whole = first.moves.clone().unwrap().plan;
+    assert!(!carries_on(None, &first), "nobody was shown it yet");
+    let mut seen = observed;
+    seen.held = Some(whole.clone());
+    let [but_last @ .., last] = &whole.moves[..] else { panic!("nothing is to be moved") };
+    for next in but_last {
+        assert!(carries_on(Some(&whole), &of(&seen)));
+        place(&mut seen, next.shard_id, 1);
+    }
+    assert!(carries_on(Some(&whole), &of(&seen)));
+    place(&mut seen, last.shard_id, 1);
+    // Whatever comes after it is another plan.
+    assert!(!carries_on(Some(&whole), &of(&seen)));
+    let back = Wanted { workers: 0, ..wanted() };
+    catalog(&mut seen).members[0].should_have_shards = true;
+    catalog(&mut seen).members[1].should_have_shards = false;
+    let next = plan(&back, &topology(), &seen);
+    assert!(next.steps.iter().any(|step| matches!(step, Step::MoveShard { .. })), "{:?}", next.steps);
+    assert!(!carries_on(Some(&whole), &next));
+}
+
+#[test]
 fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
     let step = Step::RemoveNode { group: Group::Worker(3) };
     let mut observed = at_rest();

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command, thread};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 
 /// How busy it is, on average of 1, 5 and 15 minutes: measured beside something else, figures are worth little.
@@ -12,6 +12,47 @@ use tokio_postgres::Client;
 pub fn load_average() -> Result<String> {
     let text = first_line("/proc/loadavg")?;
     Ok(text.split(' ').take(3).collect::<Vec<_>>().join(", "))
+}
+
+/// What the processors have done since the machine was started.
+#[derive(Clone, Copy, Debug)]
+pub struct Processors {
+    /// In ticks of the clock, all processors together.
+    all: u64,
+    idle: u64,
+}
+
+impl Processors {
+    /// As it is now.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn now() -> Result<Self> {
+        let text = first_line("/proc/stat")?;
+        let ticks: Vec<u64> = text
+            .split_whitespace()
+            .skip(1)
+            .take(8)
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .context("/proc/stat")?;
+        // user, nice, system, idle, iowait, irq, softirq, steal: proc_stat(5).
+        let [_, _, _, idle, waiting, ..] = ticks[..] else {
+            bail!("/proc/stat has no times of the processors")
+        };
+        Ok(Self { all: ticks.iter().sum(), idle: idle + waiting })
+    }
+
+    /// The share of the time since then in which the processors were busy, from 0 to 1.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    #[allow(clippy::cast_precision_loss, reason = "ticks of some minutes")]
+    pub fn busy_since(self) -> Result<f64> {
+        let now = Self::now()?;
+        let (all, idle) = (now.all.saturating_sub(self.all), now.idle.saturating_sub(self.idle));
+        Ok(if all == 0 { 0.0 } else { 1.0 - idle as f64 / all as f64 })
+    }
 }
 
 /// Hardware and versions as rows of a Markdown table with two columns. `sql` is a session on a server that is measured, `busy`

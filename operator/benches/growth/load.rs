@@ -14,6 +14,7 @@ use dialog_bench::database::{Database, DatabaseArguments};
 use dialog_bench::drive::{Pace, Settings};
 use dialog_bench::ledger::Code;
 use dialog_bench::load::{LoadPlan, load};
+use dialog_bench::machine::Processors;
 use dialog_bench::population::Population;
 use dialog_bench::report::Report;
 use dialog_bench::run::{Plan, run};
@@ -37,6 +38,13 @@ const RETRIES: u8 = 5;
 const TEXT: usize = 100;
 /// Any key that is long enough: 32 bytes in base64.
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n";
+
+/// What a load has met with.
+pub struct Loaded {
+    pub report: Report,
+    /// The share of the time in which the processors were busy, from 0 to 1.
+    pub busy: f64,
+}
 
 /// A running service and its population; killed when dropped.
 pub struct Service {
@@ -122,7 +130,7 @@ impl Service {
         rate: Option<f64>,
         duration: Duration,
         ended: &Arc<AtomicBool>,
-    ) -> Result<Report> {
+    ) -> Result<Loaded> {
         let pace = match rate {
             None => Pace::Closed,
             Some(rate) => {
@@ -152,12 +160,15 @@ impl Service {
             progress: false,
             stop: Arc::clone(ended),
         };
-        run(&plan).await
+        let processors = Processors::now()?;
+        let report = run(&plan).await?;
+        Ok(Loaded { report, busy: processors.busy_since()? })
     }
 
     /// Compares what was acknowledged `during` the changes with what the shards hold, and its latency with that `before`.
     #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
-    pub async fn audit(&self, before: &Report, during: &Report, rows: &mut Vec<Row>) -> Result<()> {
+    pub async fn audit(&self, before: &Loaded, loaded: &Loaded, rows: &mut Vec<Row>) -> Result<()> {
+        let during = &loaded.report;
         let ledger = self.folder.path().join("ledger");
         let (audit, groups) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
         rows.push(Row::ratio(
@@ -191,18 +202,28 @@ impl Service {
             worst.gap.longest_wait_ms,
             Limit::AtMost(500.0),
         ));
-        for (what, before, during) in
-            [("sends", &before.sends, &during.sends), ("lists", &before.lists, &during.lists)]
-        {
-            let (then, now) = (before.latency_ms.p99, during.latency_ms.p99);
-            rows.push(Row::ratio(
-                format!("p99 of {what} with moves against before"),
-                format!("{now:.1} ms against {then:.1} ms, at {:.0} a second", during.per_second),
-                now / then,
-                Limit::AtMost(3.0),
-            ));
-        }
+        compare("with moves", before, loaded, Limit::AtMost(3.0), rows);
         Ok(())
+    }
+}
+
+/// How the latency is `when`, held against that `before`.
+pub fn compare(when: &str, before: &Loaded, then: &Loaded, limit: Limit, rows: &mut Vec<Row>) {
+    let of = |loaded: &Loaded| {
+        let Report { sends, lists, .. } = &loaded.report;
+        [(sends.latency_ms.p99, sends.per_second), (lists.latency_ms.p99, lists.per_second)]
+    };
+    for ((what, (old, _)), (new, rate)) in ["sends", "lists"].into_iter().zip(of(before)).zip(of(then)) {
+        rows.push(Row::ratio(
+            format!("p99 of {what} {when} against before"),
+            format!(
+                "{new:.1} ms against {old:.1} ms, at {rate:.0} a second; processors busy {:.0} % of the time against {:.0} %",
+                then.busy * 100.0,
+                before.busy * 100.0
+            ),
+            new / old,
+            limit,
+        ));
     }
 }
 

@@ -119,7 +119,7 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
 
     say("the peak");
     let length = Duration::from_secs(arguments.seconds);
-    let peak = service.load(None, length, &Arc::default()).await?;
+    let peak = service.load(None, length, &Arc::default()).await?.report;
     let rate = (peak.sends.per_second + peak.lists.per_second) * SHARE;
     say("the load before");
     let before = service.load(Some(rate), length, &Arc::default()).await?;
@@ -162,6 +162,10 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     }
     service.audit(&before, &during, &mut rows).await?;
     spread::two_five(&mut world, arguments, &mut rows).await?;
+    // More servers on the same processors: what of the latency is theirs, and not that of moves.
+    say("the load on 5 workers at rest");
+    let spread_out = service.load(Some(rate), length, &Arc::default()).await?;
+    load::compare("on 5 workers at rest", &before, &spread_out, Limit::None, &mut rows);
     write(&world, arguments, &busy, &table::markdown(&rows)).await
 }
 

@@ -1,5 +1,6 @@
 //! What is done about load and size, on real servers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -276,6 +277,66 @@ async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_whe
     let act = outcome(&world.round(&wanted).await?, id).await?;
     assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
     traffic.verify(&world).await?;
+    assert_nothing_is_left(&world, 3).await
+}
+
+/// dialog-api writes on the worker that owns the shard, where Citus locks it by sessions of its own.
+#[tokio::test]
+async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longer_than_one_on_the_coordinator()
+-> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    let dialog = "00000000-0000-4000-8000-000000000001";
+    let own = hash(&world, dialog).await?;
+    let owner = covering(&world, own).await?.node;
+    let id = decide(&world, isolation(&world, own).await?).await?;
+    let step = planned(&world, &wanted).await?;
+    assert!(matches!(&step, Step::SplitShard(split) if split.blocking), "{step}");
+    let message = |text: &str| {
+        format!(
+            "INSERT INTO public.messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+             VALUES ('{dialog}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '{text}', now())"
+        )
+    };
+    let mut writer = world.ask_client(owner).await?;
+    let open = writer.transaction().await?;
+    open.batch_execute(&message("open")).await?;
+    // Others write to the same dialog meanwhile.
+    let other = world.ask_client(owner).await?;
+    let ended = AtomicBool::new(false);
+    let write = async {
+        let (mut longest, mut written) = (Duration::ZERO, 0);
+        while !ended.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            other.batch_execute(&message("other")).await?;
+            longest = longest.max(begun.elapsed());
+            written += 1;
+        }
+        anyhow::Ok((longest, written))
+    };
+    let split = async {
+        let started = Instant::now();
+        let carried = world.try_carry_out(&wanted, &step).await;
+        let lasted = started.elapsed();
+        ended.store(true, Ordering::Relaxed);
+        (carried, lasted)
+    };
+    let ((carried, lasted), others) = tokio::join!(split, write);
+    let (longest, written) = others?;
+    println!("given up after {lasted:.1?}; the longest wait of {written} other writes was {longest:.1?}");
+    assert!(carried.is_err(), "it did not wait for the writer");
+    assert!(longest < Duration::from_secs(4), "others waited for {longest:?}");
+    let act = outcome(&world.round_of(&wanted, 0).await?, id).await?;
+    let note = act.note.context("it is not said why")?;
+    assert!(act.attempts == 1 && note.contains("lock timeout"), "{note}");
+    open.commit().await?;
+    settle(&world, &wanted).await?;
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
+    let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
+    assert_eq!(rows, written + 1);
     assert_nothing_is_left(&world, 3).await
 }
 

@@ -11,6 +11,9 @@ use crate::shards::step::Split;
 
 /// How long the quick way may wait for writers, and all of it may take: writers wait for it meanwhile.
 const QUICK: &str = "SET lock_timeout = '1s'; SET statement_timeout = '10s'";
+/// How long it may wait for writers on the shards' own server. Citus locks them there by sessions of its own, to which no
+/// limit of the coordinator's session applies.
+const ON_OWNER: &str = "SET LOCAL lock_timeout = '1s'";
 
 /// Cuts as `split` says. The coordinator's session of `sessions` has no time limit, and its name says what it is for.
 pub(super) async fn perform(sessions: &Sessions, split: &Split) -> Result<(), Error> {
@@ -43,6 +46,9 @@ async fn cut(sessions: &Sessions, split: &Split) -> Result<(), Error> {
         session.run(QUICK).await?;
     }
     actions::note_begin(&session, split.action).await?;
+    if split.blocking {
+        writers_let_go(sessions, &session, split).await?;
+    }
     let done = session
         .query(
             "SELECT citus_split_shard_by_split_points($1, $2, $3, $4::text::citus.shard_transfer_mode)",
@@ -55,6 +61,32 @@ async fn cut(sessions: &Sessions, split: &Split) -> Result<(), Error> {
         )
         .await;
     done.map(drop).map_err(Error::from)
+}
+
+/// Fails if somebody who has written to the shards on their own server does not let go of them soon: takes the lock that a
+/// split takes there, and gives it back at once. For one who begins to write after that and before the split, the limit of the
+/// statement is what counts.
+async fn writers_let_go(sessions: &Sessions, coordinator: &Session, split: &Split) -> Result<(), Error> {
+    let covering = "SELECT coalesce(array_agg(other.shardid), '{}')
+         FROM pg_dist_shard AS shard JOIN pg_dist_partition AS its ON its.logicalrelid = shard.logicalrelid
+         JOIN pg_dist_partition AS colocated ON colocated.colocationid = its.colocationid
+         JOIN pg_dist_shard AS other ON other.logicalrelid = colocated.logicalrelid
+              AND (other.shardminvalue, other.shardmaxvalue) = (shard.shardminvalue, shard.shardmaxvalue)
+         WHERE shard.shardid = $1";
+    let row = coordinator.query_one(covering, &[(&split.shard_id, Type::INT8)]).await?;
+    let shards: Vec<i64> = row.get(0);
+    let owner = sessions.session(split.from, Door::Dialog).await?;
+    let wait = async {
+        owner.run("BEGIN").await?;
+        owner.run(ON_OWNER).await?;
+        // Mode 7 is EXCLUSIVE; writers have 5, SHARE.
+        owner.query("SELECT lock_shard_metadata(7, $1)", &[(&shards, Type::INT8_ARRAY)]).await.map(drop)
+    };
+    let waited = wait.await;
+    if owner.run("ROLLBACK").await.is_err() {
+        sessions.close(split.from, Door::Dialog).await;
+    }
+    waited.map_err(Error::from)
 }
 
 /// Citus' number of the node.

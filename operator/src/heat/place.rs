@@ -71,7 +71,9 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
         .filter(|(_, node)| helps(node))
         .min_by_key(|(group, node)| (node.role != Role::Dedicated, permille(node), **group));
     let (to, _) = target.ok_or(Reason::NothingGained)?;
+    // What the rest does is not known: it goes to nobody who has too much to do already.
     let rest = shared(period, load.node, load.shard_bytes)
+        .filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
         .min_by_key(|(group, node)| (*group == to, permille(node), **group))
         .filter(|_| !load.alone)
         .map(|(group, _)| *group);

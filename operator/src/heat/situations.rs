@@ -340,6 +340,12 @@ fn what_shares_a_shard_with_the_tenant_does_not_stay_on_its_node() {
     assert_eq!(rest(&three()[..2], false), (one, Some(one)));
     let dedicated = [three()[0], node(Role::Dedicated, 5)];
     assert_eq!(rest(&dedicated, false), (one, None));
+    // Nor does it go to one that has too much to do: a small one stays, and a large one keeps its tenant.
+    let busy = [three()[0], node(Role::Dedicated, 5), node(Role::Shared, 95)];
+    assert_eq!(rest(&busy, false), (one, None));
+    let large = TenantLoad { shard_bytes: QUICK_BYTES + 1, ..load(7, 0, 40) };
+    let decisions = run(&policy(), (0..3).map(|minute| period(minute, &busy, &[large])));
+    assert_eq!((decisions[2].action, decisions[2].refused[0]), (None, refused(7, Reason::NoHeadroom)));
     assert_eq!(rest(&three(), true), (one, None));
 }
 

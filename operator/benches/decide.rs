@@ -54,6 +54,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
         empty: Vec::new(),
         large: (0..LARGE)
             .map(|number| LargeShard {
+                colocation_id: 1,
                 shard_id: 100_000 + i64::from(number),
                 node: Group::Worker(number % nodes),
                 bytes: (30 << 30) + u64::from(number),

@@ -231,6 +231,8 @@ pub struct TenantLoad {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LargeShard {
+    /// `pg_dist_colocation.colocationid`.
+    pub colocation_id: i32,
     /// The lowest id among its shards.
     pub shard_id: i64,
     /// Where it is.
@@ -303,6 +305,8 @@ pub enum Action {
     },
     /// The shard group is split in two, on other nodes.
     Split {
+        /// Its tables': `pg_dist_colocation.colocationid`.
+        colocation_id: i32,
         /// The lowest id among its shards.
         shard_id: i64,
         /// Where it is.

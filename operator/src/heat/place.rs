@@ -102,10 +102,10 @@ pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>
         .filter(|large| large.bytes > limit && source(large).is_some_and(|role| role != Role::Unavailable))
         .collect();
     large.sort_by_key(|large| (Reverse(large.bytes), large.shard_id));
-    for LargeShard { shard_id, node, bytes, median, .. } in large {
-        match halves(policy, period, *node, *bytes, *median) {
-            Ok((at, to)) => return Some(Action::Split { shard_id: *shard_id, from: *node, at, to }),
-            Err(reason) => refused.push(Refused::shard(*shard_id, reason)),
+    for LargeShard { colocation_id, shard_id, node: from, bytes, median, .. } in large.into_iter().copied() {
+        match halves(policy, period, from, bytes, median) {
+            Ok((at, to)) => return Some(Action::Split { colocation_id, shard_id, from, at, to }),
+            Err(reason) => refused.push(Refused::shard(shard_id, reason)),
         }
     }
     None

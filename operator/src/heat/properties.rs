@@ -55,6 +55,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     .map(|(number, worker, percent)| load(number, worker, percent))
                     .collect();
                 let large = large.into_iter().map(|(shard_id, worker, gigabytes, median)| LargeShard {
+                    colocation_id: 1,
                     shard_id,
                     node: Group::Worker(worker),
                     bytes: gigabytes << 30,

@@ -297,7 +297,8 @@ fn whom_somebody_has_decided_about_is_left_alone() {
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
-    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median, heaviest: None }
+    let (colocation_id, node, bytes) = (1, Group::Worker(1), gigabytes << 30);
+    LargeShard { colocation_id, shard_id, node, bytes, median, heaviest: None }
 }
 
 #[test]
@@ -308,7 +309,7 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     let decision = &run(&policy(), [grown.clone()])[0];
     // The calmer of the other two takes the first half.
     let to = [Group::Worker(2), Group::Worker(0)];
-    let split = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to };
+    let split = Action::Split { colocation_id: 1, shard_id: 2, from: Group::Worker(1), at: -5, to };
     assert_eq!(decision.action, Some(split));
     assert_eq!(decision.refused, [Refused::shard(4, Reason::Indivisible)]);
 
@@ -321,7 +322,8 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(15 << 30);
     assert_eq!(run(&policy(), [tight.clone()])[0].action, Some(split));
     tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(14 << 30);
-    let both = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to: [Group::Worker(2); 2] };
+    let to = [Group::Worker(2); 2];
+    let both = Action::Split { colocation_id: 1, shard_id: 2, from: Group::Worker(1), at: -5, to };
     assert_eq!(run(&policy(), [tight])[0].action, Some(both));
 }
 

@@ -256,6 +256,7 @@ impl World {
         let large = self.shards.all.iter().filter(|shard| shard.bytes > limit);
         large
             .map(|shard| LargeShard {
+                colocation_id: colocation(shard.tables),
                 shard_id: shard.id,
                 node: shard.node,
                 bytes: count(shard.bytes),

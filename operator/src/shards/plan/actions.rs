@@ -209,9 +209,10 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next 
                 (false, _) => Next::Pin(tenant.pin(to)),
             }
         }
-        Action::Split { shard_id, at, to, .. } => {
-            let Some(shard) = layout.groups.iter().find(|group| group.shard_id == shard_id) else {
-                let there = layout.groups.iter().any(|group| group.range.max == at);
+        Action::Split { colocation_id, shard_id, at, to, .. } => {
+            let mut its = layout.groups.iter().filter(|group| group.colocation_id == colocation_id);
+            let Some(shard) = its.clone().find(|group| group.shard_id == shard_id) else {
+                let there = its.any(|group| group.range.max == at);
                 return if there { Next::End(Outcome::Done, None) } else { dropped("the shard is gone") };
             };
             if !allowed {

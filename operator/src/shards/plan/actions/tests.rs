@@ -156,6 +156,25 @@ fn a_shard_of_two_hashes_is_cut_once() {
 }
 
 #[test]
+fn a_split_is_done_where_its_own_tables_end_at_its_hash() {
+    let split = |colocation_id| {
+        let (from, to) = (Group::Worker(2), [Group::Worker(0), Group::Worker(1)]);
+        act(Action::Split { colocation_id, shard_id: 9999, from, at: TENANT.hash - 1, to })
+    };
+    // Of the first colocation group a shard group ends there, of the second none.
+    for (colocation_id, expected) in [(1, Outcome::Done), (2, Outcome::Dropped)] {
+        let mut observed = with(vec![split(colocation_id)]);
+        cut_out(&mut observed, 3);
+        let steps = planned(&observed, 3).steps;
+        let ended = steps.iter().find_map(|step| match step {
+            Step::EndAction { outcome, .. } => Some(*outcome),
+            _ => None,
+        });
+        assert_eq!(ended, Some(expected), "colocation group {colocation_id}: {steps:?}");
+    }
+}
+
+#[test]
 fn what_is_large_is_cut_while_people_write_and_never_with_a_part_on_its_node() {
     let mut observed = with(vec![isolation(4750)]);
     facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);

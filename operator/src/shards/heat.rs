@@ -36,7 +36,7 @@ mod words;
 
 use actions::{Act, Begun};
 pub use load::{ENOUGH, Loads};
-pub(in crate::shards) use period::group_name;
+pub(in crate::shards) use period::{group_name, is_underway};
 use period::{Mark, Names, Seen};
 use read::Reading;
 use store::Judged;

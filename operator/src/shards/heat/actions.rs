@@ -302,8 +302,9 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
     Ok(())
 }
 
-/// Ends what was decided more than an hour before `now` and has had no outcome, readable or not: it would be in the way of
-/// every other decision. A clock that jumps ahead lets no hour pass: the coordinator's has to say the same.
+/// Ends what was decided more than an hour before `now` and has had no outcome, as nobody can read it or it waits for more
+/// than the planner knows of: it would be in the way of every other decision. A clock that jumps ahead lets no hour pass: the
+/// coordinator's has to say the same.
 pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg::Error> {
     let late = "UPDATE dialog_operator.actions
                 SET ended = clock_timestamp(), outcome = 'Failed',
@@ -340,13 +341,15 @@ pub(in crate::shards) async fn end(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// Writes down what somebody has asked for, unless something else is still to be done.
+/// Writes down what somebody has asked for, unless something else is still to be done. What nobody can read is given up
+/// first: where nobody watches, nobody else does.
 pub(in crate::shards) async fn ask(
     session: &Session,
     action: Action,
     name: &str,
     why: &str,
 ) -> Result<(), pg::Error> {
+    give_up(session, Timestamp::MAX).await?;
     let before = before(session, action).await?;
     let statement = "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before)
                      VALUES (clock_timestamp(), $1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";

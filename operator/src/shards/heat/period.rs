@@ -191,7 +191,7 @@ pub(super) fn period(
 }
 
 /// Whether shards are being moved, split or made, by anybody.
-pub(super) fn is_underway(world: &World<'_>) -> bool {
+pub(in crate::shards) fn is_underway(world: &World<'_>) -> bool {
     world.catalog().is_none_or(|catalog| !catalog.operations.is_empty() || !catalog.foreign.is_empty())
 }
 

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
+
 use super::moves::layout;
 use super::{Draft, by_hand};
 use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
+use crate::shards::heat::is_underway;
 use crate::shards::preflight;
 use crate::shards::rebalance::{Cause, Layout, Move, Pin, Role, ShardGroup};
 use crate::shards::step::{Split, Step};
@@ -15,6 +18,8 @@ use crate::shards::world::World;
 /// Attempts that are begun before an action is given up, whether they failed or whoever began them was gone before their
 /// end.
 const MOST_ATTEMPTS: i32 = 3;
+/// What waits for longer than this since it was decided is given up: everything else waits for it.
+const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
 /// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
@@ -160,6 +165,20 @@ enum Next {
 }
 
 fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next {
+    let late = || {
+        let over = act.decided.checked_add(PATIENCE).ok();
+        !is_underway(world) && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
+    };
+    let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
+    match left(world, layout, written, act) {
+        Next::Wait(why) if late() => given_up(&why),
+        Next::Move if late() => given_up("its shard was not moved, see the condition Balanced"),
+        next => next,
+    }
+}
+
+/// What is left of it, however long it has taken.
+fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next {
     let dropped = |why: &str| Next::End(Outcome::Dropped, Some(why.to_owned()));
     // Whoever takes the permission back stops what has not begun.
     let allowed =

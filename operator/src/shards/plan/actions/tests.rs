@@ -442,6 +442,28 @@ fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
 }
 
 #[test]
+fn what_waits_for_an_hour_is_given_up_in_every_mode() {
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let mut waiting = named(with(vec![by_hand]));
+    facts(&mut waiting, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 20);
+    facts(&mut waiting, Group::Worker(0)).resources.as_mut().unwrap().free_bytes = 0;
+    let off = Wanted { watch: None, ..decided(Some(0)) };
+    let given_up = |observed: &Observed, wanted: &Wanted| {
+        let steps = steps(observed, wanted).0;
+        let fails = |step: &Step| matches!(step, Step::EndAction { id: 5, outcome: Outcome::Failed, note: Some(note) } if note.contains("no room"));
+        steps.iter().any(fails)
+    };
+    for (now, expected) in [("2026-01-05T09:59:00Z", false), ("2026-01-05T10:01:00Z", true)] {
+        waiting.kept.now = Some(now.parse().unwrap());
+        assert_eq!(given_up(&waiting, &decided(Some(0))), expected, "{now}");
+        assert_eq!(given_up(&waiting, &off), expected, "{now}, mode Off");
+    }
+    // While shards move it may be these that it waits for.
+    catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(!given_up(&waiting, &off));
+}
+
+#[test]
 fn a_dedicated_worker_is_emptied_of_what_is_not_pinned_there() {
     let mut observed = observed();
     cut_out(&mut observed, 1);

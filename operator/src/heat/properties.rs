@@ -180,6 +180,21 @@ fn in_a_row(answers: &[Answer]) -> Vec<&Answer> {
     row
 }
 
+/// Has a tenant do so many percent more of what a node can do, if it does anything.
+fn raise(period: &mut Period, tenant: Tenant, percent: u64) {
+    let Some(its) = period.tenants.iter_mut().find(|load| load.tenant == tenant) else { return };
+    let added = load(0, 0, percent);
+    let node = period.nodes.get_mut(&its.node).unwrap();
+    for (part, whole, more) in [
+        (&mut its.queries, &mut node.queries, added.queries),
+        (&mut its.writes, &mut node.writes, added.writes),
+        (&mut its.cpu, &mut node.cpu, added.cpu),
+    ] {
+        *part += more;
+        *whole += more;
+    }
+}
+
 /// What never happens in them fails no property.
 #[test]
 fn there_is_everything_in_random_hours() {
@@ -334,23 +349,37 @@ proptest! {
         let hot = |periods: &[Period]| run(&Policy { max_isolated: 0, ..policy }, periods.to_vec()).into_iter().map(|decision| decision.hot).collect::<Vec<_>>();
         let mut higher = periods.clone();
         for period in &mut higher {
-            let Some(first) = period.tenants.first_mut() else { continue };
-            let added = load(0, 0, more);
-            let node = period.nodes.get_mut(&first.node).unwrap();
-            for (part, whole, more) in [
-                (&mut first.queries, &mut node.queries, added.queries),
-                (&mut first.writes, &mut node.writes, added.writes),
-                (&mut first.cpu, &mut node.cpu, added.cpu),
-            ] {
-                *part += more;
-                *whole += more;
-            }
+            let Some(first) = period.tenants.first().copied() else { continue };
+            raise(period, first.tenant, more);
         }
         for (number, (before, after)) in hot(&periods).into_iter().zip(hot(&higher)).enumerate() {
             let Some(first) = periods[number].tenants.first() else { continue };
             let is_hot = |list: &[Hot]| list.iter().any(|hot| hot.tenant == first.tenant);
             prop_assert!(!is_hot(&before) || is_hot(&after), "minute {}", number);
         }
+    }
+
+    #[test]
+    fn who_is_isolated_with_less_load_is_not_passed_over_with_more((policy, periods) in hours(), more in 1..50_u64) {
+        let isolated = |decision: &Decision| match decision.action {
+            Some(Action::Isolate { tenant, .. }) => Some(tenant),
+            _ => None,
+        };
+        let decisions = run(&policy, periods.clone());
+        let mut found = decisions.iter().enumerate();
+        let first = found.find_map(|(minute, decision)| Some((minute, isolated(decision)?)));
+        let Some((minute, tenant)) = first else { return Ok(()) };
+        let mut higher = periods[..=minute].to_vec();
+        for period in &mut higher {
+            raise(period, tenant, more);
+        }
+        // With more load somebody else may be first, or no node be able to take it.
+        let decisions = run(&policy, higher);
+        let last = &decisions[minute];
+        let said = last.refused.iter().any(|refused| refused.tenant == Some(tenant));
+        let done = last.action.is_some() || last.cooling_until.is_some();
+        let before = decisions.iter().any(|decision| isolated(decision) == Some(tenant));
+        prop_assert!(said || done || before, "{:?}: {:?}", tenant, last);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::watch::{BUSY_PERCENT, WARM, above};
 use super::{
-    Action, History, LargeShard, NodeLoad, Period, Policy, QUICK_BYTES, Reason, Refused, Tenant, TenantLoad,
+    Action, History, LargeShard, NodeLoad, Period, Policy, QUICK_BYTES, Reason, Refused, Relief, Tenant,
+    TenantLoad,
 };
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role, Strategy};
@@ -158,9 +159,13 @@ pub(super) fn spread(
     let mut action = None;
     for from in busy {
         match calmest(from) {
-            Some((to, _)) if policy.strategy == Strategy::ByLoad => {
-                action = action.or(Some(Action::Spread { from, to: *to }));
-            }
+            Some((to, _)) if policy.strategy == Strategy::ByLoad => match period.relief {
+                Relief::Ready => action = action.or(Some(Action::Spread { from, to: *to })),
+                Relief::Held => refused.push(Refused::node(from, Reason::MovesHeld)),
+                Relief::Useless => refused.push(Refused::node(from, Reason::NoMoveHelps)),
+                // It is known within a few periods.
+                Relief::Unmeasured => {}
+            },
             Some(_) => refused.push(Refused::node(from, Reason::NotByLoad)),
             None => refused.push(Refused::node(from, Reason::AllBusy)),
         }

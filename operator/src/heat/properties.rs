@@ -26,6 +26,9 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
         prop_oneof![9 => Just(1_i64), 1 => -5..10_i64],
         prop::bool::weighted(0.1),
         prop::collection::vec((0..6_i64, 0..4_u32, 15..30_u64, prop::option::weighted(0.8, -3..3_i32)), 0..2),
+        prop_oneof![
+            5 => Just(Relief::Ready), 1 => Just(Relief::Held), 1 => Just(Relief::Useless), 1 => Just(Relief::Unmeasured)
+        ],
     );
     let rules = (1..4_u32, 0..40_i64, 0..4_usize, 5..60_u32, any::<bool>(), any::<bool>());
     (prop::collection::vec(minute, 1..120), rules).prop_map(
@@ -42,7 +45,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 ..policy()
             };
             let mut clock = 0;
-            let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large)| {
+            let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large, relief)| {
                 clock += step;
                 let nodes: Vec<NodeLoad> = nodes
                     .into_iter()
@@ -62,7 +65,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     median,
                     heaviest: None,
                 });
-                Period { underway, large: large.collect(), ..period(clock, &nodes, &tenants) }
+                Period { underway, relief, large: large.collect(), ..period(clock, &nodes, &tenants) }
             });
             (policy, periods.collect())
         },
@@ -218,6 +221,8 @@ fn there_is_everything_in_random_hours() {
         "TooManyShards",
         "Unlisted",
         "NotByLoad",
+        "MovesHeld",
+        "NoMoveHelps",
         "AllBusy",
         "Crowded",
         "a cooldown",
@@ -289,7 +294,8 @@ proptest! {
                     prop_assert!(times >= lasting, "{} times", times);
                 }
                 Action::Spread { from, to } => {
-                    prop_assert!(policy.strategy == Strategy::ByLoad, "nothing would come of it");
+                    let comes = policy.strategy == Strategy::ByLoad && period.relief == Relief::Ready;
+                    prop_assert!(comes, "nothing would come of it");
                     prop_assert!(from != to && period.nodes[&to].role == Role::Shared);
                     let busy = |answer: &&&Answer| {
                         let node = answer.period.nodes[&from];

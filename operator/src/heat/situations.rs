@@ -116,6 +116,33 @@ fn a_busy_worker_whose_shards_do_not_go_by_load_is_named_and_keeps_nobody_waitin
 }
 
 #[test]
+fn a_busy_worker_whose_shards_may_not_be_moved_is_named_and_keeps_nobody_waiting() {
+    let nodes = [node(Role::Shared, 90), node(Role::Shared, 20)];
+    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
+    let hours =
+        |relief| (0..9).map(|minute| Period { relief, ..period(minute, &nodes, &crowd) }).collect::<Vec<_>>();
+    let reason = |reason| Some(Refused::node(Group::Worker(0), reason));
+    for (relief, said) in [
+        (Relief::Held, reason(Reason::MovesHeld)),
+        (Relief::Useless, reason(Reason::NoMoveHelps)),
+        (Relief::Unmeasured, None),
+    ] {
+        let decisions = run(&policy(), hours(relief));
+        for (minute, decision) in decisions.iter().enumerate() {
+            assert_eq!(
+                decision.refused,
+                said.filter(|_| minute >= 2).into_iter().collect::<Vec<_>>(),
+                "{minute}"
+            );
+            assert_eq!((decision.action, decision.cooling_until), (None, None), "{relief:?}");
+        }
+        // Once they may be moved they are, at once.
+        let after = hours(relief).into_iter().take(8).chain(hours(Relief::Ready).into_iter().skip(8));
+        assert!(matches!(run(&policy(), after)[8].action, Some(Action::Spread { .. })), "{relief:?}");
+    }
+}
+
+#[test]
 fn pinned_tenants_that_are_too_much_for_one_worker_together_are_named_and_not_shuffled_around() {
     let home = Group::Worker(1);
     // A dedicated worker with both, and another one that has nothing to do.

@@ -156,6 +156,7 @@ pub(super) fn few(policy: &Policy, history: &History, period: &Period) -> Period
         large: period.large.clone(),
         shard_groups: period.shard_groups,
         underway: period.underway,
+        relief: period.relief,
     }
 }
 

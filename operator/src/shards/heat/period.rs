@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::read::{Reading, Usage, left_out};
 use crate::api::TableKind;
-use crate::heat::{Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad};
+use crate::heat::{
+    Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Relief, Tenant, TenantLoad,
+};
 use crate::names::Group;
 use crate::shards::observed::Spread;
 use crate::shards::rebalance::{Layout, Role, ShardGroup};
@@ -126,6 +128,7 @@ pub(super) fn period(
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),
+        relief: Relief::Ready,
     };
     let shards = by_hash(&seen.layout.groups);
     let mut keys: BTreeMap<Tenant, (u64, &str)> = BTreeMap::new();
@@ -218,9 +221,8 @@ fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) ->
     };
     // A process that ends while its time is read is missing from one sum, and in the next one with all that it has ever
     // spent: no more counts than can have been spent since.
-    let spendable = now.cpu.map_or(u64::MAX, |cpu| {
-        u64::try_from(u128::from(cpu) * apart).unwrap_or(u64::MAX)
-    });
+    let spendable =
+        now.cpu.map_or(u64::MAX, |cpu| u64::try_from(u128::from(cpu) * apart).unwrap_or(u64::MAX));
     let declared = if group == Group::Coordinator { watch.coordinator_cpu } else { watch.worker_cpu };
     // Where nobody knows what was spent, what may be is of no use.
     let millicores = now.cpu.map_or(0, |cpu| declared.unwrap_or(cpu));

@@ -7,7 +7,7 @@
 //! that somebody has decided about, and shard groups that are too large and cannot be divided.
 
 use dialog_operator::heat::{
-    Decision, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad, decide,
+    Decision, History, LargeShard, Mode, NodeLoad, Period, Policy, Relief, Tenant, TenantLoad, decide,
 };
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::Role;
@@ -54,6 +54,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
         empty: Vec::new(),
         large: (0..LARGE)
             .map(|number| LargeShard {
+                colocation_id: 1,
                 shard_id: 100_000 + i64::from(number),
                 node: Group::Worker(number % nodes),
                 bytes: (30 << 30) + u64::from(number),
@@ -63,6 +64,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
             .collect(),
         shard_groups: 8_000,
         underway: false,
+        relief: Relief::Ready,
     };
     let pinned: Vec<Tenant> = period.pins.iter().map(Tenant::from).collect();
     for number in 0..tenants {

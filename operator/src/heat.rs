@@ -157,6 +157,23 @@ pub struct Period {
     pub shard_groups: usize,
     /// Whether shards are being moved or split: nothing else is begun then.
     pub underway: bool,
+    /// What the planner of moves could do now to even out load.
+    #[serde(default)]
+    pub relief: Relief,
+}
+
+/// What the planner of moves could do to even out load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Relief {
+    /// It has shards to move, and may.
+    #[default]
+    Ready,
+    /// It has, and has to wait: for a window, an approval, or somebody who asks for it.
+    Held,
+    /// No move would be worth it.
+    Useless,
+    /// It does not know yet what the shards have to do.
+    Unmeasured,
 }
 
 /// What a node did in a period, and could have done.
@@ -231,6 +248,8 @@ pub struct TenantLoad {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LargeShard {
+    /// `pg_dist_colocation.colocationid`.
+    pub colocation_id: i32,
     /// The lowest id among its shards.
     pub shard_id: i64,
     /// Where it is.
@@ -303,6 +322,8 @@ pub enum Action {
     },
     /// The shard group is split in two, on other nodes.
     Split {
+        /// Its tables': `pg_dist_colocation.colocationid`.
+        colocation_id: i32,
         /// The lowest id among its shards.
         shard_id: i64,
         /// Where it is.

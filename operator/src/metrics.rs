@@ -168,6 +168,8 @@ pub fn resident_bytes() -> Option<u64> {
 mod tests {
     use super::*;
 
+    mod alerts;
+
     #[test]
     fn what_was_counted_is_in_the_text() {
         let metrics = Metrics::new();

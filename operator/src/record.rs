@@ -99,7 +99,7 @@ mod tests {
     use jiff::SignedDuration;
 
     use super::*;
-    use crate::heat::NodeLoad;
+    use crate::heat::{NodeLoad, Relief};
     use crate::shards::rebalance::Role;
     use crate::simulate::Scenario;
 
@@ -126,6 +126,7 @@ mod tests {
             large: Vec::new(),
             shard_groups: 48,
             underway: false,
+            relief: Relief::Ready,
         };
         let spec = json!({"sharding": {"hotTenants": {"sharePercent": 35}, "maxShardSize": "3Gi"}});
         let cluster = DialogCluster::new("chat", serde_json::from_value(spec).unwrap());

@@ -13,6 +13,7 @@ use crate::progress::Progress;
 use crate::repository;
 use crate::tools::{Tool, Tools};
 
+mod alerts;
 mod schemas;
 
 /// A render that is kept: its name, and the values that make it, as a file of the chart's `ci` folder.
@@ -30,6 +31,7 @@ pub(crate) fn run(cache: &Cache, progress: &Progress, bless: bool) -> Result<()>
     progress.step("helm lint", |log| check.lint(log))?;
     progress.step("A chart without images says so", |log| check.refuses_without_images(log))?;
     progress.step("Golden renders", |log| check.golden(bless, log))?;
+    progress.step("promtool test rules", |log| check.alerts(cache, log))?;
     let server = progress.step("kube-apiserver", |log| ApiServer::start(&tools, log))?;
     progress.step("kubeconform -strict", |log| check.conforms(&server, log))?;
     progress.step("The API server takes the chart and the examples", |log| check.is_taken(&server, log))
@@ -79,6 +81,11 @@ impl Check<'_> {
             log.path().display()
         );
         Ok(())
+    }
+
+    fn alerts(&self, cache: &Cache, log: &Log) -> Result<()> {
+        let render = self.render("everything", &["--show-only", alerts::TEMPLATE])?;
+        alerts::check(cache, &render, &chart().join("tests/alerts.yaml"), log)
     }
 
     fn conforms(&self, server: &ApiServer, log: &Log) -> Result<()> {

@@ -1,12 +1,11 @@
 //! The decision.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
 use super::place::{FLANKS, bearable, isolate, retarget, split, spread};
-use super::watch::{Seen, Untold, rest, watch};
+use super::watch::{Seen, Untold, few, rest, watch};
 use super::{
     Action, Decision, History, Hot, Imagined, Mode, Period, Policy, Reason, Refused, Tenant, TenantLoad,
 };
@@ -34,14 +33,12 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     history.seen = Some(now);
     history.acted = history.acted.map(|acted| acted.min(now));
     history.imagined.acted = history.imagined.acted.map(|acted| acted.min(now));
-    let period = match policy.mode {
-        Mode::Observe => history.imagined.apply(period),
+    if policy.mode == Mode::Isolate {
         // What was only imagined holds nobody up.
-        Mode::Isolate => {
-            history.imagined = Imagined::default();
-            Cow::Borrowed(period)
-        }
-    };
+        history.imagined = Imagined::default();
+    }
+    let few = few(policy, &history, period);
+    let period = history.imagined.apply(&few);
 
     let hot = watch(policy, &mut history, &period);
     let untold = rest(policy, &mut history, &period, &hot);

@@ -65,6 +65,7 @@ pub(super) fn period(minute: i64, nodes: &[NodeLoad], tenants: &[TenantLoad]) ->
         large: Vec::new(),
         shard_groups: 48,
         underway: false,
+        relief: Relief::Ready,
     }
 }
 

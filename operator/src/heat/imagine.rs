@@ -1,8 +1,10 @@
 //! The world as it would be if what was only written down had been done, so that observing goes on as isolating would.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use super::{Action, Imagined, Period, Tenant};
+use super::{Action, Imagined, NodeLoad, Period, Tenant, TenantLoad};
+use crate::names::Group;
 use crate::shards::rebalance::Pin;
 
 impl Imagined {
@@ -12,29 +14,13 @@ impl Imagined {
         if *self == (Self { acted: self.acted, ..Self::default() }) {
             return Cow::Borrowed(period);
         }
-        let mut period = period.clone();
-        // All of it is added before any of it is taken off, since figures do not always add up: the order of the tenants
-        // must not matter.
-        let mut left = Vec::new();
+        let nodes = self.nodes(period).into_owned();
+        let mut period = Period { nodes, ..period.clone() };
         for load in &mut period.tenants {
-            let Some(to) = self.pins.get(&load.tenant).copied() else { continue };
-            left.push(*load);
-            if let Some(target) = period.nodes.get_mut(&to) {
-                target.queries = target.queries.saturating_add(load.queries);
-                target.writes = target.writes.saturating_add(load.writes);
-                target.cpu = target.cpu.saturating_add(load.cpu);
+            if let Some(to) = self.pins.get(&load.tenant) {
+                load.node = *to;
+                load.alone = true;
             }
-            load.node = to;
-            load.alone = true;
-        }
-        for load in left {
-            if let Some(from) = period.nodes.get_mut(&load.node) {
-                from.queries = from.queries.saturating_sub(load.queries);
-                from.writes = from.writes.saturating_sub(load.writes);
-                from.cpu = from.cpu.saturating_sub(load.cpu);
-            }
-        }
-        for load in &mut period.tenants {
             load.alone |= self.released.contains(&load.tenant);
         }
         let moved = |tenant: &Tenant| self.released.contains(tenant) || self.pins.contains_key(tenant);
@@ -44,6 +30,33 @@ impl Imagined {
         period.large.retain(|large| !self.split.contains(&large.shard_id));
         period.shard_groups = period.shard_groups.saturating_add(self.groups);
         Cow::Owned(period)
+    }
+
+    /// What the nodes would have done.
+    pub(super) fn nodes<'a>(&self, period: &'a Period) -> Cow<'a, BTreeMap<Group, NodeLoad>> {
+        if self.pins.is_empty() {
+            return Cow::Borrowed(&period.nodes);
+        }
+        let mut nodes = period.nodes.clone();
+        // All of it is added before any of it is taken off, since figures do not always add up: the order of the tenants
+        // must not matter.
+        let to = |load: &'a TenantLoad| Some((load, *self.pins.get(&load.tenant)?));
+        let moved: Vec<(&TenantLoad, Group)> = period.tenants.iter().filter_map(to).collect();
+        for (load, to) in &moved {
+            if let Some(target) = nodes.get_mut(to) {
+                target.queries = target.queries.saturating_add(load.queries);
+                target.writes = target.writes.saturating_add(load.writes);
+                target.cpu = target.cpu.saturating_add(load.cpu);
+            }
+        }
+        for (load, _) in &moved {
+            if let Some(from) = nodes.get_mut(&load.node) {
+                from.queries = from.queries.saturating_sub(load.queries);
+                from.writes = from.writes.saturating_sub(load.writes);
+                from.cpu = from.cpu.saturating_sub(load.cpu);
+            }
+        }
+        Cow::Owned(nodes)
     }
 
     /// Notes what would have been done. What happens to load that is spread, nobody can tell.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::watch::{BUSY_PERCENT, WARM, above};
 use super::{
-    Action, History, LargeShard, NodeLoad, Period, Policy, QUICK_BYTES, Reason, Refused, Tenant, TenantLoad,
+    Action, History, LargeShard, NodeLoad, Period, Policy, QUICK_BYTES, Reason, Refused, Relief, Tenant,
+    TenantLoad,
 };
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role, Strategy};
@@ -71,7 +72,9 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
         .filter(|(_, node)| helps(node))
         .min_by_key(|(group, node)| (node.role != Role::Dedicated, permille(node), **group));
     let (to, _) = target.ok_or(Reason::NothingGained)?;
+    // What the rest does is not known: it goes to nobody who has too much to do already.
     let rest = shared(period, load.node, load.shard_bytes)
+        .filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
         .min_by_key(|(group, node)| (*group == to, permille(node), **group))
         .filter(|_| !load.alone)
         .map(|(group, _)| *group);
@@ -100,10 +103,10 @@ pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>
         .filter(|large| large.bytes > limit && source(large).is_some_and(|role| role != Role::Unavailable))
         .collect();
     large.sort_by_key(|large| (Reverse(large.bytes), large.shard_id));
-    for LargeShard { shard_id, node, bytes, median, .. } in large {
-        match halves(policy, period, *node, *bytes, *median) {
-            Ok((at, to)) => return Some(Action::Split { shard_id: *shard_id, from: *node, at, to }),
-            Err(reason) => refused.push(Refused::shard(*shard_id, reason)),
+    for LargeShard { colocation_id, shard_id, node: from, bytes, median, .. } in large.into_iter().copied() {
+        match halves(policy, period, from, bytes, median) {
+            Ok((at, to)) => return Some(Action::Split { colocation_id, shard_id, from, at, to }),
+            Err(reason) => refused.push(Refused::shard(shard_id, reason)),
         }
     }
     None
@@ -156,9 +159,13 @@ pub(super) fn spread(
     let mut action = None;
     for from in busy {
         match calmest(from) {
-            Some((to, _)) if policy.strategy == Strategy::ByLoad => {
-                action = action.or(Some(Action::Spread { from, to: *to }));
-            }
+            Some((to, _)) if policy.strategy == Strategy::ByLoad => match period.relief {
+                Relief::Ready => action = action.or(Some(Action::Spread { from, to: *to })),
+                Relief::Held => refused.push(Refused::node(from, Reason::MovesHeld)),
+                Relief::Useless => refused.push(Refused::node(from, Reason::NoMoveHelps)),
+                // It is known within a few periods.
+                Relief::Unmeasured => {}
+            },
             Some(_) => refused.push(Refused::node(from, Reason::NotByLoad)),
             None => refused.push(Refused::node(from, Reason::AllBusy)),
         }

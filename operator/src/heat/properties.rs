@@ -26,6 +26,9 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
         prop_oneof![9 => Just(1_i64), 1 => -5..10_i64],
         prop::bool::weighted(0.1),
         prop::collection::vec((0..6_i64, 0..4_u32, 15..30_u64, prop::option::weighted(0.8, -3..3_i32)), 0..2),
+        prop_oneof![
+            5 => Just(Relief::Ready), 1 => Just(Relief::Held), 1 => Just(Relief::Useless), 1 => Just(Relief::Unmeasured)
+        ],
     );
     let rules = (1..4_u32, 0..40_i64, 0..4_usize, 5..60_u32, any::<bool>(), any::<bool>());
     (prop::collection::vec(minute, 1..120), rules).prop_map(
@@ -42,7 +45,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 ..policy()
             };
             let mut clock = 0;
-            let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large)| {
+            let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large, relief)| {
                 clock += step;
                 let nodes: Vec<NodeLoad> = nodes
                     .into_iter()
@@ -55,13 +58,14 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     .map(|(number, worker, percent)| load(number, worker, percent))
                     .collect();
                 let large = large.into_iter().map(|(shard_id, worker, gigabytes, median)| LargeShard {
+                    colocation_id: 1,
                     shard_id,
                     node: Group::Worker(worker),
                     bytes: gigabytes << 30,
                     median,
                     heaviest: None,
                 });
-                Period { underway, large: large.collect(), ..period(clock, &nodes, &tenants) }
+                Period { underway, relief, large: large.collect(), ..period(clock, &nodes, &tenants) }
             });
             (policy, periods.collect())
         },
@@ -179,6 +183,21 @@ fn in_a_row(answers: &[Answer]) -> Vec<&Answer> {
     row
 }
 
+/// Has a tenant do so many percent more of what a node can do, if it does anything.
+fn raise(period: &mut Period, tenant: Tenant, percent: u64) {
+    let Some(its) = period.tenants.iter_mut().find(|load| load.tenant == tenant) else { return };
+    let added = load(0, 0, percent);
+    let node = period.nodes.get_mut(&its.node).unwrap();
+    for (part, whole, more) in [
+        (&mut its.queries, &mut node.queries, added.queries),
+        (&mut its.writes, &mut node.writes, added.writes),
+        (&mut its.cpu, &mut node.cpu, added.cpu),
+    ] {
+        *part += more;
+        *whole += more;
+    }
+}
+
 /// What never happens in them fails no property.
 #[test]
 fn there_is_everything_in_random_hours() {
@@ -202,6 +221,8 @@ fn there_is_everything_in_random_hours() {
         "TooManyShards",
         "Unlisted",
         "NotByLoad",
+        "MovesHeld",
+        "NoMoveHelps",
         "AllBusy",
         "Crowded",
         "a cooldown",
@@ -273,7 +294,8 @@ proptest! {
                     prop_assert!(times >= lasting, "{} times", times);
                 }
                 Action::Spread { from, to } => {
-                    prop_assert!(policy.strategy == Strategy::ByLoad, "nothing would come of it");
+                    let comes = policy.strategy == Strategy::ByLoad && period.relief == Relief::Ready;
+                    prop_assert!(comes, "nothing would come of it");
                     prop_assert!(from != to && period.nodes[&to].role == Role::Shared);
                     let busy = |answer: &&&Answer| {
                         let node = answer.period.nodes[&from];
@@ -333,23 +355,37 @@ proptest! {
         let hot = |periods: &[Period]| run(&Policy { max_isolated: 0, ..policy }, periods.to_vec()).into_iter().map(|decision| decision.hot).collect::<Vec<_>>();
         let mut higher = periods.clone();
         for period in &mut higher {
-            let Some(first) = period.tenants.first_mut() else { continue };
-            let added = load(0, 0, more);
-            let node = period.nodes.get_mut(&first.node).unwrap();
-            for (part, whole, more) in [
-                (&mut first.queries, &mut node.queries, added.queries),
-                (&mut first.writes, &mut node.writes, added.writes),
-                (&mut first.cpu, &mut node.cpu, added.cpu),
-            ] {
-                *part += more;
-                *whole += more;
-            }
+            let Some(first) = period.tenants.first().copied() else { continue };
+            raise(period, first.tenant, more);
         }
         for (number, (before, after)) in hot(&periods).into_iter().zip(hot(&higher)).enumerate() {
             let Some(first) = periods[number].tenants.first() else { continue };
             let is_hot = |list: &[Hot]| list.iter().any(|hot| hot.tenant == first.tenant);
             prop_assert!(!is_hot(&before) || is_hot(&after), "minute {}", number);
         }
+    }
+
+    #[test]
+    fn who_is_isolated_with_less_load_is_not_passed_over_with_more((policy, periods) in hours(), more in 1..50_u64) {
+        let isolated = |decision: &Decision| match decision.action {
+            Some(Action::Isolate { tenant, .. }) => Some(tenant),
+            _ => None,
+        };
+        let decisions = run(&policy, periods.clone());
+        let mut found = decisions.iter().enumerate();
+        let first = found.find_map(|(minute, decision)| Some((minute, isolated(decision)?)));
+        let Some((minute, tenant)) = first else { return Ok(()) };
+        let mut higher = periods[..=minute].to_vec();
+        for period in &mut higher {
+            raise(period, tenant, more);
+        }
+        // With more load somebody else may be first, or no node be able to take it.
+        let decisions = run(&policy, higher);
+        let last = &decisions[minute];
+        let said = last.refused.iter().any(|refused| refused.tenant == Some(tenant));
+        let done = last.action.is_some() || last.cooling_until.is_some();
+        let before = decisions.iter().any(|decision| isolated(decision) == Some(tenant));
+        prop_assert!(said || done || before, "{:?}: {:?}", tenant, last);
     }
 
     #[test]

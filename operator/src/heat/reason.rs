@@ -35,6 +35,16 @@ pub enum Reason {
         "its shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or give the workers more CPU"
     )]
     NotByLoad,
+    /// A node has too much to do, and moves that only even out load may not be made now.
+    #[error(
+        "its shards may not be moved now: see the condition Balanced for what they wait for, or give the workers more CPU"
+    )]
+    MovesHeld,
+    /// A node has too much to do, and no move would change that.
+    #[error(
+        "no move of its shards would be worth it: give the workers more CPU, or lower spec.sharding.rebalance.threshold"
+    )]
+    NoMoveHelps,
     /// A node has too much to do, and no other has little.
     #[error("no other worker has CPU time to spare: add a worker, or give the workers more CPU")]
     AllBusy,
@@ -63,6 +73,8 @@ impl Reason {
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
             Self::NotByLoad => "NotByLoad",
+            Self::MovesHeld => "MovesHeld",
+            Self::NoMoveHelps => "NoMoveHelps",
             Self::AllBusy => "AllBusy",
             Self::Crowded => "Crowded",
             Self::Unlisted => "Unlisted",

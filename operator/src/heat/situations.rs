@@ -116,6 +116,33 @@ fn a_busy_worker_whose_shards_do_not_go_by_load_is_named_and_keeps_nobody_waitin
 }
 
 #[test]
+fn a_busy_worker_whose_shards_may_not_be_moved_is_named_and_keeps_nobody_waiting() {
+    let nodes = [node(Role::Shared, 90), node(Role::Shared, 20)];
+    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
+    let hours =
+        |relief| (0..9).map(|minute| Period { relief, ..period(minute, &nodes, &crowd) }).collect::<Vec<_>>();
+    let reason = |reason| Some(Refused::node(Group::Worker(0), reason));
+    for (relief, said) in [
+        (Relief::Held, reason(Reason::MovesHeld)),
+        (Relief::Useless, reason(Reason::NoMoveHelps)),
+        (Relief::Unmeasured, None),
+    ] {
+        let decisions = run(&policy(), hours(relief));
+        for (minute, decision) in decisions.iter().enumerate() {
+            assert_eq!(
+                decision.refused,
+                said.filter(|_| minute >= 2).into_iter().collect::<Vec<_>>(),
+                "{minute}"
+            );
+            assert_eq!((decision.action, decision.cooling_until), (None, None), "{relief:?}");
+        }
+        // Once they may be moved they are, at once.
+        let after = hours(relief).into_iter().take(8).chain(hours(Relief::Ready).into_iter().skip(8));
+        assert!(matches!(run(&policy(), after)[8].action, Some(Action::Spread { .. })), "{relief:?}");
+    }
+}
+
+#[test]
 fn pinned_tenants_that_are_too_much_for_one_worker_together_are_named_and_not_shuffled_around() {
     let home = Group::Worker(1);
     // A dedicated worker with both, and another one that has nothing to do.
@@ -297,7 +324,8 @@ fn whom_somebody_has_decided_about_is_left_alone() {
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
-    LargeShard { shard_id, node: Group::Worker(1), bytes: gigabytes << 30, median, heaviest: None }
+    let (colocation_id, node, bytes) = (1, Group::Worker(1), gigabytes << 30);
+    LargeShard { colocation_id, shard_id, node, bytes, median, heaviest: None }
 }
 
 #[test]
@@ -308,7 +336,7 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     let decision = &run(&policy(), [grown.clone()])[0];
     // The calmer of the other two takes the first half.
     let to = [Group::Worker(2), Group::Worker(0)];
-    let split = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to };
+    let split = Action::Split { colocation_id: 1, shard_id: 2, from: Group::Worker(1), at: -5, to };
     assert_eq!(decision.action, Some(split));
     assert_eq!(decision.refused, [Refused::shard(4, Reason::Indivisible)]);
 
@@ -321,7 +349,8 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(15 << 30);
     assert_eq!(run(&policy(), [tight.clone()])[0].action, Some(split));
     tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(14 << 30);
-    let both = Action::Split { shard_id: 2, from: Group::Worker(1), at: -5, to: [Group::Worker(2); 2] };
+    let to = [Group::Worker(2); 2];
+    let both = Action::Split { colocation_id: 1, shard_id: 2, from: Group::Worker(1), at: -5, to };
     assert_eq!(run(&policy(), [tight])[0].action, Some(both));
 }
 
@@ -340,6 +369,12 @@ fn what_shares_a_shard_with_the_tenant_does_not_stay_on_its_node() {
     assert_eq!(rest(&three()[..2], false), (one, Some(one)));
     let dedicated = [three()[0], node(Role::Dedicated, 5)];
     assert_eq!(rest(&dedicated, false), (one, None));
+    // Nor does it go to one that has too much to do: a small one stays, and a large one keeps its tenant.
+    let busy = [three()[0], node(Role::Dedicated, 5), node(Role::Shared, 95)];
+    assert_eq!(rest(&busy, false), (one, None));
+    let large = TenantLoad { shard_bytes: QUICK_BYTES + 1, ..load(7, 0, 40) };
+    let decisions = run(&policy(), (0..3).map(|minute| period(minute, &busy, &[large])));
+    assert_eq!((decisions[2].action, decisions[2].refused[0]), (None, refused(7, Reason::NoHeadroom)));
     assert_eq!(rest(&three(), true), (one, None));
 }
 

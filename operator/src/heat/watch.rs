@@ -1,7 +1,7 @@
 //! Who is hot, who is quiet, and for how long.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::place::bearable;
 use super::{History, NodeLoad, Period, Policy, Streak, Tenant, TenantLoad};
@@ -108,19 +108,71 @@ fn several(period: &Period, own: &BTreeSet<Tenant>) -> BTreeSet<Group> {
     active.into_keys().collect()
 }
 
+/// What somebody does at least who may be hot on a node.
+struct Enough {
+    queries: u64,
+    writes: u64,
+    cpu: u64,
+}
+
+impl Enough {
+    /// Of whoever is warm by `policy`, or a little less.
+    fn new(policy: &Policy, node: &NodeLoad) -> Self {
+        let share = u128::from(policy.share_percent) * 100 * u128::from(WARM.0) / u128::from(WARM.1);
+        let part = |whole: u64| u64::try_from(u128::from(whole) * share / 10_000).unwrap_or(u64::MAX).max(1);
+        Self { queries: part(node.queries), writes: part(node.writes), cpu: part(node.cpu) }
+    }
+
+    fn is_done_by(&self, load: &TenantLoad) -> bool {
+        load.queries >= self.queries || load.writes >= self.writes || load.cpu >= self.cpu
+    }
+}
+
+/// The period with those of its tenants only that anything is decided from: who may be hot, was hot, or is or would be
+/// pinned or released. Of a million tenants these are few, and to look at all of them again and again takes long, as does
+/// a copy.
+pub(super) fn few(policy: &Policy, history: &History, period: &Period) -> Period {
+    let half = halved(policy);
+    let nodes = history.imagined.nodes(period);
+    let busy = nodes.iter().filter(|(_, node)| !is_calm(policy, node));
+    let enough: HashMap<Group, Enough> =
+        busy.map(|(group, node)| (*group, Enough::new(&half, node))).collect();
+    let may_be_hot = |load: &&TenantLoad| {
+        load.queries >= half.min_queries
+            && enough.get(&load.node).is_some_and(|enough| enough.is_done_by(load))
+    };
+    let hot = period.tenants.iter().filter(may_be_hot).map(|load| load.tenant);
+    let own = period.pins.iter().map(Tenant::from);
+    let remembered = history.hot.keys().chain(history.imagined.pins.keys()).chain(&history.imagined.released);
+    let few: BTreeSet<Tenant> = hot.chain(own).chain(remembered.copied()).collect();
+    Period {
+        end: period.end,
+        length: period.length,
+        nodes: period.nodes.clone(),
+        tenants: period.tenants.iter().filter(|load| few.contains(&load.tenant)).copied().collect(),
+        pins: period.pins.clone(),
+        held: period.held.clone(),
+        empty: period.empty.clone(),
+        large: period.large.clone(),
+        shard_groups: period.shard_groups,
+        underway: period.underway,
+        relief: period.relief,
+    }
+}
+
+/// Of two that are one, and are warm together, one has half of what it takes.
+fn halved(policy: &Policy) -> Policy {
+    Policy { share_percent: policy.share_percent / 2, min_queries: policy.min_queries / 2, ..*policy }
+}
+
 /// The tenants that may be hot, each once: those of equal hash are one, and one that has moved in this period is where it
 /// did more.
 fn notable(policy: &Policy, period: &Period) -> Vec<TenantLoad> {
-    // A million tenants ask for their nodes.
-    let nodes: HashMap<Group, &NodeLoad> = period.nodes.iter().map(|(group, node)| (*group, node)).collect();
-    // Of two that are one, and are warm together, one has half of what it takes.
-    let half =
-        Policy { share_percent: policy.share_percent / 2, min_queries: policy.min_queries / 2, ..*policy };
+    let half = halved(policy);
     let able = |load: &&TenantLoad| {
-        load.queries >= half.min_queries
-            && nodes.get(&load.node).is_some_and(|node| heat(&half, node, load).0 != Heat::Cold)
+        period.nodes.get(&load.node).is_some_and(|node| heat(&half, node, load).0 != Heat::Cold)
     };
-    let tenants: HashSet<Tenant> = period.tenants.iter().filter(able).map(|load| load.tenant).collect();
+    let tenants: BTreeSet<Tenant> = period.tenants.iter().filter(able).map(|load| load.tenant).collect();
     if tenants.is_empty() {
         return Vec::new();
     }
@@ -140,10 +192,15 @@ fn notable(policy: &Policy, period: &Period) -> Vec<TenantLoad> {
     sums.into_values().map(|(_, sum)| sum).collect()
 }
 
+/// Whether nobody on the node can be hot: it has little to do, or does not answer.
+fn is_calm(policy: &Policy, node: &NodeLoad) -> bool {
+    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, policy.min_cpu_percent.into());
+    idle || node.role == Role::Unavailable
+}
+
 /// How hot a tenant is, and its largest share, in hundredths of a percent.
 fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
-    let idle = node.cpu_limit > 0 && !above(node.cpu, node.cpu_limit, policy.min_cpu_percent.into());
-    if load.queries < policy.min_queries || idle || node.role == Role::Unavailable {
+    if load.queries < policy.min_queries || is_calm(policy, node) {
         return (Heat::Cold, 0);
     }
     // A tenant's figures can be fresher than its node's.

@@ -13,7 +13,7 @@ use futures::stream::{self, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{is_over, layout};
+use super::plan::{is_over, layout, relief};
 use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
@@ -36,8 +36,8 @@ mod words;
 
 use actions::{Act, Begun};
 pub use load::{ENOUGH, Loads};
-pub(in crate::shards) use period::group_name;
 use period::{Mark, Names, Seen};
+pub(in crate::shards) use period::{group_name, is_underway};
 use read::Reading;
 use store::Judged;
 
@@ -227,6 +227,9 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     let at_work = period.underway || is_over(seen.world);
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= open;
+    if seen.watch.policy.strategy == Strategy::ByLoad && !period.underway {
+        period.relief = relief(seen.world);
+    }
     let policy = &seen.watch.policy;
     let (decision, history) = decide(policy, &before.history, &period);
     let (real, mut real_history) = decide(&period::only_watching(policy), &before.real, &period);

@@ -19,7 +19,7 @@ mod prepare;
 mod strategy;
 mod tables;
 
-pub(super) use actions::is_over;
+pub(super) use actions::{is_over, relief};
 pub use moves::{Cramped, Moves};
 pub(super) use moves::{layout, obstacle};
 pub use tables::{Problem, Report};
@@ -68,7 +68,7 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     };
     if nodes == Nodes::Complete {
         strategy::plan(&world, &mut draft);
-        actions::plan(&world, &mut draft);
+        actions::plan(&world, &moves, &mut draft);
     }
     let moves = moves::plan(&world, moves, &mut draft);
     draft.waits.extend(refused.clone());

@@ -237,7 +237,7 @@ impl fmt::Display for Acted {
                     write!(f, "; {share} % of its worker in {periods} periods")?;
                 }
             }
-            Action::Split { shard_id, from, at, to: [first, second] } => {
+            Action::Split { shard_id, from, at, to: [first, second], .. } => {
                 write!(f, "split shard {shard_id} after {at}: {from} -> {first} and {second}")?;
             }
             Action::Spread { from, to } if self.took > 0 => {

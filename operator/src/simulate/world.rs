@@ -9,7 +9,7 @@ use super::scenario::Synthetic;
 use super::shards::{Id, Rate, Shards, colocation};
 use super::surges::Surges;
 use super::work::Job;
-use crate::heat::{Counters, LargeShard, NodeLoad, Period, Policy, Tenant, TenantLoad};
+use crate::heat::{Counters, LargeShard, NodeLoad, Period, Policy, Relief, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role};
 
@@ -189,6 +189,7 @@ impl World {
             large: Vec::new(),
             shard_groups: self.shards.all.len(),
             underway: self.job.is_some(),
+            relief: Relief::Ready,
         };
         let mut tenants = tenants;
         for (group, node) in &mut self.nodes {
@@ -256,6 +257,7 @@ impl World {
         let large = self.shards.all.iter().filter(|shard| shard.bytes > limit);
         large
             .map(|shard| LargeShard {
+                colocation_id: colocation(shard.tables),
                 shard_id: shard.id,
                 node: shard.node,
                 bytes: count(shard.bytes),

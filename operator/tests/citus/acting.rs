@@ -369,9 +369,11 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
     let left = Action::Isolate { tenant, from, to: Group::Worker(7), rest };
     dropped(&wanted, left, "worker-7 leaves, or has left").await?;
     let shard = covering(&world, 7).await?;
-    let gone = Action::Split { shard_id: 1, from, at: shard.range.min + 10, to: [to, to] };
+    let colocation_id = tenant.colocation_id;
+    let gone = Action::Split { colocation_id, shard_id: 1, from, at: shard.range.min + 10, to: [to, to] };
     dropped(&wanted, gone, "the shard is gone").await?;
-    let beyond = Action::Split { shard_id: shard.shard_id, from, at: shard.range.max, to: [to, to] };
+    let (shard_id, at) = (shard.shard_id, shard.range.max);
+    let beyond = Action::Split { colocation_id, shard_id, from, at, to: [to, to] };
     dropped(&wanted, beyond, "does not cover both halves").await?;
     assert_eq!(world.number(Group::Coordinator, shards).await?, before);
 
@@ -393,7 +395,8 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
     let mut others = (0..3).map(Group::Worker).filter(|group| *group != shard.node);
     let to = [others.next().unwrap(), others.next().unwrap()];
     let at = shard.range.min + 100;
-    let id = decide(&world, Action::Split { shard_id: shard.shard_id, from: shard.node, at, to }).await?;
+    let (shard_id, from) = (shard.shard_id, shard.node);
+    let id = decide(&world, Action::Split { colocation_id, shard_id, from, at, to }).await?;
     world.settle(&wanted).await?;
     assert_eq!(outcome(&world.round(&wanted).await?, id).await?.outcome, Some(Outcome::Done));
     assert_eq!(covering(&world, at).await?.range, HashRange { min: shard.range.min, max: at });

@@ -50,8 +50,12 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
         let who = if names.is_empty() { String::new() } else { format!("{who}; ") };
         format!("{who}{}", refusal.message)
     };
-    let of_a_worker =
-        |refusal: &&Refusal| matches!(refusal.reason, Reason::NotByLoad | Reason::AllBusy | Reason::Crowded);
+    let of_a_worker = |refusal: &&Refusal| {
+        matches!(
+            refusal.reason,
+            Reason::NotByLoad | Reason::MovesHeld | Reason::NoMoveHelps | Reason::AllBusy | Reason::Crowded
+        )
+    };
     // That somebody stays pinned harms nobody.
     let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted && !of_a_worker(refusal);
     if let Some(refusal) = heat.refused.iter().find(harmful) {

@@ -241,26 +241,23 @@ pub(super) async fn is_open(session: &Session) -> Result<bool, pg::Error> {
 
 /// Writes down what is to be done from now on. What needs no change of shards is done with it.
 pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> Result<(), pg::Error> {
-    let (outcome, note) = match begun.action {
-        Action::Isolate { .. } | Action::Split { .. } => (None, None),
+    let outcome = match begun.action {
+        Action::Isolate { .. } | Action::Split { .. } | Action::Spread { .. } => None,
         Action::Release { tenant } => {
             pins::unpin(session, tenant).await?;
-            (Some(Outcome::Done), None)
+            Some(Outcome::Done)
         }
         // It is never decided: the pin follows at once.
-        Action::Retarget { .. } => (Some(Outcome::Dropped), None),
-        // The planner needs no other word: it goes by the same load, and moves what is worth it.
-        Action::Spread { .. } => (
-            Some(Outcome::Done),
-            Some("shards are spread by load: see status.plan and the condition Balanced"),
-        ),
+        Action::Retarget { .. } => Some(Outcome::Dropped),
     };
+    // To spread, the planner needs no other word: it goes by the same load.
+    let begins = outcome.is_some() || matches!(begun.action, Action::Spread { .. });
     let figures = Figures::of(period, begun.action);
     session
         .query(
-            "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before, begun, ended, outcome, note)
-             SELECT $1, $2, $3, $4, $5, $6, moment, moment, $7, $8
-             FROM (SELECT CASE WHEN $7 IS NOT NULL THEN clock_timestamp() END AS moment) AS moments",
+            "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before, begun, ended, outcome)
+             SELECT $1, $2, $3, $4, $5, $6, CASE WHEN $8 THEN moment END, CASE WHEN $7 IS NOT NULL THEN moment END, $7
+             FROM (SELECT clock_timestamp() AS moment) AS moments",
             &[
                 (&period.end, Type::TIMESTAMPTZ),
                 (&Json(begun.action), Type::JSONB),
@@ -269,7 +266,7 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
                 (&begun.why, Type::TEXT),
                 (&Json(figures), Type::JSONB),
                 (&outcome.map(Outcome::name), Type::TEXT),
-                (&note, Type::TEXT),
+                (&begins, Type::BOOL),
             ],
         )
         .await?;
@@ -302,8 +299,9 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
     Ok(())
 }
 
-/// Ends what was decided more than an hour before `now` and has had no outcome, readable or not: it would be in the way of
-/// every other decision. A clock that jumps ahead lets no hour pass: the coordinator's has to say the same.
+/// Ends what was decided more than an hour before `now` and has had no outcome, as nobody can read it or it waits for more
+/// than the planner knows of: it would be in the way of every other decision. A clock that jumps ahead lets no hour pass: the
+/// coordinator's has to say the same.
 pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg::Error> {
     let late = "UPDATE dialog_operator.actions
                 SET ended = clock_timestamp(), outcome = 'Failed',
@@ -340,13 +338,15 @@ pub(in crate::shards) async fn end(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// Writes down what somebody has asked for, unless something else is still to be done.
+/// Writes down what somebody has asked for, unless something else is still to be done. What nobody can read is given up
+/// first: where nobody watches, nobody else does.
 pub(in crate::shards) async fn ask(
     session: &Session,
     action: Action,
     name: &str,
     why: &str,
 ) -> Result<(), pg::Error> {
+    give_up(session, Timestamp::MAX).await?;
     let before = before(session, action).await?;
     let statement = "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before)
                      VALUES (clock_timestamp(), $1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";

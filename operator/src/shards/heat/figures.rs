@@ -102,6 +102,7 @@ pub(super) fn is_recent(period: &Period, now: Timestamp) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heat::Relief;
 
     const TENANT: Tenant = Tenant { colocation_id: 1, hash: 7 };
 
@@ -144,6 +145,7 @@ mod tests {
             empty: Vec::new(),
             shard_groups: 2,
             underway: false,
+            relief: Relief::Ready,
         }
     }
 

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::read::{Reading, Usage, left_out};
 use crate::api::TableKind;
-use crate::heat::{Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Tenant, TenantLoad};
+use crate::heat::{
+    Counters, History, LargeShard, Mode, NodeLoad, Period, Policy, Relief, Tenant, TenantLoad,
+};
 use crate::names::Group;
 use crate::shards::observed::Spread;
 use crate::shards::rebalance::{Layout, Role, ShardGroup};
@@ -126,6 +128,7 @@ pub(super) fn period(
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),
+        relief: Relief::Ready,
     };
     let shards = by_hash(&seen.layout.groups);
     let mut keys: BTreeMap<Tenant, (u64, &str)> = BTreeMap::new();
@@ -191,7 +194,7 @@ pub(super) fn period(
 }
 
 /// Whether shards are being moved, split or made, by anybody.
-pub(super) fn is_underway(world: &World<'_>) -> bool {
+pub(in crate::shards) fn is_underway(world: &World<'_>) -> bool {
     world.catalog().is_none_or(|catalog| !catalog.operations.is_empty() || !catalog.foreign.is_empty())
 }
 
@@ -201,6 +204,10 @@ pub(super) fn is_underway(world: &World<'_>) -> bool {
 /// was counted between two readings, which are not as far apart as a period is long, is taken as even.
 fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) -> Option<NodeLoad> {
     let before = before.filter(|before| before.started == now.started)?;
+    // They may have caught up with what they were since.
+    if now.reset.is_some_and(|reset| reset > before.at) {
+        return None;
+    }
     let counted = now.counters.since(before.counters)?;
     let (length, apart) = (watch.period.as_millis(), now.at.duration_since(before.at));
     let late = watch.period.saturating_mul(2).saturating_add(LATE);
@@ -212,6 +219,10 @@ fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) ->
     let sum = |of: fn(&Counters) -> u64| {
         now.tenants.iter().map(|tenant| of(&tenant.counted)).fold(0, u64::saturating_add)
     };
+    // A process that ends while its time is read is missing from one sum, and in the next one with all that it has ever
+    // spent: no more counts than can have been spent since.
+    let spendable =
+        now.cpu.map_or(u64::MAX, |cpu| u64::try_from(u128::from(cpu) * apart).unwrap_or(u64::MAX));
     let declared = if group == Group::Coordinator { watch.coordinator_cpu } else { watch.worker_cpu };
     // Where nobody knows what was spent, what may be is of no use.
     let millicores = now.cpu.map_or(0, |cpu| declared.unwrap_or(cpu));
@@ -219,7 +230,7 @@ fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) ->
         role: Role::Unavailable,
         queries: even(counted.queries).max(sum(|counted| counted.queries)),
         writes: even(counted.writes).max(sum(|counted| counted.writes)),
-        cpu: even(counted.cpu).max(sum(|counted| counted.cpu)),
+        cpu: even(counted.cpu.min(spendable)).max(sum(|counted| counted.cpu)),
         // Thousandths of a core, for so many milliseconds: microseconds.
         cpu_limit: u64::try_from(u128::from(millicores) * length).unwrap_or(u64::MAX),
         free_bytes: None,

@@ -20,6 +20,8 @@ pub(super) struct Reading {
     pub(super) at: Timestamp,
     /// When the server was started: figures of another one are no earlier figures of this one.
     pub(super) started: Timestamp,
+    /// When its statistics were made to begin anew last, if ever.
+    pub(super) reset: Option<Timestamp>,
     /// What it did since its statistics began: transactions, rows written, and CPU time where that is known.
     pub(super) counters: Counters,
     /// CPU time that it may spend, in thousandths of a core; `None` if its operating system does not say, nor what it did
@@ -57,7 +59,7 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
         .query_one(
             "SELECT clock_timestamp(), pg_postmaster_start_time(), xact_commit + xact_rollback,
                     tup_inserted + tup_updated + tup_deleted, current_setting('citus.stat_tenants_limit')::int8,
-                    current_setting('citus.stat_tenants_untracked_sample_rate')::float8 < 1
+                    current_setting('citus.stat_tenants_untracked_sample_rate')::float8 < 1, stats_reset
              FROM pg_stat_database WHERE datname = current_database()",
             &[],
         )
@@ -68,7 +70,17 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
     let limit = number(row.get(4));
     // Whoever is not on the list may be left out however much it does.
     let unlisted = if row.get(5) { u64::MAX } else { unlisted(limit, scores) };
-    Ok(Reading { at: row.get(0), started: row.get(1), counters, cpu, tenants, unlisted, limit, accesses })
+    Ok(Reading {
+        at: row.get(0),
+        started: row.get(1),
+        reset: row.get(6),
+        counters,
+        cpu,
+        tenants,
+        unlisted,
+        limit,
+        accesses,
+    })
 }
 
 /// Pages that were accessed for each shard group that is placed here.

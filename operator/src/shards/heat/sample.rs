@@ -41,9 +41,10 @@ pub(super) async fn large(
         }
         let Ok(session) = sessions.session(group.node, Door::Dialog).await else { continue };
         if let Ok(Some(Sample { median, heaviest, key })) = sample(&session, group).await {
-            let ShardGroup { shard_id, node, bytes, .. } = *group;
-            large.push(LargeShard { shard_id, node, bytes, median, heaviest: Some(heaviest) });
+            let ShardGroup { colocation_id, shard_id, node, bytes, .. } = *group;
             names.set(heaviest.tenant, key);
+            let heaviest = Some(heaviest);
+            large.push(LargeShard { colocation_id, shard_id, node, bytes, median, heaviest });
         }
     }
     (large, names)

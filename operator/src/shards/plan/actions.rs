@@ -2,19 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use super::moves::layout;
+use jiff::SignedDuration;
+
+use super::moves::{self, Moves, layout};
 use super::{Draft, by_hand};
-use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Tenant, TenantLoad};
+use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Relief, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
+use crate::shards::heat::is_underway;
 use crate::shards::preflight;
-use crate::shards::rebalance::{Cause, Layout, Move, Pin, Role, ShardGroup};
+use crate::shards::rebalance::{Cause, Layout, Move, MovePlan, Pin, Role, ShardGroup, Strategy};
 use crate::shards::step::{Split, Step};
 use crate::shards::world::World;
 
 /// Attempts that are begun before an action is given up, whether they failed or whoever began them was gone before their
 /// end.
 const MOST_ATTEMPTS: i32 = 3;
+/// What waits for longer than this since it was decided is given up: everything else waits for it.
+const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
 /// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
@@ -72,6 +77,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         large: Vec::new(),
         shard_groups: layout.groups.len(),
         underway: false,
+        relief: Relief::Ready,
     };
     // Who finds no place stays pinned to where it is, and the moves say so.
     for retargeted in heat::retarget(&period, &mut Vec::new()) {
@@ -89,7 +95,7 @@ fn written(world: &World<'_>) -> Vec<Pin> {
 }
 
 /// Plans what is next.
-pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
+pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
     let kept = &world.observed.kept;
     if kept.pins.is_empty() && kept.open().is_none() && world.wanted.pins.is_empty() {
         return;
@@ -107,7 +113,7 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
         }
     }
     let Some(act) = world.observed.kept.open() else { return };
-    match next(world, &layout, &written, act) {
+    match next(world, &layout, &written, act, moves) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
         Next::Pin(pin) => {
             let author = if act.is_by_hand() { Author::Spec } else { Author::Policy };
@@ -145,8 +151,29 @@ pub(super) fn plan(world: &World<'_>, draft: &mut Draft) {
 
 /// Whether what was decided is done, or will not be, and only its end is still to be noted.
 pub(in crate::shards) fn is_over(world: &World<'_>) -> bool {
-    let over = |act| matches!(next(world, &layout(world), &written(world), act), Next::End(..));
+    let over = |act| {
+        let moves = moves::decide(world, super::wanted_are_registered(world));
+        matches!(next(world, &layout(world), &written(world), act, &moves), Next::End(..))
+    };
     world.observed.kept.open().is_some_and(over)
+}
+
+/// What could be done now to even out load.
+pub(in crate::shards) fn relief(world: &World<'_>) -> Relief {
+    let moves = moves::decide(world, super::wanted_are_registered(world));
+    if moves.unweighed > 0 || !moves.unmeasured.is_empty() {
+        return Relief::Unmeasured;
+    }
+    match (evens_out(&moves.plan), evens_out(&moves.open)) {
+        (_, true) => Relief::Ready,
+        (true, false) => Relief::Held,
+        (false, false) => Relief::Useless,
+    }
+}
+
+/// Whether any of the moves is only made to even out.
+fn evens_out(plan: &MovePlan) -> bool {
+    plan.moves.iter().any(|next| next.cause == Cause::Balance)
 }
 
 /// What is next of an action.
@@ -159,7 +186,21 @@ enum Next {
     Wait(String),
 }
 
-fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next {
+fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &Moves) -> Next {
+    let late = || {
+        let over = act.decided.checked_add(PATIENCE).ok();
+        !is_underway(world) && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
+    };
+    let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
+    match left(world, layout, written, act, moves) {
+        Next::Wait(why) if late() => given_up(&why),
+        Next::Move if late() => given_up("what is to be moved was not, see the condition Balanced"),
+        next => next,
+    }
+}
+
+/// What is left of it, however long it has taken.
+fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &Moves) -> Next {
     let dropped = |why: &str| Next::End(Outcome::Dropped, Some(why.to_owned()));
     // Whoever takes the permission back stops what has not begun.
     let allowed =
@@ -209,9 +250,10 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next 
                 (false, _) => Next::Pin(tenant.pin(to)),
             }
         }
-        Action::Split { shard_id, at, to, .. } => {
-            let Some(shard) = layout.groups.iter().find(|group| group.shard_id == shard_id) else {
-                let there = layout.groups.iter().any(|group| group.range.max == at);
+        Action::Split { colocation_id, shard_id, at, to, .. } => {
+            let mut its = layout.groups.iter().filter(|group| group.colocation_id == colocation_id);
+            let Some(shard) = its.clone().find(|group| group.shard_id == shard_id) else {
+                let there = its.any(|group| group.range.max == at);
                 return if there { Next::End(Outcome::Done, None) } else { dropped("the shard is gone") };
             };
             if !allowed {
@@ -222,10 +264,30 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act) -> Next 
             }
             split(world, layout, act, shard, vec![at], to.to_vec())
         }
-        Action::Spread { .. } | Action::Release { .. } | Action::Retarget { .. } => {
-            dropped("there is nothing left to do")
+        Action::Spread { .. } if !allowed => dropped(forbidden),
+        Action::Spread { .. } if world.wanted.rebalance.policy.strategy != Strategy::ByLoad => {
+            dropped("spec.sharding.rebalance.strategy is not ByLoad any more")
         }
+        Action::Spread { .. } => spread(moves),
+        Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),
     }
+}
+
+/// Load is evened out by the planner's moves. What every shard has to do was known when it was decided: if that is not so any
+/// more, shards have moved since.
+fn spread(moves: &Moves) -> Next {
+    if !moves.running.is_empty() || evens_out(&moves.open) {
+        return Next::Move;
+    }
+    if moves.unweighed > 0 {
+        return Next::End(Outcome::Done, None);
+    }
+    let why = if evens_out(&moves.plan) {
+        "moves that even out load may not be made any more: see the condition Balanced"
+    } else {
+        "no move is worth it any more"
+    };
+    Next::End(Outcome::Dropped, Some(why.to_owned()))
 }
 
 /// Cuts the hash out of its shard group.

@@ -86,6 +86,7 @@ impl Scene {
             let reading = Reading {
                 at: at(self.minute),
                 started: at(-100),
+                reset: None,
                 counters: Counters { cpu: counters.cpu + cpu(worker), ..counters },
                 cpu: Some(2000),
                 tenants: tenants.iter().filter(on_it).map(usage).collect(),

@@ -27,6 +27,7 @@ fn reading(second: i64, queries: u64, writes: u64, cpu: u64) -> Reading {
     Reading {
         at: at(second),
         started: at(-9000),
+        reset: None,
         counters: Counters { queries, writes, cpu },
         cpu: Some(2000),
         tenants: Vec::new(),
@@ -137,12 +138,28 @@ fn what_cannot_be_compared_tells_nothing() {
     let promoted = Reading { started: at(-30), ..reading(0, 1500, 150, 6_000) };
     assert_eq!(role(promoted), Role::Unavailable, "it is another server");
 
+    let reset = |second| Reading { reset: Some(at(second)), ..reading(0, 1500, 150, 6_000) };
+    assert_eq!(role(reset(-30)), Role::Unavailable, "what was counted since has overtaken what was before");
+    assert_eq!(role(reset(-90)), Role::Shared, "both readings are of after that");
+
     let silent = Reading { cpu: None, ..reading(0, 1500, 150, 5_000) };
     let (period, ..) = scene.period(&marks, &one(silent), &[]);
     assert_eq!(period.nodes[&Group::Worker(0)].cpu_limit, 0, "nobody knows what was spent");
     let (period, ..) = scene.period(&marks, &one(reading(0, 1500, 150, 6_000)), &[]);
     let limit = u64::try_from(MINUTE.as_micros()).unwrap() * 2;
     assert_eq!(period.nodes[&Group::Worker(0)].cpu_limit, limit, "the server's two cores");
+}
+
+#[test]
+fn no_more_cpu_time_counts_than_can_have_been_spent_since() {
+    let scene = Scene::new(&json!({"workers": {"count": 2}}));
+    let one = |reading: Reading| BTreeMap::from([(Group::Worker(0), reading)]);
+    let (_, marks, _) = scene.period(&BTreeMap::new(), &one(reading(-66, 1000, 100, 5_000_000)), &[]);
+    // A process that was missing then has worked for an hour.
+    let late = reading(0, 1500, 150, 5_000_000 + 3_600_000_000);
+    let (period, ..) = scene.period(&marks, &one(late), &[]);
+    let load = period.nodes[&Group::Worker(0)];
+    assert_eq!((load.cpu, load.cpu_limit), (120_000_000, 120_000_000), "two cores for a minute");
 }
 
 #[test]

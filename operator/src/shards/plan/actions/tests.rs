@@ -7,6 +7,7 @@ use crate::api::{DialogClusterStatus, IsolatedTenant, PinSpec};
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
+use crate::shards::heat::{ENOUGH, Heat};
 use crate::shards::observed::{
     Foreign, Hashes, Member, Name, Node, Observed, Operation, Placement, Resources, RunningSplit,
 };
@@ -14,7 +15,7 @@ use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
 use crate::shards::status::isolated;
 use crate::shards::strategy::{NAME, Seen, Strategy};
-use crate::shards::wanted::Wanted;
+use crate::shards::wanted::{Gate, Rebalance, Wanted};
 
 const TENANT: Tenant = Tenant { colocation_id: 1, hash: 4750 };
 
@@ -153,6 +154,95 @@ fn a_shard_of_two_hashes_is_cut_once() {
         (split.points.as_slice(), split.nodes.as_slice()),
         (&[4750][..], &[Group::Worker(0), Group::Worker(1)][..])
     );
+}
+
+/// Two workers share what the third has to do, and every shard group was seen for long enough: `heavy` have as much to do as
+/// all others together.
+fn loaded(act: Act, heavy: &[i64]) -> Observed {
+    let mut observed = with(vec![act]);
+    let groups: serde_json::Map<String, serde_json::Value> = catalog(&mut observed)
+        .placements
+        .iter()
+        .map(|at| {
+            let average = if heavy.contains(&at.shard_id) { 400_000 } else { 5_000 };
+            let node = format!("worker-{}", at.group_id - 1);
+            (
+                at.shard_id.to_string(),
+                json!({"node": node, "average": average, "periods": 10, "here": ENOUGH}),
+            )
+        })
+        .collect();
+    let loads = json!({"ofCpu": true, "capacity": 3_000_000, "groups": groups});
+    observed.heat = Some(Heat { loads: serde_json::from_value(loads).unwrap(), ..Heat::default() });
+    observed
+}
+
+#[test]
+fn load_is_spread_when_the_moves_for_it_were_made() {
+    let spec = |mode: &str, strategy: &str| {
+        let sharding = json!({"hotTenants": {"mode": mode}, "rebalance": {"strategy": strategy}});
+        let spec = json!({"workers": {"count": 3}, "sharding": sharding});
+        Wanted::from(&serde_json::from_value(spec).unwrap())
+    };
+    let by_load = spec("Isolate", "ByLoad");
+    let closed = Gate::Closed { reason: "OutsideWindow", message: "it opens at night".to_owned() };
+    let held =
+        Wanted { rebalance: Rebalance { gate: closed, ..by_load.rebalance.clone() }, ..by_load.clone() };
+    let open = act(Action::Spread { from: Group::Worker(0), to: Group::Worker(1) });
+    let mut busy = loaded(open.clone(), &[1000, 1001, 1002, 1003]);
+    let even = loaded(open, &[]);
+    let own = Strategy::new(&by_load.rebalance.policy, Vec::new()).description();
+    catalog(&mut busy).strategies.own = Some(own);
+    let planned = |observed: &Observed, wanted: &Wanted| {
+        let steps = plan(wanted, &topology(), observed).steps;
+        let moves = steps.iter().any(|step| matches!(step, Step::MoveShard { .. }));
+        let ended = steps.into_iter().find_map(|step| match step {
+            Step::EndAction { outcome, note, .. } => Some((outcome, note.unwrap_or_default())),
+            _ => None,
+        });
+        (moves, ended)
+    };
+    let relief = |observed: &Observed, wanted: &Wanted| {
+        super::relief(&World { wanted, topology: &topology(), observed })
+    };
+    assert_eq!(planned(&busy, &by_load), (true, None), "it is not done before anything has moved");
+    assert_eq!(relief(&busy, &by_load), Relief::Ready);
+
+    let mut moved = busy.clone();
+    catalog(&mut moved).placements.iter_mut().find(|at| at.shard_id == 1000).unwrap().group_id = 2;
+    assert_eq!(planned(&moved, &by_load).1, Some((Outcome::Done, String::new())));
+    assert_eq!(relief(&moved, &by_load), Relief::Unmeasured);
+
+    for (observed, wanted, why) in [
+        (&even, &by_load, "no move is worth it"),
+        (&busy, &held, "may not be made any more"),
+        (&busy, &spec("Isolate", "BySize"), "not ByLoad any more"),
+        (&busy, &spec("Observe", "ByLoad"), "not Isolate any more"),
+    ] {
+        let (_, ended) = planned(observed, wanted);
+        let (outcome, note) = ended.unwrap();
+        assert!(outcome == Outcome::Dropped && note.contains(why), "{outcome:?}: {note}");
+    }
+    assert_eq!((relief(&even, &by_load), relief(&busy, &held)), (Relief::Useless, Relief::Held));
+}
+
+#[test]
+fn a_split_is_done_where_its_own_tables_end_at_its_hash() {
+    let split = |colocation_id| {
+        let (from, to) = (Group::Worker(2), [Group::Worker(0), Group::Worker(1)]);
+        act(Action::Split { colocation_id, shard_id: 9999, from, at: TENANT.hash - 1, to })
+    };
+    // Of the first colocation group a shard group ends there, of the second none.
+    for (colocation_id, expected) in [(1, Outcome::Done), (2, Outcome::Dropped)] {
+        let mut observed = with(vec![split(colocation_id)]);
+        cut_out(&mut observed, 3);
+        let steps = planned(&observed, 3).steps;
+        let ended = steps.iter().find_map(|step| match step {
+            Step::EndAction { outcome, .. } => Some(*outcome),
+            _ => None,
+        });
+        assert_eq!(ended, Some(expected), "colocation group {colocation_id}: {steps:?}");
+    }
 }
 
 #[test]
@@ -420,6 +510,28 @@ fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
     let (moves, reason) = steps(&large, &decided(Some(2)));
     assert!(moves.iter().all(|step| step.kind() == "MoveShard"), "{moves:?}");
     assert_eq!(reason, "PinNotPossible");
+}
+
+#[test]
+fn what_waits_for_an_hour_is_given_up_in_every_mode() {
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let mut waiting = named(with(vec![by_hand]));
+    facts(&mut waiting, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 20);
+    facts(&mut waiting, Group::Worker(0)).resources.as_mut().unwrap().free_bytes = 0;
+    let off = Wanted { watch: None, ..decided(Some(0)) };
+    let given_up = |observed: &Observed, wanted: &Wanted| {
+        let steps = steps(observed, wanted).0;
+        let fails = |step: &Step| matches!(step, Step::EndAction { id: 5, outcome: Outcome::Failed, note: Some(note) } if note.contains("no room"));
+        steps.iter().any(fails)
+    };
+    for (now, expected) in [("2026-01-05T09:59:00Z", false), ("2026-01-05T10:01:00Z", true)] {
+        waiting.kept.now = Some(now.parse().unwrap());
+        assert_eq!(given_up(&waiting, &decided(Some(0))), expected, "{now}");
+        assert_eq!(given_up(&waiting, &off), expected, "{now}, mode Off");
+    }
+    // While shards move it may be these that it waits for.
+    catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(!given_up(&waiting, &off));
 }
 
 #[test]

@@ -91,14 +91,9 @@ fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
         );
         return finding(Holds::False, "WorkersMissing", message);
     }
-    if let Some(cramped) = no_place(moves) {
-        return cramped;
-    }
-    if let Some(unknown) = not_weighed(moves).filter(|_| left == 0) {
-        return unknown;
-    }
-    if let Some(kept) = kept_by_leaving(world, draft).filter(|_| left == 0) {
-        return kept;
+    let unsettled = || not_weighed(moves).or_else(|| kept_by_leaving(world, draft)).filter(|_| left == 0);
+    if let Some(found) = no_place(moves).or_else(unsettled) {
+        return found;
     }
     let even = moves.plan.moves.iter().all(|next| next.cause == Cause::Balance);
     match &world.wanted.rebalance.gate {

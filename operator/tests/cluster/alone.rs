@@ -1,6 +1,7 @@
 //! Tests that need the machine and the operator for themselves.
 
 mod approval;
+mod held_up;
 mod hot_pair;
 mod interrupted;
 mod killed;

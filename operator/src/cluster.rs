@@ -14,7 +14,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Predicate, predicates};
 
 use crate::api::{DialogCluster, Phase};
-use crate::condition::CLUSTER_MANAGER;
+use crate::condition::{self, CLUSTER_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
@@ -103,7 +103,7 @@ impl Controller {
             stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::ScaleIn(format!(
                 "workers that are not asked for any more are emptied and leave ({}); see the condition ScaleInBlocked and \
                  status.rebalance",
-                stay.join("; ")
+                condition::first_of(&stay)
             ))),
             _ if step == Step::Nothing && !observed.leaving.is_empty() => {
                 let groups: Vec<String> = observed.leaving.iter().map(ToString::to_string).collect();

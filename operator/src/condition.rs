@@ -77,6 +77,20 @@ pub struct Finding {
     pub message: String,
 }
 
+/// Sentences that one message holds.
+const NAMED: usize = 3;
+
+/// The first of `sentences`, and how many more there are: fifty workers may have the same to say, and a message is read by
+/// people.
+#[must_use]
+pub fn first_of<T: AsRef<str>>(sentences: &[T]) -> String {
+    let text = sentences.iter().take(NAMED).map(AsRef::as_ref).collect::<Vec<_>>().join("; ");
+    match sentences.len().saturating_sub(NAMED) {
+        0 => text,
+        more => format!("{text}; and {more} more"),
+    }
+}
+
 impl Finding {
     /// A finding of type `kind`.
     #[must_use]
@@ -130,6 +144,13 @@ mod runbook;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_names_some_and_counts_the_rest() {
+        assert_eq!(first_of::<&str>(&[]), "");
+        assert_eq!(first_of(&["a", "b", "c"]), "a; b; c");
+        assert_eq!(first_of(&["a", "b", "c", "d", "e"]), "a; b; c; and 2 more");
+    }
 
     #[test]
     fn bad_news_is_what_is_worse_and_not_what_ends() {

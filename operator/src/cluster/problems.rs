@@ -56,7 +56,9 @@ pub fn problems(
     now: Timestamp,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (&group, wanted) in &target.groups {
+    // A worker that is not asked for any more and never had a database only waits for its end: nobody is to make room for it.
+    let only_goes = |group: Group| target.is_surplus(group) && !observed.may_have_database(group);
+    for (&group, wanted) in target.groups.iter().filter(|(group, _)| !only_goes(**group)) {
         claims(target, observed, group, now, &mut problems);
         instances(target, observed, group, *wanted, now, &mut problems);
     }

@@ -22,9 +22,6 @@ pub const PART: Part = Part {
 
 /// Certificates that expire sooner than this are reported.
 const RENEW: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Problems that one message names.
-const NAMED: usize = 3;
-
 /// A status and what was found.
 pub type Report = (DialogClusterStatus, Vec<Finding>);
 
@@ -149,12 +146,8 @@ fn all_serves(target: &Target) -> String {
 }
 
 fn sentences(problems: &[Problem]) -> String {
-    let mut text: Vec<&str> = problems.iter().take(NAMED).map(|problem| problem.message.as_str()).collect();
-    let more = format!("{} more", problems.len().saturating_sub(NAMED));
-    if problems.len() > NAMED {
-        text.push(&more);
-    }
-    text.join("; ")
+    let each: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    condition::first_of(&each)
 }
 
 /// The pods of the workers. `notin`, because `kubectl scale` refuses a selector with `!=`.

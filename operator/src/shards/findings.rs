@@ -8,7 +8,7 @@ use super::settings;
 use super::step::Step;
 use super::world::{Support, World};
 use crate::condition::{
-    CITUS_AVAILABLE, Finding, Holds, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL,
+    CITUS_AVAILABLE, Finding, Holds, METADATA_SYNCED, SCHEMA_DISTRIBUTED, WAL_LEVEL_LOGICAL, first_of,
 };
 use crate::names::Group;
 
@@ -64,7 +64,7 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
     let away: Vec<String> =
         world.groups().into_iter().filter_map(|group| world.server(group).err()).collect();
     if !away.is_empty() {
-        return finding(Holds::Unknown, "NotObserved", away.join("; "));
+        return finding(Holds::Unknown, "NotObserved", first_of(&away));
     }
     let facts = || world.groups().into_iter().filter_map(|group| Some((group, world.observed.facts(group)?)));
     let without: Vec<String> = facts()
@@ -155,7 +155,7 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
     let away: Vec<String> =
         world.groups().into_iter().filter_map(|group| world.server(group).err()).collect();
     if !away.is_empty() {
-        return finding(Holds::False, "NodeUnreachable", away.join("; "));
+        return finding(Holds::False, "NodeUnreachable", first_of(&away));
     }
     let missing: Vec<String> = world
         .groups()
@@ -165,7 +165,7 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
         .collect();
     if !missing.is_empty() {
         let why =
-            if draft.waits.is_empty() { String::new() } else { format!(": {}", draft.waits.join("; ")) };
+            if draft.waits.is_empty() { String::new() } else { format!(": {}", first_of(&draft.waits)) };
         return finding(
             Holds::False,
             "NotRegistered",
@@ -236,7 +236,7 @@ fn wal_level_logical(world: &World<'_>) -> Finding {
         return finding(Holds::False, "NotLogical", message);
     }
     if !unknown.is_empty() {
-        return finding(Holds::Unknown, "NotObserved", unknown.join("; "));
+        return finding(Holds::Unknown, "NotObserved", first_of(&unknown));
     }
     finding(Holds::True, "Logical", "wal_level is logical on every node".to_owned())
 }
@@ -270,7 +270,7 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         return if draft.waits.is_empty() {
             finding(Holds::False, "Distributing", format!("still to distribute: {pending}"))
         } else {
-            let message = format!("{pending} wait until the nodes are complete: {}", draft.waits.join("; "));
+            let message = format!("{pending} wait until the nodes are complete: {}", first_of(&draft.waits));
             finding(Holds::False, "NodesIncomplete", message)
         };
     }

@@ -28,8 +28,9 @@ mod slots;
 pub mod splits;
 pub mod stall;
 
-/// Servers that are asked at the same time.
-const AT_ONCE: usize = 16;
+/// Servers that are asked at the same time: as many as a cluster can have workers, so that those that give no answer cost one
+/// time-out together.
+const AT_ONCE: usize = 100;
 
 /// Whether to ask for what costs the servers more than a look at a catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +42,13 @@ pub enum Sizes {
 }
 
 /// Asks the coordinator, then every group that is wanted or registered. A server that does not answer is part of the
-/// answer.
-pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Observed {
+/// answer; the `silent` ones are not asked, and are said to be down for the reason that is given.
+pub async fn observe(
+    sessions: &Sessions,
+    wanted: &Wanted,
+    sizes: Sizes,
+    silent: &BTreeMap<Group, String>,
+) -> Observed {
     let mut observed = Observed::default();
     let first = match coordinator(sessions, wanted, sizes, &mut observed).await {
         Ok(node) => node,
@@ -54,7 +60,12 @@ pub async fn observe(sessions: &Sessions, wanted: &Wanted, sizes: Sizes) -> Obse
     let groups = members(wanted, sessions.topology(), observed.catalog.as_ref());
     let others = groups.into_iter().filter(|group| *group != Group::Coordinator);
     observed.nodes = stream::iter(others)
-        .map(|group| async move { (group, worker(sessions, group, wanted, sizes).await) })
+        .map(|group| async move {
+            match silent.get(&group) {
+                Some(reason) => (group, Node::Down(reason.clone())),
+                None => (group, worker(sessions, group, wanted, sizes).await),
+            }
+        })
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;

@@ -1,6 +1,6 @@
 //! One round of the controller: observe, plan, act, one step at a time and each from a fresh look.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -9,11 +9,12 @@ use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
 use super::observe::{Sizes, names, observe};
-use super::observed::{Dropped, Observed, RunningMove, Stall};
+use super::observed::{Dropped, Node, Observed, RunningMove, Stall};
 use super::plan::{Moves, Plan, plan};
 use super::rebalance::{Move, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
+use super::topology::Topology;
 use super::wanted::{Gate, Wanted};
 use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, Holds, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
@@ -203,7 +204,7 @@ impl Handover {
 
 /// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
 pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
-    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let observed = look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes).await;
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     let mut round = Round {
         observed,
@@ -296,7 +297,7 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
         return Ok(Carried::Held(holder));
     }
     let looking = sessions.looking();
-    let observed = Box::pin(look(brief, brief.before, &looking, brief.sizes)).await;
+    let observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), &looking, brief.sizes)).await;
     let carried = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
         perform(step, sessions).await.map(|()| Carried::Out)
     } else {
@@ -310,7 +311,7 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
 /// round. Moves of another plan than the one that is being carried out are none of them: they wait for a round, and so are in
 /// the status, an Event and the log before they are made.
 pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
-    let observed = look(brief, brief.before, sessions, brief.sizes).await;
+    let observed = look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes).await;
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     if !carries_on(brief.held.as_ref(), &plan) {
         return Vec::new();
@@ -363,8 +364,14 @@ fn together(round: &Round, first: Step) -> Vec<Step> {
     moves.filter(|step| !was_tried(round, step)).cloned().collect()
 }
 
-async fn look(brief: &Brief<'_>, before: Option<&Observed>, sessions: &Sessions, sizes: Sizes) -> Observed {
-    let mut observed = observe(sessions, brief.wanted, sizes).await;
+async fn look(
+    brief: &Brief<'_>,
+    before: Option<&Observed>,
+    silent: &BTreeMap<Group, String>,
+    sessions: &Sessions,
+    sizes: Sizes,
+) -> Observed {
+    let mut observed = observe(sessions, brief.wanted, sizes, silent).await;
     if let Some(before) = before {
         observed.keep_sizes(before);
         observed.keep_uncleaned(before);
@@ -388,8 +395,22 @@ fn remember(observed: &mut Observed, brief: &Brief<'_>, existing: BTreeSet<Group
 }
 
 async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions, sizes: Sizes) {
-    round.observed = look(brief, Some(&round.observed), sessions, sizes).await;
+    let silent = silent(&round.observed, sessions.topology());
+    round.observed = look(brief, Some(&round.observed), &silent, sessions, sizes).await;
     round.plan = plan(brief.wanted, sessions.topology(), &round.observed);
+}
+
+/// The servers that gave no answer and that Citus does not know, and why: nothing is done with one before it answers. To ask
+/// it anew after each step would have all the others wait for its time-out each time, and whoever waits for the topology lock.
+fn silent(observed: &Observed, topology: &Topology) -> BTreeMap<Group, String> {
+    let Some(catalog) = &observed.catalog else { return BTreeMap::new() };
+    let registered: BTreeSet<Group> = catalog.groups(topology).collect();
+    let down = |(group, node): (&Group, &Node)| match node {
+        Node::Down(reason) => Some((*group, reason.clone())),
+        Node::Up(_) => None,
+    };
+    let down = observed.nodes.iter().filter_map(down);
+    down.filter(|(group, _)| *group != Group::Coordinator && !registered.contains(group)).collect()
 }
 
 /// Takes the topology lock in the coordinator's session, or says who has it.

@@ -125,6 +125,28 @@ fn each_trouble_has_its_reason_and_names_its_object() {
 }
 
 #[test]
+fn a_worker_that_leaves_and_never_had_a_place_is_nobodys_problem() {
+    let mut observed = serving();
+    let pending = Instance {
+        pod: "chat-worker-0-0".to_owned(),
+        created: Some(Timestamp::UNIX_EPOCH),
+        trouble: Some(Trouble::Unschedulable("Insufficient cpu".to_owned())),
+        ..Instance::default()
+    };
+    let group = ObservedGroup { replicas: 1, instances: vec![pending], ..ObservedGroup::default() };
+    observed.groups.insert(Group::Worker(0), group);
+    let asked = json!({ "workers": { "count": 1 }, "api": { "replicas": 1 } });
+    let of = |spec: &Value, observed: &Observed| -> Vec<&str> {
+        found(&cluster(spec, &prepared()), observed).iter().map(|problem| problem.reason).collect()
+    };
+    assert_eq!(of(&asked, &observed), ["Unschedulable"]);
+    assert_eq!(of(&single(), &observed), [""; 0]);
+    // One that has a database may have shards, and they are out of reach.
+    observed.groups.get_mut(&Group::Worker(0)).unwrap().system_identifier = Some("1".to_owned());
+    assert_eq!(of(&single(), &observed), ["Unschedulable"]);
+}
+
+#[test]
 fn an_instance_may_start_for_a_while_before_it_counts_as_unreachable() {
     assert_eq!(worst(|observed| instance(observed).created = Some(now())).reason, "Starting");
     assert_eq!(worst(|observed| instance(observed).started = Some(now())).reason, "Starting");

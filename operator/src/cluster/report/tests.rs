@@ -70,7 +70,7 @@ fn ready_names_the_worst_problem_and_a_few_more() {
     let (status, findings) = reported(&cluster(None, false), &problems, &Step::Nothing, start());
     assert_eq!(status.observed_generation, Some(7));
     assert_eq!((findings[0].kind, findings[0].holds, findings[0].reason), (READY, Holds::False, "Reason"));
-    assert_eq!(findings[0].message, "a sentence; a sentence; a sentence; 2 more");
+    assert_eq!(findings[0].message, "a sentence; a sentence; a sentence; and 2 more");
     assert_eq!((findings[1].holds, findings[1].reason), (Holds::False, "Blocked"));
     let (_, findings) = reported(&cluster(None, false), &[problem(true)], &Step::Nothing, start());
     assert_eq!((findings[1].holds, findings[1].reason), (Holds::True, "Reason"));

@@ -1,7 +1,7 @@
 //! Whether a tenant takes a large part of its worker.
 
 use crate::api::HotTenant;
-use crate::condition::{Finding, HOT_TENANT, Holds};
+use crate::condition::{Finding, HOT_TENANT, Holds, first_of};
 use crate::heat::{Mode, Reason};
 
 use crate::shards::act;
@@ -135,7 +135,7 @@ fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
     }
     let kept = draft.action_waits.clone();
     // What nothing at all was planned for waits for the same as everything else.
-    let all = || (draft.steps.is_empty() && !draft.waits.is_empty()).then(|| draft.waits.join("; "));
+    let all = || (draft.steps.is_empty() && !draft.waits.is_empty()).then(|| first_of(&draft.waits));
     match kept.or_else(all).filter(|_| splits().next().is_none()) {
         Some(reason) => Some(("ActionWaits", format!("{}; it waits: {reason}", open.why))),
         None => Some(("Acting", open.why.clone())),

@@ -3,7 +3,7 @@
 //! A parameter can get lost on the way without any program failing: Patroni leaves out what it takes to be wrong, and
 //! says so in the log of the pod; PostgreSQL keeps the old value when it reads a file with a wrong one.
 
-use crate::condition::{Finding, Holds, PARAMETERS_APPLIED};
+use crate::condition::{Finding, Holds, PARAMETERS_APPLIED, first_of};
 use crate::names::Group;
 use crate::shards::observed::Parameter;
 use crate::shards::world::World;
@@ -54,7 +54,7 @@ pub(super) fn applied(world: &World<'_>) -> Finding {
         return finding(Holds::False, reason, format!("{}; {remedy}", each.join("; ")));
     }
     if !unknown.is_empty() {
-        return finding(Holds::Unknown, "NotObserved", unknown.join("; "));
+        return finding(Holds::Unknown, "NotObserved", first_of(&unknown));
     }
     let message = format!(
         "every node has the parameters that spec.postgres declares ({})",

@@ -1,7 +1,7 @@
 //! Whether the shards are where they belong, and who may leave.
 
 use super::NO_CITUS;
-use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED};
+use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED, first_of};
 use crate::names::Group;
 use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
@@ -122,7 +122,7 @@ fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
             finding(Holds::False, "ApprovalOutdated", message)
         }
         _ => {
-            let message = format!("{left} moves are left, and wait: {}", draft.waits.join("; "));
+            let message = format!("{left} moves are left, and wait: {}", first_of(&draft.waits));
             finding(Holds::False, "Waiting", message)
         }
     }
@@ -158,12 +158,10 @@ fn left_behind(world: &World<'_>) -> Option<String> {
     let orphans = world.groups().into_iter().filter_map(|group| Some((group, world.observed.facts(group)?)));
     let orphans = orphans.flat_map(|(group, facts)| facts.left_behind().map(move |orphan| (group, orphan)));
     let each: Vec<String> = orphans.map(|(group, orphan)| format!("on {group} {orphan}")).collect();
-    let more = each.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    let named = each.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let named = first_of(&each);
     (!each.is_empty()).then(|| {
         format!(
-            "a move or a split has left what Citus does not know of, and nobody takes away: {named}{more}. The operator deletes \
+            "a move or a split has left what Citus does not know of, and nobody takes away: {named}. The operator deletes \
              nothing that may be somebody's: if nobody needs it, run there what is in brackets"
         )
     })
@@ -207,7 +205,7 @@ fn kept_by_leaving(world: &World<'_>, draft: &Draft) -> Option<Finding> {
     let shards = world.shards_on(group);
     let message = format!(
         "{shards} shards wait on {group}, which is to leave and cannot take part now: {}",
-        draft.waits.join("; ")
+        first_of(&draft.waits)
     );
     Some(Finding::new(BALANCED, Holds::False, "Waiting", message))
 }
@@ -258,7 +256,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     if !away.is_empty() {
         let message = format!(
             "{}; it holds shards, and nothing but this server has them: bring it back, then it can leave",
-            away.join("; ")
+            first_of(&away)
         );
         return finding(true, "NodeUnreachable", message);
     }

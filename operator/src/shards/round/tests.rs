@@ -384,3 +384,24 @@ fn what_citus_could_not_take_away_is_said_until_nothing_is_noted() {
     now.keep_uncleaned(&before);
     assert_eq!(now.uncleaned, None);
 }
+
+#[test]
+fn a_server_that_is_silent_and_not_registered_is_not_asked_after_each_step() {
+    let mut observed = at_rest();
+    let topology = topology();
+    assert!(silent(&observed, &topology).is_empty());
+    let away = |observed: &mut Observed, group| {
+        observed.nodes.insert(group, Node::Down("no answer within 5 s".to_owned()));
+    };
+    // Of one that is registered is asked whether it has come back: what is done depends on it.
+    away(&mut observed, Group::Worker(0));
+    assert!(silent(&observed, &topology).is_empty());
+    away(&mut observed, Group::Worker(7));
+    let expected = BTreeMap::from([(Group::Worker(7), "no answer within 5 s".to_owned())]);
+    assert_eq!(silent(&observed, &topology), expected);
+    // Without the catalogs nobody knows who is registered, nor while the coordinator is away.
+    away(&mut observed, Group::Coordinator);
+    assert_eq!(silent(&observed, &topology), expected);
+    observed.catalog = None;
+    assert!(silent(&observed, &topology).is_empty());
+}

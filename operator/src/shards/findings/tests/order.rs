@@ -62,6 +62,23 @@ fn no_shard_moves_while_a_reference_table_is_to_be_copied() {
 }
 
 #[test]
+fn no_shard_moves_while_a_server_lacks_what_a_node_needs() {
+    let mut observed = at_rest();
+    catalog(&mut observed).placements = [1, 2].into_iter().flat_map(|id| ranges(id, 0, 0..48)).collect();
+    let moves = |plan: &Plan| plan.steps.iter().any(|step| matches!(step, Step::MoveShard { .. }));
+    assert!(moves(&plan(&wanted(), &topology(), &observed)));
+
+    // Somebody has dropped the extension: nothing is known of the room there.
+    facts(&mut observed, Group::Worker(0)).citus.installed = None;
+    let plan = plan(&wanted(), &topology(), &observed);
+    let step = Step::CreateExtension { group: Group::Worker(0) };
+    assert!(plan.steps.contains(&step) && !moves(&plan), "{:?}", plan.steps);
+    let (holds, reason, message) = said(&plan, BALANCED);
+    assert_eq!((holds, reason), ("False", "Waiting"), "{message}");
+    assert!(message.contains(&step.to_string()), "{message}");
+}
+
+#[test]
 fn a_table_beside_another_waits_until_that_is_distributed() {
     let mut observed = at_rest();
     let names: Vec<String> = wanted().tables.into_iter().map(|policy| policy.name).collect();

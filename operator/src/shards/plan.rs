@@ -7,7 +7,7 @@ use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
 use super::world::{Support, World};
-use crate::condition::Finding;
+use crate::condition::{CITUS_AVAILABLE, Finding};
 use crate::names::Group;
 use membership::Nodes;
 
@@ -51,6 +51,7 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
         }
     }
     prepare::plan(&world, &mut draft);
+    let unprepared = draft.steps.iter().find(|step| step.condition() == CITUS_AVAILABLE).cloned();
     if world.support() != Support::Citus || world.catalog().is_none() {
         let report = tables::inspect(&world);
         return draft.finish(&world, &report, None);
@@ -62,6 +63,11 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     let nodes = membership::plan(&world, refused.as_deref(), &mut draft);
     // Who cannot leave keeps all that it has.
     draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before || refused.is_some();
+    if let Some(step) = unprepared.filter(|_| !moves.plan.moves.is_empty()) {
+        // Of a server that is not yet as a node has to be, its room is not known either.
+        draft.hold_moves = true;
+        draft.wait(format!("no shard moves before this is done: {step}"));
+    }
     let report = match nodes {
         Nodes::Complete | Nodes::Incomplete => tables::plan(&world, nodes == Nodes::Complete, &mut draft),
         Nodes::Unsettled => tables::inspect(&world),

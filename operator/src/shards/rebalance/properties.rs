@@ -11,6 +11,7 @@ use proptest::test_runner::TestCaseError;
 use super::*;
 
 mod shown;
+mod wavering;
 
 const STRATEGIES: [Strategy; 3] = [Strategy::BySize, Strategy::ByCount, Strategy::ByLoad];
 

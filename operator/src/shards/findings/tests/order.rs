@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::{at_rest, catalog, facts, ranges, table, topology, wanted};
 use crate::condition::{BALANCED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
-use crate::shards::observed::{Observed, Resources, Spread};
+use crate::shards::observed::{Member, Observed, Resources, Spread};
 use crate::shards::plan::{Plan, plan};
+use crate::shards::rebalance::Move;
 use crate::shards::step::Step;
 
 /// The status, reason and message of a condition.
@@ -59,6 +60,52 @@ fn no_shard_moves_while_a_reference_table_is_to_be_copied() {
         assert_eq!((holds, reason), ("False", "Waiting"), "{message}");
         assert!(message.contains(&Step::ReplicateReferenceTables.to_string()), "{message}");
     }
+}
+
+#[test]
+fn no_shard_moves_while_a_server_lacks_what_a_node_needs() {
+    let mut observed = at_rest();
+    catalog(&mut observed).placements = [1, 2].into_iter().flat_map(|id| ranges(id, 0, 0..48)).collect();
+    let moves = |plan: &Plan| plan.steps.iter().any(|step| matches!(step, Step::MoveShard { .. }));
+    assert!(moves(&plan(&wanted(), &topology(), &observed)));
+
+    // Somebody has dropped the extension: nothing is known of the room there.
+    facts(&mut observed, Group::Worker(0)).citus.installed = None;
+    let plan = plan(&wanted(), &topology(), &observed);
+    let step = Step::CreateExtension { group: Group::Worker(0) };
+    assert!(plan.steps.contains(&step) && !moves(&plan), "{:?}", plan.steps);
+    let (holds, reason, message) = said(&plan, BALANCED);
+    assert_eq!((holds, reason), ("False", "Waiting"), "{message}");
+    assert!(message.contains(&step.to_string()), "{message}");
+}
+
+#[test]
+fn no_shard_moves_while_a_node_that_takes_no_part_in_it_cannot_be_followed() {
+    let mut observed = at_rest();
+    let (mut two, other) = (wanted(), Group::Worker(1));
+    two.workers = 2;
+    let endpoint = topology().endpoint(other).unwrap().clone();
+    let member = Member { endpoint, node_id: 3, group_id: 2, ..catalog(&mut observed).members[1].clone() };
+    catalog(&mut observed).members.push(member);
+    catalog(&mut observed).placements = [1, 2].into_iter().flat_map(|id| ranges(id, 0, 0..48)).collect();
+    let node = observed.nodes[&Group::Worker(0)].clone();
+    observed.nodes.insert(other, node);
+    observed.existing.insert(other);
+    let targets = |observed: &Observed| -> Vec<Group> {
+        let plan = plan(&two, &topology(), observed);
+        let moves = plan.moves.unwrap().plan.moves;
+        assert_eq!(moves.len(), 96, "all leave the coordinator");
+        let begun = |next: &Move| {
+            let step = Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
+            plan.steps.contains(&step)
+        };
+        moves.into_iter().filter(begun).map(|next| next.to).collect()
+    };
+    let begun = targets(&observed);
+    assert_eq!(begun.len(), 1);
+    // Also the moves to the worker that is as it should be.
+    facts(&mut observed, other).settings.insert("wal_level".to_owned(), "replica".to_owned());
+    assert_eq!(targets(&observed), vec![]);
 }
 
 #[test]

@@ -116,28 +116,26 @@ async fn a_dialog_that_takes_its_worker_gets_its_own_and_nobody_loses_a_message(
     let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
     assert!(said.contains(&format!("pin dialog {name} to {}", placed.node)), "{said:?}");
 
-    assert_as_acknowledged(&sends.end().await?, &before, &[acting])?;
+    let ledger = sends.end().await?;
+    let (by_itself, waits) = assert_whole(&ledger, &before, &[acting])?;
+    ensure!(ledger.failed() == 0, "{} messages were not acknowledged", ledger.failed());
+    let own = waits.own.max(waits.beside);
+    ensure!(own <= allowed(OWN_GAP, by_itself.own), "its own shard group stood still for {own:?}");
+    let others = waits.others;
+    ensure!(others <= allowed(OTHER_GAP, by_itself.others), "others stood still for {others:?}");
     assert_nothing_is_left(&world, 3).await
 }
 
-/// Every acknowledged message is there once, all were acknowledged, and nobody waited for too long while something was done.
-fn assert_as_acknowledged(ledger: &Ledger, before: &Stretch, acting: &[Stretch]) -> Result<()> {
+/// Every acknowledged message is there once; who waited for how long, before and while something was done.
+fn assert_whole(ledger: &Ledger, before: &Stretch, acting: &[Stretch]) -> Result<(Waits, Waits)> {
     let by_itself = Waits::during(before, ledger);
     let waits = acting.iter().map(|acting| Waits::during(acting, ledger)).fold(Waits::default(), Waits::max);
     println!("{}; {waits:?}, before: {by_itself:?}", ledger.audit.text());
     ensure!(ledger.audit.is_whole() && ledger.audit.acknowledged > 0, "{}", ledger.audit.text());
-    ensure!(ledger.failed() == 0, "{} messages were not acknowledged", ledger.failed());
-    let own = waits.own.max(waits.beside);
-    ensure!(own <= allowed(OWN_GAP, by_itself.own), "its own shard group stood still for {own:?}");
-    ensure!(
-        waits.others <= allowed(OTHER_GAP, by_itself.others),
-        "others stood still for {:?}",
-        waits.others
-    );
-    Ok(())
+    Ok((by_itself, waits))
 }
 
-/// Many more, and many more writes, are in the bench `isolations`.
+/// Many more, under many more writes and with limits for who waits, are in the bench `isolations`.
 const ISOLATIONS: u64 = 6;
 /// Writes before them.
 const BEFORE: Duration = Duration::from_secs(3);
@@ -158,6 +156,6 @@ async fn isolations_in_a_row_under_writes_never_hang_and_leave_nothing() -> Resu
         ensure!(hung.is_none(), "after {attempts} attempts: {hung:?}");
     }
     let acting: Vec<Stretch> = isolations.into_iter().map(|one| one.stretch).collect();
-    assert_as_acknowledged(&sends.end().await?, &before, &acting)?;
+    assert_whole(&sends.end().await?, &before, &acting)?;
     assert_nothing_is_left(&world, 3).await
 }

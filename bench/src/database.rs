@@ -45,6 +45,22 @@ pub struct DatabaseArguments {
     pub tls_key: Option<PathBuf>,
 }
 
+impl DatabaseArguments {
+    /// The same as flags of the service.
+    #[must_use]
+    pub fn flags(&self) -> Vec<String> {
+        let Self { host, port, name, user, tls_ca, tls_cert, tls_key } = self;
+        let mut flags: Vec<String> = host.iter().map(|host| format!("--database-host={host}")).collect();
+        flags.push(format!("--database-port={port}"));
+        flags.push(format!("--database-name={name}"));
+        flags.push(format!("--database-user={user}"));
+        for (flag, file) in [("ca", tls_ca), ("cert", tls_cert), ("key", tls_key)] {
+            flags.extend(file.iter().map(|file| format!("--tls-{flag}={}", file.display())));
+        }
+        flags
+    }
+}
+
 /// The service's own flags, so that connections are made exactly as it makes them.
 #[derive(Parser)]
 struct ServiceFlags {
@@ -87,18 +103,19 @@ impl Database {
     /// # Errors
     /// When the service would not accept these values.
     pub fn from_arguments(arguments: &DatabaseArguments) -> Result<Option<Self>> {
-        let DatabaseArguments { host, port, name, user, tls_ca, tls_cert, tls_key } = arguments;
-        let Some(host) = host else { return Ok(None) };
-        let mut flags = vec!["dialog-api".into(), format!("--database-host={host}")];
-        flags.push(format!("--database-port={port}"));
-        flags.push(format!("--database-name={name}"));
-        flags.push(format!("--database-user={user}"));
-        for (flag, file) in [("ca", tls_ca), ("cert", tls_cert), ("key", tls_key)] {
-            flags.extend(file.iter().map(|file| format!("--tls-{flag}={}", file.display())));
+        if arguments.host.is_none() {
+            return Ok(None);
         }
+        let flags = std::iter::once("dialog-api".to_owned()).chain(arguments.flags());
         let ServiceFlags { database } =
             ServiceFlags::try_parse_from(flags).context("what to connect to the database with")?;
         Ok(Some(Self { config: database }))
+    }
+
+    /// How the service is configured that reaches it in the same way.
+    #[must_use]
+    pub fn config(&self) -> &DatabaseConfig {
+        &self.config
     }
 
     /// A session on PostgreSQL or the coordinator.

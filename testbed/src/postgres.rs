@@ -68,6 +68,15 @@ pub struct Builder<'a> {
     volume: Option<u64>,
 }
 
+/// Has a server write as in production, and remember more of it: for measurements.
+pub fn durable(builder: Builder<'_>) -> Builder<'_> {
+    builder
+        .parameter("fsync", "on")
+        .parameter("shared_buffers", "256MB")
+        .parameter("max_connections", "300")
+        .parameter("max_wal_size", "4GB")
+}
+
 impl<'a> Builder<'a> {
     /// Sets a parameter of `postgresql.conf`; the value is quoted here. Overrides the defaults of this module.
     pub fn parameter(mut self, name: &str, value: &str) -> Self {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use dialog_bench::client::{Connection, Target};
-use dialog_bench::database::{Database, DatabaseArguments};
+use dialog_bench::database::Database;
 use dialog_bench::drive::{Pace, Settings};
 use dialog_bench::ledger::Code;
 use dialog_bench::load::{LoadPlan, load};
@@ -21,7 +21,6 @@ use dialog_bench::run::{Plan, run};
 use dialog_bench::schedule::Schedule;
 use dialog_bench::table::{Limit, Row};
 use dialog_bench::workload::Skew;
-use dialog_operator::names::Group;
 use jiff::Timestamp;
 use tempfile::TempDir;
 use testbed::wait::eventually;
@@ -60,18 +59,7 @@ impl Service {
     pub fn start(world: &World, program: &Path) -> Result<Self> {
         let folder = tempfile::tempdir().context("temporary directory")?;
         fs::write(folder.path().join("key"), KEY).context("write a key for tokens")?;
-        let files = world.authority.write(&world.authority.client("dialog-api")?, folder.path())?;
-        let topology = world.topology();
-        let coordinator = topology.endpoint(Group::Coordinator).context("there is no coordinator")?;
-        let arguments = DatabaseArguments {
-            host: Some(coordinator.host.clone()),
-            port: coordinator.port,
-            name: "dialog".to_owned(),
-            user: "dialog_api".to_owned(),
-            tls_ca: Some(files.ca.clone()),
-            tls_cert: Some(files.certificate.clone()),
-            tls_key: Some(files.key.clone()),
-        };
+        let arguments = world.database(folder.path())?;
         let database = Database::from_arguments(&arguments)?.context("no host")?;
         // Taken by the service a moment later.
         let address =
@@ -79,11 +67,7 @@ impl Service {
         let log = File::create(folder.path().join("log")).context("make a log")?;
         let process = Command::new(program)
             .arg(format!("--listen={address}"))
-            .arg(format!("--database-host={}", coordinator.host))
-            .arg(format!("--database-port={}", coordinator.port))
-            .arg(format!("--tls-ca={}", files.ca.display()))
-            .arg(format!("--tls-cert={}", files.certificate.display()))
-            .arg(format!("--tls-key={}", files.key.display()))
+            .args(arguments.flags())
             .arg(format!("--token-key-file={}", folder.path().join("key").display()))
             // A load is above limits of rates.
             .args(["--sender-rate=0", "--pair-rate=0", "--log-level=warn"])

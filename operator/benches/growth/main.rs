@@ -25,6 +25,7 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
+use testbed::postgres::durable;
 
 use crate::load::Service;
 use crate::operator::Operator;
@@ -96,7 +97,7 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let busy = machine::load_average()?;
     let mut world = World::empty()?;
     for group in [Group::Coordinator, Group::Worker(0), Group::Worker(1)] {
-        add(&mut world, group)?;
+        world.add_with(group, durable)?;
     }
     world.round(&with(2, arguments)).await?;
     say("the service");
@@ -125,7 +126,7 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let before = service.load(Some(rate), length, &Arc::default()).await?;
     say("the load while 2 -> 4 -> 2");
     for number in [2, 3] {
-        add(&mut world, Group::Worker(number))?;
+        world.add_with(Group::Worker(number), durable)?;
     }
     let ended = Arc::new(AtomicBool::new(false));
     let began = Instant::now();
@@ -268,7 +269,7 @@ async fn alone(world: &mut World, arguments: &Arguments, rows: &mut Vec<Row>, da
 /// Adds the servers of two more workers, registered and empty.
 async fn two_more(world: &mut World, arguments: &Arguments) -> Result<()> {
     for number in [2, 3] {
-        add(world, Group::Worker(number))?;
+        world.add_with(Group::Worker(number), durable)?;
     }
     world.settle(&gated(4, arguments)).await?;
     Ok(())
@@ -366,17 +367,6 @@ fn gated(workers: u32, arguments: &Arguments) -> Wanted {
     let mut wanted = with(workers, arguments);
     wanted.rebalance.gate = closed();
     wanted
-}
-
-/// Starts a server that writes as it would in production.
-fn add(world: &mut World, group: Group) -> Result<()> {
-    world.add_with(group, |builder| {
-        builder
-            .parameter("fsync", "on")
-            .parameter("shared_buffers", "256MB")
-            .parameter("max_connections", "300")
-            .parameter("max_wal_size", "4GB")
-    })
 }
 
 /// Bytes of all messages.

@@ -3,9 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use dialog_bench::table::{Limit, Row};
 use dialog_operator::names::Group;
+use testbed::postgres::durable;
 
 use crate::world::World;
-use crate::{Arguments, add, change, say, with};
+use crate::{Arguments, change, say, with};
 
 /// Shards of the messages and bytes of all tables, of one worker.
 struct Share {
@@ -55,7 +56,7 @@ pub async fn two_five(world: &mut World, arguments: &Arguments, rows: &mut Vec<R
     let there = [Group::Coordinator, Group::Worker(0), Group::Worker(1)];
     let before = started(world, &there).await?;
     for number in 2..5 {
-        add(world, Group::Worker(number))?;
+        world.add_with(Group::Worker(number), durable)?;
     }
     let change = change(world, &with(5, arguments)).await?;
     rows.push(change.as_planned("from 2 to 5 workers"));

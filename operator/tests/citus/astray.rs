@@ -13,8 +13,8 @@ use dialog_operator::shards::world::World as Sight;
 use jiff::{SignedDuration, Timestamp};
 use testbed::postgres::Shutdown;
 
-use crate::acting::{assert_nothing_is_left, covering, hash, with_mode};
 use crate::heat::{Crowd, MANY, Operator, millicores_of_the_spammer, spammer, start, uuid, watched};
+use crate::isolation::{assert_nothing_is_left, covering, hash, with_mode};
 use crate::needs_citus;
 use crate::world::World;
 

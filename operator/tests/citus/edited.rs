@@ -10,11 +10,12 @@ use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::wanted::Wanted;
 use tokio_postgres::Client;
 
-use crate::acting::{
-    assert_nothing_is_left, covering, decide, hash, isolating, isolation, make_large, outcome, with_mode,
-};
+use crate::acting::make_large;
 use crate::heat::{
     Crowd, MANY, Operator as Watcher, millicores_of_the_spammer, spammer, start, uuid, watched,
+};
+use crate::isolation::{
+    assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome, with_mode,
 };
 use crate::needs_citus;
 use crate::operator::Operator;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::api::HotTenant;
@@ -27,7 +27,7 @@ use crate::needs_citus;
 use crate::world::{SHARDS, World, brief, condition};
 
 /// How long the servers count here, in seconds.
-const PERIOD: i64 = 5;
+pub const PERIOD: i64 = 5;
 
 /// Workers that may use so many thousandths of a core.
 pub fn watched(workers: u32, millicores: u64) -> Wanted {
@@ -65,7 +65,6 @@ pub async fn start(workers: u32, wanted: &Wanted, limit: i32) -> Result<World> {
 pub struct Crowd {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicI64>,
-    longest: Arc<AtomicI64>,
     sessions: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -77,13 +76,12 @@ impl Crowd {
         pause: Duration,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (written, longest) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+        let written = Arc::new(AtomicI64::new(0));
         let mut tasks = Vec::new();
         for number in 0..sessions {
             let client = world.ask_client(Group::Coordinator).await?;
             client.batch_execute("SET search_path = public").await?;
-            let (stop, dialogs) = (Arc::clone(&stop), dialogs.clone());
-            let (written, longest) = (Arc::clone(&written), Arc::clone(&longest));
+            let (stop, dialogs, written) = (Arc::clone(&stop), dialogs.clone(), Arc::clone(&written));
             tasks.push(tokio::spawn(async move {
                 let insert = client
                     .prepare(
@@ -95,29 +93,17 @@ impl Crowd {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    let begun = Instant::now();
                     // Refused because a split has just replaced the shard: dialog-api tries again then, too.
                     while let Err(error) = client.execute(&insert, &[dialog]).await {
                         ensure!(error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{error:?}");
                     }
-                    longest.fetch_max(i64::try_from(begun.elapsed().as_millis())?, Ordering::Relaxed);
                     written.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(pause).await;
                 }
                 Ok(())
             }));
         }
-        Ok(Self { stop, written, longest, sessions: tasks })
-    }
-
-    /// The longest time that anybody waited for a message to be acknowledged since this was asked last.
-    pub fn longest(&self) -> Duration {
-        Duration::from_millis(u64::try_from(self.longest.swap(0, Ordering::Relaxed)).unwrap_or(0))
-    }
-
-    /// Messages that were acknowledged so far.
-    pub fn written(&self) -> i64 {
-        self.written.load(Ordering::Relaxed)
+        Ok(Self { stop, written, sessions: tasks })
     }
 
     /// Ends it; how many messages were acknowledged.

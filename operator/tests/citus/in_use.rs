@@ -14,9 +14,10 @@ use k8s_openapi::jiff::SignedDuration;
 use testbed::postgres::Shutdown;
 use tokio_postgres::Client;
 
-use crate::acting::{DIALOG, decide, hash, isolating, isolation, outcome};
+use crate::acting::DIALOG;
 use crate::detour::{Cut, Detour};
 use crate::heat::Operator as Watcher;
+use crate::isolation::{decide, hash, isolating, isolation, outcome};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{World, condition, eventually, few_shards};

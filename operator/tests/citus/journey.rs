@@ -16,7 +16,7 @@ use dialog_operator::shards::step::{KINDS, Step};
 use dialog_operator::shards::supervise::Stalled;
 use dialog_operator::shards::wanted::{Gate, Wanted};
 
-use crate::acting::{covering, decide, isolation, with_mode};
+use crate::isolation::{covering, decide, isolation, with_mode};
 use crate::killer::Killer;
 use crate::needs_citus;
 use crate::world::{World, condition, few_shards, placements, reference, wanted};

@@ -10,8 +10,8 @@ use dialog_operator::shards::status::status;
 use dialog_operator::shards::wanted::Wanted;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::acting::{assert_nothing_is_left, covering, hash, isolating, outcome};
 use crate::heat::Operator;
+use crate::isolation::{assert_nothing_is_left, covering, hash, isolating, outcome};
 use crate::needs_citus;
 use crate::traffic::Traffic;
 use crate::world::{World, closed, condition};

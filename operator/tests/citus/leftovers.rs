@@ -8,10 +8,8 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::heat::actions::Outcome;
 use testbed::postgres::Shutdown;
 
-use crate::acting::{
-    DIALOG, assert_nothing_is_left, covering, decide, decide_while_written, hash, isolating, isolation,
-    make_large, outcome,
-};
+use crate::acting::{DIALOG, decide_while_written, make_large};
+use crate::isolation::{assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{World, condition};

@@ -10,10 +10,10 @@ use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 
-use crate::acting::{
+use crate::heat::uuid;
+use crate::isolation::{
     assert_nothing_is_left, colocation, covering, decide, hash, isolating, isolation, with_mode,
 };
-use crate::heat::uuid;
 use crate::needs_citus;
 use crate::world::{World, closed, condition, eventually, gated};
 

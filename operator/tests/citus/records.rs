@@ -10,8 +10,8 @@ use dialog_operator::shards::heat::actions::{Act, Outcome};
 use dialog_operator::shards::wanted::Wanted;
 use jiff::SignedDuration;
 
-use crate::acting::{colocation, covering, decide, hash, with_mode};
 use crate::heat::{MANY, Operator, start, uuid, watched};
+use crate::isolation::{colocation, covering, decide, hash, with_mode};
 use crate::needs_citus;
 use crate::world::World;
 

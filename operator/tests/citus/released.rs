@@ -10,8 +10,8 @@ use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::acting::{assert_nothing_is_left, covering, hash, with_mode};
 use crate::heat::{MANY, Operator, millicores_of_the_spammer, spammer, start, uuid, watched};
+use crate::isolation::{assert_nothing_is_left, covering, hash, with_mode};
 use crate::needs_citus;
 use crate::world::World;
 

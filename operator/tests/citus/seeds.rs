@@ -17,8 +17,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-use crate::acting::{assert_nothing_is_left, with_mode};
 use crate::heat::{MANY, Operator, start, uuid, watched};
+use crate::isolation::{assert_nothing_is_left, with_mode};
 use crate::needs_citus;
 use crate::world::{World, condition};
 

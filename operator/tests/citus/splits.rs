@@ -15,10 +15,8 @@ use dialog_operator::shards::step::Step;
 use dialog_operator::shards::supervise::Splits;
 use jiff::Timestamp;
 
-use crate::acting::{
-    DIALOG, assert_nothing_is_left, covering, decide_while_written, hash, isolating, make_large, outcome,
-    planned, settle,
-};
+use crate::acting::{DIALOG, decide_while_written, make_large, planned, settle};
+use crate::isolation::{assert_nothing_is_left, covering, hash, isolating, outcome};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::traffic::Traffic;

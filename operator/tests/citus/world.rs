@@ -1,9 +1,11 @@
 //! Real servers, and the controller's engine over them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use dialog_bench::database::DatabaseArguments;
 use dialog_operator::api::{DialogClusterSpec, MOST_WORKERS, Table, TableKind};
 use dialog_operator::cluster::patroni::config;
 use dialog_operator::condition::Finding;
@@ -214,6 +216,22 @@ impl World {
         let session = pg::connect(&self.identity("dialog-api")?, &login, &Limits::short()).await?;
         session.run("SET search_path = public").await?;
         Ok(session)
+    }
+
+    /// What a program is told that reaches the servers as dialog-api does, whose certificate is written to `folder`.
+    pub fn database(&self, folder: &Path) -> Result<DatabaseArguments> {
+        let files = self.authority.write(&self.authority.client("dialog-api")?, folder)?;
+        let topology = self.topology();
+        let coordinator = topology.endpoint(Group::Coordinator).context("there is no coordinator")?;
+        Ok(DatabaseArguments {
+            host: Some(coordinator.host.clone()),
+            port: coordinator.port,
+            name: DATABASE.to_owned(),
+            user: "dialog_api".to_owned(),
+            tls_ca: Some(files.ca),
+            tls_cert: Some(files.certificate),
+            tls_key: Some(files.key),
+        })
     }
 
     /// Runs dialog-api's own migrations, under its role. They wait for the topology lock.

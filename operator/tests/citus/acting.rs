@@ -220,11 +220,11 @@ async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longe
     assert!(longest < Duration::from_secs(4), "others waited for {longest:?}");
     let act = outcome(&world.round_of(&wanted, 0).await?, id).await?;
     let note = act.note.context("it is not said why")?;
-    assert!(act.attempts == 1 && note.contains("lock timeout"), "{note}");
+    assert!(act.attempts == 0 && note.contains("lock timeout"), "{note}");
     open.commit().await?;
     settle(&world, &wanted).await?;
     let act = outcome(&world.round(&wanted).await?, id).await?;
-    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
     let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
     assert_eq!(rows, written + 1);
     assert_nothing_is_left(&world, 3).await

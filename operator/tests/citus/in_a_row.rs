@@ -50,7 +50,7 @@ impl Stretch {
 pub struct Isolation {
     /// From the decision until nothing is left to do, shards that were spread again included.
     pub stretch: Stretch,
-    /// More than one if writers did not let go of a small shard for a second.
+    /// More than one if it was begun anew.
     pub attempts: i32,
     /// Why it counts as hung, if it does.
     pub hung: Option<String>,

@@ -138,7 +138,9 @@ async fn a_tenant_is_isolated_once(killer: &mut Killer, world: &World, wanted: &
     let steps = killer.settle(world, &wanted).await?;
     let split = steps.iter().filter(|step| step.kind() == "SplitShard").count();
     assert_eq!(split, 1, "{steps:?}");
-    assert_eq!(world.number(Group::Coordinator, count).await?, before + 2);
+    let kept = world.round(&wanted).await?.observed.kept;
+    let act = kept.acts.iter().find(|act| act.id == id).context("it was not written down")?;
+    assert_eq!(world.number(Group::Coordinator, count).await?, before + 2, "{act:?} {steps:?}");
     let Action::Isolate { to, .. } = action else { panic!("{action:?}") };
     assert_eq!(covering(world, hash).await?.node, to);
     let kept = world.round(&wanted).await?.observed.kept;

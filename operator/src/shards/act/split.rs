@@ -44,11 +44,9 @@ async fn cut(sessions: &Sessions, split: &Split) -> Result<(), Error> {
     let mode = if split.blocking { "block_writes" } else { "force_logical" };
     if split.blocking {
         session.run(QUICK).await?;
-    }
-    actions::note_begin(&session, split.action).await?;
-    if split.blocking {
         writers_let_go(sessions, &session, split).await?;
     }
+    actions::note_begin(&session, split.action).await?;
     let done = session
         .query(
             "SELECT citus_split_shard_by_split_points($1, $2, $3, $4::text::citus.shard_transfer_mode)",

@@ -61,6 +61,8 @@ token, the text and that the recipient exists, and write and read the same table
 connections for {CONNECTIONS} clients. Those that keep inboxes bring those of both users up to date in the message's
 transaction and so give clients what dialog-api gives them: the limits are for these. Those that only store the message do
 less than it and are shorter; they are stated, and the limits need not hold for them. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
+
+Growing, shrinking and rebalancing have a table of their own: [RESULTS-growth.md](RESULTS-growth.md).
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),
         machine = machine::describe(&bench.stand.coordinator().connect("dialog").await?, busy).await?,

@@ -156,6 +156,8 @@ async fn isolations_in_a_row_under_writes_never_hang_and_leave_nothing() -> Resu
         ensure!(hung.is_none(), "after {attempts} attempts: {hung:?}");
     }
     let acting: Vec<Stretch> = isolations.into_iter().map(|one| one.stretch).collect();
-    assert_whole(&sends.end().await?, &before, &acting)?;
+    let ledger = sends.end().await?;
+    assert_whole(&ledger, &before, &acting)?;
+    ensure!(ledger.failed() == 0, "{} messages were not acknowledged", ledger.failed());
     assert_nothing_is_left(&world, 3).await
 }

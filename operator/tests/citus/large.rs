@@ -1,11 +1,12 @@
 //! Shards that have grown above what the policy lets them have.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::condition::HOT_TENANT;
 use dialog_operator::heat::{Action, Reason};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::heat::actions::Outcome;
+use dialog_operator::shards::rebalance::Role;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::wanted::Wanted;
 use jiff::{SignedDuration, Timestamp};
@@ -22,6 +23,8 @@ const LIMIT: u64 = 5 << 20;
 const ROWS: [i32; 3] = [3300, 1300, 4];
 /// Small dialogs beside the two.
 const SMALL: usize = 60;
+/// Periods after which every server was measured once: the first look may be right before a period's end.
+const LOOKS: usize = 4;
 
 /// Dialogs by their shards: in order of their hashes.
 async fn dialogs_by_shard(world: &World) -> Result<Vec<Vec<String>>> {
@@ -51,11 +54,17 @@ async fn fill(world: &World, dialogs: &[String], rows: i32) -> Result<()> {
     Ok(())
 }
 
-/// What is seen once all servers were seen twice: the first figures have nothing to be compared with.
+/// What is seen once every server's figures have earlier ones to be compared with, which are not from just before.
 async fn look(world: &World, wanted: &Wanted) -> Result<Heat> {
     let operator = Operator::new(world, wanted).await?;
-    let first = operator.look(None).await?;
-    operator.look(Some(&first)).await
+    let mut heat = operator.look(None).await?;
+    for _ in 0..LOOKS {
+        heat = operator.look(Some(&heat)).await?;
+        if heat.nodes.values().all(|node| node.role != Role::Unavailable) {
+            return Ok(heat);
+        }
+    }
+    bail!("a server was never measured: {heat:?}")
 }
 
 /// The shards that are refused to be split, by the dialog that is named.

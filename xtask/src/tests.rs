@@ -172,7 +172,7 @@ fn in_cluster(names: &[&str], cache: &Cache, progress: &Progress, report: &mut R
         ("DIALOG_IMAGE_SIZES", sizes),
         ("DIALOG_CITUS", if images.has_citus { "yes" } else { "no" }.to_owned()),
     ];
-    run_cluster_tests(names, &environment, report)
+    run_targets(Tier::Cluster, names, &environment, report)
 }
 
 /// PostgreSQL's server programs: installed as a Debian package where `pg_config`, which the tests ask, knows of none.
@@ -184,30 +184,23 @@ pub(crate) fn need_postgres(progress: &Progress) -> Result<()> {
     debian::install(progress, &["postgresql"])
 }
 
+/// First, one after the other, the tests that measure time or memory or that end what others need; then the others, some at a
+/// time. Those that were asked for by name take turns where they share a cluster.
 fn run_targets(
     tier: Tier,
     names: &[&str],
     environment: &[(&str, String)],
     report: &mut Report,
 ) -> Result<()> {
-    let choice = [names, &["--test-threads", WITH_SERVERS]].concat();
-    let run = |(package, target): &(&str, &str)| {
-        cargo_test(&["--package", package, "--test", target], &choice, environment, report)
-    };
-    // All of them, though the first may end with a failure that is more than that of a test.
-    let outcomes: Vec<_> = tier.targets().iter().map(run).collect();
-    outcomes.into_iter().collect()
-}
-
-/// First, one after the other, the tests that measure time or memory or that end the operator; then the others, which
-/// share it, some at a time. Those that were asked for by name take turns.
-fn run_cluster_tests(names: &[&str], environment: &[(&str, String)], report: &mut Report) -> Result<()> {
-    let chosen = [names, &["--test-threads", "1"]].concat();
+    let (together, by_name) =
+        if tier == Tier::Cluster { (TOGETHER, "1") } else { (WITH_SERVERS, WITH_SERVERS) };
+    let chosen = [names, &["--test-threads", by_name]].concat();
     let alone = ["alone::", "--test-threads", "1"];
-    let others = ["--skip", "alone::", "--test-threads", TOGETHER];
+    let others = ["--skip", "alone::", "--test-threads", together];
     let choices: &[&[&str]] = if names.is_empty() { &[&alone, &others] } else { &[&chosen] };
+    // All of them, though the first may end with a failure that is more than that of a test.
     let mut outcome = Ok(());
-    for (package, target) in Tier::Cluster.targets() {
+    for (package, target) in tier.targets() {
         for choice in choices {
             let target = ["--package", package, "--test", target];
             outcome = outcome.and(cargo_test(&target, choice, environment, report));

@@ -149,14 +149,21 @@ impl Service {
         Ok(Loaded { report, busy: processors.busy_since()? })
     }
 
-    /// Compares what was acknowledged `during` the changes with what the shards hold, and its latency with that `before`.
+    /// Compares what was acknowledged in a load with what the shards hold, and its latency with that `before`; `called` says
+    /// of what is measured which load it is.
     #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
-    pub async fn audit(&self, before: &Loaded, loaded: &Loaded, rows: &mut Vec<Row>) -> Result<()> {
+    pub async fn audit(
+        &self,
+        before: &Loaded,
+        loaded: &Loaded,
+        called: impl Fn(&str) -> String,
+        rows: &mut Vec<Row>,
+    ) -> Result<()> {
         let during = &loaded.report;
         let ledger = self.folder.path().join("ledger");
         let (audit, groups) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
         rows.push(Row::ratio(
-            "messages not as acknowledged",
+            called("messages not as acknowledged"),
             format!("{} acknowledged, {} lost, {} doubled", audit.acknowledged, audit.lost, audit.doubled),
             (audit.lost + audit.doubled + audit.strange) as f64,
             Limit::AtMost(0.0),
@@ -165,7 +172,7 @@ impl Service {
         let retried = during.sends.after_retry + during.lists.after_retry;
         let failed = requests - during.sends.succeeded - during.lists.succeeded + during.dropped;
         rows.push(Row::ratio(
-            "share of requests that failed, also those that succeeded when they were sent again",
+            called("share of requests that failed, also those that succeeded when they were sent again"),
             format!(
                 "{retried} again and {failed} in the end, of {requests}; {} of these found no room in the queue",
                 during.dropped
@@ -178,7 +185,7 @@ impl Service {
             .max_by(|one, other| one.gap.longest_wait_ms.total_cmp(&other.gap.longest_wait_ms))
             .context("no shard group")?;
         rows.push(Row::ratio(
-            "longest wait of a shard group's sends for an acknowledgement, in ms",
+            called("longest wait of a shard group's sends for an acknowledgement, in ms"),
             format!(
                 "shard {} on {}, {:.1} s after the begin",
                 worst.shard, worst.node, worst.gap.gap_began_s
@@ -186,7 +193,7 @@ impl Service {
             worst.gap.longest_wait_ms,
             Limit::AtMost(500.0),
         ));
-        compare("with moves", before, loaded, Limit::AtMost(3.0), rows);
+        compare(&called("with moves"), before, loaded, Limit::AtMost(3.0), rows);
         Ok(())
     }
 }
@@ -199,7 +206,7 @@ pub fn compare(when: &str, before: &Loaded, then: &Loaded, limit: Limit, rows: &
     };
     for ((what, (old, _)), (new, rate)) in ["sends", "lists"].into_iter().zip(of(before)).zip(of(then)) {
         rows.push(Row::ratio(
-            format!("p99 of {what} {when} against before"),
+            format!("p99 of {what} against before, {when}"),
             format!(
                 "{new:.1} ms against {old:.1} ms, at {rate:.0} a second; processors busy {:.0} % of the time against {:.0} %",
                 then.busy * 100.0,

@@ -1,5 +1,5 @@
 //! What people notice while a cluster grows and shrinks, and how long that takes: 2 -> 4 -> 2 workers on servers of this
-//! machine, with dialog-api, a load at 60 % of its peak, and a ledger of every acknowledged message.
+//! machine, with dialog-api, a load at 60 % and then at 30 % of its peak, and a ledger of every acknowledged message.
 //!
 //! ```sh
 //! cargo build --release --package dialog-api
@@ -27,7 +27,7 @@ use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::durable;
 
-use crate::load::Service;
+use crate::load::{Loaded, Service};
 use crate::operator::Operator;
 use crate::world::{World, closed, eventually, wanted};
 
@@ -44,8 +44,9 @@ mod world;
 const ROUND: Duration = Duration::from_secs(5);
 /// Longest time that a change of the count may take.
 const LIMIT: Duration = Duration::from_hours(1);
-/// Share of the peak that the load has.
-const SHARE: f64 = 0.6;
+/// Shares of the peak that the load has, one after the other: what is asked for, and half of it. Servers, service and load
+/// share the processors, which the first leaves little of for moves.
+const SHARES: [f64; 2] = [0.6, 0.3];
 /// Bytes of a message of a hundred characters in its table and indexes.
 const MESSAGE: u64 = 330;
 /// Messages in each dialog before the load.
@@ -121,10 +122,35 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     say("the peak");
     let length = Duration::from_secs(arguments.seconds);
     let peak = service.load(None, length, &Arc::default()).await?.report;
-    let rate = (peak.sends.per_second + peak.lists.per_second) * SHARE;
-    say("the load before");
-    let before = service.load(Some(rate), length, &Arc::default()).await?;
-    say("the load while 2 -> 4 -> 2");
+    let peak = peak.sends.per_second + peak.lists.per_second;
+    let mut first = None;
+    for share in SHARES {
+        let before = under_load(&mut world, &service, arguments, (share, peak), alone, &mut rows).await?;
+        first.get_or_insert(before);
+    }
+    let before = first.context("no share")?;
+    spread::two_five(&mut world, arguments, &mut rows).await?;
+    // More servers on the same processors: what of the latency is theirs, and not that of moves.
+    say("the load on 5 workers at rest");
+    let spread_out = service.load(Some(SHARES[0] * peak), length, &Arc::default()).await?;
+    load::compare(&of_peak("on 5 workers at rest", SHARES[0]), &before, &spread_out, Limit::None, &mut rows);
+    write(&world, arguments, &busy, &table::markdown(&rows)).await
+}
+
+/// Grows and shrinks under a load of this share of the peak, and returns what the load had met with before.
+#[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
+async fn under_load(
+    world: &mut World,
+    service: &Service,
+    arguments: &Arguments,
+    (share, peak): (f64, f64),
+    alone: Duration,
+    rows: &mut Vec<Row>,
+) -> Result<Loaded> {
+    let rate = share * peak;
+    say(&of_peak("before", share));
+    let before = service.load(Some(rate), Duration::from_secs(arguments.seconds), &Arc::default()).await?;
+    say(&of_peak("2 -> 4 -> 2", share));
     for number in [2, 3] {
         world.add_with(Group::Worker(number), durable)?;
     }
@@ -133,9 +159,9 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let changes = async {
         let mut changes = Vec::new();
         for count in [4, 2] {
-            let change = change(&world, &with(count, arguments)).await;
+            let change = change(world, &with(count, arguments)).await;
             changes.push(match change {
-                Ok(change) => anyhow::Ok((count, change, spread::of(&world).await?)),
+                Ok(change) => anyhow::Ok((count, change, spread::of(world).await?)),
                 Err(error) => Err(error),
             });
         }
@@ -148,26 +174,26 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let moves: usize = changes.iter().map(|(_, change, _)| change.made.len()).sum();
     let failures: usize = changes.iter().map(|(_, change, _)| change.failed).sum();
     rows.push(Row::ratio(
-        "2 -> 4 -> 2 under load, in seconds",
+        of_peak("2 -> 4 -> 2, in seconds", share),
         format!(
-            "{moves} moves at {:.0} % of the peak, {failures} failed and were made again; {:.1} x of the same without a load",
-            SHARE * 100.0,
+            "{moves} moves, {failures} failed and were made again; {:.1} x of the same without a load",
             took.as_secs_f64() / alone.as_secs_f64()
         ),
         took.as_secs_f64(),
         Limit::None,
     ));
     for (count, change, spread) in &changes {
-        rows.push(change.as_planned(&format!("to {count} workers under load")));
-        rows.push(spread.row(&format!("after the change to {count} workers under load")));
+        rows.push(change.as_planned(&of_peak(&format!("to {count} workers"), share)));
+        rows.push(spread.row(&of_peak(&format!("after the change to {count} workers"), share)));
     }
-    service.audit(&before, &during, &mut rows).await?;
-    spread::two_five(&mut world, arguments, &mut rows).await?;
-    // More servers on the same processors: what of the latency is theirs, and not that of moves.
-    say("the load on 5 workers at rest");
-    let spread_out = service.load(Some(rate), length, &Arc::default()).await?;
-    load::compare("on 5 workers at rest", &before, &spread_out, Limit::None, &mut rows);
-    write(&world, arguments, &busy, &table::markdown(&rows)).await
+    service.audit(&before, &during, |what| of_peak(what, share), rows).await?;
+    two_less(world, arguments).await?;
+    Ok(before)
+}
+
+/// What is measured under a load of this share of the peak.
+fn of_peak(what: &str, share: f64) -> String {
+    format!("{what}, load at {:.0} % of the peak", share * 100.0)
 }
 
 /// Where a path is: cargo runs this in the folder of the package, and who calls it is in the one above.
@@ -189,12 +215,11 @@ async fn write(world: &World, arguments: &Arguments, busy: &str, table: &str) ->
 |---|---|
 {machine}
 
-{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists at {share:.0} % of its peak. \
+{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists. \
 [What is measured](../docs/rebalancing.md#measured). Servers, service and load share the processors.
 
 {table}",
         date = jiff::Timestamp::now().strftime("%Y-%m-%d"),
-        share = SHARE * 100.0,
     );
     println!("\n{text}");
     let Some(folder) = &arguments.results else { return Ok(()) };

@@ -49,10 +49,6 @@ impl Spread {
 #[allow(clippy::cast_precision_loss, reason = "a few shards")]
 pub async fn two_five(world: &mut World, arguments: &Arguments, rows: &mut Vec<Row>) -> Result<()> {
     say("2 -> 5");
-    world.settle(&with(2, arguments)).await?;
-    for number in [2, 3] {
-        world.remove(Group::Worker(number));
-    }
     let there = [Group::Coordinator, Group::Worker(0), Group::Worker(1)];
     let before = started(world, &there).await?;
     for number in 2..5 {

@@ -94,3 +94,15 @@ impl HeldUp {
         Ok(self.writer.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?)
     }
 }
+
+/// The shard of messages that moves together with the shard `shard_id`.
+pub async fn shard_of_messages(world: &World, shard_id: i64) -> Result<Option<i64>> {
+    let beside = format!(
+        "SELECT messages.shardid FROM pg_dist_shard AS moved JOIN pg_dist_partition USING (logicalrelid)
+         JOIN pg_dist_partition AS beside USING (colocationid)
+         JOIN pg_dist_shard AS messages ON messages.logicalrelid = beside.logicalrelid
+         WHERE moved.shardid = {shard_id} AND messages.shardminvalue = moved.shardminvalue
+           AND messages.logicalrelid = 'public.messages'::regclass"
+    );
+    Ok(world.ask(Group::Coordinator, &beside).await?.first().map(|row| row.get(0)))
+}

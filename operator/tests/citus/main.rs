@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "what cannot go on fails its test")]
 
 mod acting;
-mod acting_under_load;
 mod adopt;
+mod alone;
 mod astray;
 mod by_load;
 mod crashes;
@@ -42,7 +42,6 @@ mod splits;
 mod stalls;
 mod traffic;
 mod world;
-mod writers;
 
 /// Ends a test on a machine where it cannot run, by name.
 macro_rules! needs_citus {

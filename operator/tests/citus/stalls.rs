@@ -11,11 +11,10 @@ use testbed::postgres::volumes_available;
 
 use crate::crashes::assert_nothing_is_left;
 use crate::detour::{Cut, Detour};
-use crate::held_up::HeldUp;
+use crate::held_up::{HeldUp, shard_of_messages};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{World, closed, condition, eventually, few_shards, gated, store_messages};
-use crate::writers::shard_of_messages;
 
 /// How long a move may make no progress here.
 const STALL: Duration = Duration::from_secs(2);

@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::ListParams;
+use serde_json::json;
 
 use crate::bed::{Bed, CLUSTER, holds};
 use crate::load::{self, Population};
@@ -21,6 +22,9 @@ const PEOPLE: Population = Population { users: 20_000, dialogs: 20_000, messages
 const MIX: [&str; 3] = ["--lists=0.8", "--skew=zipf:1", "--connections=32"];
 /// Of the peak.
 const SHARE: f64 = 0.6;
+/// Processor time of the service, whose limit the peak then is: of two processors that all nodes, the service and the load share, a
+/// peak of the databases leaves nothing to move shards with.
+const SERVICE: &str = "150m";
 /// Longest time in which no send of a shard group that waited was acknowledged, in milliseconds. What is asked for is
 /// half a second; here all nodes share two processors and a disk with the load, and when those are busy with moves, what is
 /// due waits for its turn as well.
@@ -33,7 +37,7 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         return Ok(());
     }
     let bed = Bed::new("scaling").await?;
-    bed.create(2, |_| {}).await?;
+    bed.create(2, |spec| spec["api"]["resources"] = json!({"limits": {"cpu": SERVICE}})).await?;
     bed.ready().await?;
     let first = started(&bed).await?;
     let messages = std::env::var("DIALOG_SCALING_MESSAGES").ok().map(|number| number.parse()).transpose();
@@ -43,6 +47,7 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     let peak = people.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
     let rate = format!("--rate={:.0}", SHARE * (peak.sends.per_second + peak.lists.per_second));
     let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
+    load::say(&bed, "peak", &peak);
     load::say(&bed, "before", &before);
     let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
 

@@ -13,7 +13,7 @@ use dialog_operator::shards::wanted::Wanted;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use crate::held_up::HeldUp;
+use crate::held_up::{HeldUp, shard_of_messages};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::world::{
@@ -193,18 +193,6 @@ async fn dialogs(world: &World, shard_id: i64) -> Result<[String; 2]> {
     let rows = world.ask(Group::Coordinator, &rows).await?;
     ensure!(rows.len() == 2, "shard {shard} has {} dialogs", rows.len());
     Ok([rows[0].get(0), rows[1].get(0)])
-}
-
-/// The shard of messages that moves together with the shard `shard_id`.
-pub async fn shard_of_messages(world: &World, shard_id: i64) -> Result<Option<i64>> {
-    let beside = format!(
-        "SELECT messages.shardid FROM pg_dist_shard AS moved JOIN pg_dist_partition USING (logicalrelid)
-         JOIN pg_dist_partition AS beside USING (colocationid)
-         JOIN pg_dist_shard AS messages ON messages.logicalrelid = beside.logicalrelid
-         WHERE moved.shardid = {shard_id} AND messages.shardminvalue = moved.shardminvalue
-           AND messages.logicalrelid = 'public.messages'::regclass"
-    );
-    Ok(world.ask(Group::Coordinator, &beside).await?.first().map(|row| row.get(0)))
 }
 
 /// Changes the messages of a dialog.

@@ -25,6 +25,8 @@ pub const DATABASE: &str = "dialog";
 
 /// The channel of [`DATABASE`] on the coordinator by which whoever keeps a map of the shards hears that it has changed.
 pub const MAP_CHANNEL: &str = "dialog_map";
+/// The channel on the coordinator to which a session listens that moves or cuts shards, so that it can be woken.
+pub const WAKE_CHANNEL: &str = "dialog_operator_wake";
 
 /// Label with the name of the `DialogCluster` that an object belongs to.
 pub const CLUSTER_LABEL: &str = "dialogcluster.io/cluster";

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use dialog_operator::api::PlanStatus;
 use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED};
-use dialog_operator::names::{DATABASE, Group, MAP_CHANNEL};
+use dialog_operator::names::{DATABASE, Group, MAP_CHANNEL, WAKE_CHANNEL};
 use dialog_operator::shards::act::perform;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::retire::retire;
@@ -91,6 +91,26 @@ async fn who_keeps_a_map_is_told_of_every_move() -> Result<()> {
     perform(step, &world.long_sessions(step)?).await?;
     let notice = tokio::time::timeout(NOTICE_LIMIT, told.recv()).await?.unwrap();
     assert_eq!(notice.channel(), MAP_CHANNEL);
+    Ok(())
+}
+
+/// Citus sleeps for a second where it waits for changes to be followed, writers of the shards with it.
+#[tokio::test]
+async fn a_move_that_sleeps_is_woken_as_long_as_it_lasts() -> Result<()> {
+    needs_citus!();
+    let mut world = with_an_empty_worker().await?;
+    let (_listening, mut woken) = world.server(Group::Coordinator).listen(DATABASE, WAKE_CHANNEL).await?;
+    let round = world.round(&few_shards(2)).await?;
+    let step = round.long.first().unwrap();
+    ensure!(matches!(step, Step::MoveShard { .. }), "{step}");
+    ensure!(woken.try_recv().is_err(), "nobody sleeps yet");
+    perform(step, &world.long_sessions(step)?).await?;
+    tokio::time::timeout(NOTICE_LIMIT, woken.recv()).await?.unwrap();
+    // What was on its way when it ended is there before the answer to what is asked afterwards.
+    world.round_of(&few_shards(2), 0).await?;
+    while woken.try_recv().is_ok() {}
+    world.round_of(&few_shards(2), 0).await?;
+    ensure!(woken.try_recv().is_err(), "nobody sleeps any more");
     Ok(())
 }
 

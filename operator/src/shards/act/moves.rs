@@ -3,6 +3,7 @@
 use futures::future::try_join;
 use tokio_postgres::types::Type;
 
+use super::awake::awake;
 use super::{Error, endpoint};
 use crate::names::Group;
 use crate::pg::Parameter;
@@ -23,6 +24,7 @@ pub(super) async fn perform(sessions: &Sessions, shard_id: i64, from: Group, to:
         (&to.host, Type::TEXT),
         (&to_port, Type::INT4),
     ];
+    let _awake = awake(sessions, &session).await?;
     // While they are written to, whatever else there may be a way to do.
     let statement = "SELECT citus_move_shard_placement($1, source.nodeid, target.nodeid, 'force_logical')
                      FROM pg_dist_node AS source, pg_dist_node AS target

@@ -2,6 +2,7 @@
 
 use tokio_postgres::types::Type;
 
+use super::awake::awake;
 use super::{Error, cleanup, endpoint, moves};
 use crate::names::Group;
 use crate::pg::{self, Session};
@@ -47,6 +48,7 @@ async fn cut(sessions: &Sessions, split: &Split) -> Result<(), Error> {
         writers_let_go(sessions, &session, split).await?;
     }
     actions::note_begin(&session, split.action).await?;
+    let _awake = if split.blocking { None } else { Some(awake(sessions, &session).await?) };
     let done = session
         .query(
             "SELECT citus_split_shard_by_split_points($1, $2, $3, $4::text::citus.shard_transfer_mode)",

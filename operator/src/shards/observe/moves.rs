@@ -23,7 +23,8 @@ pub(in crate::shards) const LOCKED: &str = "
 
 /// A lock in `pg_locks` for which all who write to a shard group wait, from when it is asked for: writers share it, in each
 /// node that they write through. Class 4 of Citus' advisory locks is for tables that are copied whole, 8 for shard groups.
-const WRITES: &str = "locktype = 'advisory' AND objsubid IN (4, 8) AND mode = 'ExclusiveLock'";
+pub(in crate::shards) const WRITES: &str =
+    "locktype = 'advisory' AND objsubid IN (4, 8) AND mode = 'ExclusiveLock'";
 
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
 pub(super) async fn read(

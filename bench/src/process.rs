@@ -26,21 +26,12 @@ pub fn resident_kib(pid: u32) -> Result<u64> {
     kib(pid, "VmRSS:")
 }
 
-/// The most memory that a process has occupied since its start, or since [`count_peak_anew`], in KiB.
+/// The most memory that a process has occupied since its start, in KiB.
 ///
 /// # Errors
 /// When there is no such process.
 pub fn peak_kib(pid: u32) -> Result<u64> {
     kib(pid, "VmHWM:")
-}
-
-/// Takes what this process occupies now for the most that it has occupied.
-///
-/// # Errors
-/// When the system does not do that.
-pub fn count_peak_anew() -> Result<()> {
-    let path = "/proc/self/clear_refs";
-    fs::write(path, "5").with_context(|| format!("write {path}"))
 }
 
 /// A field of what the system says about a process's memory.
@@ -82,15 +73,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_back_counts_for_the_peak_until_it_is_counted_anew() {
+    fn what_was_given_back_counts_for_the_peak() {
         let pid = std::process::id();
         let before = resident_kib(pid).unwrap();
         // Written to, so that it is occupied, and large enough to be given back at once.
         drop(std::hint::black_box(vec![1_u8; 64 << 20]));
         let peak = peak_kib(pid).unwrap();
         assert!(peak >= before + (60 << 10), "{peak} KiB after {before}");
-        count_peak_anew().unwrap();
-        let anew = peak_kib(pid).unwrap();
-        assert!(anew < peak - (30 << 10), "{anew} KiB after {peak}");
     }
 }

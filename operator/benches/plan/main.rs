@@ -18,7 +18,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum as _};
 use dialog_bench::machine;
-use dialog_bench::process::{count_peak_anew, peak_kib, resident_kib};
+use dialog_bench::process::peak_kib;
 use dialog_bench::table::{Limit, Page, Row, markdown, median};
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::{
@@ -47,7 +47,7 @@ const SMALLER: [(u32, u32); 2] = [(5, 96), (50, 2000)];
 const RUNS: usize = 100;
 /// The longest time, in milliseconds.
 const TIME: f64 = 100.0;
-/// The most memory that a plan adds, in MB.
+/// The most memory of a process that makes a plan, in MB.
 const MEMORY: f64 = 50.0;
 
 /// Measures planning.
@@ -56,7 +56,7 @@ struct Arguments {
     /// The folder that RESULTS-planning.md is written to
     #[arg(long)]
     results: Option<PathBuf>,
-    /// Prints the memory of one plan, in KiB: what a process of its own is for
+    /// Makes one plan, and prints the most memory that this process has occupied, in KiB
     #[arg(long, hide = true)]
     memory_of: Option<Case>,
     /// Given by cargo
@@ -68,7 +68,7 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(case) = arguments.memory_of {
-        println!("{}", added_kib(case)?);
+        println!("{}", peak_of(case)?);
         return Ok(());
     }
     let busy = machine::load_average()?;
@@ -97,7 +97,7 @@ async fn main() -> Result<()> {
     let machine = machine::describe(&client, &busy).await?;
     let note = format!(
         "Times are the median of {RUNS} plans, each the whole of what one round of the operator decides; memory is what a process \
-         occupies at most while it makes one, above what it occupied before. [What is planned](../docs/rebalancing.md#measured)."
+         of its own occupies at most, with what the plan is made from. [What is planned](../docs/rebalancing.md#measured)."
     );
     let page = Page {
         title: "Planning",
@@ -132,7 +132,8 @@ fn time(case: Case, (workers, groups): (u32, u32)) -> Row {
     )
 }
 
-/// How much memory a plan adds, in a process that has made none before.
+/// How much memory a process occupies that does nothing else: an allocator gives what was freed before to the plan, so what the
+/// plan adds by itself would be said to be too little.
 fn memory(case: Case) -> Result<Row> {
     let name = case.to_possible_value().context("it has no name")?;
     let output = Command::new(std::env::current_exe().context("this program")?)
@@ -144,21 +145,18 @@ fn memory(case: Case) -> Result<Row> {
     let kib: u32 = text.trim().parse().with_context(|| format!("{text:?} is no number"))?;
     let (workers, groups) = LARGE;
     Ok(Row::ratio(
-        format!("memory that a plan adds, in MB, {workers} workers: {}", case.describe()),
-        format!("{groups} shard groups"),
+        format!("memory of a process that makes a plan, in MB, {workers} workers: {}", case.describe()),
+        format!("{groups} shard groups; with all that it is made from"),
         f64::from(kib) / 1024.0,
         Limit::AtMost(MEMORY),
     ))
 }
 
-fn added_kib(case: Case) -> Result<u64> {
+/// The most that this process has occupied once it has made a plan.
+fn peak_of(case: Case) -> Result<u64> {
     let (workers, groups) = LARGE;
-    let cluster = Cluster::new(case, workers, groups);
-    let pid = process::id();
-    let before = resident_kib(pid)?;
-    count_peak_anew()?;
-    black_box(black_box(&cluster).plan());
-    Ok(peak_kib(pid)?.saturating_sub(before))
+    black_box(Cluster::new(case, workers, groups).plan());
+    peak_kib(process::id())
 }
 
 /// The shards of a table after growing from two workers to five.

@@ -92,7 +92,7 @@ async fn main() -> Result<()> {
         &format!("{LAYOUTS} random layouts"),
         &comparison::random_layouts(&client).await?,
     ));
-    rows.extend(beside_citus("real catalogs", &comparison::real_catalogs().await?));
+    rows.extend(beside_citus("real catalogs", &Box::pin(comparison::real_catalogs()).await?));
     rows.push(at_rest().await?);
     let machine = machine::describe(&client, &busy).await?;
     let note = format!(
@@ -238,7 +238,7 @@ fn beside_citus(what: &str, pairs: &[Pair]) -> [Row; 3] {
 
 /// What a cluster with nothing to do costs its coordinator.
 async fn at_rest() -> Result<Row> {
-    let steady::Steady { look, measured, watching, per_second } = steady::measure().await?;
+    let steady::Steady { look, measured, watching, per_second } = Box::pin(steady::measure()).await?;
     Ok(Row::ratio(
         "statements per second on the coordinator of a cluster at rest",
         format!("{look} per look, {measured} with sizes, {watching} per period of load"),

@@ -110,7 +110,7 @@ impl Controller {
                 Ok(Step::ScaleIn(format!(
                     "Kubernetes deletes the StatefulSets, pods and volumes of {}; if that lasts, kubectl describe says what \
                      keeps a pod: on a node that is dead it is deleted with --force",
-                    groups.join(", ")
+                    condition::first_of(&groups)
                 )))
             }
             _ => Ok(step),

@@ -272,6 +272,7 @@ pub fn brief<'a>(
     let (sizes, most) = (Sizes::Measure, usize::MAX);
     Brief {
         wanted,
+        unchanged: &|| Box::pin(ready(true)),
         existing,
         sizes,
         before: None,

@@ -23,11 +23,24 @@ pub fn cpu(pid: u32) -> Result<Duration> {
 /// # Errors
 /// When there is no such process.
 pub fn resident_kib(pid: u32) -> Result<u64> {
+    kib(pid, "VmRSS:")
+}
+
+/// The most memory that a process has occupied since its start, in KiB.
+///
+/// # Errors
+/// When there is no such process.
+pub fn peak_kib(pid: u32) -> Result<u64> {
+    kib(pid, "VmHWM:")
+}
+
+/// A field of what the system says about a process's memory.
+fn kib(pid: u32, field: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     text.lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("{path} has no VmRSS"))
+        .find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("{path} has no {field}"))
 }
 
 /// Fields 14 and 15; the name in field 2 may hold anything, parentheses too.
@@ -57,5 +70,15 @@ mod tests {
         }
         assert!(resident_kib(std::process::id()).unwrap() > 100);
         assert!(cpu(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn what_was_given_back_counts_for_the_peak() {
+        let pid = std::process::id();
+        let before = resident_kib(pid).unwrap();
+        // Written to, so that it is occupied, and large enough to be given back at once.
+        drop(std::hint::black_box(vec![1_u8; 64 << 20]));
+        let peak = peak_kib(pid).unwrap();
+        assert!(peak >= before + (60 << 10), "{peak} KiB after {before}");
     }
 }

@@ -1,6 +1,11 @@
 //! The table of results: what was measured, against what, and whether that is within its limit.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 
 /// What a ratio has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,6 +80,43 @@ fn number(value: f64) -> String {
     if value == 0.0 || value.abs() >= 0.1 { format!("{value:.2}") } else { format!("{value:.4}") }
 }
 
+/// A file with a table of its own.
+#[derive(Clone, Debug)]
+pub struct Page<'a> {
+    /// What it is about.
+    pub title: &'a str,
+    /// The command that measures it and writes the file.
+    pub command: &'a str,
+    /// The machine, by [`crate::machine::describe`].
+    pub machine: &'a str,
+    /// What was measured, and where that is explained.
+    pub note: &'a str,
+    /// The results.
+    pub rows: &'a [Row],
+}
+
+impl Page<'_> {
+    /// Prints it, and writes it to `path` where that is given.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn publish(&self, path: Option<&Path>) -> Result<()> {
+        let text = self.text(Timestamp::now());
+        println!("\n{text}");
+        let Some(path) = path else { return Ok(()) };
+        fs::write(path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    fn text(&self, measured: Timestamp) -> String {
+        let Self { title, command, machine, note, rows } = self;
+        let (date, table) = (measured.strftime("%Y-%m-%d"), markdown(rows));
+        format!(
+            "# {title}\n\n`{command}` measures this table and writes this file. Last: {date}.\n\n| | |\n|---|---|\n{machine}\n\n\
+             {note}\n\n{table}"
+        )
+    }
+}
+
 /// The middle one; of an even number, the lower of the two. Not a number if there is none.
 #[must_use]
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -105,6 +147,16 @@ mod tests {
         assert_eq!(median([3.0, 1.0, 2.0]).to_bits(), 2.0_f64.to_bits());
         assert_eq!(median([4.0, 1.0]).to_bits(), 1.0_f64.to_bits());
         assert!(median([]).is_nan());
+    }
+
+    #[test]
+    fn a_page_says_how_to_measure_it_again() {
+        let rows = [Row::ratio("gap", "3 ms", 3.0, Limit::AtMost(5.0))];
+        let page =
+            Page { title: "Gaps", command: "measure", machine: "| a | b |", note: "Two.", rows: &rows };
+        let text = page.text(Timestamp::UNIX_EPOCH);
+        let head = "# Gaps\n\n`measure` measures this table and writes this file. Last: 1970-01-01.\n\n| | |\n|---|---|\n| a | b |\n\nTwo.\n\n";
+        assert_eq!(text, format!("{head}{}", markdown(&rows)));
     }
 
     #[test]

@@ -9,14 +9,13 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on ends the measurement")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use dialog_bench::machine;
-use dialog_bench::table::{self, Limit, Row};
+use dialog_bench::table::{self, Limit, Page, Row};
 use dialog_operator::heat::Mode;
 use dialog_operator::names::Group;
 use dialog_operator::shards::wanted::Wanted;
@@ -107,7 +106,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     let ledger = sends.end().await?;
     let left = left_over(&world, WORKERS).await?;
     let rows = rows(&isolations, &Waits::during(&before, &ledger), &ledger, &left);
-    write(&world, arguments, &busy, &table::markdown(&rows)).await
+    publish(&world, arguments, &busy, &rows).await
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
@@ -204,34 +203,23 @@ fn rate(ledger: &Ledger, began: u64, ended: u64) -> f64 {
 }
 
 /// Prints the table, and writes it where that was asked for.
-async fn write(world: &World, arguments: &Arguments, busy: &str, table: &str) -> Result<()> {
+async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row]) -> Result<()> {
     let Arguments { count, rate, dialogs, shards, .. } = arguments;
     let machine = machine::describe(&world.ask_client(Group::Coordinator).await?, busy).await?;
-    let text = format!(
-        "# Isolations under writes
-
-`cargo bench -p dialog-operator --bench isolations -- --count {count} --rate {rate} --dialogs {dialogs} --shards {shards} \
---results bench` measures this table and writes this file. Last: {date}.
-
-| | |
-|---|---|
-{machine}
-
-A coordinator and {WORKERS} workers with {shards} shards on this machine, with fsync and TLS, and {dialogs} dialogs with {MESSAGES} \
-messages each. Messages come {rate} times a second whatever becomes of them, by dialog-api's own database client and statement, \
-without its HTTP; one in {ONE_IN} goes to the dialog that is isolated next. [What is done](../docs/hot-tenants.md#what-is-done). \
-Servers, client and operator share the processors.
-
-{table}",
-        date = jiff::Timestamp::now().strftime("%Y-%m-%d"),
+    let command = format!(
+        "cargo bench -p dialog-operator --bench isolations -- --count {count} --rate {rate} --dialogs {dialogs} --shards {shards} \
+         --results bench"
     );
-    println!("\n{text}");
-    let Some(folder) = &arguments.results else { return Ok(()) };
-    let path = in_repository(folder).join("RESULTS-isolations.md");
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
-}
-
-/// Where a path is: cargo runs this in the folder of the package, and who calls it is in the one above.
-fn in_repository(path: &Path) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+    let note = format!(
+        "A coordinator and {WORKERS} workers with {shards} shards on this machine, with fsync and TLS, and {dialogs} dialogs with \
+         {MESSAGES} messages each. Messages come {rate} times a second whatever becomes of them, by dialog-api's own database client \
+         and statement, without its HTTP; one in {ONE_IN} goes to the dialog that is isolated next. \
+         [What is done](../docs/hot-tenants.md#what-is-done). Servers, client and operator share the processors."
+    );
+    let page =
+        Page { title: "Isolations under writes", command: &command, machine: &machine, note: &note, rows };
+    // Cargo runs this in the folder of the package, and who calls it is in the one above.
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = arguments.results.as_ref().map(|folder| repository.join(folder).join("RESULTS-isolations.md"));
+    page.publish(path.as_deref())
 }

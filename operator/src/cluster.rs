@@ -92,7 +92,7 @@ impl Controller {
         moving: &BTreeSet<Group>,
         now: Timestamp,
     ) -> Result<Step, Error> {
-        retire::forget_state(&self.context, &target.names, observed).await?;
+        retire::forget(&self.context, target, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
         let step = act::next(target, observed, moving, now);
@@ -110,7 +110,7 @@ impl Controller {
                 Ok(Step::ScaleIn(format!(
                     "Kubernetes deletes the StatefulSets, pods and volumes of {}; if that lasts, kubectl describe says what \
                      keeps a pod: on a node that is dead it is deleted with --force",
-                    groups.join(", ")
+                    condition::first_of(&groups)
                 )))
             }
             _ => Ok(step),

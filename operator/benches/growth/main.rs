@@ -11,16 +11,15 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on ends the measurement")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 use dialog_bench::machine;
-use dialog_bench::table::{self, Limit, Row};
+use dialog_bench::table::{Limit, Page, Row};
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::step::Step;
@@ -134,7 +133,7 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     say("the load on 5 workers at rest");
     let spread_out = service.load(Some(SHARES[0] * peak), length, &Arc::default()).await?;
     load::compare(&of_peak("on 5 workers at rest", SHARES[0]), &before, &spread_out, Limit::None, &mut rows);
-    write(&world, arguments, &busy, &table::markdown(&rows)).await
+    publish(&world, arguments, &busy, &rows).await
 }
 
 /// Grows and shrinks under a load of this share of the peak, and returns what the load had met with before.
@@ -202,29 +201,22 @@ fn in_repository(path: &Path) -> PathBuf {
 }
 
 /// Prints the table, and writes it where that was asked for.
-async fn write(world: &World, arguments: &Arguments, busy: &str, table: &str) -> Result<()> {
+async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row]) -> Result<()> {
     let Arguments { megabytes, parallel, shards, seconds, .. } = arguments;
     let machine = machine::describe(&world.ask_client(Group::Coordinator).await?, busy).await?;
-    let text = format!(
-        "# Growing and shrinking
-
-`cargo bench -p dialog-operator --bench growth -- --dialog-api target/release/dialog-api --megabytes {megabytes} --shards {shards} \
---parallel {parallel} --seconds {seconds} --results bench` measures this table and writes this file. Last: {date}.
-
-| | |
-|---|---|
-{machine}
-
-{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists. \
-[What is measured](../docs/rebalancing.md#measured). Servers, service and load share the processors.
-
-{table}",
-        date = jiff::Timestamp::now().strftime("%Y-%m-%d"),
+    let command = format!(
+        "cargo bench -p dialog-operator --bench growth -- --dialog-api target/release/dialog-api --megabytes {megabytes} \
+         --shards {shards} --parallel {parallel} --seconds {seconds} --results bench"
     );
-    println!("\n{text}");
-    let Some(folder) = &arguments.results else { return Ok(()) };
-    let path = in_repository(folder).join("RESULTS-growth.md");
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    let note = format!(
+        "{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists at {share:.0} % of its \
+         peak. [What is measured](../docs/rebalancing.md#measured). Servers, service and load share the processors.",
+        share = SHARE * 100.0,
+    );
+    let page =
+        Page { title: "Growing and shrinking", command: &command, machine: &machine, note: &note, rows };
+    let path = arguments.results.as_ref().map(|folder| in_repository(folder).join("RESULTS-growth.md"));
+    page.publish(path.as_deref())
 }
 
 /// Grows and shrinks without a load, by the operator and by Citus, on the same data: how long the operator takes.

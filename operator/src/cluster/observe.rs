@@ -54,6 +54,8 @@ pub struct Observed {
     pub with_pods: BTreeSet<Group>,
     /// The names of the ConfigMaps in which Patroni keeps each group's state.
     pub state: BTreeMap<Group, Vec<String>>,
+    /// The names of the Secrets with the groups' certificates.
+    pub certificates: BTreeMap<Group, String>,
 }
 
 /// A database group.
@@ -181,18 +183,26 @@ impl Observed {
                     || self.with_pods.contains(&group))
     }
 
+    /// Whether a group has no StatefulSet, pod or volume.
+    fn is_gone(&self, group: Group) -> bool {
+        !self.groups.contains_key(&group)
+            && !self.leaving.contains(&group)
+            && !self.with_pods.contains(&group)
+            && !self.claims.contains_key(&group)
+    }
+
     /// The groups that have no StatefulSet, pod or volume, and the names of their ConfigMaps.
     pub fn orphaned_state(&self) -> impl Iterator<Item = (Group, &str)> {
-        let gone = |group: Group| {
-            !self.groups.contains_key(&group)
-                && !self.leaving.contains(&group)
-                && !self.with_pods.contains(&group)
-                && !self.claims.contains_key(&group)
-        };
         self.state
             .iter()
-            .filter(move |(group, _)| gone(**group))
+            .filter(move |(group, _)| self.is_gone(**group))
             .flat_map(|(group, names)| names.iter().map(|name| (*group, name.as_str())))
+    }
+
+    /// The same groups, and the names of the Secrets with their certificates.
+    pub fn orphaned_certificates(&self) -> impl Iterator<Item = (Group, &str)> {
+        let certificates = self.certificates.iter().filter(move |(group, _)| self.is_gone(**group));
+        certificates.map(|(group, name)| (*group, name.as_str()))
     }
 
     /// Whether a group's volumes may hold a database: one was made, or a volume is older than the StatefulSet.
@@ -237,7 +247,13 @@ pub async fn observe(client: &Client, names: &Names) -> Result<Observed, Error> 
         classes::<IngressClass>(client, DEFAULT_INGRESS_CLASS),
         classes::<StorageClass>(client, DEFAULT_STORAGE_CLASS)
     )?;
+    // Somebody's own Secret with the labels of a group has another name.
+    let certificate = |secret: &Secret| {
+        let (group, name) = (group_of(secret)?, secret.name_any());
+        (name == names.group_certificate(group)).then_some((group, name))
+    };
     let mut observed = Observed {
+        certificates: secrets.iter().filter_map(certificate).collect(),
         secrets: secrets.into_iter().map(|secret| (secret.name_any(), secret)).collect(),
         api: deployments.iter().find(|deployment| deployment.name_any() == names.api()).map(api),
         ingress_classes,

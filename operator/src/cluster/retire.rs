@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
@@ -24,8 +24,8 @@ use crate::shards::retire::retire;
 use crate::shards::sessions::Sessions;
 use crate::shards::topology::Topology;
 
-/// What is done next to take away what is left of a group that is not asked for, once it holds nothing: each is one call,
-/// and safe to repeat.
+/// What is done next to take away what is left of a group that is not asked for, once it holds nothing: each is safe
+/// to repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Removal {
     /// Have its volumes go with its StatefulSet.
@@ -34,20 +34,21 @@ pub enum Removal {
     AwaitOwners,
     /// Delete the StatefulSet, and with it pods and volumes.
     DeleteStatefulSet,
-    /// Delete the state that Patroni keeps of it.
-    ForgetState,
+    /// Delete its certificate, and the state that Patroni keeps of it.
+    Forget,
 }
 
 impl Removal {
     /// All, in their order.
     pub const ALL: [Self; 4] =
-        [Self::LetVolumesFollow, Self::AwaitOwners, Self::DeleteStatefulSet, Self::ForgetState];
+        [Self::LetVolumesFollow, Self::AwaitOwners, Self::DeleteStatefulSet, Self::Forget];
 
     /// What is next for `group`; `None` where nothing is left of it, or while Kubernetes is deleting that.
     #[must_use]
     pub fn next(observed: &Observed, group: Group) -> Option<Self> {
         let Some(there) = observed.groups.get(&group) else {
-            return observed.orphaned_state().any(|(of, _)| of == group).then_some(Self::ForgetState);
+            let mut kept = observed.orphaned_certificates().chain(observed.orphaned_state());
+            return kept.any(|(of, _)| of == group).then_some(Self::Forget);
         };
         let belongs = |owner: &Option<String>| owner.is_some() && *owner == there.uid;
         let mut claims = observed.claims.get(&group).into_iter().flatten();
@@ -61,12 +62,20 @@ impl Removal {
     }
 }
 
-/// Deletes the state that Patroni keeps of groups without a StatefulSet, pod or volume: it speaks of a database that is
-/// no more, and a group that comes back would wait for it.
+/// Deletes what is kept of groups without a StatefulSet, pod or volume: the certificates of those that are not asked for, which
+/// nobody is to use any more, and the state that Patroni keeps. That speaks of a database that is no more, and a group that
+/// comes back would wait for it.
 ///
 /// # Errors
 /// If the API server refuses.
-pub async fn forget_state(context: &Context, names: &Names, observed: &Observed) -> Result<(), Error> {
+pub async fn forget(context: &Context, target: &Target, observed: &Observed) -> Result<(), Error> {
+    let names = &target.names;
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), names.namespace());
+    for (_, name) in observed.orphaned_certificates().filter(|(group, _)| target.is_surplus(*group)) {
+        info!(%name, namespace = names.namespace(), "deleting the certificate of a group that is gone");
+        let deleted = secrets.delete(name, &DeleteParams::default()).await;
+        absent_is_fine(deleted.map(drop), || format!("Secret {name}"))?;
+    }
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), names.namespace());
     for (_, name) in observed.orphaned_state() {
         info!(%name, namespace = names.namespace(), "forgetting the state of a database that is gone");
@@ -127,7 +136,7 @@ async fn remove(context: &Context, names: &Names, observed: &Observed, group: Gr
             let deleted = sets.delete(&name, &DeleteParams::foreground().preconditions(this)).await;
             absent_is_fine(deleted.map(drop), object)
         }
-        Some(Removal::AwaitOwners | Removal::ForgetState) | None => Ok(()),
+        Some(Removal::AwaitOwners | Removal::Forget) | None => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, PartialObjectMeta};
+use kube::api::{ListParams, ObjectMeta, PartialObjectMeta};
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::predicates;
 use kube::runtime::reflector::ObjectRef;
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::act;
 use super::heat;
-use super::jobs::{Existing, Job, Permission, Wake};
+use super::jobs::{Existing, Job, Permission, Unchanged, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
@@ -92,6 +92,23 @@ impl Controller {
         Arc::new(move || {
             let (client, names) = (client.clone(), names.clone());
             async move { existing(&client, &names).await.unwrap_or_default() }.boxed()
+        })
+    }
+
+    /// Tells whether a cluster asks for the same as when it was read; so it does while nobody can tell.
+    fn unchanged(&self, cluster: &DialogCluster) -> Unchanged {
+        let namespace = cluster.namespace().unwrap_or_default();
+        let clusters: Api<DialogCluster> = Api::namespaced(self.context.client.clone(), &namespace);
+        // What is approved or requested is in annotations.
+        let asks = |meta: &ObjectMeta| (meta.generation, meta.annotations.clone());
+        let (name, read) = (cluster.name_any(), asks(&cluster.metadata));
+        Arc::new(move || {
+            let (clusters, name, read) = (clusters.clone(), name.clone(), read.clone());
+            async move {
+                let now = clusters.get_metadata_opt(&name).await;
+                now.map_or(true, |now| now.is_some_and(|now| asks(&now.metadata) == read))
+            }
+            .boxed()
         })
     }
 
@@ -281,6 +298,8 @@ impl Reconciler for Controller {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.context.client, &names).await.unwrap_or_default() }.boxed()
         };
+        let unchanged = self.unchanged(cluster);
+        let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };
         let mut done = Vec::new();
         for (step, result) in ended {
             match result {
@@ -298,6 +317,7 @@ impl Reconciler for Controller {
         let before = self.memory(&key, |memory| memory.held.clone());
         let brief = Brief {
             wanted: &wanted,
+            unchanged: &asks_the_same,
             existing: &ask,
             sizes,
             before: last.as_deref(),
@@ -322,8 +342,10 @@ impl Reconciler for Controller {
         let held = round.held_plan();
         let plans: Vec<&MovePlan> = [&before, &held].into_iter().flatten().collect();
         self.account(cluster, &key, &round, &plans).await;
-        jobs.set((!cluster.spec.paused).then(|| Job {
+        // What asks for something else by now has a round of its own next, and nothing begins before.
+        jobs.set((!cluster.spec.paused && unchanged().await).then(|| Job {
             existing: self.existing(&names),
+            unchanged: Arc::clone(&unchanged),
             wake: self.wake(&key),
             topology: topology.clone(),
             identity,

@@ -73,7 +73,7 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
         .collect();
     if !without.is_empty() {
         let message =
-            format!("{} run an image without Citus: wait for the update to reach them", without.join(", "));
+            format!("{} run an image without Citus: wait for the update to reach them", first_of(&without));
         return finding(Holds::False, "NotInImage", message);
     }
     let versions: BTreeMap<&str, Vec<String>> =
@@ -85,11 +85,11 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
         });
     if versions.len() > 1 {
         let each: Vec<String> =
-            versions.iter().map(|(version, groups)| format!("{version} on {}", groups.join(", "))).collect();
+            versions.iter().map(|(version, groups)| format!("{version} on {}", first_of(groups))).collect();
         let message = format!(
             "the extension has different versions: {}; run ALTER EXTENSION citus UPDATE on the workers, then on the \
              coordinator",
-            each.join("; ")
+            first_of(&each)
         );
         return finding(Holds::False, "VersionsDiffer", message);
     }
@@ -100,14 +100,14 @@ fn citus_available(world: &World<'_>, draft: &Draft) -> Finding {
         .map(ToString::to_string)
         .collect();
     if facts().any(|(_, facts)| facts.citus.installed.is_none()) {
-        return finding(Holds::False, "Preparing", format!("still to do: {}", preparing.join("; ")));
+        return finding(Holds::False, "Preparing", format!("still to do: {}", first_of(&preparing)));
     }
     let differing = settings_that_differ(world);
     if !differing.is_empty() {
         let message = format!(
             "every node has Citus, and some settings are not as declared: {}; moving shards may fail: compare with \
              Patroni's dynamic configuration, and look for a pending restart",
-            differing.join("; ")
+            first_of(&differing)
         );
         return finding(Holds::True, "SettingsDiffer", message);
     }
@@ -169,7 +169,7 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
         return finding(
             Holds::False,
             "NotRegistered",
-            format!("not registered yet: {}{why}", missing.join(", ")),
+            format!("not registered yet: {}{why}", first_of(&missing)),
         );
     }
     let hosts = |wrong: &dyn Fn(&&super::observed::Member) -> bool| -> Vec<String> {
@@ -180,7 +180,7 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
         let message = format!(
             "pg_dist_node holds addresses that are no Service of this cluster: {}; if they hold no shard, remove them \
              with SELECT citus_remove_node(host, port)",
-            strangers.join(", ")
+            first_of(&strangers)
         );
         return finding(Holds::False, "UnknownNode", message);
     }
@@ -191,13 +191,13 @@ fn metadata_synced(world: &World<'_>, draft: &Draft) -> Finding {
             "NotActive",
             format!(
                 "not active: {}; the operator activates them, and what keeps it from that is in the coordinator's log",
-                inactive.join(", ")
+                first_of(&inactive)
             ),
         );
     }
     let behind = hosts(&|member| !member.synced);
     if !behind.is_empty() {
-        let message = format!("Citus is bringing the catalogs up to date of {}", behind.join(", "));
+        let message = format!("Citus is bringing the catalogs up to date of {}", first_of(&behind));
         return finding(Holds::False, "OutOfSync", message);
     }
     finding(
@@ -231,7 +231,7 @@ fn wal_level_logical(world: &World<'_>) -> Finding {
             "wal_level is {}: shards cannot be moved while they are written to; the operator declares logical in Patroni's \
              dynamic configuration and restarts these servers one after the other: if that does not come, see the \
              conditions Ready and Progressing",
-            wrong.join(", ")
+            first_of(&wrong)
         );
         return finding(Holds::False, "NotLogical", message);
     }

@@ -25,6 +25,8 @@ use crate::pg::Identity;
 pub type Ended = Result<Carried, act::Error>;
 /// Tells the groups that have servers in Kubernetes now.
 pub type Existing = Arc<dyn Fn() -> BoxFuture<'static, BTreeSet<Group>> + Send + Sync>;
+/// Tells whether the resource still asks for what the last round went by.
+pub type Unchanged = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 /// Is called when a step has ended.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
@@ -33,6 +35,8 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 pub struct Job {
     /// Tells the groups that have servers now.
     pub existing: Existing,
+    /// Tells whether the resource still asks for the same: if not, nothing follows before the next round.
+    pub unchanged: Unchanged,
     /// Is called when a step has ended.
     pub wake: Wake,
     /// Where the groups listen.
@@ -79,6 +83,9 @@ impl Job {
 
     /// The moves that can begin now.
     async fn following(&self, sessions: &Sessions) -> Vec<Step> {
+        if !(self.unchanged)().await {
+            return Vec::new();
+        }
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
         following(&self.handover.brief(&ask), sessions).await
     }

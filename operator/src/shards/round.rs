@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 
 use super::act::{self, perform};
 use super::heat::Heat;
@@ -28,6 +28,9 @@ const ATTEMPTS: u32 = 3;
 pub struct Brief<'a> {
     /// What the resource asks for.
     pub wanted: &'a Wanted,
+    /// Tells whether it still asks for that. It is asked after each step: a round of many steps takes long, and what it would
+    /// do next may be for workers that nobody wants any more.
+    pub unchanged: &'a (dyn Fn() -> BoxFuture<'a, bool> + Send + Sync),
     /// Tells the groups that have servers in Kubernetes now. It is asked again under the topology lock: a group that is
     /// being deleted must not be registered.
     pub existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
@@ -188,6 +191,8 @@ impl Handover {
     ) -> Brief<'a> {
         Brief {
             wanted: &self.wanted,
+            // It is for one step. The next round replaces what is left here.
+            unchanged: &|| Box::pin(ready(true)),
             existing,
             sizes: Sizes::Skip,
             before: Some(&self.before),
@@ -265,6 +270,9 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
             Err(error) => round.failed.push((step, error)),
         }
         look_again(&mut round, brief, sessions, again).await;
+        if !(brief.unchanged)().await {
+            break;
+        }
     }
     if let Some(session) = lock {
         give_back(&session, sessions).await;

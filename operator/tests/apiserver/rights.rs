@@ -85,7 +85,7 @@ async fn a_group_can_do_what_patroni_needs_and_nothing_to_another_group() -> Res
 }
 
 #[tokio::test]
-async fn the_rights_and_the_state_of_a_group_go_with_it() -> Result<()> {
+async fn the_rights_the_state_and_the_certificate_of_a_group_go_with_it() -> Result<()> {
     needs_apiserver!();
     let bed = Bed::new("surplus").await?;
     bed.apply("chat", &json!({ "workers": { "count": 2 } })).await?;
@@ -102,8 +102,10 @@ async fn the_rights_and_the_state_of_a_group_go_with_it() -> Result<()> {
         labels: config.metadata.labels.clone(),
         ..ObjectMeta::default()
     };
-    let own = ConfigMap { metadata, ..ConfigMap::default() };
+    let own = ConfigMap { metadata: metadata.clone(), ..ConfigMap::default() };
     maps.create(&PostParams::default(), &own).await?;
+    let secrets: Api<Secret> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    secrets.create(&PostParams::default(), &Secret { metadata, ..Secret::default() }).await?;
     let left = eventually("the end of the rights", async || {
         // A reconciliation that saw it before may have made it anew.
         if sets.get_opt("chat-worker-1").await?.is_some() {
@@ -129,6 +131,15 @@ async fn the_rights_and_the_state_of_a_group_go_with_it() -> Result<()> {
         bed.versions::<ConfigMap>().await?.contains_key("ConfigMap dashboards"),
         "somebody's own was deleted"
     );
-    ensure!(bed.versions::<Secret>().await?.contains_key("Secret chat-worker-1-tls"), "its certificate");
+    let secrets = eventually("the end of its certificate", async || {
+        let kept = bed.versions::<Secret>().await?;
+        Ok((!kept.contains_key("Secret chat-worker-1-tls")).then_some(kept))
+    })
+    .await?;
+    for name in
+        ["Secret dashboards", "Secret chat-worker-0-tls", "Secret chat-coordinator-tls", "Secret chat-ca"]
+    {
+        ensure!(secrets.contains_key(name), "{name} is missing in {:?}", secrets.keys());
+    }
     controller.stop().await
 }

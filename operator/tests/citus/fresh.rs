@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use dialog_api::database::statements::Sql;
 use dialog_operator::api::NodeState;
 use dialog_operator::condition::{
@@ -10,16 +10,13 @@ use dialog_operator::condition::{
 };
 use dialog_operator::names::{DATABASE, Group};
 use dialog_operator::pg::{self, Limits, Login};
-use dialog_operator::reconcile::Reconciler as _;
-use dialog_operator::shards::Controller;
-use dialog_operator::shards::observe::Sizes;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use tokio_postgres::types::Type;
 
-use crate::heat::Operator;
 use crate::needs_citus;
+use crate::steady::{self, Steady};
 use crate::world::{World, condition, eventually, placements, shards_of_each_worker, wanted};
 
 #[tokio::test]
@@ -213,59 +210,13 @@ async fn shards_are_measured_once_per_round_and_where_they_are_made() -> Result<
     Ok(())
 }
 
-/// Statements of the operator since they were counted last.
-const COUNT: &str = "SELECT sum(calls)::int8 FROM pg_stat_statements JOIN pg_database ON oid = dbid
-                     WHERE datname = 'dialog' AND userid = 'dialog_operator'::regrole AND toplevel";
-
-/// What the operator asks of a coordinator with nothing to do: all of it once per `Controller::REST` and at the end of each
-/// period, the sizes of shards once per minute, and the load once per period.
-/// Citus' own maintenance has the same role, and is at work now and then: one look of these is without it, also on a machine
-/// where looks take long.
-const LOOKS: u32 = 15;
-
 #[tokio::test]
 async fn a_steady_cluster_costs_its_coordinator_a_statement_per_second_at_most() -> Result<()> {
     needs_citus!();
-    let mut world = World::empty()?;
-    world.add_with(Group::Coordinator, |builder| {
-        builder.parameter("shared_preload_libraries", "citus,pg_stat_statements")
-    })?;
-    world.add(Group::Worker(0))?;
-    world.add(Group::Worker(1))?;
-    let wanted = wanted(2);
-    world.serve(&wanted).await?;
-    let counter = world.server(Group::Coordinator).connect("postgres").await?;
-    counter.batch_execute("CREATE EXTENSION pg_stat_statements").await?;
-    let calls = async |sizes: Sizes| -> Result<i64> {
-        let mut least = i64::MAX;
-        for _ in 0..LOOKS {
-            counter.batch_execute("SELECT pg_stat_statements_reset()").await?;
-            let round = world.look(&wanted, sizes).await?;
-            ensure!(round.is_settled() && round.performed.is_empty(), "{:?}", round.plan);
-            least = least.min(counter.query_one(COUNT, &[]).await?.get(0));
-        }
-        Ok(least)
-    };
-    let (look, measured) = (calls(Sizes::Skip).await?, calls(Sizes::Measure).await?);
-    // Load is looked at when a period is over; the shortest period here, so that nobody waits for it.
-    let mut hasty = wanted.clone();
-    let watch = hasty.watch.as_mut().context("load is watched unless the resource says otherwise")?;
-    let period = std::mem::replace(&mut watch.period, SignedDuration::from_secs(1));
-    let operator = Operator::new(&world, &hasty).await?;
-    let mut heat = operator.look(None).await?;
-    let mut watching = i64::MAX;
-    for _ in 0..LOOKS {
-        counter.batch_execute("SELECT pg_stat_statements_reset()").await?;
-        heat = operator.look(Some(&heat)).await?;
-        watching = watching.min(counter.query_one(COUNT, &[]).await?.get(0));
-    }
+    let Steady { look, measured, watching, per_second } = steady::measure().await?;
     println!("{look} statements per look, {measured} with sizes, {watching} per period");
     ensure!(look > 0 && measured == look + 1, "{look} statements, {measured} with sizes");
     ensure!(watching > 1, "{watching} statements per period");
-    let count = |statements: i64| u32::try_from(statements).map(f64::from);
-    let period = period.as_secs_f64();
-    let looks = (period / Controller::REST.as_secs_f64()).ceil() / period;
-    let per_second = count(look)? * looks + 1.0 / 60.0 + count(watching)? / period;
-    ensure!(per_second <= 1.0, "{per_second:.2} statements per second");
+    ensure!(per_second <= steady::MOST, "{per_second:.2} statements per second");
     Ok(())
 }

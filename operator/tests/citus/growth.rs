@@ -1,13 +1,18 @@
 //! The number of workers changes: shards follow it in both directions.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::Result;
 use dialog_operator::condition::{BALANCED, METADATA_SYNCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use dialog_operator::names::Group;
+use dialog_operator::shards::round::{Brief, round};
 use dialog_operator::shards::step::Step;
+use futures::future::{BoxFuture, ready};
 
 use crate::needs_citus;
 use crate::traffic::Traffic;
-use crate::world::{SHARDS, World, condition, few_shards as wanted, placements};
+use crate::world::{SHARDS, World, brief, condition, few_shards as wanted, placements};
 
 /// Shard groups on each registered node, workers by number.
 async fn groups(world: &World) -> Result<Vec<(Group, i64)>> {
@@ -225,4 +230,30 @@ async fn reference_tables_that_the_policy_does_not_name_are_copied_before_shards
     // Who leaves takes only a copy along.
     world.settle(&wanted(2)).await?;
     assert_spread(&world, 2).await
+}
+
+#[tokio::test]
+async fn a_round_ends_when_the_count_has_changed_meanwhile() -> Result<()> {
+    needs_citus!();
+    let mut world = serving(1).await?;
+    world.add(Group::Worker(1))?;
+    world.add(Group::Worker(2))?;
+    let (more, existing) = (wanted(3), world.existing());
+    let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+    let all = round(&Brief { most: 0, ..brief(&more, &ask) }, &world.sessions()?).await.plan.steps;
+    assert!(
+        all.iter().any(|step| matches!(step, Step::CreateDatabase { group: Group::Worker(2) })),
+        "{all:?}"
+    );
+    // Two more workers were asked for, until two steps were done.
+    let left = AtomicUsize::new(2);
+    let unchanged = || -> BoxFuture<'_, bool> { Box::pin(ready(left.fetch_sub(1, Ordering::Relaxed) > 1)) };
+    let cut = round(&Brief { unchanged: &unchanged, ..brief(&more, &ask) }, &world.sessions()?).await;
+    assert_eq!(cut.performed, all[..2], "the round went on");
+    assert!(cut.failed.is_empty() && cut.long.is_empty(), "{:?} {:?}", cut.failed, cut.long);
+    // What was begun is in nobody's way.
+    world.settle(&wanted(1)).await?;
+    assert_eq!(groups(&world).await?.len(), 2);
+    world.settle(&more).await?;
+    assert_spread(&world, 3).await
 }

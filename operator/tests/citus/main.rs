@@ -10,6 +10,7 @@ mod adopt;
 mod alone;
 mod astray;
 mod by_load;
+mod comparison;
 mod crashes;
 mod detour;
 mod drift;
@@ -40,6 +41,7 @@ mod seeds;
 mod sends;
 mod splits;
 mod stalls;
+mod steady;
 mod traffic;
 mod world;
 

@@ -144,7 +144,7 @@ async fn an_approved_plan_is_carried_on_by_the_next_operator_and_refused_in_anot
     let (status, reason, message) = condition(&round, BALANCED);
     assert_eq!((status, reason), ("False", "ApprovalOutdated"), "{message}");
     let why =
-        "the plan spreads shards over worker-0, worker-1, and now there are worker-0, worker-1, worker-2";
+        "the plan spreads shards over worker-0; worker-1, and now there are worker-0; worker-1; worker-2";
     assert!(message.contains(why), "{message}");
     assert!(message.contains(&round.held_plan().unwrap().hash), "{message}");
     Ok(())

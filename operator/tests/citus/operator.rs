@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -35,6 +36,8 @@ pub struct Operator {
     pub heat: Option<Heat>,
     /// What says whether a move may begin, asked again before each; `None` where only the rounds say it.
     pub permission: Option<Permission>,
+    /// Whether the resource asks for something else than the last round went by.
+    pub changed: Arc<AtomicBool>,
     watch: Watch,
     splits: Splits,
     before: Option<Observed>,
@@ -88,8 +91,10 @@ impl Operator {
         self.held = round.held_plan();
         let groups = world.existing();
         let existing: Existing = Arc::new(move || Box::pin(ready(groups.clone())));
+        let changed = Arc::clone(&self.changed);
         self.jobs.set(Some(Job {
             existing,
+            unchanged: Arc::new(move || Box::pin(ready(!changed.load(Ordering::Relaxed)))),
             wake: Arc::new(|| {}),
             topology: world.topology(),
             identity: world.identity("dialog-operator")?,

@@ -1,6 +1,7 @@
 //! How moves follow each other.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -123,6 +124,23 @@ async fn nothing_follows_once_the_window_has_closed_between_two_rounds() -> Resu
     let moves = round.plan.moves.as_ref().unwrap();
     assert!(moves.running.is_empty() && !moves.plan.moves.is_empty(), "{moves:?}");
     assert_eq!(condition(&round, BALANCED).1, "OutsideWindow");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_follows_once_the_resource_has_changed_between_two_rounds() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let mut operator = Operator::default();
+    let held_up = HeldUp::every(&world).await?;
+    let first = operator.round(&world, &few_shards(2)).await?;
+    assert_eq!(first.long.len(), 1, "{:?}", first.plan.steps);
+    eventually("the first move is held up", async || held_up.is_waited_for().await).await?;
+    operator.changed.store(true, Ordering::Relaxed);
+    held_up.end().await?;
+    eventually("no move is under way any more", async || Ok(operator.jobs.is_idle())).await?;
+    operator.take_results();
+    assert_eq!((moves_of(&operator.done), operator.failed.as_slice()), (first.long, &[][..]));
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use dialog_operator::api::DialogCluster;
 use dialog_operator::cluster::observe::{Observed, observe};
-use dialog_operator::cluster::retire::{Removal, forget_state, step};
+use dialog_operator::cluster::retire::{Removal, forget, step};
 use dialog_operator::cluster::target::Target;
 use dialog_operator::context::{Context, Pull, Settings};
 use dialog_operator::metrics::Metrics;
@@ -81,6 +81,12 @@ async fn an_operator_that_is_killed_at_any_step_of_a_removal_is_continued_by_the
     assert!(deaths > 2 * seen.len(), "only {deaths} operators were killed");
     let left = kubernetes.observed().await?;
     assert!(!left.is_leaving(LEAVER) && !left.claims.contains_key(&LEAVER), "{:?}", left.claims);
+    let secrets: Vec<&String> = left.secrets.keys().collect();
+    assert_eq!(
+        secrets,
+        [&kubernetes.names.operator_certificate()],
+        "the leaver's certificate goes, and no other"
+    );
 
     // One that comes back is new, and gets shards.
     world.remove(LEAVER);
@@ -141,6 +147,11 @@ impl Kubernetes {
             },
         }))
         .await?;
+        self.create::<Secret>(json!({
+            "metadata": {"name": names.group_certificate(LEAVER), "labels": labels},
+            "stringData": {"tls.crt": files.certificate},
+        }))
+        .await?;
         let image = json!([{"name": "postgres", "image": "example.org/postgres:1"}]);
         self.create::<StatefulSet>(json!({
             "metadata": {"name": names.group(LEAVER), "labels": labels},
@@ -197,7 +208,7 @@ impl Kubernetes {
     /// What the operator does of a removal in one reconciliation; why the worker stays.
     pub async fn step(&self, world: &World) -> Result<Vec<String>> {
         let observed = self.observed().await?;
-        forget_state(&self.context, &self.names, &observed).await?;
+        forget(&self.context, &self.target, &observed).await?;
         Ok(step(&self.context, &self.target, &observed, world.topology()).await?)
     }
 

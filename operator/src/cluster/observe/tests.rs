@@ -11,6 +11,7 @@ fn serving() -> Observed {
         claims: [(LEAVER, [(0, claim)].into())].into(),
         with_pods: [LEAVER].into(),
         state: [(LEAVER, vec!["chat-worker-2-leader".to_owned()])].into(),
+        certificates: [(LEAVER, "chat-worker-2-tls".to_owned())].into(),
         ..Observed::default()
     }
 }
@@ -18,7 +19,12 @@ fn serving() -> Observed {
 #[test]
 fn a_group_leaves_until_its_last_volume_is_gone() {
     let mut observed = serving();
-    let is_leaving = |observed: &Observed| (observed.is_leaving(LEAVER), observed.orphaned_state().count());
+    let is_leaving = |observed: &Observed| {
+        let (state, certificates) =
+            (observed.orphaned_state().count(), observed.orphaned_certificates().count());
+        assert_eq!(state, certificates, "they go together");
+        (observed.is_leaving(LEAVER), state)
+    };
     assert_eq!(is_leaving(&observed), (false, 0));
     // Its StatefulSet waits for the pods.
     observed.groups.clear();

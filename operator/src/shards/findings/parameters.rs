@@ -51,7 +51,7 @@ pub(super) fn applied(world: &World<'_>) -> Finding {
             Fate::RestartPending => ("RestartPending", "the servers are restarted one after the other"),
         };
         let each: Vec<&str> = lost.iter().map(|(_, message)| message.as_str()).collect();
-        return finding(Holds::False, reason, format!("{}; {remedy}", each.join("; ")));
+        return finding(Holds::False, reason, format!("{}; {remedy}", first_of(&each)));
     }
     if !unknown.is_empty() {
         return finding(Holds::Unknown, "NotObserved", first_of(&unknown));

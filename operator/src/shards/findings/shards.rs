@@ -87,7 +87,7 @@ fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
     if left == 0 && !missing.is_empty() {
         let message = format!(
             "the shards are spread again when these have joined: {}; if there is no place for them, lower spec.workers.count",
-            missing.join(", ")
+            first_of(&missing)
         );
         return finding(Holds::False, "WorkersMissing", message);
     }
@@ -215,7 +215,7 @@ fn not_measured(moves: &Moves) -> Option<Finding> {
     let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
     let message = format!(
         "the sizes of the shards on {} are not known yet, and nothing is moved before they were measured",
-        nodes.join(", ")
+        first_of(&nodes)
     );
     (!nodes.is_empty()).then(|| Finding::new(BALANCED, Holds::Unknown, "NotMeasured", message))
 }
@@ -242,7 +242,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
         let message = "the coordinator's catalogs could not be read: nobody leaves".to_owned();
         return Finding::new(SCALE_IN_BLOCKED, Holds::Unknown, "NotObserved", message);
     }
-    let list = |groups: &[Group]| groups.iter().map(Group::to_string).collect::<Vec<_>>().join(", ");
+    let list = |groups: &[Group]| first_of(&groups.iter().map(Group::to_string).collect::<Vec<_>>());
     let registered: Vec<Group> =
         surplus.iter().copied().filter(|group| world.member(*group).is_some()).collect();
     if let Some(refused) = &draft.refused {

@@ -21,6 +21,7 @@ use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
 
 mod heat;
+mod many;
 mod moves;
 mod order;
 mod orphans;

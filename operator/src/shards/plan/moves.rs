@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Draft;
+use crate::condition::first_of;
 use crate::names::Group;
 use crate::shards::observed::{Dropped, RunningMove};
 use crate::shards::preflight::{self, Check};
@@ -240,7 +241,7 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
     if !moves.unmeasured.is_empty() {
         let nodes: Vec<String> = moves.unmeasured.iter().map(Group::to_string).collect();
         if !moves.plan.moves.is_empty() {
-            draft.wait(format!("the sizes of the shards on {} are not known yet", nodes.join(", ")));
+            draft.wait(format!("the sizes of the shards on {} are not known yet", first_of(&nodes)));
         }
         return moves;
     }

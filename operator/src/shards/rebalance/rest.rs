@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::state::{Fate, State};
 use super::{Layout, Move, MovePlan, Policy, Role, schedule, shared};
+use crate::condition::first_of;
 use crate::names::Group;
 
 /// Why a plan cannot be continued: the world is not the one that it was made for.
@@ -53,7 +54,7 @@ pub enum Overtaken {
 }
 
 fn list(groups: &[Group]) -> String {
-    groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    first_of(&groups.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
 impl MovePlan {

@@ -40,13 +40,11 @@ use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
 use crate::reconcile::{ACTION, NOTE, Outcome, Reconciler, owners, shorten};
 use crate::status;
+use again::{SOON, outcome};
 
+mod again;
 mod watching;
 
-/// While something happens by itself.
-const SOON: Duration = Duration::from_secs(5);
-/// While writers wait for a move.
-const AT_ONCE: Duration = Duration::from_secs(1);
 /// Steps after which the status is written, however many are left.
 const MOST_STEPS: usize = 32;
 
@@ -377,34 +375,4 @@ async fn existing(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Err
         (names.group(group) == set.name_any() && set.metadata.deletion_timestamp.is_none()).then_some(group)
     };
     Ok(list.items.into_iter().filter_map(group).collect())
-}
-
-/// When to look again; where load is watched, there is more of it to look at after `period`.
-fn outcome(cluster: &DialogCluster, mut round: Round, period: Option<Duration>) -> Result<Outcome, Error> {
-    if cluster.spec.paused {
-        return Ok(Outcome::Done);
-    }
-    if !round.failed.is_empty() {
-        let (step, source) = round.failed.swap_remove(0);
-        return Err(Error::Database { step: step.to_string(), source: Box::new(source) });
-    }
-    if let Some((step, holder)) = &round.held {
-        return Ok(Outcome::Wait(SOON, format!("waiting to {step}: {holder}")));
-    }
-    if !round.plan.waits.is_empty() {
-        let blocking = round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.blocking.is_empty());
-        let pause = if blocking { AT_ONCE } else { SOON };
-        return Ok(Outcome::Wait(pause, round.plan.waits.join("; ")));
-    }
-    if !round.plan.steps.is_empty() {
-        return Ok(Outcome::Wait(SOON, "the next steps follow".to_owned()));
-    }
-    if !round.deferred.is_empty() {
-        return Ok(Outcome::Wait(SOON, "a step that failed is tried again later".to_owned()));
-    }
-    // Migrations tell nobody when they have run. A single table of the policy that never comes is no reason to hurry.
-    if round.observed.catalog.is_some() && round.observed.tables.is_empty() {
-        return Ok(Outcome::Wait(SOON, "the tables are not there yet".to_owned()));
-    }
-    Ok(period.map_or(Outcome::Done, Outcome::Rest))
 }

@@ -37,6 +37,8 @@ pub struct Brief<'a> {
     pub before: Option<&'a Observed>,
     /// Steps after which the round ends.
     pub most: usize,
+    /// Whether nothing may be begun: then only what is under way is ended where it does not get on.
+    pub paused: bool,
     /// Steps that take long and failed lately, and why: the others go first.
     pub deferred: &'a [(Step, Failure)],
     /// Moves without progress for longer than is allowed.
@@ -192,6 +194,7 @@ impl Handover {
             sizes: Sizes::Skip,
             before: Some(&self.before),
             most: 1,
+            paused: false,
             deferred: &self.deferred,
             stalls: &[],
             held: self.held.clone(),
@@ -220,7 +223,7 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
     let mut attempts = 0;
     while round.performed.len() < brief.most
         && attempts < ATTEMPTS
-        && let Some(step) = next(&round)
+        && let Some(step) = next(&round, brief.paused)
     {
         if step.hold() == Hold::Alone && !still_holds(lock.as_ref(), sessions).await {
             attempts += 1;
@@ -326,7 +329,7 @@ pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
         held: None,
         long: Vec::new(),
     };
-    match next(&round) {
+    match next(&round, brief.paused) {
         Some(step) if step.hold() == Hold::Shared => together(&round, step),
         _ => Vec::new(),
     }
@@ -337,15 +340,17 @@ fn carries_on(held: Option<&MovePlan>, plan: &Plan) -> bool {
     held.zip(plan.moves.as_ref()).is_some_and(|(held, moves)| held.hash == moves.plan.hash)
 }
 
-/// The next step that can be tried.
-fn next(round: &Round) -> Option<Step> {
+/// The next step that can be tried. Of one that is `paused` only those that end what is under way: nobody else would, and
+/// writers may wait for it.
+fn next(round: &Round, paused: bool) -> Option<Step> {
     // Steps assume the earlier ones; only tables and moves do not depend on each other, nor anything on what is kept of
     // load.
     let apart = |step: &Step| [SCHEMA_DISTRIBUTED, BALANCED, HOT_TENANT].contains(&step.condition());
     if !round.failed.iter().all(|(step, _)| apart(step)) {
         return None;
     }
-    round.plan.steps.iter().find(|step| !was_tried(round, step)).cloned()
+    let may_be_done = |step: &Step| !paused || matches!(step, Step::CancelMove { .. });
+    round.plan.steps.iter().find(|step| may_be_done(step) && !was_tried(round, step)).cloned()
 }
 
 fn was_tried(round: &Round, step: &Step) -> bool {

@@ -31,6 +31,8 @@ pub struct Operator {
     pub done: Vec<Step>,
     /// What was begun and failed, in order.
     pub failed: Vec<Step>,
+    /// Whether nothing may be begun.
+    pub paused: bool,
     /// What is known of load.
     pub heat: Option<Heat>,
     /// What says whether a move may begin, asked again before each; `None` where only the rounds say it.
@@ -62,6 +64,7 @@ impl Operator {
         let round = round(
             &Brief {
                 before: self.before.as_ref(),
+                paused: self.paused,
                 deferred: &deferred,
                 stalls: &stalls,
                 held: self.held.clone(),
@@ -88,7 +91,7 @@ impl Operator {
         self.held = round.held_plan();
         let groups = world.existing();
         let existing: Existing = Arc::new(move || Box::pin(ready(groups.clone())));
-        self.jobs.set(Some(Job {
+        self.jobs.set((!self.paused).then_some(Job {
             existing,
             wake: Arc::new(|| {}),
             topology: world.topology(),

@@ -271,6 +271,7 @@ pub fn brief<'a>(
         sizes,
         before: None,
         most,
+        paused: false,
         deferred: &[],
         stalls: &[],
         held: None,

@@ -16,7 +16,10 @@ pub(super) fn outcome(
     mut round: Round,
     period: Option<Duration>,
 ) -> Result<Outcome, Error> {
-    if cluster.spec.paused {
+    let catalog = round.observed.catalog.as_ref();
+    let underway = catalog.is_some_and(|catalog| !catalog.operations.is_empty());
+    let blocking = catalog.is_some_and(|catalog| !catalog.blocking.is_empty());
+    if cluster.spec.paused && !underway {
         return Ok(Outcome::Done);
     }
     if !round.failed.is_empty() {
@@ -24,9 +27,12 @@ pub(super) fn outcome(
         return Err(Error::Database { step: step.to_string(), source: Box::new(source) });
     }
     let waits = round.plan.waits.join("; ");
-    if round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.blocking.is_empty()) {
+    if blocking {
         // A move is given a few seconds for this, and it is looks that count them.
         return Ok(Outcome::Urgent(format!("writers wait for what is under way: {waits}")));
+    }
+    if cluster.spec.paused {
+        return Ok(Outcome::Wait(SOON, "paused: what is under way is still looked after".to_owned()));
     }
     if let Some((step, holder)) = &round.held {
         return Ok(Outcome::Wait(SOON, format!("waiting to {step}: {holder}")));
@@ -62,12 +68,12 @@ mod tests {
     use crate::shards::plan::plan;
     use crate::shards::supervise::{WRITERS_WAIT, Watch};
 
-    fn cluster() -> DialogCluster {
+    fn cluster(paused: bool) -> DialogCluster {
         serde_json::from_value(json!({
             "apiVersion": "dialogcluster.io/v1alpha1",
             "kind": "DialogCluster",
             "metadata": {"name": "chat", "namespace": "ns"},
-            "spec": {"workers": {"count": 1}},
+            "spec": {"workers": {"count": 1}, "paused": paused},
         }))
         .unwrap()
     }
@@ -96,6 +102,14 @@ mod tests {
     }
 
     #[test]
+    fn in_a_paused_cluster_what_is_under_way_is_looked_at_as_often_as_ever() {
+        let outcome = |observed| outcome(&cluster(true), round(observed), None).unwrap();
+        assert_eq!(outcome(at_rest()), Outcome::Done);
+        assert!(matches!(outcome(moving(false)), Outcome::Wait(SOON, _)));
+        assert!(matches!(outcome(moving(true)), Outcome::Urgent(_)));
+    }
+
+    #[test]
     fn a_move_for_which_writers_wait_is_cancelled_a_look_or_two_after_their_time_is_over() {
         // A round takes its time, and so does what comes between what is due and its beginning.
         let (length, debounce) = (Duration::from_millis(500), Duration::from_millis(200));
@@ -119,7 +133,7 @@ mod tests {
                     seen.get_or_insert(now);
                 }
                 now += length;
-                let outcome = outcome(&cluster(), round(observed), None).unwrap();
+                let outcome = outcome(&cluster(false), round(observed), None).unwrap();
                 now += pace.end(&outcome, Controller::REST, now) + debounce;
             };
             let (seen, waited) = (seen.unwrap() - blocked, cancelled - blocked);

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::act;
 use super::heat;
-use super::jobs::{Existing, Job, Permission, Wake};
+use super::jobs::{Existing, Job, Present, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
@@ -29,11 +29,11 @@ use super::sessions::Sessions;
 use super::status::{PART, got_on, status};
 use super::step::Step;
 use super::topology::Topology;
-use super::wanted::{Wanted, gate, request};
+use super::wanted::Wanted;
 use crate::api::{DialogCluster, DialogClusterStatus, PlanStatus};
 use crate::cluster::certificates::identity;
 use crate::cluster::report;
-use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
+use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
@@ -90,6 +90,23 @@ impl Controller {
         Arc::new(move || {
             let (client, names) = (client.clone(), names.clone());
             async move { existing(&client, &names).await.unwrap_or_default() }.boxed()
+        })
+    }
+
+    /// Tells what the resource asks for now; nothing while Kubernetes does not answer.
+    fn present(&self, names: &Names) -> Present {
+        let clusters: Api<DialogCluster> = Api::namespaced(self.context.client.clone(), names.namespace());
+        let name = names.cluster().to_owned();
+        Arc::new(move || {
+            let (clusters, name) = (clusters.clone(), name.clone());
+            async move {
+                let cluster = clusters.get_opt(&name).await.unwrap_or_else(|error| {
+                    debug!(cluster = name, %error, "could not be read: nothing begins before the next round");
+                    None
+                })?;
+                Wanted::to_begin(&cluster, Timestamp::now())
+            }
+            .boxed()
         })
     }
 
@@ -261,14 +278,8 @@ impl Reconciler for Controller {
             );
             return self.wait_for(cluster, why).await;
         };
-        let mut wanted = Wanted::from(&cluster.spec);
         let now = Timestamp::now();
-        let handled = cluster.status.as_ref().and_then(|status| status.last_handled_rebalance.as_deref());
-        wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), handled, now);
-        let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        wanted.rebalance.hold =
-            condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
-        wanted.rebalance.request = request(&cluster.spec.sharding.rebalance, cluster.annotations());
+        let wanted = Wanted::of(cluster, now);
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
         let jobs = self.memory(&key, |memory| memory.jobs.clone());
@@ -327,11 +338,7 @@ impl Reconciler for Controller {
             topology: topology.clone(),
             identity,
             handover: Handover::of(&wanted, &round),
-            permission: Some(Permission {
-                spec: cluster.spec.sharding.rebalance.clone(),
-                annotations: cluster.annotations().clone(),
-                handled: handled.map(str::to_owned),
-            }),
+            present: self.present(&names),
         }));
         jobs.start(&round.long);
         for step in jobs.begun() {

@@ -15,7 +15,7 @@ use super::rebalance::{Move, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
-use super::wanted::{Gate, Wanted};
+use super::wanted::Wanted;
 use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, Holds, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
@@ -176,9 +176,9 @@ impl Handover {
         }
     }
 
-    /// Replaces what says whether moves that only make the spread more even may be made.
-    pub fn permit(&mut self, gate: Gate) {
-        self.wanted.rebalance.gate = gate;
+    /// Replaces what is asked for.
+    pub fn ask_for(&mut self, wanted: Wanted) {
+        self.wanted = wanted;
     }
 
     /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with

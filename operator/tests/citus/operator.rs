@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
-use dialog_operator::shards::jobs::{Existing, Job, Jobs, Permission};
+use dialog_operator::shards::jobs::{Existing, Job, Jobs, Present};
 use dialog_operator::shards::observe::{splits, stall};
 use dialog_operator::shards::observed::Observed;
 use dialog_operator::shards::rebalance::MovePlan;
@@ -22,6 +22,12 @@ use crate::world::{World, brief, eventually};
 /// How long a step that failed is put off.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// As long as nobody asks for anything else.
+fn always(wanted: &Wanted) -> Present {
+    let wanted = wanted.clone();
+    Arc::new(move || Box::pin(ready(Some(wanted.clone()))))
+}
+
 /// One operator, with what it remembers.
 #[derive(Default)]
 pub struct Operator {
@@ -35,8 +41,8 @@ pub struct Operator {
     pub paused: bool,
     /// What is known of load.
     pub heat: Option<Heat>,
-    /// What says whether a move may begin, asked again before each; `None` where only the rounds say it.
-    pub permission: Option<Permission>,
+    /// Tells what is asked for before a step begins; `None` where it is what the last round was given.
+    pub present: Option<Present>,
     watch: Watch,
     splits: Splits,
     before: Option<Observed>,
@@ -97,7 +103,7 @@ impl Operator {
             topology: world.topology(),
             identity: world.identity("dialog-operator")?,
             handover: Handover::of(wanted, &round),
-            permission: self.permission.clone(),
+            present: self.present.clone().unwrap_or_else(|| always(wanted)),
         }));
         self.jobs.start(&round.long);
         Ok(round)

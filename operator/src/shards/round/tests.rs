@@ -12,6 +12,7 @@ use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology, 
 use crate::shards::observed::{End, Operation, Progress, Resources, StallKind, Transaction};
 use crate::shards::rebalance::Cause;
 use crate::shards::supervise::Watch;
+use crate::shards::wanted::Gate;
 
 /// A cluster in which shards are to be moved to a worker that is empty.
 fn uneven() -> Observed {

@@ -105,7 +105,9 @@ pub struct DialogClusterSpec {
     #[serde(default)]
     pub deletion_protection: bool,
 
-    /// While true, the operator observes and reports, and changes nothing.
+    /// While true, the operator observes and reports, and begins nothing. Shard moves and splits that are under way go on; one
+    /// that makes no progress for `sharding.rebalance.stallTimeout`, or keeps writers waiting, is cancelled all the same, and
+    /// made again later.
     #[serde(default)]
     pub paused: bool,
 }

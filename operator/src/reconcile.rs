@@ -46,6 +46,8 @@ pub enum Outcome {
     Rest(Duration),
     /// Something outside has to happen first; look again after this time at the latest.
     Wait(Duration, String),
+    /// Somebody is kept waiting by what is under way, as this says: look again as soon as may be.
+    Urgent(String),
 }
 
 /// One controller of `DialogCluster`s.
@@ -207,20 +209,24 @@ impl<R: Reconciler> Step<R> {
         let result = tokio::time::timeout(R::DEADLINE, contained(self.attempt(&key)))
             .await
             .unwrap_or(Err(Error::Deadline(R::DEADLINE)));
-        let (ended, again) = match &result {
-            Ok(Outcome::Done) => (Ended::Done, R::REST),
-            Ok(Outcome::Rest(after)) => (Ended::Done, (*after).min(R::REST)),
-            Ok(Outcome::Wait(after, _)) => (Ended::Waiting, *after),
-            Err(error) => (Ended::Failed, self.report(&object, &key, error).await),
+        let ended = match &result {
+            Ok(Outcome::Done | Outcome::Rest(_)) => Ended::Done,
+            Ok(Outcome::Wait(..) | Outcome::Urgent(_)) => Ended::Waiting,
+            Err(_) => Ended::Failed,
         };
         let waits_for = match &result {
-            Ok(Outcome::Wait(_, why)) => Some(why),
+            Ok(Outcome::Wait(_, why) | Outcome::Urgent(why)) => Some(why),
             Ok(Outcome::Done | Outcome::Rest(_)) | Err(_) => None,
+        };
+        let again = match &result {
+            Ok(outcome) => {
+                lock(&self.paces).entry(key.clone()).or_default().end(outcome, R::REST, Instant::now())
+            }
+            Err(error) => self.report(&object, &key, error).await,
         };
         let milliseconds = started.elapsed().as_millis();
         debug!(controller = R::NAME, cluster = %key, ?ended, waits_for, milliseconds, "reconciled");
         self.context.metrics.reconciled(R::NAME, ended, started.elapsed());
-        let again = lock(&self.paces).entry(key).or_default().end(ended, again);
         Ok(Action::requeue(again))
     }
 

@@ -209,9 +209,8 @@ async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row])
          --shards {shards} --parallel {parallel} --seconds {seconds} --results bench"
     );
     let note = format!(
-        "{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists at {share:.0} % of its \
-         peak. [What is measured](../docs/rebalancing.md#measured). Servers, service and load share the processors.",
-        share = SHARE * 100.0,
+        "{megabytes} MB of messages in {shards} shards, {parallel} moves at a time, and a load of 80 % lists. \
+         [What is measured](../docs/rebalancing.md#measured). Servers, service and load share the processors.",
     );
     let page =
         Page { title: "Growing and shrinking", command: &command, machine: &machine, note: &note, rows };

@@ -48,7 +48,10 @@ pub fn report(
                 PROGRESSING,
                 false,
                 "Paused",
-                format!("nothing changes until spec.paused is false{held}"),
+                format!(
+                    "until spec.paused is false nothing is begun; shard moves and splits that are under way go on, and are \
+                     cancelled if they do not get on{held}"
+                ),
             )
         }
         (Some(step_text), _) if matches!(step, Step::Helpless { .. }) => {

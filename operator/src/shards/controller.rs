@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::act;
 use super::heat;
-use super::jobs::{Existing, Job, Permission, Unchanged, Wake};
+use super::jobs::{Existing, Job, Present, Wake};
 use super::memory::Memory;
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
@@ -29,24 +29,22 @@ use super::sessions::Sessions;
 use super::status::{PART, got_on, status};
 use super::step::Step;
 use super::topology::Topology;
-use super::wanted::{Wanted, gate, request};
+use super::wanted::Wanted;
 use crate::api::{DialogCluster, DialogClusterStatus, PlanStatus};
 use crate::cluster::certificates::identity;
 use crate::cluster::report;
-use crate::condition::{self, AFTER_MOVES, Finding, Holds, PROGRESSING, SHARDS_MANAGER};
+use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
 use crate::reconcile::{ACTION, NOTE, Outcome, Reconciler, owners, shorten};
 use crate::status;
+use again::{SOON, outcome};
 
+mod again;
 mod watching;
 
-/// While something happens by itself.
-const SOON: Duration = Duration::from_secs(5);
-/// While writers wait for a move.
-const AT_ONCE: Duration = Duration::from_secs(1);
 /// Steps after which the status is written, however many are left.
 const MOST_STEPS: usize = 32;
 
@@ -96,17 +94,37 @@ impl Controller {
     }
 
     /// Tells whether a cluster asks for the same as when it was read; so it does while nobody can tell.
-    fn unchanged(&self, cluster: &DialogCluster) -> Unchanged {
+    fn unchanged(
+        &self,
+        cluster: &DialogCluster,
+    ) -> impl Fn() -> BoxFuture<'static, bool> + Send + Sync + use<> {
         let namespace = cluster.namespace().unwrap_or_default();
         let clusters: Api<DialogCluster> = Api::namespaced(self.context.client.clone(), &namespace);
         // What is approved or requested is in annotations.
         let asks = |meta: &ObjectMeta| (meta.generation, meta.annotations.clone());
         let (name, read) = (cluster.name_any(), asks(&cluster.metadata));
-        Arc::new(move || {
+        move || {
             let (clusters, name, read) = (clusters.clone(), name.clone(), read.clone());
             async move {
                 let now = clusters.get_metadata_opt(&name).await;
                 now.map_or(true, |now| now.is_some_and(|now| asks(&now.metadata) == read))
+            }
+            .boxed()
+        }
+    }
+
+    /// Tells what the resource asks for now; nothing while Kubernetes does not answer.
+    fn present(&self, names: &Names) -> Present {
+        let clusters: Api<DialogCluster> = Api::namespaced(self.context.client.clone(), names.namespace());
+        let name = names.cluster().to_owned();
+        Arc::new(move || {
+            let (clusters, name) = (clusters.clone(), name.clone());
+            async move {
+                let cluster = clusters.get_opt(&name).await.unwrap_or_else(|error| {
+                    debug!(cluster = name, %error, "could not be read: nothing begins before the next round");
+                    None
+                })?;
+                Wanted::to_begin(&cluster, Timestamp::now())
             }
             .boxed()
         })
@@ -280,14 +298,8 @@ impl Reconciler for Controller {
             );
             return self.wait_for(cluster, why).await;
         };
-        let mut wanted = Wanted::from(&cluster.spec);
         let now = Timestamp::now();
-        let handled = cluster.status.as_ref().and_then(|status| status.last_handled_rebalance.as_deref());
-        wanted.rebalance.gate = gate(&cluster.spec.sharding.rebalance, cluster.annotations(), handled, now);
-        let conditions = cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        wanted.rebalance.hold =
-            condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
-        wanted.rebalance.request = request(&cluster.spec.sharding.rebalance, cluster.annotations());
+        let wanted = Wanted::of(cluster, now);
         let topology = Topology::of_services(&names);
         let sessions = Sessions::new(topology.clone(), identity.clone());
         let jobs = self.memory(&key, |memory| memory.jobs.clone());
@@ -321,7 +333,8 @@ impl Reconciler for Controller {
             existing: &ask,
             sizes,
             before: last.as_deref(),
-            most: if cluster.spec.paused { 0 } else { MOST_STEPS },
+            most: MOST_STEPS,
+            paused: cluster.spec.paused,
             deferred: &self.memory(&key, |memory| memory.deferred()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
             held: before.clone(),
@@ -342,19 +355,13 @@ impl Reconciler for Controller {
         let held = round.held_plan();
         let plans: Vec<&MovePlan> = [&before, &held].into_iter().flatten().collect();
         self.account(cluster, &key, &round, &plans).await;
-        // What asks for something else by now has a round of its own next, and nothing begins before.
-        jobs.set((!cluster.spec.paused && unchanged().await).then(|| Job {
+        jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
-            unchanged: Arc::clone(&unchanged),
             wake: self.wake(&key),
             topology: topology.clone(),
             identity,
             handover: Handover::of(&wanted, &round),
-            permission: Some(Permission {
-                spec: cluster.spec.sharding.rebalance.clone(),
-                annotations: cluster.annotations().clone(),
-                handled: handled.map(str::to_owned),
-            }),
+            present: self.present(&names),
         }));
         jobs.start(&round.long);
         for step in jobs.begun() {
@@ -399,34 +406,4 @@ async fn existing(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Err
         (names.group(group) == set.name_any() && set.metadata.deletion_timestamp.is_none()).then_some(group)
     };
     Ok(list.items.into_iter().filter_map(group).collect())
-}
-
-/// When to look again; where load is watched, there is more of it to look at after `period`.
-fn outcome(cluster: &DialogCluster, mut round: Round, period: Option<Duration>) -> Result<Outcome, Error> {
-    if cluster.spec.paused {
-        return Ok(Outcome::Done);
-    }
-    if !round.failed.is_empty() {
-        let (step, source) = round.failed.swap_remove(0);
-        return Err(Error::Database { step: step.to_string(), source: Box::new(source) });
-    }
-    if let Some((step, holder)) = &round.held {
-        return Ok(Outcome::Wait(SOON, format!("waiting to {step}: {holder}")));
-    }
-    if !round.plan.waits.is_empty() {
-        let blocking = round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.blocking.is_empty());
-        let pause = if blocking { AT_ONCE } else { SOON };
-        return Ok(Outcome::Wait(pause, round.plan.waits.join("; ")));
-    }
-    if !round.plan.steps.is_empty() {
-        return Ok(Outcome::Wait(SOON, "the next steps follow".to_owned()));
-    }
-    if !round.deferred.is_empty() {
-        return Ok(Outcome::Wait(SOON, "a step that failed is tried again later".to_owned()));
-    }
-    // Migrations tell nobody when they have run. A single table of the policy that never comes is no reason to hurry.
-    if round.observed.catalog.is_some() && round.observed.tables.is_empty() {
-        return Ok(Outcome::Wait(SOON, "the tables are not there yet".to_owned()));
-    }
-    Ok(period.map_or(Outcome::Done, Outcome::Rest))
 }

@@ -258,8 +258,7 @@ mod tests {
     use super::*;
     use crate::api::DialogCluster;
     use crate::heat::Policy;
-    use crate::metrics::Ended;
-    use crate::reconcile::{Pace, Reconciler};
+    use crate::reconcile::{Outcome, Pace, Reconciler};
     use crate::shards::controller::Controller;
 
     fn watch(period: SignedDuration) -> Watch {
@@ -312,8 +311,9 @@ mod tests {
                 }
                 // A round takes its time.
                 let after = now + SignedDuration::from_millis(1300);
-                let rest = until_next(&watch, now, after).min(Controller::REST);
-                now = after + SignedDuration::try_from(pace.end(Ended::Done, rest)).unwrap();
+                let rest = Outcome::Rest(until_next(&watch, now, after));
+                let again = pace.end(&rest, Controller::REST, instant + Duration::from_millis(1300));
+                now = after + SignedDuration::try_from(again).unwrap();
             }
             let apart = looked.windows(2).map(|two| two[1].duration_since(two[0]));
             assert_eq!(apart.filter(|apart| *apart != watch.period).count(), 0, "{seconds} s: {looked:?}");

@@ -3,12 +3,11 @@
 //! When a move has been made, the next ones begin at once, from a look of their own, and not only with the next round: a
 //! rebalance of many small shards would be made of waiting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use k8s_openapi::jiff::Timestamp;
+use futures::future::{BoxFuture, OptionFuture};
 use tokio::task::JoinHandle;
 
 use super::act;
@@ -16,8 +15,7 @@ use super::round::{Carried, Handover, carry_out, following};
 use super::sessions::Sessions;
 use super::step::{Hold, Step};
 use super::topology::Topology;
-use super::wanted::{Gate, gate};
-use crate::api::RebalanceSpec;
+use super::wanted::Wanted;
 use crate::names::Group;
 use crate::pg::Identity;
 
@@ -25,8 +23,8 @@ use crate::pg::Identity;
 pub type Ended = Result<Carried, act::Error>;
 /// Tells the groups that have servers in Kubernetes now.
 pub type Existing = Arc<dyn Fn() -> BoxFuture<'static, BTreeSet<Group>> + Send + Sync>;
-/// Tells whether the resource still asks for what the last round went by.
-pub type Unchanged = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+/// Tells what the resource asks for now; `None` where nothing may be begun, or where it cannot be read.
+pub type Present = Arc<dyn Fn() -> BoxFuture<'static, Option<Wanted>> + Send + Sync>;
 /// Is called when a step has ended.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
@@ -35,8 +33,6 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 pub struct Job {
     /// Tells the groups that have servers now.
     pub existing: Existing,
-    /// Tells whether the resource still asks for the same: if not, nothing follows before the next round.
-    pub unchanged: Unchanged,
     /// Is called when a step has ended.
     pub wake: Wake,
     /// Where the groups listen.
@@ -45,25 +41,9 @@ pub struct Job {
     pub identity: Identity,
     /// What the round leaves.
     pub handover: Handover,
-    /// What says whether a move may begin, asked again before each; `None` where only the round says it.
-    pub permission: Option<Permission>,
-}
-
-/// What says whether moves that only make the spread more even may begin.
-#[derive(Clone, Debug)]
-pub struct Permission {
-    /// Mode and windows.
-    pub spec: RebalanceSpec,
-    /// The resource's annotations.
-    pub annotations: BTreeMap<String, String>,
-    /// The request for a rebalance that was answered last.
-    pub handled: Option<String>,
-}
-
-impl Permission {
-    fn at(&self, now: Timestamp) -> Gate {
-        gate(&self.spec, &self.annotations, self.handled.as_deref(), now)
-    }
+    /// Tells what is asked for now, before each step begins and before each look for the next: no round need have been made
+    /// since somebody changed the resource.
+    pub present: Present,
 }
 
 impl Job {
@@ -83,20 +63,14 @@ impl Job {
 
     /// The moves that can begin now.
     async fn following(&self, sessions: &Sessions) -> Vec<Step> {
-        if !(self.unchanged)().await {
-            return Vec::new();
-        }
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
         following(&self.handover.brief(&ask), sessions).await
     }
 
-    /// This, with what may be done now.
-    fn now(&self) -> Arc<Self> {
-        let mut job = self.clone();
-        if let Some(permission) = &self.permission {
-            job.handover.permit(permission.at(Timestamp::now()));
-        }
-        Arc::new(job)
+    /// This, with what is asked for now; `None` where nothing may be begun.
+    async fn now(mut self) -> Option<Self> {
+        self.handover.ask_for((self.present)().await?);
+        Some(self)
     }
 }
 
@@ -131,12 +105,12 @@ impl Jobs {
     /// As [`Jobs::start`]; the first that begins goes on with what `open` has open.
     fn go_on(&self, steps: &[Step], open: Option<&Sessions>) {
         let mut state = self.state();
-        let Some(job) = state.job.as_ref().map(Job::now) else { return };
+        let Some(job) = state.job.clone() else { return };
         let mut open = open;
         for step in steps {
             if !state.under_way.iter().any(|one| one.step == *step) {
                 let sessions = job.sessions(step, open.take());
-                let task = tokio::spawn(self.clone().run(Arc::clone(&job), sessions, step.clone()));
+                let task = tokio::spawn(self.clone().run(job.clone(), sessions, step.clone()));
                 state.under_way.push(UnderWay { step: step.clone(), task });
                 state.begun.push(step.clone());
             }
@@ -144,20 +118,24 @@ impl Jobs {
     }
 
     /// Carries out `step`, and has the next moves begin.
-    fn run(self, job: Arc<Job>, sessions: Sessions, step: Step) -> BoxFuture<'static, Ended> {
+    fn run(self, job: Job, sessions: Sessions, step: Step) -> BoxFuture<'static, Ended> {
         async move {
-            let ended = job.carry_out(&sessions, &step).await;
+            let wake = Arc::clone(&job.wake);
+            let ended = match job.now().await {
+                Some(job) => job.carry_out(&sessions, &step).await,
+                None => Ok(Carried::Needless),
+            };
             if step.hold() == Hold::Shared && matches!(ended, Ok(Carried::Out)) {
                 // What was asked for may have changed while it was carried out.
-                let newest = self.state().job.as_ref().map(Job::now);
-                if let Some(newest) = newest {
+                let newest = self.state().job.clone();
+                if let Some(newest) = OptionFuture::from(newest.map(Job::now)).await.flatten() {
                     let looking = Sessions::new(newest.topology.clone(), newest.identity.clone());
                     let looking = looking.going_on(&sessions);
                     drop(sessions);
                     self.go_on(&newest.following(&looking).await, Some(&looking));
                 }
             }
-            (job.wake)();
+            wake();
             ended
         }
         .boxed()

@@ -15,7 +15,7 @@ use super::rebalance::{Move, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
-use super::wanted::{Gate, Wanted};
+use super::wanted::Wanted;
 use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, Holds, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
@@ -40,6 +40,8 @@ pub struct Brief<'a> {
     pub before: Option<&'a Observed>,
     /// Steps after which the round ends.
     pub most: usize,
+    /// Whether nothing may be begun: then only what is under way is ended where it does not get on.
+    pub paused: bool,
     /// Steps that take long and failed lately, and why: the others go first.
     pub deferred: &'a [(Step, Failure)],
     /// Moves without progress for longer than is allowed.
@@ -177,9 +179,9 @@ impl Handover {
         }
     }
 
-    /// Replaces what says whether moves that only make the spread more even may be made.
-    pub fn permit(&mut self, gate: Gate) {
-        self.wanted.rebalance.gate = gate;
+    /// Replaces what is asked for.
+    pub fn ask_for(&mut self, wanted: Wanted) {
+        self.wanted = wanted;
     }
 
     /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
@@ -197,6 +199,7 @@ impl Handover {
             sizes: Sizes::Skip,
             before: Some(&self.before),
             most: 1,
+            paused: false,
             deferred: &self.deferred,
             stalls: &[],
             held: self.held.clone(),
@@ -225,7 +228,7 @@ pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
     let mut attempts = 0;
     while round.performed.len() < brief.most
         && attempts < ATTEMPTS
-        && let Some(step) = next(&round)
+        && let Some(step) = next(&round, brief.paused)
     {
         if step.hold() == Hold::Alone && !still_holds(lock.as_ref(), sessions).await {
             attempts += 1;
@@ -334,7 +337,7 @@ pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
         held: None,
         long: Vec::new(),
     };
-    match next(&round) {
+    match next(&round, brief.paused) {
         Some(step) if step.hold() == Hold::Shared => together(&round, step),
         _ => Vec::new(),
     }
@@ -345,15 +348,17 @@ fn carries_on(held: Option<&MovePlan>, plan: &Plan) -> bool {
     held.zip(plan.moves.as_ref()).is_some_and(|(held, moves)| held.hash == moves.plan.hash)
 }
 
-/// The next step that can be tried.
-fn next(round: &Round) -> Option<Step> {
+/// The next step that can be tried. Of one that is `paused` only those that end what is under way: nobody else would, and
+/// writers may wait for it.
+fn next(round: &Round, paused: bool) -> Option<Step> {
     // Steps assume the earlier ones; only tables and moves do not depend on each other, nor anything on what is kept of
     // load.
     let apart = |step: &Step| [SCHEMA_DISTRIBUTED, BALANCED, HOT_TENANT].contains(&step.condition());
     if !round.failed.iter().all(|(step, _)| apart(step)) {
         return None;
     }
-    round.plan.steps.iter().find(|step| !was_tried(round, step)).cloned()
+    let may_be_done = |step: &Step| !paused || matches!(step, Step::CancelMove { .. });
+    round.plan.steps.iter().find(|step| may_be_done(step) && !was_tried(round, step)).cloned()
 }
 
 fn was_tried(round: &Round, step: &Step) -> bool {

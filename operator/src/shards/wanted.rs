@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 
 use super::rebalance::{self, windows};
 use crate::api::{
-    Amount, DialogClusterSpec, ForeignStrategy, HotTenantsMode, PinSpec, RebalanceMode, RebalanceSpec,
-    ResourcesSpec, Table,
+    Amount, DialogCluster, DialogClusterSpec, ForeignStrategy, HotTenantsMode, PinSpec, RebalanceMode,
+    RebalanceSpec, ResourcesSpec, Table,
 };
+use crate::condition::{self, AFTER_MOVES, PROGRESSING};
 use crate::heat;
 
 /// The annotation whose value is the hash of the plan that may be carried out.
@@ -40,6 +42,28 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// What `cluster` asks for at `now`, by its spec, its annotations and what its status says was answered.
+    #[must_use]
+    pub fn of(cluster: &DialogCluster, now: Timestamp) -> Self {
+        let mut wanted = Self::from(&cluster.spec);
+        let spec = &cluster.spec.sharding.rebalance;
+        let status = cluster.status.as_ref();
+        let handled = status.and_then(|status| status.last_handled_rebalance.as_deref());
+        let conditions = status.map_or(&[][..], |status| &status.conditions);
+        wanted.rebalance.gate = gate(spec, cluster.annotations(), handled, now);
+        wanted.rebalance.request = request(spec, cluster.annotations());
+        wanted.rebalance.hold =
+            condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
+        wanted
+    }
+
+    /// What may be begun for `cluster` at `now`: what it asks for; `None` if it is paused or being deleted.
+    #[must_use]
+    pub fn to_begin(cluster: &DialogCluster, now: Timestamp) -> Option<Self> {
+        let stays = cluster.metadata.deletion_timestamp.is_none() && !cluster.spec.paused;
+        stays.then(|| Self::of(cluster, now))
+    }
+
     /// Whether there is something to be kept in the operator's own tables.
     #[must_use]
     pub fn keeps(&self) -> bool {
@@ -200,9 +224,57 @@ pub fn gate(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_may_be_begun_is_what_the_resource_says_now() {
+        let now: Timestamp = "2026-03-03T02:30:00Z".parse().unwrap();
+        let begun = |change: fn(&mut DialogCluster)| {
+            let mut cluster: DialogCluster = serde_json::from_value(json!({
+                "apiVersion": "dialogcluster.io/v1alpha1",
+                "kind": "DialogCluster",
+                "metadata": {"name": "chat", "annotations": {APPROVE_ANNOTATION: "0123456789abcdef"}},
+                "spec": {"workers": {"count": 3}, "sharding": {"rebalance": {"mode": "Approve"}}},
+                "status": {},
+            }))
+            .unwrap();
+            change(&mut cluster);
+            let wanted = Wanted::to_begin(&cluster, now)?;
+            let gate = match wanted.rebalance.gate {
+                Gate::Open => "Open".to_owned(),
+                Gate::Approved(hash) => hash,
+                Gate::Closed { reason, .. } => reason.to_owned(),
+            };
+            Some((wanted.workers, gate, wanted.rebalance.hold))
+        };
+        let says = |workers, gate: &str, hold| Some((workers, gate.to_owned(), hold));
+        assert_eq!(begun(|_| ()), says(3, "0123456789abcdef", false));
+        assert_eq!(begun(|cluster| cluster.spec.workers.count = 2), says(2, "0123456789abcdef", false));
+        assert_eq!(begun(|cluster| cluster.annotations_mut().clear()), says(3, "AwaitingApproval", false));
+        let manual = begun(|cluster| cluster.spec.sharding.rebalance.mode = RebalanceMode::Manual);
+        assert_eq!(manual, says(3, "PlanAvailable", false));
+        let answered = begun(|cluster| {
+            let status = cluster.status.as_mut().unwrap();
+            status.last_handled_rebalance = Some("0123456789abcdef".to_owned());
+        });
+        assert_eq!(answered, says(3, "AwaitingApproval", false));
+        let held = begun(|cluster| {
+            let waits = json!([{
+                "type": PROGRESSING, "status": "True", "reason": AFTER_MOVES, "message": "",
+                "lastTransitionTime": "2026-03-03T02:30:00Z",
+            }]);
+            cluster.status.as_mut().unwrap().conditions = serde_json::from_value(waits).unwrap();
+        });
+        assert_eq!(held, says(3, "0123456789abcdef", true));
+        assert_eq!(begun(|cluster| cluster.spec.paused = true), None);
+        let deleted = begun(|cluster| {
+            cluster.metadata.deletion_timestamp = Some(Time("2026-03-03T02:30:00Z".parse().unwrap()));
+        });
+        assert_eq!(deleted, None);
+    }
 
     #[test]
     fn the_gate_opens_for_who_may_open_it() {

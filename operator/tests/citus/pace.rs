@@ -1,27 +1,28 @@
 //! How moves follow each other.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dialog_operator::api::RebalanceSpec;
+use dialog_operator::api::{DialogCluster, RebalanceMode, RebalanceSpec};
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
-use dialog_operator::shards::jobs::Permission;
+use dialog_operator::shards::jobs::Present;
 use dialog_operator::shards::observed::RunningMove;
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
-use dialog_operator::shards::wanted::{Gate, gate};
+use dialog_operator::shards::wanted::{APPROVE_ANNOTATION, Gate, Wanted};
+use futures::future::ready;
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::tz::TimeZone;
+use kube::ResourceExt as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, closed, condition, eventually, few_shards, gated, with_an_empty_worker};
+use crate::world::{SHARDS, World, closed, condition, eventually, few_shards, gated, with_an_empty_worker};
 
 /// How long the moves of a test may take.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -103,15 +104,16 @@ async fn nothing_follows_once_the_window_has_closed_between_two_rounds() -> Resu
     needs_citus!();
     let world = with_an_empty_worker().await?;
     let mut operator = Operator::default();
-    let permission = Permission { spec: open_until_soon()?, annotations: BTreeMap::new(), handled: None };
-    let gate = || gate(&permission.spec, &permission.annotations, None, Timestamp::now());
-    operator.permission = Some(permission.clone());
+    let resource = Resource::new();
+    resource.change(|cluster| Ok(cluster.spec.sharding.rebalance = open_until_soon()?))?;
+    operator.present = Some(resource.present());
     let held_up = HeldUp::every(&world).await?;
     // The last round for as long as this lasts: the window is open, and so it is when the first move begins.
-    let first = operator.round(&world, &gated(2, gate())).await?;
-    assert_eq!((gate(), first.long.len()), (Gate::Open, 1), "{:?}", first.plan.steps);
+    let first = operator.round(&world, &resource.wanted()).await?;
+    let begun = (resource.wanted().rebalance.gate, first.long.len());
+    assert_eq!(begun, (Gate::Open, 1), "{:?}", first.plan.steps);
     eventually("the window has closed while the first move was made", async || {
-        let closed = matches!(gate(), Gate::Closed { reason: "OutsideWindow", .. });
+        let closed = matches!(resource.wanted().rebalance.gate, Gate::Closed { reason: "OutsideWindow", .. });
         Ok(closed && held_up.is_waited_for().await?)
     })
     .await?;
@@ -120,7 +122,7 @@ async fn nothing_follows_once_the_window_has_closed_between_two_rounds() -> Resu
     eventually("no move is under way any more", async || Ok(operator.jobs.is_idle())).await?;
     operator.take_results();
     assert_eq!((moves_of(&operator.done), operator.failed.as_slice()), (first.long, &[][..]));
-    let round = operator.round(&world, &gated(2, gate())).await?;
+    let round = operator.round(&world, &resource.wanted()).await?;
     let moves = round.plan.moves.as_ref().unwrap();
     assert!(moves.running.is_empty() && !moves.plan.moves.is_empty(), "{moves:?}");
     assert_eq!(condition(&round, BALANCED).1, "OutsideWindow");
@@ -128,20 +130,89 @@ async fn nothing_follows_once_the_window_has_closed_between_two_rounds() -> Resu
 }
 
 #[tokio::test]
-async fn nothing_follows_once_the_resource_has_changed_between_two_rounds() -> Result<()> {
+async fn nothing_follows_once_the_resource_asks_for_something_else_between_two_rounds() -> Result<()> {
     needs_citus!();
     let world = with_an_empty_worker().await?;
     let mut operator = Operator::default();
-    let held_up = HeldUp::every(&world).await?;
-    let first = operator.round(&world, &few_shards(2)).await?;
-    assert_eq!(first.long.len(), 1, "{:?}", first.plan.steps);
-    eventually("the first move is held up", async || held_up.is_waited_for().await).await?;
-    operator.changed.store(true, Ordering::Relaxed);
+    let resource = Resource::new();
+    operator.present = Some(resource.present());
+    for (what, change) in [
+        ("the count is another", (|cluster| cluster.spec.workers.count = 1) as fn(&mut DialogCluster)),
+        ("the mode is Manual", |cluster| cluster.spec.sharding.rebalance.mode = RebalanceMode::Manual),
+        ("it is paused", |cluster| cluster.spec.paused = true),
+    ] {
+        let made = one_move_and_no_other(&world, &mut operator, &resource, change).await;
+        made.with_context(|| what.to_owned())?;
+        resource.change(|cluster| Ok(*cluster = Resource::automatic()))?;
+    }
+    resource.change(|cluster| Ok(cluster.spec.sharding.rebalance.mode = RebalanceMode::Approve))?;
+    let shown = operator.round(&world, &resource.wanted()).await?;
+    assert_eq!((shown.long.len(), condition(&shown, BALANCED).1), (0, "AwaitingApproval"));
+    let hash = shown.held_plan().context("nothing is left to move")?.hash;
+    resource.change(|cluster| {
+        cluster.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), hash.clone());
+        Ok(())
+    })?;
+    let removed: fn(&mut DialogCluster) = |cluster| cluster.annotations_mut().clear();
+    let made = one_move_and_no_other(&world, &mut operator, &resource, removed).await;
+    made.context("the approval is removed")
+}
+
+/// A move begins, and the resource is changed while it is made: none follows, before a round or with one.
+async fn one_move_and_no_other(
+    world: &World,
+    operator: &mut Operator,
+    resource: &Resource,
+    change: fn(&mut DialogCluster),
+) -> Result<()> {
+    operator.take_results();
+    let before = moves_of(&operator.done).len();
+    let held_up = HeldUp::every(world).await?;
+    let round = operator.round(world, &resource.wanted()).await?;
+    ensure!(round.long.len() == 1, "{:?}, {:?}", round.plan.steps, round.plan.waits);
+    eventually("the move is at its end", async || held_up.is_waited_for().await).await?;
+    resource.change(|cluster| {
+        change(cluster);
+        Ok(())
+    })?;
     held_up.end().await?;
+    // The next move begins before the one that it follows has ended.
     eventually("no move is under way any more", async || Ok(operator.jobs.is_idle())).await?;
     operator.take_results();
-    assert_eq!((moves_of(&operator.done), operator.failed.as_slice()), (first.long, &[][..]));
+    let made = moves_of(&operator.done).split_off(before);
+    ensure!(made == round.long && operator.failed.is_empty(), "{made:?}, failed: {:?}", operator.failed);
     Ok(())
+}
+
+/// What is stored in Kubernetes of a cluster, with two workers at first.
+#[derive(Clone)]
+struct Resource(Arc<Mutex<DialogCluster>>);
+
+impl Resource {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Self::automatic())))
+    }
+
+    /// As it is where nothing is said.
+    fn automatic() -> DialogCluster {
+        let spec = json!({"workers": {"count": 2}, "sharding": {"shardCount": SHARDS}});
+        DialogCluster::new("chat", serde_json::from_value(spec).unwrap())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut DialogCluster) -> Result<()>) -> Result<()> {
+        change(&mut self.0.lock().unwrap())
+    }
+
+    /// What a round is given.
+    fn wanted(&self) -> Wanted {
+        Wanted::of(&self.0.lock().unwrap(), Timestamp::now())
+    }
+
+    /// What is asked before a step begins.
+    fn present(&self) -> Present {
+        let resource = self.clone();
+        Arc::new(move || Box::pin(ready(Wanted::to_begin(&resource.0.lock().unwrap(), Timestamp::now()))))
+    }
 }
 
 /// A window that opened with this minute and closes soon.

@@ -11,7 +11,7 @@ use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group};
 use dialog_operator::shards::round::{Brief, Round, round};
 use dialog_operator::shards::status::status;
 use dialog_operator::shards::step::Step;
-use dialog_operator::shards::wanted::{REBALANCE_ANNOTATION, Wanted, gate, request};
+use dialog_operator::shards::wanted::{REBALANCE_ANNOTATION, Wanted};
 use futures::future::{BoxFuture, ready};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
@@ -139,12 +139,7 @@ fn asked(workers: u32) -> Wanted {
 
 /// What the resource asks for.
 fn wanted(cluster: &DialogCluster) -> Wanted {
-    let mut wanted = Wanted::from(&cluster.spec);
-    let spec = &cluster.spec.sharding.rebalance;
-    let handled = cluster.status.as_ref().and_then(|status| status.last_handled_rebalance.as_deref());
-    wanted.rebalance.gate = gate(spec, cluster.annotations(), handled, Timestamp::now());
-    wanted.rebalance.request = request(spec, cluster.annotations());
-    wanted
+    Wanted::of(cluster, Timestamp::now())
 }
 
 /// A round of an operator that has just started, and reads the resource with its status.

@@ -92,6 +92,27 @@ async fn a_prepared_transaction_that_keeps_a_move_is_named_with_what_ends_it() -
     scene.a_prepared_transaction_is_forgotten(held_up).await
 }
 
+/// Who pauses a cluster has nobody else look after what is under way.
+#[tokio::test]
+async fn in_a_paused_cluster_a_move_that_does_not_get_on_is_cancelled_and_none_begins() -> Result<()> {
+    needs_citus!();
+    let mut scene = Box::pin(Scene::new(World::start(1)?, false)).await?;
+    let held_up = HeldUp::every(&scene.world).await?;
+    scene.begin(&held_up).await?;
+    scene.operator.paused = true;
+    scene.until_said("MoveBlocked", CANCELLED).await?;
+    scene.until_cancelled().await?;
+    held_up.end().await?;
+    let performed = scene.operator.done.len();
+    let round = scene.operator.round(&scene.world, &scene.wanted).await?;
+    let is_next = |step: &&Step| matches!(step, Step::MoveShard { .. }) && **step != scene.step;
+    ensure!(round.plan.steps.iter().any(|step| is_next(&step)), "no move is next: {:?}", round.plan.steps);
+    assert_eq!((round.long, &scene.operator.done[performed..]), (vec![], &[][..]));
+    assert!(scene.operator.jobs.is_idle());
+    scene.operator.paused = false;
+    Box::pin(scene.comes_to_rest(&[ROWS])).await
+}
+
 /// Under traffic that Citus commits in two phases there is a prepared transaction at nearly every moment.
 #[tokio::test]
 async fn who_keeps_a_move_for_longest_is_named_and_not_a_transaction_that_is_prepared_beside_it() -> Result<()>

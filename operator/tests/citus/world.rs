@@ -277,6 +277,7 @@ pub fn brief<'a>(
         sizes,
         before: None,
         most,
+        paused: false,
         deferred: &[],
         stalls: &[],
         held: None,

@@ -81,6 +81,7 @@ fn what_is_held_back_or_did_not_help_is_no_progress() {
     let step = Step::Wait("something".to_owned());
     let (_, findings) = reported(&cluster(None, true), &[], &step, start());
     assert_eq!((findings[1].holds, findings[1].reason), (Holds::False, "Paused"));
+    assert!(findings[1].message.contains("are under way go on, and are cancelled if they do not get on"));
     let leave = Step::ScaleIn("worker-1 leaves".to_owned());
     let (_, findings) = reported(&cluster(None, false), &[], &leave, start());
     assert_eq!((findings[1].holds, findings[1].reason), (Holds::True, "ScalingIn"));

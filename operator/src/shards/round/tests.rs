@@ -9,9 +9,10 @@ use k8s_openapi::jiff::Timestamp;
 use super::*;
 use crate::api::DialogClusterStatus;
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology, wanted};
-use crate::shards::observed::{Operation, Progress, Resources, Transaction};
+use crate::shards::observed::{End, Operation, Progress, Resources, StallKind, Transaction};
 use crate::shards::rebalance::Cause;
 use crate::shards::supervise::Watch;
+use crate::shards::wanted::Gate;
 
 /// A cluster in which shards are to be moved to a worker that is empty.
 fn uneven() -> Observed {
@@ -123,7 +124,7 @@ fn under_the_lock_the_next_move_is_asked_for_while_a_failed_one_is_put_off() {
         held: None,
         long: Vec::new(),
     };
-    let next = next(&round).unwrap();
+    let next = next(&round, false).unwrap();
     assert_ne!(next, *failed);
     let said = round.findings().into_iter().find(|finding| finding.kind == BALANCED).unwrap();
     assert_eq!((said.holds.as_str(), said.reason), ("False", "NodeUnreachable"), "{}", said.message);
@@ -192,6 +193,32 @@ fn a_worker_that_cannot_be_removed_blocks_the_shrink() {
     assert_eq!(say(&round), ("True", "StepFailed"));
     round.deferred.clear();
     assert_eq!(say(&round), ("False", "Removing"));
+}
+
+#[test]
+fn in_a_paused_cluster_nothing_begins_and_a_move_that_does_not_get_on_is_ended() {
+    let mut observed = uneven();
+    let paused = next(&of(&wanted(), &observed), true);
+    assert!(next(&of(&wanted(), &observed), false).is_some(), "there is something to do");
+    assert_eq!(paused, None);
+    let first = of(&wanted(), &observed).held_plan().unwrap().moves[0];
+    let application = Operation::name_of(first.shard_id, first.from, first.to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application: application.clone() }];
+    assert_eq!(next(&of(&wanted(), &observed), true), None, "it gets on");
+    observed.stalls = vec![Stall {
+        pid: 7,
+        application: application.clone(),
+        seconds: 5,
+        blocks_writers: true,
+        kind: StallKind::Blocked,
+        cause: "somebody waits".to_owned(),
+        end: Some(End::Cancel),
+    }];
+    let mut round = of(&wanted(), &observed);
+    let cancel = Step::CancelMove { pid: 7, application, end: End::Cancel };
+    assert_eq!(next(&round, true), Some(cancel.clone()));
+    round.performed.push(cancel);
+    assert_eq!(next(&round, true), None);
 }
 
 /// A round that saw this, and did nothing.

@@ -436,4 +436,4 @@ async fn give_back(session: &Arc<Session>, sessions: &Sessions) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

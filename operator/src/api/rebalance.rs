@@ -202,7 +202,7 @@ pub struct PlannedMove {
     pub to: String,
     /// Bytes of all that move together.
     pub bytes: i64,
-    /// Moves of one wave run at the same time.
+    /// Moves of one wave can run at the same time.
     pub wave: i32,
     /// `drain`, `pin` or `balance`.
     pub cause: String,

@@ -108,7 +108,8 @@ impl Jobs {
         let Some(job) = state.job.clone() else { return };
         let mut open = open;
         for step in steps {
-            if !state.under_way.iter().any(|one| one.step == *step) {
+            let under_way = state.under_way.iter().any(|one| one.step == *step);
+            if !under_way && !job.handover.puts_off(step) {
                 let sessions = job.sessions(step, open.take());
                 let task = tokio::spawn(self.clone().run(job.clone(), sessions, step.clone()));
                 state.under_way.push(UnderWay { step: step.clone(), task });
@@ -159,7 +160,8 @@ impl Jobs {
         std::mem::take(&mut self.state().begun)
     }
 
-    /// Takes the results of the steps that have ended, in the order in which they began.
+    /// Takes the results of the steps that have ended, in the order in which they began. One that has failed is put off until
+    /// the next round says how long: what follows another step meanwhile does not begin with it.
     #[must_use]
     pub fn ended(&self) -> Vec<(Step, Ended)> {
         let mut state = self.state();
@@ -174,11 +176,70 @@ impl Jobs {
             };
             Some((one.step, ended))
         };
-        over.into_iter().filter_map(result).collect()
+        let results: Vec<(Step, Ended)> = over.into_iter().filter_map(result).collect();
+        if let Some(job) = &mut state.job {
+            for (step, ended) in &results {
+                if let Err(error) = ended {
+                    job.handover.put_off(step, error);
+                }
+            }
+        }
+        results
     }
 
     /// A panic elsewhere leaves nothing half remembered, so its poison is ignored.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::future::ready;
+
+    use super::*;
+    use crate::pg::Endpoint;
+    use crate::shards::findings::tests::wanted;
+    use crate::shards::round::tests::{of, uneven};
+
+    #[tokio::test]
+    async fn what_has_just_failed_does_not_follow_another_before_the_next_round() {
+        let authority = testbed::certificates::Authority::new().unwrap();
+        let own = authority.client("dialog_operator").unwrap();
+        let pem = [&authority.certificate(), &own.certificate, &own.key].map(|text| text.as_bytes().to_vec());
+        let round = of(&wanted(), &uneven());
+        let step = round.plan.steps[0].clone();
+        assert!(matches!(step, Step::MoveShard { .. }), "{step}");
+        let job = Job {
+            existing: Arc::new(|| ready(BTreeSet::new()).boxed()),
+            wake: Arc::new(|| {}),
+            // Nobody listens there.
+            topology: [(Group::Coordinator, Endpoint::new("localhost", 1))].into_iter().collect(),
+            identity: Identity::from_pem(&pem[0], &pem[1], &pem[2]).unwrap(),
+            handover: Handover::of(&wanted(), &round),
+            permission: None,
+        };
+        let jobs = Jobs::default();
+        jobs.set(Some(job.clone()));
+        jobs.start(std::slice::from_ref(&step));
+        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                let ended = jobs.ended();
+                if !ended.is_empty() {
+                    return ended;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let ended = ended.await.expect("a port at which nobody listens answers at once");
+        assert!(matches!(&ended[..], [(one, Err(_))] if *one == step), "{ended:?}");
+        // Another one has ended, and this would be next: the round that has its result has not come to its end.
+        jobs.start(std::slice::from_ref(&step));
+        assert!(!jobs.has(&step), "it has just failed");
+        jobs.set(Some(job));
+        jobs.start(std::slice::from_ref(&step));
+        assert!(jobs.has(&step), "the round says that it may be tried again");
     }
 }

@@ -9,12 +9,13 @@ use super::heat::Heat;
 use super::heat::actions::Act;
 use super::jobs::Jobs;
 use super::observe::Sizes;
-use super::observed::{Dropped, Observed};
+use super::observed::{Dropped, Observed, RunningMove};
 use super::rebalance::MovePlan;
 use super::round::{Failure, Round};
 use super::status::Pace;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
+use crate::condition::{Finding, Holds};
 
 /// How often shards are measured.
 const MEASURE: Duration = Duration::from_mins(1);
@@ -138,7 +139,7 @@ impl Memory {
             }
         }
         // One that is tried again just now is of interest, too: it may fail once more.
-        self.failures.retain(|step, _| round.plan.steps.contains(step) || self.jobs.has(step));
+        self.failures.retain(|step, _| is_left(step, round) || self.jobs.has(step));
         self.last = Some(Arc::new(round.observed.clone()));
         // Catalogs that could not be read say nothing about the plan.
         if let Some(moves) = &round.plan.moves {
@@ -146,5 +147,87 @@ impl Memory {
             self.unmeasured = moves.unmeasured.iter().any(|group| round.observed.facts(*group).is_some());
             self.overtaken.clone_from(&moves.overtaken);
         }
+    }
+}
+
+/// Whether `step`, which has failed, is still to be done, now or later, by what `round` saw: how often it failed counts until
+/// then, whatever goes first or holds it up meanwhile.
+fn is_left(step: &Step, round: &Round) -> bool {
+    // Who could not read the catalogs does not know.
+    let Some(moves) = &round.plan.moves else { return true };
+    if round.plan.steps.contains(step) {
+        return true;
+    }
+    let kept = &round.observed.kept;
+    match step {
+        Step::MoveShard { shard_id, from, to } => {
+            let is_it = |one: &RunningMove| (one.shard_id, one.from, one.to) == (*shard_id, *from, *to);
+            step.number_in(&moves.plan).is_some() || moves.running.iter().any(is_it)
+        }
+        Step::SplitShard(split) => {
+            kept.now.is_none() || kept.open().is_some_and(|act| act.id == split.action)
+        }
+        // Nothing is done about tables while a node is away.
+        step if step.is_long() => {
+            let open = |finding: &Finding| finding.kind == step.condition() && finding.holds != Holds::True;
+            round.plan.findings.iter().any(open)
+        }
+        // One that is short is tried again as soon as it is asked for again.
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Group;
+    use crate::shards::findings::tests::{catalog, wanted};
+    use crate::shards::observed::{Node, Operation};
+    use crate::shards::rebalance::Move;
+    use crate::shards::round::tests::{of, place, uneven};
+
+    fn step_of(next: &Move) -> Step {
+        Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to }
+    }
+
+    /// Has `memory` take in a round, and tells how often `step` has failed when it does so once more after it.
+    fn failed_again(memory: &mut Memory, observed: &Observed, step: &Step) -> u32 {
+        memory.remember(&of(&wanted(), observed));
+        memory.put_off(step, &act::Error::Moved("once more".to_owned()))
+    }
+
+    #[test]
+    fn how_often_a_move_failed_counts_until_it_was_made_or_is_not_wanted() {
+        let mut observed = uneven();
+        let whole = of(&wanted(), &observed).held_plan().unwrap();
+        let (first, second) = (whole.moves[0], whole.moves[1]);
+        let failed = step_of(&first);
+        observed.held = Some(whole);
+        let mut memory = Memory::default();
+        assert_eq!(failed_again(&mut memory, &observed, &failed), 1);
+
+        // One at a time: while another is made, none is to begin.
+        let mut during = observed.clone();
+        let application = Operation::name_of(second.shard_id, second.from, second.to);
+        catalog(&mut during).operations = vec![Operation { pid: 7, application }];
+        assert!(!of(&wanted(), &during).plan.steps.contains(&failed));
+        assert_eq!(failed_again(&mut memory, &during, &failed), 2);
+        let put_off = memory.deferred();
+        assert!(put_off.iter().any(|(step, _)| *step == failed), "{put_off:?}");
+        // Nor while a node is away for a moment, or the catalogs cannot be read.
+        let mut away = observed.clone();
+        away.nodes.insert(Group::Worker(0), Node::Down("connection refused".to_owned()));
+        assert!(!of(&wanted(), &away).plan.steps.contains(&failed));
+        assert_eq!(failed_again(&mut memory, &away, &failed), 3);
+        let unread = Observed { catalog: None, ..observed.clone() };
+        assert_eq!(failed_again(&mut memory, &unread, &failed), 4);
+
+        let mut made = observed.clone();
+        place(&mut made, first.shard_id, 1);
+        assert_eq!(failed_again(&mut memory, &made, &failed), 1, "it was made");
+        assert_eq!(failed_again(&mut memory, &observed, &failed), 2);
+        let unwanted = crate::shards::findings::tests::at_rest();
+        memory.remember(&of(&wanted(), &unwanted));
+        assert!(memory.failures.is_empty(), "nobody wants it any more");
     }
 }

@@ -1,5 +1,7 @@
 //! What is measured of databases: per cluster and group, so as many series as there are nodes.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::step::Step;
-use crate::api::{NodeState, NodeStatus, RebalanceStatus};
+use crate::api::{MoveStatus, NodeState, NodeStatus, RebalanceStatus};
 use crate::condition::{Finding, Holds};
 
 pub mod heat;
@@ -35,6 +37,17 @@ struct ByCluster {
     cluster: String,
 }
 
+/// One move under way, and what Citus is doing for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMove {
+    namespace: String,
+    cluster: String,
+    shard: i64,
+    from: String,
+    to: String,
+    phase: String,
+}
+
 /// One condition of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByCondition {
@@ -51,6 +64,10 @@ pub struct Metrics {
     moves_done: Family<ByCluster, Gauge>,
     bytes_done: Family<ByCluster, Gauge>,
     eta: Family<ByCluster, Gauge>,
+    last_progress: Family<ByCluster, Gauge>,
+    phase: Family<ByMove, Gauge>,
+    /// The moves that are shown, by cluster.
+    current: Arc<Mutex<HashMap<ByCluster, Vec<ByMove>>>>,
     idle: Family<ByCluster, Gauge>,
     steps: Family<ByStep, Counter>,
     up: Family<ByNode, Gauge>,
@@ -82,6 +99,11 @@ impl Metrics {
         let eta =
             "When this rebalance is expected to end, as seconds since 1970; absent while nobody can know";
         registry.register_with_unit("rebalance_end_timestamp", eta, Unit::Seconds, metrics.eta.clone());
+        let last = "When a move of this rebalance got on last, as seconds since 1970; absent before the first has begun";
+        let name = "rebalance_last_progress_timestamp";
+        registry.register_with_unit(name, last, Unit::Seconds, metrics.last_progress.clone());
+        let phase = "1 for each move of a shard under way and what Citus is doing for it; the phase is empty before Citus says so";
+        registry.register("rebalance_move_phase", phase, metrics.phase.clone());
         let idle = "How long the slowest move under way has made no progress";
         registry.register_with_unit("rebalance_idle", idle, Unit::Seconds, metrics.idle.clone());
         let conditions = "1 while a condition of the DialogCluster is True, 0 while it is False; absent while it is Unknown";
@@ -105,12 +127,14 @@ impl Metrics {
         idle: Option<Duration>,
     ) {
         let label = ByCluster { namespace: namespace.to_owned(), cluster: cluster.to_owned() };
+        self.phases(&label, moves.map_or(&[][..], |moves| &moves.current));
         let Some(moves) = moves else {
             self.moves_left.remove(&label);
             self.bytes_left.remove(&label);
             self.moves_done.remove(&label);
             self.bytes_done.remove(&label);
             self.eta.remove(&label);
+            self.last_progress.remove(&label);
             self.idle.remove(&label);
             return;
         };
@@ -122,8 +146,36 @@ impl Metrics {
             Some(eta) => drop(self.eta.get_or_create(&label).set(eta.0.as_second())),
             None => drop(self.eta.remove(&label)),
         }
+        match &moves.last_progress_at {
+            Some(at) => drop(self.last_progress.get_or_create(&label).set(at.0.as_second())),
+            None => drop(self.last_progress.remove(&label)),
+        }
         let idle = idle.map_or(0, |idle| i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
         self.idle.get_or_create(&label).set(idle);
+    }
+
+    /// Shows the moves of a cluster that are under way, each with its phase, and no others of it.
+    fn phases(&self, cluster: &ByCluster, current: &[MoveStatus]) {
+        let of = |one: &MoveStatus| ByMove {
+            namespace: cluster.namespace.clone(),
+            cluster: cluster.cluster.clone(),
+            shard: one.shard_id,
+            from: one.from.clone(),
+            to: one.to.clone(),
+            phase: one.phase.clone(),
+        };
+        let now: Vec<ByMove> = current.iter().map(of).collect();
+        // A panic elsewhere leaves nothing half shown, so its poison is ignored.
+        let mut shown = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in shown.remove(cluster).iter().flatten().filter(|one| !now.contains(one)) {
+            self.phase.remove(gone);
+        }
+        for one in &now {
+            self.phase.get_or_create(one).set(1);
+        }
+        if !now.is_empty() {
+            shown.insert(cluster.clone(), now);
+        }
     }
 
     /// Shows what conditions say.
@@ -227,6 +279,7 @@ mod tests {
             bytes_done: 1024,
             bytes_left: 4096,
             eta: Some(Time(Timestamp::from_second(1_767_225_600).unwrap())),
+            last_progress_at: Some(Time(Timestamp::from_second(1_767_222_000).unwrap())),
             ..RebalanceStatus::default()
         };
         metrics.moves("ns", "chat", Some(&moves), Some(Duration::from_secs(7)));
@@ -237,13 +290,54 @@ mod tests {
             "moves_done{namespace=\"ns\",cluster=\"chat\"} 6",
             "done_bytes{namespace=\"ns\",cluster=\"chat\"} 1024",
             "end_timestamp_seconds{namespace=\"ns\",cluster=\"chat\"} 1767225600",
+            "last_progress_timestamp_seconds{namespace=\"ns\",cluster=\"chat\"} 1767222000",
             "idle_seconds{namespace=\"ns\",cluster=\"chat\"} 7",
         ] {
             assert!(during.contains(&format!("rebalance_{line}")), "{line} is not in:\n{during}");
         }
         metrics.moves("ns", "chat", None, None);
-        assert!(!text(&registry).contains("rebalance_moves_left{"), "nothing is left to move");
+        for gone in ["rebalance_moves_left{", "rebalance_last_progress"] {
+            let text = text(&registry);
+            assert!(!text.contains(&format!("\n{gone}")), "nothing is left to move:\n{text}");
+        }
         metrics.nodes("ns", "chat", &["worker-0".to_owned(), "worker-1".to_owned()], &nodes[..1]);
         assert!(!text(&registry).contains("worker-1"), "a node that is gone is not shown");
+    }
+    #[test]
+    fn each_move_under_way_is_shown_with_its_phase_and_no_longer() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let one = |shard_id, phase: &str| MoveStatus {
+            shard_id,
+            from: "worker-0".to_owned(),
+            to: "worker-1".to_owned(),
+            phase: phase.to_owned(),
+            bytes_done: 0,
+            bytes_total: 0,
+        };
+        let shown = |cluster: &str, current: Option<Vec<MoveStatus>>| {
+            let moves = current.map(|current| RebalanceStatus { current, ..RebalanceStatus::default() });
+            metrics.moves("ns", cluster, moves.as_ref(), None);
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let series =
+                text.lines().filter_map(|line| line.strip_prefix("rebalance_move_phase{namespace=\"ns\","));
+            let mut series: Vec<String> = series.map(str::to_owned).collect();
+            series.sort_unstable();
+            series
+        };
+        let line = |cluster: &str, shard: i64, phase: &str| {
+            format!(
+                "cluster=\"{cluster}\",shard=\"{shard}\",from=\"worker-0\",to=\"worker-1\",phase=\"{phase}\"}} 1"
+            )
+        };
+        let both = Some(vec![one(1, "Copying Data"), one(2, "")]);
+        assert_eq!(shown("chat", both), [line("chat", 1, "Copying Data"), line("chat", 2, "")]);
+        let other = Some(vec![one(7, "Setting Up")]);
+        let left = [line("chat", 1, "Copying Data"), line("chat", 2, ""), line("shop", 7, "Setting Up")];
+        assert_eq!(shown("shop", other), left, "another cluster's are its own");
+        let later = Some(vec![one(1, "Catching Up")]);
+        assert_eq!(shown("chat", later), [line("chat", 1, "Catching Up"), line("shop", 7, "Setting Up")]);
+        assert_eq!(shown("chat", None), [line("shop", 7, "Setting Up")]);
     }
 }

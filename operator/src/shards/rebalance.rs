@@ -14,6 +14,7 @@ use self::state::{Fate, State};
 use crate::api::{RebalanceSpec, RebalanceStrategy};
 use crate::names::Group;
 
+mod ready;
 mod rest;
 mod schedule;
 mod search;
@@ -257,7 +258,8 @@ pub struct Move {
     pub bytes: u64,
     /// What for.
     pub cause: Cause,
-    /// Moves of one wave, counted from 1, can run at the same time; a wave starts when the one before has ended.
+    /// Moves of one wave, counted from 1, can run at the same time; one of a later wave may begin before the wave is over: see
+    /// [`MovePlan::ready`].
     pub wave: u32,
 }
 

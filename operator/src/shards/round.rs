@@ -184,6 +184,19 @@ impl Handover {
         self.wanted = wanted;
     }
 
+    /// Puts off a step that has failed since that round.
+    pub fn put_off(&mut self, step: &Step, error: &act::Error) {
+        if !self.puts_off(step) {
+            self.deferred.push((step.clone(), error.into()));
+        }
+    }
+
+    /// Whether `step` is put off.
+    #[must_use]
+    pub fn puts_off(&self, step: &Step) -> bool {
+        self.deferred.iter().any(|(one, _)| one == step)
+    }
+
     /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
     /// it, and not ask for the one that goes first meanwhile.
     #[must_use]
@@ -449,4 +462,4 @@ async fn give_back(session: &Arc<Session>, sessions: &Sessions) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

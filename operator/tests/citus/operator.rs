@@ -1,4 +1,5 @@
-//! An operator at work: rounds as its controller makes them, and long steps that go on between them.
+//! An operator at work: rounds much as its controller makes them, and long steps that go on between them. It makes a round
+//! whenever a test asks for one, and puts off what failed for the same short time each time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -252,48 +252,34 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
     if draft.hold_moves {
         return moves;
     }
-    let policy = &world.wanted.rebalance.policy;
-    let limit = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-    let mut busy: BTreeMap<Group, usize> = BTreeMap::new();
-    for running in &moves.running {
-        *busy.entry(running.from).or_default() += 1;
-        *busy.entry(running.to).or_default() += 1;
-    }
-    let mut begun = moves.running.len();
-    let mut wave = None;
-    for next in moves.open.moves.clone() {
-        if wave.is_some_and(|wave| wave != next.wave) || begun >= limit(policy.max_parallel_moves) {
-            break;
+    let step_of = |next: &Move| Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
+    let put_off = |step: &Step| world.observed.deferred.contains(step);
+    // They are still to be done, and nothing waits for them.
+    draft.steps.extend(moves.open.moves.iter().map(step_of).filter(put_off));
+    let mut checks: Vec<Check> = Vec::new();
+    let may = |next: &Move| {
+        if put_off(&step_of(next)) {
+            return false;
         }
-        let step = Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
-        if world.observed.deferred.contains(&step) {
-            // It is still to be done, and nothing waits for it.
-            draft.step(step);
-            continue;
-        }
-        let failed = preflight::checks(world, &next);
-        if !failed.is_empty() {
-            // What is wrong with one is no reason to keep the others.
-            for check in failed {
-                if !moves.checks.contains(&check) {
-                    moves.checks.push(check);
-                }
+        let failed = preflight::checks(world, next);
+        let may = failed.is_empty();
+        for check in failed {
+            if !checks.contains(&check) {
+                checks.push(check);
             }
-            continue;
         }
-        wave = Some(next.wave);
-        let taken = |group: Group| busy.get(&group).copied().unwrap_or(0) >= limit(policy.moves_per_node);
-        if taken(next.from) || taken(next.to) {
-            continue;
-        }
-        begun += 1;
-        *busy.entry(next.from).or_default() += 1;
-        *busy.entry(next.to).or_default() += 1;
-        draft.step(step);
+        may
+    };
+    if !moves.open.moves.is_empty() {
+        let under_way: Vec<(Group, Group)> =
+            moves.running.iter().map(|running| (running.from, running.to)).collect();
+        let layout = with_all_back(world, &layout(world));
+        let ready = moves.open.ready(&layout, &world.wanted.rebalance.policy, &under_way, may);
+        draft.steps.extend(ready.iter().map(step_of));
     }
+    moves.checks = checks;
     draft.waits.extend(moves.checks.iter().map(|check| check.message.clone()));
     draft.waits.extend(moves.plan.stuck.first().map(obstacle));
-    let put_off = |step: &Step| world.observed.deferred.contains(step);
     if moves.running.is_empty() && draft.steps.iter().all(put_off) {
         clean_up(world, draft);
     }

@@ -18,6 +18,7 @@ use crate::shards::topology::Topology;
 use crate::shards::wanted::{Gate, Wanted};
 use truth::{Server, Truth};
 
+mod places;
 mod truth;
 
 const WHOLE: Role = Role { login: true, superuser: true };

@@ -10,6 +10,7 @@ use proptest::test_runner::TestCaseError;
 
 use super::*;
 
+mod ready;
 mod shown;
 mod wavering;
 

@@ -1,8 +1,6 @@
 //! What is left of a plan that was made earlier. Sizes waver, and a plan made anew after each move might take another way
 //! to the same end; a plan that was approved must not.
 
-use std::collections::BTreeMap;
-
 use super::state::{Fate, State};
 use super::{Layout, Move, MovePlan, Policy, Role, schedule, shared};
 use crate::condition::first_of;
@@ -69,14 +67,12 @@ impl MovePlan {
         }
         let mut state = State::new(layout, policy.strategy);
         let mut wanted = state.clone();
-        let index: BTreeMap<_, usize> = (state.items.iter().zip(0..))
-            .map(|(item, index)| ((item.group.colocation_id, item.group.range, item.group.shard_id), index))
-            .collect();
+        let numbers = state.numbers();
         let mut waiting = Vec::new();
         for step in &self.moves {
             let shard_id = step.shard_id;
             let gone = Overtaken::Gone { shard_id };
-            let item = *index.get(&(step.colocation_id, step.range, shard_id)).ok_or(gone)?;
+            let item = *numbers.get(&(step.colocation_id, step.range, shard_id)).ok_or(gone)?;
             let node = wanted.items[item].group.node;
             if node == step.to {
                 continue;
@@ -84,7 +80,7 @@ impl MovePlan {
             if node != step.from {
                 return Err(Overtaken::Elsewhere { shard_id, node });
             }
-            let to = state.nodes.iter().position(|(group, _)| *group == step.to);
+            let to = state.node(step.to);
             let to = to.filter(|to| allowed(&state, item, *to)).ok_or(Overtaken::Harmful { shard_id })?;
             if !wanted.fits(item, to) {
                 return Err(Overtaken::NoRoom { node: step.to });

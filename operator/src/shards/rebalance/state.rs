@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cause, Layout, Node, Obstacle, Role, ShardGroup, Strategy};
+use super::{Cause, HashRange, Layout, Node, Obstacle, Role, ShardGroup, Strategy};
 use crate::names::Group;
 
 /// What a shard group counts for besides its bytes with [`Strategy::BySize`]: it has connections, catalogs and the rows
@@ -132,6 +132,17 @@ impl State {
             };
             item.fate = kept;
         }
+    }
+
+    /// The number of each item, by what a plan calls it: colocation group, hashes and shard.
+    pub(super) fn numbers(&self) -> BTreeMap<(i32, HashRange, i64), usize> {
+        let name = |group: &ShardGroup| (group.colocation_id, group.range, group.shard_id);
+        self.items.iter().zip(0..).map(|(item, number)| (name(&item.group), number)).collect()
+    }
+
+    /// The number of a node.
+    pub(super) fn node(&self, group: Group) -> Option<usize> {
+        self.nodes.iter().position(|(known, _)| *known == group)
     }
 
     /// The nodes that hold their share.

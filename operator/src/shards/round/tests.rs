@@ -15,7 +15,7 @@ use crate::shards::supervise::Watch;
 use crate::shards::wanted::Gate;
 
 /// A cluster in which shards are to be moved to a worker that is empty.
-fn uneven() -> Observed {
+pub(in crate::shards) fn uneven() -> Observed {
     let mut observed = at_rest();
     catalog(&mut observed).placements =
         [1, 2].into_iter().flat_map(|colocation_id| ranges(colocation_id, 0, 0..48)).collect();
@@ -222,7 +222,7 @@ fn in_a_paused_cluster_nothing_begins_and_a_move_that_does_not_get_on_is_ended()
 }
 
 /// A round that saw this, and did nothing.
-fn of(wanted: &Wanted, observed: &Observed) -> Round {
+pub(in crate::shards) fn of(wanted: &Wanted, observed: &Observed) -> Round {
     Round {
         plan: plan(wanted, &topology(), observed),
         observed: observed.clone(),
@@ -252,7 +252,7 @@ fn shown(wanted: &Wanted, round: &Round) -> Option<PlanStatus> {
 }
 
 /// Puts a shard group on the node of this Citus group.
-fn place(observed: &mut Observed, shard_id: i64, group_id: i32) {
+pub(in crate::shards) fn place(observed: &mut Observed, shard_id: i64, group_id: i32) {
     let placements = &mut catalog(observed).placements;
     placements.iter_mut().find(|at| at.shard_id == shard_id).unwrap().group_id = group_id;
 }

@@ -15,6 +15,7 @@ mod detour;
 mod drift;
 mod edited;
 mod faults;
+mod flood;
 mod fresh;
 mod growth;
 mod hands;

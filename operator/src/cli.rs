@@ -40,7 +40,8 @@ pub enum Command {
     ///
     /// The operator keeps the last 1440 periods in the coordinator's database. This reads them with the operator's own
     /// certificate, so it has to run where the Secret can be read and the cluster's Services be reached, such as in the
-    /// operator's pod.
+    /// operator's pod. No file can be written there: `kubectl exec deploy/dialog-operator -- dialog-operator observe NAME
+    /// --out - > FILE`.
     Observe(Observe),
 }
 
@@ -52,9 +53,9 @@ pub struct Observe {
     /// Its namespace; that of the current context if absent.
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// The file to write; it is printed if absent.
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
+    /// The file to write; `-` is the standard output.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub out: PathBuf,
 }
 
 /// The flags of `simulate`.

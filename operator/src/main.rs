@@ -20,7 +20,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Observe(arguments) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            print!("{}", runtime.block_on(dialog_operator::record::run(&arguments))?);
+            runtime.block_on(dialog_operator::record::run(&arguments))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => {

@@ -1,7 +1,9 @@
 //! What `dialog-operator observe` does: the periods that the operator has recorded of a cluster, as a scenario for
 //! `dialog-operator simulate`.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::api::core::v1::Secret;
@@ -18,11 +20,11 @@ use crate::shards::heat::store;
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::topology::Topology;
 
-/// Writes what was recorded to a file, or returns it to be printed.
+/// Writes what was recorded to a file, or prints it.
 ///
 /// # Errors
 /// If Kubernetes or the coordinator cannot be asked, nothing was recorded, or the file cannot be written.
-pub async fn run(arguments: &Observe) -> anyhow::Result<String> {
+pub async fn run(arguments: &Observe) -> anyhow::Result<()> {
     let config =
         Config::infer().await.context("cannot find out how to reach Kubernetes; is KUBECONFIG set?")?;
     let namespace = arguments.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
@@ -34,11 +36,26 @@ pub async fn run(arguments: &Observe) -> anyhow::Result<String> {
         .with_context(|| format!("cannot read DialogCluster {namespace}/{}", arguments.name))?;
     let sessions = Sessions::new(Topology::of_services(&names), certificate(&client, &names).await?);
     let (periods, names) = recorded(&sessions).await?;
-    let count = periods.len();
-    let text = scenario(&format!("{namespace}/{}", arguments.name), &cluster, &periods, &names)?;
-    let Some(file) = &arguments.out else { return Ok(text) };
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(format!("{count} periods written to {}\n", file.display()))
+    let name = format!("{namespace}/{}", arguments.name);
+    write(&arguments.out, |out| scenario(out, &name, &cluster, &periods, &names))?;
+    if arguments.out != Path::new(PRINTED) {
+        println!("{} periods written to {}", periods.len(), arguments.out.display());
+    }
+    Ok(())
+}
+
+/// The name of the file that is none: it is printed.
+const PRINTED: &str = "-";
+
+/// Writes to a file, or to the standard output.
+fn write(file: &Path, content: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if file == Path::new(PRINTED) {
+        return content(&mut io::stdout().lock());
+    }
+    let failed = || format!("cannot write {}; `--out -` prints it", file.display());
+    let mut out = BufWriter::new(File::create(file).with_context(failed)?);
+    content(&mut out)?;
+    out.flush().with_context(failed)
 }
 
 /// The operator's certificate.
@@ -73,35 +90,62 @@ pub async fn recorded(sessions: &Sessions) -> anyhow::Result<(Vec<Period>, Vec<(
     Ok((periods, store::names(&session).await?))
 }
 
-/// A scenario, one period a line.
+/// Writes a scenario, one period a line. Of a large cluster it is tens of megabytes, where the operator's pod has not many: no
+/// more than a line of it is in memory.
 fn scenario(
+    out: &mut dyn Write,
     name: &str,
     cluster: &DialogCluster,
     periods: &[Period],
     names: &[(Tenant, String)],
-) -> anyhow::Result<String> {
-    let policy = Policy::new(&cluster.spec.sharding);
-    let description = format!("{name}, as the operator has seen it");
-    let lines: Vec<String> = periods.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    Ok(format!(
-        "{{\"description\": {}, \"policy\": {}, \"names\": {}, \"recorded\": [\n{}\n]}}\n",
-        json!(description),
-        serde_json::to_string(&policy)?,
-        serde_json::to_string(names)?,
-        lines.join(",\n")
-    ))
+) -> anyhow::Result<()> {
+    let policy = serde_json::to_string(&Policy::new(&cluster.spec.sharding))?;
+    let (description, names) =
+        (json!(format!("{name}, as the operator has seen it")), serde_json::to_string(names)?);
+    write!(
+        out,
+        "{{\"description\": {description}, \"policy\": {policy}, \"names\": {names}, \"recorded\": ["
+    )?;
+    for (number, period) in periods.iter().enumerate() {
+        let separator = if number == 0 { "" } else { "," };
+        write!(out, "{separator}\n{}", serde_json::to_string(period)?)?;
+    }
+    writeln!(out, "\n]}}")?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use clap::Parser;
     use jiff::SignedDuration;
 
     use super::*;
+    use crate::cli::{Cli, Command};
     use crate::heat::{NodeLoad, Relief};
     use crate::shards::rebalance::Role;
     use crate::simulate::Scenario;
+
+    #[test]
+    fn a_record_goes_to_a_file_or_is_printed() {
+        let flags = |out: &[&str]| {
+            let cli = Cli::parse_from([&["dialog-operator", "observe", "chat"], out].concat());
+            let Command::Observe(Observe { out, .. }) = cli.command else { panic!("{cli:?}") };
+            out
+        };
+        let printed = Path::new(PRINTED);
+        assert_eq!([flags(&[]), flags(&["--out", "-"])], [printed, printed]);
+        let text = |out: &mut dyn Write| Ok(out.write_all(b"{}\n")?);
+        write(printed, text).unwrap();
+        assert!(!printed.exists());
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("chat.json");
+        write(&flags(&["--out", file.to_str().unwrap()]), text).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{}\n");
+        let error = write(&folder.path().join("none/chat.json"), text).unwrap_err().to_string();
+        assert!(error.ends_with("`--out -` prints it"), "{error}");
+    }
 
     #[test]
     fn a_record_is_a_scenario() {
@@ -133,7 +177,9 @@ mod tests {
         let periods = [period(1), period(2)];
         let names =
             [(Tenant { colocation_id: 1, hash: -7 }, "6f1c2c1e-5c0e-5a53-9c6a-3f7b1f6f6a10".to_owned())];
-        let text = scenario("ns/chat", &cluster, &periods, &names).unwrap();
+        let mut text = Vec::new();
+        scenario(&mut text, "ns/chat", &cluster, &periods, &names).unwrap();
+        let text = String::from_utf8(text).unwrap();
         assert_eq!(text.lines().count(), 4, "{text}");
         let read = Scenario::read(&text).unwrap();
         assert_eq!(read.recorded.as_deref(), Some(&periods[..]));

@@ -3,6 +3,9 @@
 use super::fixture::{MINUTE, actions, at, load, node, period, policy, run, tenant, three};
 use super::*;
 
+mod busy;
+mod pinned;
+
 fn refused(number: i32, reason: Reason) -> Refused {
     Refused::tenant(tenant(number), reason)
 }
@@ -74,102 +77,6 @@ fn a_tenant_that_is_too_much_for_any_worker_is_not_moved_around() {
 }
 
 #[test]
-fn a_busy_worker_without_a_hot_tenant_has_its_shards_spread() {
-    let nodes = [node(Role::Shared, 90), node(Role::Shared, 20)];
-    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
-    let decisions = run(&policy(), (0..70).map(|minute| period(minute, &nodes, &crowd)));
-    let spread = Some(Action::Spread { from: Group::Worker(0), to: Group::Worker(1) });
-    let when: Vec<usize> = (0..70).filter(|minute| decisions[*minute].action.is_some()).collect();
-    assert_eq!((decisions[2].action, when), (spread, vec![2, 62]));
-    // Where all are busy there is nothing to spread.
-    let all = [node(Role::Shared, 90), node(Role::Shared, 85)];
-    let decisions = run(&policy(), (0..9).map(|minute| period(minute, &all, &crowd)));
-    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
-    let said = decisions
-        .iter()
-        .map(|decision| decision.refused.iter().any(|refused| refused.reason == Reason::AllBusy));
-    assert_eq!(said.collect::<Vec<_>>(), (0..9).map(|minute| minute >= 2).collect::<Vec<_>>());
-}
-
-#[test]
-fn a_busy_worker_whose_shards_do_not_go_by_load_is_named_and_keeps_nobody_waiting() {
-    let policy = Policy { strategy: Strategy::BySize, ..policy() };
-    let nodes = [node(Role::Shared, 90), node(Role::Shared, 70), node(Role::Shared, 20)];
-    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
-    let spammer = load(50, 1, 40);
-    let evening = |minute: i64| {
-        let mut tenants = crowd.clone();
-        tenants.extend((minute >= 20).then_some(spammer));
-        period(minute, &nodes, &tenants)
-    };
-    let decisions = run(&policy, (0..23).map(evening));
-    let busy = Refused::node(Group::Worker(0), Reason::NotByLoad);
-    for (minute, decision) in decisions.iter().enumerate() {
-        assert_eq!(decision.refused.contains(&busy), minute >= 2, "minute {minute}: {decision:?}");
-        assert_eq!(
-            (decision.action.is_some(), decision.cooling_until),
-            (minute == 22, None),
-            "minute {minute}"
-        );
-    }
-    assert!(matches!(decisions[22].action, Some(Action::Isolate { to: Group::Worker(2), .. })));
-}
-
-#[test]
-fn a_busy_worker_whose_shards_may_not_be_moved_is_named_and_keeps_nobody_waiting() {
-    let nodes = [node(Role::Shared, 90), node(Role::Shared, 20)];
-    let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();
-    let hours =
-        |relief| (0..9).map(|minute| Period { relief, ..period(minute, &nodes, &crowd) }).collect::<Vec<_>>();
-    let reason = |reason| Some(Refused::node(Group::Worker(0), reason));
-    for (relief, said) in [
-        (Relief::Held, reason(Reason::MovesHeld)),
-        (Relief::Useless, reason(Reason::NoMoveHelps)),
-        (Relief::Unmeasured, None),
-    ] {
-        let decisions = run(&policy(), hours(relief));
-        for (minute, decision) in decisions.iter().enumerate() {
-            assert_eq!(
-                decision.refused,
-                said.filter(|_| minute >= 2).into_iter().collect::<Vec<_>>(),
-                "{minute}"
-            );
-            assert_eq!((decision.action, decision.cooling_until), (None, None), "{relief:?}");
-        }
-        // Once they may be moved they are, at once.
-        let after = hours(relief).into_iter().take(8).chain(hours(Relief::Ready).into_iter().skip(8));
-        assert!(matches!(run(&policy(), after)[8].action, Some(Action::Spread { .. })), "{relief:?}");
-    }
-}
-
-#[test]
-fn pinned_tenants_that_are_too_much_for_one_worker_together_are_named_and_not_shuffled_around() {
-    let home = Group::Worker(1);
-    // A dedicated worker with both, and another one that has nothing to do.
-    let nodes = |busy| [node(Role::Shared, 20), node(Role::Dedicated, busy), node(Role::Dedicated, 1)];
-    let pinned = |busy, shares: &[u64]| {
-        let tenants: Vec<TenantLoad> =
-            (1..).zip(shares).map(|(number, share)| load(number, 1, *share)).collect();
-        let pins: Vec<Pin> = tenants.iter().map(|load| load.tenant.pin(home)).collect();
-        run(
-            &policy(),
-            (0..5).map(|minute| Period { pins: pins.clone(), ..period(minute, &nodes(busy), &tenants) }),
-        )
-    };
-    let crowded = [Refused::node(home, Reason::Crowded)];
-    let decisions = pinned(95, &[50, 45]);
-    let said: Vec<bool> = decisions.iter().map(|decision| decision.refused == crowded).collect();
-    assert_eq!(said, [false, false, true, true, true], "{decisions:?}");
-    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
-    // So are many of whom none is hot.
-    assert_eq!(pinned(96, &[12; 8])[2].refused, crowded);
-    // One alone, or one that no worker could bear, is another matter; and who can be borne is none.
-    assert_eq!(pinned(95, &[79])[4].refused, []);
-    assert_eq!(pinned(95, &[85, 10])[4].refused, [refused(1, Reason::TooHot)]);
-    assert_eq!(pinned(75, &[40, 35])[4].refused, []);
-}
-
-#[test]
 fn evidence_that_is_missing_neither_counts_nor_acquits() {
     let mut gone = period(1, &three(), &[]);
     gone.nodes.get_mut(&Group::Worker(0)).unwrap().role = Role::Unavailable;
@@ -214,113 +121,6 @@ fn nothing_begins_while_something_is_under_way() {
     let busy = |minute| Period { underway: minute < 5, ..period(minute, &three(), &[load(7, 0, 40)]) };
     let decisions = run(&policy(), (0..6).map(busy));
     assert_eq!(decisions.iter().position(|decision| decision.action.is_some()), Some(5));
-}
-
-#[test]
-fn a_tenant_that_was_quiet_for_long_is_released() {
-    let pinned = |minute: i64| {
-        let tenants = if minute % 2000 == 5 { vec![load(7, 1, 10)] } else { Vec::new() };
-        Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &three(), &tenants) }
-    };
-    let decisions = run(&policy(), (0..1500).map(pinned));
-    let released = decisions.iter().position(|decision| decision.action.is_some());
-    assert_eq!(released, Some(6 + 24 * 60));
-    assert_eq!(decisions[6 + 24 * 60].action, Some(Action::Release { tenant: tenant(7) }));
-}
-
-#[test]
-fn one_that_was_deleted_does_not_hold_its_place_for_long() {
-    let pinned = |minute: i64, queries, empty: bool| {
-        let pins = (1..9).map(|number| tenant(number).pin(Group::Worker(1))).collect();
-        let empty = if empty { vec![tenant(7)] } else { Vec::new() };
-        let own = TenantLoad { queries, ..load(7, 1, 1) };
-        let hot = load(20, 0, 40);
-        Period { pins, empty, ..period(minute, &three(), &[own, hot]) }
-    };
-    let policy = Policy { cooldown: MINUTE * 10, ..policy() };
-    let release = Some(Action::Release { tenant: tenant(7) });
-    // As long as it takes to be hot it is quiet and without rows; until then all places are taken.
-    let decisions = run(&policy, (0..10).map(|minute| pinned(minute, 0, minute > 4)));
-    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(5));
-    assert_eq!(decisions[4].refused, [refused(20, Reason::Budget)]);
-    let at_once = run(&policy, (0..10).map(|minute| pinned(minute, 0, true)));
-    assert_eq!(at_once.iter().position(|decision| decision.action == release), Some(3));
-    // Who writes and deletes without end is not quiet, nor gone with rows.
-    for (queries, empty) in [(500, true), (0, false)] {
-        let decisions = run(&policy, (0..100).map(|minute| pinned(minute, queries, empty)));
-        assert!(decisions.iter().all(|decision| decision.action.is_none()), "{queries} {empty}");
-    }
-}
-
-#[test]
-fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
-    let policy = Policy { release_after: MINUTE * 10, ..policy() };
-    // The servers may not have counted so many queries of whoever is not on their lists.
-    let pinned = |minute: i64, unlisted: u64| {
-        let mut nodes = three();
-        nodes[1].unlisted = unlisted;
-        Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &nodes, &[]) }
-    };
-    let unknown = [refused(7, Reason::Unlisted)];
-    let decisions = run(&policy, (0..100).map(|minute| pinned(minute, 100)));
-    assert!(decisions.iter().all(|decision| decision.action.is_none() && decision.refused == unknown));
-
-    // A list that goes down to quiet ones tells of all.
-    let decisions = run(&policy, (0..11).map(|minute| pinned(minute, 99)));
-    assert!(decisions.iter().all(|decision| decision.refused.is_empty()), "{decisions:?}");
-    let release = Some(Action::Release { tenant: tenant(7) });
-    assert_eq!(decisions[10].action, release);
-
-    // It has been quiet for as long as that was known.
-    let partly = |minute| pinned(minute, if (5..25).contains(&minute) { 5_000 } else { 0 });
-    let decisions = run(&policy, (0..40).map(partly));
-    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(30));
-    // One that is due while nothing can be done waits until it is known to be quiet.
-    let held_up =
-        |minute| Period { underway: minute < 20, ..pinned(minute, if minute < 19 { 0 } else { 100 }) };
-    let decisions = run(&policy, (0..40).map(held_up));
-    assert!(decisions.iter().all(|decision| decision.action.is_none()), "{decisions:?}");
-
-    // One that is listed, with few queries, may have had others before it came back.
-    let listed = |minute, queries, unlisted| {
-        let few = TenantLoad { queries, writes: 0, cpu: 0, ..load(7, 1, 1) };
-        Period { tenants: vec![few], ..pinned(minute, unlisted) }
-    };
-    assert_eq!(run(&policy, (0..11).map(|minute| listed(minute, 60, 39)))[10].action, release);
-    let decisions = run(&policy, (0..100).map(|minute| listed(minute, 60, 40)));
-    assert!(decisions.iter().all(|decision| decision.action.is_none() && decision.refused == unknown));
-
-    // Nor does a node tell that does not answer; that is said elsewhere.
-    let silent = |minute| {
-        let mut period = pinned(minute, 0);
-        period.nodes.get_mut(&Group::Worker(1)).unwrap().role = Role::Unavailable;
-        period
-    };
-    let away = |minute| if (5..25).contains(&minute) { silent(minute) } else { pinned(minute, 0) };
-    let decisions = run(&policy, (0..40).map(away));
-    assert_eq!(decisions.iter().position(|decision| decision.action == release), Some(30));
-    assert!(decisions.iter().all(|decision| decision.refused.is_empty()), "{decisions:?}");
-}
-
-#[test]
-fn whom_somebody_has_decided_about_is_left_alone() {
-    // One that is to be like the others, however hot it is.
-    let held = |minute| Period { held: vec![tenant(7)], ..period(minute, &three(), &[load(7, 0, 40)]) };
-    let decisions = run(&policy(), (0..5).map(held));
-    assert_eq!(actions(&decisions), [None; 5]);
-    assert!(decisions[4].refused.is_empty() && decisions[4].hot[0].tenant == tenant(7), "{decisions:?}");
-
-    // One that was quiet for long, and is pinned by hand; it takes nobody's place.
-    let pinned = |minute| {
-        let (pins, held) = (vec![tenant(7).pin(Group::Worker(1))], vec![tenant(7)]);
-        Period { pins, held, ..period(minute, &three(), &[]) }
-    };
-    assert!(run(&policy(), (0..2000).map(pinned)).iter().all(|decision| decision.action.is_none()));
-    let one = Policy { max_isolated: 1, ..policy() };
-    let other = |minute| Period { tenants: vec![load(8, 0, 40)], ..pinned(minute) };
-    assert!(run(&one, (0..3).map(other)).pop().unwrap().action.is_some());
-    let own = |minute| Period { held: Vec::new(), ..other(minute) };
-    assert_eq!(run(&one, (0..3).map(own)).pop().unwrap().refused, [refused(8, Reason::Budget)]);
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
@@ -410,26 +210,6 @@ fn a_list_that_is_too_short_does_not_acquit_whom_it_leaves_out() {
 }
 
 #[test]
-fn a_pin_follows_when_its_node_leaves() {
-    let mut leaving = period(0, &[three()[0], three()[1], three()[2], node(Role::Draining, 0)], &[]);
-    let pin = |number, worker| tenant(number).pin(Group::Worker(worker));
-    leaving.pins = vec![pin(1, 3), pin(2, 9), pin(3, 1), pin(4, 0)];
-    leaving.underway = true;
-    // Worker 2 has none yet; then each has one, and worker 1 has most to spare.
-    let expected = vec![pin(1, 2), pin(2, 1)];
-    for mode in [Mode::Isolate, Mode::Observe] {
-        let policy = Policy { mode, ..policy() };
-        assert_eq!(run(&policy, [leaving.clone()])[0].retargeted, expected);
-    }
-    // A node that does not answer comes back.
-    leaving.nodes.get_mut(&Group::Worker(3)).unwrap().role = Role::Unavailable;
-    assert_eq!(run(&policy(), [leaving.clone()])[0].retargeted, [pin(2, 2)]);
-    leaving.nodes.values_mut().for_each(|node| node.role = Role::Draining);
-    let decision = &run(&policy(), [leaving])[0];
-    assert_eq!((decision.retargeted.len(), decision.refused.len()), (0, 4));
-}
-
-#[test]
 fn a_policy_that_is_edited_meanwhile_counts_from_then_on() {
     let there = |minute, underway| Period { underway, ..period(minute, &three(), &[load(7, 0, 40)]) };
     let mut history = History::default();
@@ -455,21 +235,6 @@ fn a_policy_that_is_edited_meanwhile_counts_from_then_on() {
     }
     assert_eq!(step(&none, &there(11, false)).refused, [refused(7, Reason::Budget)]);
     assert!(step(&isolate, &there(12, false)).action.is_some());
-}
-
-#[test]
-fn a_worker_full_of_somebody_who_belongs_there_is_relieved_of_the_others() {
-    let nodes = [node(Role::Shared, 95), node(Role::Shared, 20)];
-    let pinned = |share| {
-        let pins = vec![tenant(7).pin(Group::Worker(0))];
-        let periods = (0..3)
-            .map(|minute| Period { pins: pins.clone(), ..period(minute, &nodes, &[load(7, 0, share)]) });
-        run(&policy(), periods).pop().unwrap()
-    };
-    let spread = Action::Spread { from: Group::Worker(0), to: Group::Worker(1) };
-    assert_eq!(pinned(70).action, Some(spread));
-    // Where nearly everything is its own doing there is nothing to move.
-    assert_eq!((pinned(90).action, &pinned(90).refused[..]), (None, &[refused(7, Reason::TooHot)][..]));
 }
 
 #[test]

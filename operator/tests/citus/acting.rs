@@ -12,6 +12,7 @@ use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::round::Carried;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
+use futures::future::try_join_all;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Client;
 
@@ -149,11 +150,7 @@ async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_whe
     assert!(matches!(&step, Step::SplitShard(split) if split.blocking), "{step}");
     let mut writer = world.ask_client(Group::Coordinator).await?;
     let open = writer.transaction().await?;
-    open.batch_execute(&format!(
-        "INSERT INTO public.messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-         VALUES ('{other}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'open', now())"
-    ))
-    .await?;
+    open.batch_execute(&message(other, "open")).await?;
     let started = Instant::now();
     assert!(world.try_carry_out(&wanted, &step).await.is_err(), "it did not wait for the writer");
     assert!(started.elapsed() < Duration::from_secs(8), "writers waited for {:?}", started.elapsed());
@@ -170,6 +167,50 @@ async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_whe
     assert_nothing_is_left(&world, 3).await
 }
 
+/// A message for `dialog`.
+fn message(dialog: &str, text: &str) -> String {
+    format!(
+        "INSERT INTO public.messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+         VALUES ('{dialog}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '{text}', now())"
+    )
+}
+
+/// What became of a step while somebody wrote on the shard's own server.
+struct Tried {
+    carried: Result<Carried>,
+    lasted: Duration,
+    /// The longest time that a write took.
+    longest: Duration,
+    written: i64,
+}
+
+/// Tries to carry out a step while somebody writes to the dialog, on the server that owns it.
+async fn try_while_written(world: &World, wanted: &Wanted, step: &Step, dialog: &str) -> Result<Tried> {
+    let owner = covering(world, hash(world, dialog).await?).await?.node;
+    let other = world.ask_client(owner).await?;
+    let ended = AtomicBool::new(false);
+    let write = async {
+        let (mut longest, mut written) = (Duration::ZERO, 0);
+        while !ended.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            other.batch_execute(&message(dialog, "other")).await?;
+            longest = longest.max(begun.elapsed());
+            written += 1;
+        }
+        anyhow::Ok((longest, written))
+    };
+    let split = async {
+        let started = Instant::now();
+        let carried = world.try_carry_out(wanted, step).await;
+        let lasted = started.elapsed();
+        ended.store(true, Ordering::Relaxed);
+        (carried, lasted)
+    };
+    let ((carried, lasted), others) = tokio::join!(split, write);
+    let (longest, written) = others?;
+    Ok(Tried { carried, lasted, longest, written })
+}
+
 /// dialog-api writes on the worker that owns the shard, where Citus locks it by sessions of its own.
 #[tokio::test]
 async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longer_than_one_on_the_coordinator()
@@ -184,37 +225,11 @@ async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longe
     let id = decide(&world, isolation(&world, own).await?).await?;
     let step = planned(&world, &wanted).await?;
     assert!(matches!(&step, Step::SplitShard(split) if split.blocking), "{step}");
-    let message = |text: &str| {
-        format!(
-            "INSERT INTO public.messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-             VALUES ('{dialog}', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '{text}', now())"
-        )
-    };
     let mut writer = world.ask_client(owner).await?;
     let open = writer.transaction().await?;
-    open.batch_execute(&message("open")).await?;
-    // Others write to the same dialog meanwhile.
-    let other = world.ask_client(owner).await?;
-    let ended = AtomicBool::new(false);
-    let write = async {
-        let (mut longest, mut written) = (Duration::ZERO, 0);
-        while !ended.load(Ordering::Relaxed) {
-            let begun = Instant::now();
-            other.batch_execute(&message("other")).await?;
-            longest = longest.max(begun.elapsed());
-            written += 1;
-        }
-        anyhow::Ok((longest, written))
-    };
-    let split = async {
-        let started = Instant::now();
-        let carried = world.try_carry_out(&wanted, &step).await;
-        let lasted = started.elapsed();
-        ended.store(true, Ordering::Relaxed);
-        (carried, lasted)
-    };
-    let ((carried, lasted), others) = tokio::join!(split, write);
-    let (longest, written) = others?;
+    open.batch_execute(&message(dialog, "open")).await?;
+    let Tried { carried, lasted, longest, written } =
+        try_while_written(&world, &wanted, &step, dialog).await?;
     println!("given up after {lasted:.1?}; the longest wait of {written} other writes was {longest:.1?}");
     assert!(carried.is_err(), "it did not wait for the writer");
     assert!(longest < Duration::from_secs(4), "others waited for {longest:?}");
@@ -227,6 +242,49 @@ async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longe
     assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 1), "{:?}", act.note);
     let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
     assert_eq!(rows, written + 1);
+    assert_nothing_is_left(&world, 3).await
+}
+
+/// The statements of dialog-api end after two seconds.
+#[tokio::test]
+async fn a_copy_that_takes_long_keeps_nobody_waiting_as_long_as_there_is_another_way() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    let own = hash(&world, DIALOG).await?;
+    let id = decide(&world, isolation(&world, own).await?).await?;
+    let step = planned(&world, &wanted).await?;
+    let Step::SplitShard(split) = &step else { panic!("{step}") };
+    assert!(split.blocking && !split.nodes.contains(&split.from), "{split:?}");
+    // The workers that are to have the parts make each table in a second.
+    let clients = try_join_all(split.nodes.iter().map(|node| world.ask_client(*node))).await?;
+    for client in &clients {
+        client
+            .batch_execute(
+                "SET citus.enable_ddl_propagation = off;
+                 CREATE OR REPLACE FUNCTION public.slowly() RETURNS event_trigger LANGUAGE plpgsql AS $$
+                 BEGIN PERFORM pg_sleep(1); END $$;
+                 DROP EVENT TRIGGER IF EXISTS slowly;
+                 CREATE EVENT TRIGGER slowly ON ddl_command_start WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.slowly()",
+            )
+            .await?;
+    }
+    let Tried { carried, lasted, longest, written } =
+        try_while_written(&world, &wanted, &step, DIALOG).await?;
+    println!("given up after {lasted:.1?}; the longest wait of {written} other writes was {longest:.1?}");
+    assert!(carried.is_err(), "it took as long as it takes");
+    assert!(longest < Duration::from_secs(4), "others waited for {longest:?}");
+    let act = outcome(&world.round_of(&wanted, 0).await?, id).await?;
+    assert!(act.attempts == 1 && act.note.is_some_and(|note| note.contains("statement timeout")));
+    // The other way takes its time.
+    let patient = planned(&world, &wanted).await?;
+    assert!(matches!(&patient, Step::SplitShard(split) if !split.blocking), "{patient}");
+    settle(&world, &wanted).await?;
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
+    let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
+    assert_eq!(rows, written);
     assert_nothing_is_left(&world, 3).await
 }
 

@@ -16,6 +16,7 @@ mod detour;
 mod drift;
 mod edited;
 mod faults;
+mod flood;
 mod fresh;
 mod growth;
 mod hands;

@@ -1,139 +1,94 @@
-//! One person who writes to thousands.
+//! One person who writes to a hundred thousand.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
+use dialog_operator::api::{HotTenant, IsolatedTenant};
 use dialog_operator::condition::HOT_TENANT;
 use dialog_operator::heat::{Action, Mode};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::actions::Outcome;
 use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::status::status;
+use dialog_operator::shards::step::Step;
 use jiff::Timestamp;
-use tokio::task::JoinHandle;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
 
-use crate::heat::{MANY, Operator, start, uuid, watched};
+use crate::flood::{PEERS, People};
+use crate::heat::{MANY, Operator, start, watched};
 use crate::isolation::{assert_nothing_is_left, with_mode};
 use crate::needs_citus;
-use crate::world::{World, condition};
+use crate::world::{SHARDS, World, condition};
 
-/// Whom the sender writes to.
-const PEERS: u32 = 2_000;
-const SESSIONS: u32 = 3;
+const WORKERS: u32 = 3;
 
-fn sender() -> String {
-    uuid(0)
-}
-
-/// One who writes to all peers, one after the other, each in a dialog of its own: the message, and the inboxes of both.
-struct Flood {
-    stop: Arc<AtomicBool>,
-    sessions: Vec<JoinHandle<Result<i64>>>,
-}
-
-impl Flood {
-    async fn start(world: &World) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut sessions = Vec::new();
-        for number in 0..SESSIONS {
-            let client = world.ask_client(Group::Coordinator).await?;
-            client.batch_execute("SET search_path = public").await?;
-            sessions.push(tokio::spawn(flood(client, number, Arc::clone(&stop))));
-        }
-        Ok(Self { stop, sessions })
-    }
-
-    /// Ends it; how many messages were acknowledged.
-    async fn end(self) -> Result<i64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut written = 0;
-        for session in self.sessions {
-            written += session.await??;
-        }
-        Ok(written)
-    }
-}
-
-async fn flood(client: Client, number: u32, stop: Arc<AtomicBool>) -> Result<i64> {
-    let message = client
-        .prepare(
-            "INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-             VALUES ($1::text::uuid, gen_random_uuid(), $2::text::uuid, $3::text::uuid, 'to you', now())",
-        )
-        .await?;
-    let inbox = client
-        .prepare(
-            "INSERT INTO user_dialogs (user_id, dialog_id, peer_id, last_message_id)
-             VALUES ($1::text::uuid, $2::text::uuid, $3::text::uuid, gen_random_uuid())
-             ON CONFLICT (user_id, dialog_id) DO UPDATE SET last_message_id = excluded.last_message_id",
-        )
-        .await?;
-    let mut written = 0;
-    let first = PEERS / SESSIONS * number;
-    for peer in (1..=PEERS).cycle().skip(usize::try_from(first)?) {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        // Dialogs are others than people.
-        let (peer, dialog) = (uuid(peer), uuid(1_000_000 + peer));
-        execute(&client, &message, &[&dialog, &sender(), &peer]).await?;
-        execute(&client, &inbox, &[&sender(), &dialog, &peer]).await?;
-        execute(&client, &inbox, &[&peer, &dialog, &sender()]).await?;
-        written += 1;
-    }
-    Ok(written)
-}
-
-/// Again, if a split has just replaced the shard: dialog-api tries again then, too.
-async fn execute(client: &Client, statement: &Statement, values: &[&(dyn ToSql + Sync)]) -> Result<()> {
-    while let Err(error) = client.execute(statement, values).await {
-        ensure!(error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{error:?}");
-    }
-    Ok(())
-}
-
-/// Messages on each worker.
-async fn messages_by_worker(world: &World) -> Result<BTreeMap<i32, i64>> {
+/// Messages in each shard, with the worker's port.
+async fn messages(world: &World) -> Result<Vec<(i32, i64)>> {
     let rows = world
         .ask(
             Group::Coordinator,
-            "SELECT nodeport, sum(result::int8)::int8
-             FROM run_command_on_shards('public.messages', 'SELECT count(*) FROM %s') AS counted
-             JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node USING (groupid) WHERE success GROUP BY 1",
+            "SELECT nodeport, result::int8 FROM run_command_on_shards('public.messages', 'SELECT count(*) FROM %s') AS counted
+             JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node USING (groupid) WHERE success",
         )
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// The range and the node of the shard group of the user tables that covers the sender.
-async fn home(world: &World) -> Result<(HashRange, i32)> {
+/// Every shard has as many messages as any other but for 5 %, and so has every worker.
+async fn assert_spread(world: &World) -> Result<()> {
+    let by_shard = messages(world).await?;
+    let mut by_worker: BTreeMap<i32, i64> = BTreeMap::new();
+    for (port, messages) in &by_shard {
+        *by_worker.entry(*port).or_default() += messages;
+    }
+    println!("messages by worker: {by_worker:?}, by shard: {by_shard:?}");
+    ensure!(by_shard.len() == usize::try_from(SHARDS)? && by_worker.len() == usize::try_from(WORKERS)?);
+    let total: i64 = by_worker.values().sum();
+    ensure!(total >= PEERS.cast_signed(), "{total} messages");
+    let shards = by_shard.iter().map(|(_, messages)| (*messages, total / i64::from(SHARDS)));
+    for (messages, mean) in shards.chain(by_worker.values().map(|all| (*all, total / i64::from(WORKERS)))) {
+        ensure!((messages - mean).abs() * 20 <= mean, "{messages} messages where {mean} are the mean");
+    }
+    Ok(())
+}
+
+/// The range and the node of the shard group of the user tables that covers somebody, and its bytes.
+async fn home(world: &World, user: Uuid) -> Result<(HashRange, Group, i64)> {
     let rows = world
         .ask(
             Group::Coordinator,
             &format!(
-                "SELECT shardminvalue::int, shardmaxvalue::int, nodeport FROM pg_dist_shard
+                "SELECT shardminvalue::int, shardmaxvalue::int, nodeport,
+                        (SELECT sum(shard_size)::int8 FROM citus_shards AS all_of JOIN pg_dist_shard AS own USING (shardid)
+                         WHERE all_of.colocation_id = its.colocationid AND own.shardminvalue = shard.shardminvalue)
+                 FROM pg_dist_shard AS shard JOIN pg_dist_partition AS its USING (logicalrelid)
                  JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node USING (groupid)
-                 WHERE shardid = get_shard_id_for_distribution_column('public.user_dialogs', '{}'::uuid)",
-                sender()
+                 WHERE shardid = get_shard_id_for_distribution_column('public.user_dialogs', '{user}'::uuid)"
             ),
         )
         .await?;
-    Ok((HashRange { min: rows[0].get(0), max: rows[0].get(1) }, rows[0].get(2)))
+    let port = u16::try_from(rows[0].get::<_, i32>(2))?;
+    let topology = world.topology();
+    let on = |group: &Group| topology.endpoint(*group).is_some_and(|endpoint| endpoint.port == port);
+    let node = (0..WORKERS).map(Group::Worker).find(on).context("a node of nobody")?;
+    Ok((HashRange { min: rows[0].get(0), max: rows[0].get(1) }, node, rows[0].get(3)))
 }
 
-#[tokio::test]
-async fn who_writes_to_thousands_is_spread_by_dialog_and_is_found_as_a_user() -> Result<()> {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_to_a_hundred_thousand_is_spread_by_dialog_and_is_found_as_a_user() -> Result<()> {
     needs_citus!();
-    let world = start(3, &watched(3, MANY), 100).await?;
+    let calm = watched(WORKERS, MANY);
+    let world = start(WORKERS, &calm, 100).await?;
+    let people = People::settle(&world).await?;
+    assert_spread(&world).await?;
+    let id = people.sender();
+    let sender = id.to_string();
+    let (before, source, bytes) = home(&world, id).await?;
+    println!("the shard group of the sender is on {source} with {} MiB", bytes >> 20);
+
     // What the sender's worker spends on it: how fast a machine is, nobody knows before.
-    let calm = watched(3, MANY);
     let operator = Operator::new(&world, &calm).await?;
-    let flood = Flood::start(&world).await?;
+    let flood = people.flood();
     let mut heat = operator.look(None).await?;
     for _ in 0..2 {
         heat = operator.look(Some(&heat)).await?;
@@ -142,7 +97,7 @@ async fn who_writes_to_thousands_is_spread_by_dialog_and_is_found_as_a_user() ->
     let most = heat.nodes.values().map(|load| load.cpu).max().context("there are workers")?;
     let seconds = u64::try_from(heat.length.as_secs())?;
 
-    let wanted = with_mode(watched(3, most / 1000 / seconds * 2), Mode::Isolate);
+    let wanted = with_mode(watched(WORKERS, most / 1000 / seconds * 2), Mode::Isolate);
     let operator = Operator::new(&world, &wanted).await?;
     let mut periods = 0;
     while heat.last.is_none() {
@@ -150,50 +105,66 @@ async fn who_writes_to_thousands_is_spread_by_dialog_and_is_found_as_a_user() ->
         periods += 1;
         ensure!(periods <= 4, "not found: {heat:?}");
     }
-    // No dialog is hot, and no worker has more than its share of them.
-    let hot: Vec<(&str, &str)> =
-        heat.hot.iter().map(|hot| (hot.group.as_str(), hot.tenant.as_str())).collect();
-    let sender = sender();
-    assert_eq!(hot, [("user", sender.as_str())], "{heat:?}");
-    let spread = messages_by_worker(&world).await?;
-    let total: i64 = spread.values().sum();
-    println!("{total} messages to {PEERS} peers: {spread:?}");
-    assert!(spread.len() == 3 && total > i64::from(PEERS), "{spread:?}");
-    for (port, messages) in &spread {
-        let percent = messages * 100 / total;
-        assert!((25..=42).contains(&percent), "{percent} % of the messages are on the worker of port {port}");
-    }
-
-    let (before, source) = home(&world).await?;
+    // By the servers' own figures no dialog is hot, and the user is, where its inbox is.
+    let [HotTenant { tenant, group, node, pinned: false, .. }] = &heat.hot[..] else { panic!("{heat:?}") };
+    assert_eq!((tenant, group.as_str(), node), (&sender, "user", &source.to_string()), "{heat:?}");
+    assert_spread(&world).await?;
     let decided = heat.last.clone().context("nothing was decided")?;
     assert!(decided.message.starts_with(&format!("user {sender} takes ")), "{}", decided.message);
-    let round = operator.round(&heat).await;
-    assert_eq!(condition(&round, HOT_TENANT).2, decided.message);
-    world.settle(&wanted).await?;
-    let (placed, port) = home(&world).await?;
-    assert!(before.min < placed.min || placed.max < before.max, "{placed:?} of {before:?}");
-    assert!(placed.min == placed.max && port != source, "{placed:?} on {port}");
+    let round = world.round_of(&wanted, 0).await?;
+    let (holds, reason, message) = condition(&round, HOT_TENANT);
+    assert_eq!((holds, reason, &message), ("True", "Acting", &decided.message));
 
-    // The status tells the whole story.
+    let steps = world.settle(&wanted).await?;
+    let splits: Vec<&Step> = steps.iter().filter(|step| matches!(step, Step::SplitShard(_))).collect();
+    assert_eq!(splits.len(), 1, "{steps:?}");
+    let (placed, target, _) = home(&world, id).await?;
+    assert!(before.min <= placed.min && placed.max <= before.max, "{placed:?} of {before:?}");
+    assert!(placed.min == placed.max && target != source, "{placed:?} on {target}");
+
+    // The status tells the whole story, as soon as a period has passed.
     let operator = Operator::new(&world, &wanted).await?;
-    for _ in 0..2 {
+    let mut looks = 0;
+    let (round, story) = loop {
         heat = operator.look(Some(&heat)).await?;
-    }
-    let round = operator.round(&heat).await;
-    let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now());
-    let story = shown.heat.context("nothing is shown")?;
-    let [act] = &story.actions[..] else { panic!("{:?}", story.actions) };
+        let round = operator.round(&heat).await;
+        let shown = status(&wanted, &world.topology(), &round, None, Timestamp::now());
+        let figures = shown.heat.as_ref().and_then(|heat| heat.actions.first()?.after);
+        if figures.is_some_and(|after| after.tenant_writes_per_second > Some(0)) {
+            break (round, shown);
+        }
+        looks += 1;
+        ensure!(looks <= 4, "nobody says what came of it: {shown:?}");
+    };
+    let load = story.heat.context("nothing is shown")?;
+    let [act] = &load.actions[..] else { panic!("{:?}", load.actions) };
     assert_eq!((act.kind.as_str(), act.tenant.as_deref()), ("Isolate", Some(sender.as_str())));
-    assert_eq!((act.outcome.as_deref(), &act.why), (Some(Outcome::Done.name()), &decided.message));
-    assert!(act.before.is_some_and(|figures| figures.tenant_writes_per_second > Some(0)), "{act:?}");
-    let [kept] = &round.observed.kept.acts[..] else { panic!("{:?}", round.observed.kept.acts) };
-    let Action::Isolate { tenant, .. } = kept.action else { panic!("{kept:?}") };
-    assert_eq!((tenant.hash, round.observed.kept.pins.len()), (placed.min, 1));
+    assert_eq!((act.asked_by.as_str(), &act.why), ("policy", &decided.message));
+    assert_eq!(act.outcome.as_deref(), Some(Outcome::Done.name()), "{act:?}");
+    assert!(act.milliseconds > Some(0) && act.ended.is_some(), "{act:?}");
+    let before = act.before.context("before")?;
+    assert!(before.tenant_writes_per_second > Some(0) && before.source_cpu_percent > Some(30), "{act:?}");
+    let [HotTenant { tenant, group, node, pinned: true, .. }] = &story.hot[..] else {
+        panic!("{:?}", story.hot)
+    };
+    assert_eq!((tenant, group.as_str(), node), (&sender, "user", &target.to_string()));
+    let [IsolatedTenant { tenant, group, worker, asked_by, .. }] = &story.isolated[..] else {
+        panic!("{:?}", story.isolated)
+    };
+    assert_eq!((tenant, group.as_str(), asked_by.as_str()), (&sender, "user", "policy"));
+    assert_eq!((worker, story.isolated_count), (&target.to_string(), Some(1)));
+    let (holds, reason, message) = condition(&round, HOT_TENANT);
+    assert_eq!((holds, reason), ("False", "Isolated"), "{message}");
+    assert!(message.contains(&format!("user {sender}")), "{message}");
+    let kept = &round.observed.kept;
+    let ([act], [pin]) = (&kept.acts[..], &kept.pins[..]) else { panic!("{kept:?}") };
+    let Action::Isolate { tenant, .. } = act.action else { panic!("{act:?}") };
+    assert_eq!((tenant.hash, pin.tenant), (placed.min, tenant));
 
-    let written = flood.end().await?;
-    let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
-    assert_eq!(rows, written);
-    let inbox = format!("SELECT count(*) FROM public.user_dialogs WHERE user_id = '{sender}'");
-    assert_eq!(world.number(Group::Coordinator, &inbox).await?, i64::from(PEERS).min(written));
-    assert_nothing_is_left(&world, 3).await
+    let written = flood.end(&world).await?;
+    println!("{} to {} peers", written.audit.text(), written.peers);
+    ensure!(written.audit.is_whole() && written.audit.acknowledged == written.audit.sends);
+    ensure!(written.audit.sends > 1000, "no flood");
+    assert_spread(&world).await?;
+    assert_nothing_is_left(&world, WORKERS).await
 }

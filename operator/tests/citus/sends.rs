@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use dialog_api::clock::Clock;
 use dialog_api::config::WaitingLimits;
-use dialog_api::database::Database;
 use dialog_api::database::connect::Connector;
 use dialog_api::database::routing::hash::hash_uuid;
 use dialog_api::database::statements::Sql;
+use dialog_api::database::{Database, Parameters};
 use dialog_api::dialogs::pair::Pair;
 use dialog_api::metrics::Metrics;
 use dialog_bench::audit::{Audit, audit};
@@ -51,11 +51,10 @@ pub struct Load {
     pub one_in: u64,
 }
 
-/// Messages on their way.
-pub struct Sends {
-    sender: Arc<Sender>,
-    stop: CancellationToken,
-    entries: JoinHandle<Vec<Entry>>,
+/// dialog-api's own sessions on all servers, and who looks into the shards afterwards.
+pub struct Service {
+    pub database: Arc<Database>,
+    pub metrics: Arc<Metrics>,
     audited: Audited,
     /// Its certificate.
     _folder: TempDir,
@@ -63,42 +62,106 @@ pub struct Sends {
     _sessions: DropGuard,
 }
 
-impl Sends {
-    /// Begins to send; no dialog is hot yet.
-    pub async fn start(world: &World, load: Load) -> Result<Self> {
-        let Load { dialogs, messages, rate, one_in } = load;
-        let population = Population::new(dialogs, dialogs, 1)?;
+impl Service {
+    /// Connects.
+    pub async fn start(world: &World) -> Result<Self> {
         let folder = tempfile::tempdir().context("temporary directory")?;
         let audited = Audited::from_arguments(&world.database(folder.path())?)?.context("no host")?;
-        if messages > 0 {
-            let newest = Timestamp::now();
-            fill(&audited, &LoadPlan { population, messages, text: TEXT, newest, progress: false }).await?;
-        }
         let config = audited.config();
         let metrics = Metrics::new(config.connections);
-        let database = Arc::new(Database::new(Connector::new(config)?, config, WAITING, metrics));
+        let connector = Connector::new(config)?;
+        let database = Arc::new(Database::new(connector, config, WAITING, Arc::clone(&metrics)));
         let sessions = CancellationToken::new();
         database.open(&sessions);
         // Before it knows where the shards are, everything goes through the coordinator.
         let all = usize::from(config.connections) * world.existing().len();
         eventually("sessions on all servers", async || Ok(database.live_connections() == all)).await?;
+        let sessions = sessions.drop_guard();
+        Ok(Self { database, metrics, audited, _folder: folder, _sessions: sessions })
+    }
+}
 
-        let pairs = (0..dialogs).map(|dialog| Correspondents::new(population, dialog)).collect();
+/// Who stores messages that are told from all others by their texts.
+pub struct Writer {
+    pub service: Service,
+    pub clock: Clock,
+    head: Head,
+    start: Instant,
+}
+
+impl Writer {
+    /// For messages among this population.
+    pub fn new(service: Service, population: Population) -> Self {
         let (start, started_at) = (Instant::now(), Timestamp::now());
+        let head = Head::new(Uuid::now_v7(), started_at, population);
+        Self { service, clock: Clock::new(started_at), head, start }
+    }
+
+    /// How long ago the first message was due.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Stores a message, the one of this number, that was due then. What became of it, and its id.
+    pub async fn write(&self, sequence: u64, of: &Correspondents, due: Duration) -> (Entry, Uuid) {
+        let Correspondents { from, to, sender, recipient, dialog, .. } = of;
+        // Before its id, which has to be greater than that of any message that was acknowledged by then.
+        let started = micros(self.elapsed());
+        let (message, created) = self.clock.next_id();
+        let text = format!("{:x<TEXT$}", mark(self.head.run, sequence));
+        let values: Parameters<'_> = &[dialog, &message, sender, recipient, &text, &created];
+        let stored = self.service.database.query(Sql::InsertMessage, values).await;
+        let finished = micros(self.elapsed());
+        let code = match stored {
+            Ok(_) => Code::Status(200),
+            Err(error) => {
+                println!("message {sequence} was not acknowledged: {error}");
+                Code::Status(503)
+            }
+        };
+        let intended = micros(due);
+        (Entry { sequence, from: *from, to: *to, intended, started, finished, code, attempts: 1 }, message)
+    }
+
+    /// Compares what was acknowledged, in the order of the numbers, with what every shard holds.
+    pub async fn audit(&self, entries: &[Entry]) -> Result<Audit> {
+        Ok(audit(&self.service.audited, &self.head, entries).await?.0)
+    }
+}
+
+/// Messages on their way.
+pub struct Sends {
+    sender: Arc<Sender>,
+    stop: CancellationToken,
+    entries: JoinHandle<Vec<Entry>>,
+}
+
+impl Sends {
+    /// Begins to send; no dialog is hot yet.
+    pub async fn start(world: &World, load: Load) -> Result<Self> {
+        let Load { dialogs, messages, rate, one_in } = load;
+        let population = Population::new(dialogs, dialogs, 1)?;
+        let service = Service::start(world).await?;
+        if messages > 0 {
+            let newest = Timestamp::now();
+            let plan = LoadPlan { population, messages, text: TEXT, newest, progress: false };
+            fill(&service.audited, &plan).await?;
+        }
+        let of = |dialog| {
+            let (from, to) = population.members(dialog);
+            Correspondents::new(population, from, to)
+        };
+        let writer = Writer::new(service, population);
         let sender = Arc::new(Sender {
-            database,
-            clock: Clock::new(started_at),
-            pairs,
-            head: Head::new(Uuid::now_v7(), started_at, population),
+            writer,
+            pairs: (0..dialogs).map(of).collect(),
             hot: AtomicU64::new(NONE),
             one_in,
-            start,
         });
         let stop = CancellationToken::new();
         let schedule = Schedule::new(rate).map_err(anyhow::Error::msg)?;
         let entries = tokio::spawn(Arc::clone(&sender).send_all(schedule, stop.clone()));
-        let sessions = sessions.drop_guard();
-        Ok(Self { sender, stop, entries, audited, _folder: folder, _sessions: sessions })
+        Ok(Self { sender, stop, entries })
     }
 
     /// Makes a dialog the one that is hot, by its number; its hash.
@@ -124,7 +187,7 @@ impl Sends {
 
     /// Microseconds since the first message was due, as they are in the ledger.
     pub fn now(&self) -> u64 {
-        micros(self.sender.start.elapsed())
+        micros(self.sender.writer.elapsed())
     }
 
     /// Ends it, and compares what was acknowledged with what every shard holds.
@@ -132,7 +195,7 @@ impl Sends {
         self.stop.cancel();
         let mut entries = self.entries.await?;
         entries.sort_unstable_by_key(|entry| entry.sequence);
-        let (audit, _) = audit(&self.audited, &self.sender.head, &entries).await?;
+        let audit = self.sender.writer.audit(&entries).await?;
         let hashes = self.sender.pairs.iter().map(|pair| ((pair.from, pair.to), pair.hash)).collect();
         Ok(Ledger { entries, audit, hashes })
     }
@@ -165,19 +228,18 @@ impl Ledger {
 }
 
 /// Two of the population, and their dialog.
-struct Correspondents {
+pub struct Correspondents {
     /// Their numbers.
     from: u64,
     to: u64,
-    sender: Uuid,
-    recipient: Uuid,
-    dialog: Uuid,
+    pub sender: Uuid,
+    pub recipient: Uuid,
+    pub dialog: Uuid,
     hash: i32,
 }
 
 impl Correspondents {
-    fn new(population: Population, dialog: u64) -> Self {
-        let (from, to) = population.members(dialog);
+    pub fn new(population: Population, from: u64, to: u64) -> Self {
         let (sender, recipient) = (population.user(from), population.user(to));
         let dialog = Pair::new(sender, recipient).dialog_id();
         Self { from, to, sender, recipient, dialog, hash: hash_uuid(dialog) }
@@ -185,15 +247,12 @@ impl Correspondents {
 }
 
 struct Sender {
-    database: Arc<Database>,
-    clock: Clock,
+    writer: Writer,
     /// By the numbers of their dialogs.
     pairs: Vec<Correspondents>,
-    head: Head,
     /// The number of the dialog that is hot.
     hot: AtomicU64,
     one_in: u64,
-    start: Instant,
 }
 
 impl Sender {
@@ -203,7 +262,7 @@ impl Sender {
         let (mut sequence, mut turn) = (0, 0);
         for arrival in 0.. {
             let due = schedule.due(arrival);
-            if let Some(early) = due.checked_sub(self.start.elapsed()).filter(|early| !early.is_zero()) {
+            if let Some(early) = due.checked_sub(self.writer.elapsed()).filter(|early| !early.is_zero()) {
                 tokio::time::sleep(early).await;
             } else {
                 tokio::task::yield_now().await;
@@ -233,25 +292,6 @@ impl Sender {
     }
 
     async fn send(&self, sequence: u64, dialog: u64, due: Duration) -> Entry {
-        let place = usize::try_from(dialog).unwrap();
-        let Correspondents { from, to, sender, recipient, dialog, .. } = &self.pairs[place];
-        // Before its id, which has to be greater than that of any message that was acknowledged by then.
-        let started = micros(self.start.elapsed());
-        let (message, created) = self.clock.next_id();
-        let text = format!("{:x<TEXT$}", mark(self.head.run, sequence));
-        let stored = self
-            .database
-            .query(Sql::InsertMessage, &[dialog, &message, sender, recipient, &text, &created])
-            .await;
-        let finished = micros(self.start.elapsed());
-        let code = match stored {
-            Ok(_) => Code::Status(200),
-            Err(error) => {
-                println!("message {sequence} was not acknowledged: {error}");
-                Code::Status(503)
-            }
-        };
-        let intended = micros(due);
-        Entry { sequence, from: *from, to: *to, intended, started, finished, code, attempts: 1 }
+        self.writer.write(sequence, &self.pairs[usize::try_from(dialog).unwrap()], due).await.0
     }
 }

@@ -10,8 +10,11 @@ use crate::shards::heat::actions::{self, Outcome};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::step::Split;
 
-/// How long the quick way may wait for writers, and all of it may take: writers wait for it meanwhile.
-const QUICK: &str = "SET lock_timeout = '1s'; SET statement_timeout = '10s'";
+/// How long the quick way may wait for writers, and all of it may take: writers wait for it meanwhile. The statements of
+/// dialog-api end after 2 s, and everything else on its way to that worker soon after: what takes longer goes the other way.
+const QUICK: &str = "SET lock_timeout = '1s'; SET statement_timeout = '1500ms'";
+/// The same where there is no other way, as a part of the shard stays on its worker.
+const ONLY_QUICK: &str = "SET lock_timeout = '1s'; SET statement_timeout = '10s'";
 /// How long it may wait for writers on the shards' own server. Citus locks them there by sessions of its own, to which no
 /// limit of the coordinator's session applies.
 const ON_OWNER: &str = "SET LOCAL lock_timeout = '1s'";
@@ -44,7 +47,7 @@ async fn cut(sessions: &Sessions, split: &Split) -> Result<(), Error> {
     let points: Vec<String> = split.points.iter().map(ToString::to_string).collect();
     let mode = if split.blocking { "block_writes" } else { "force_logical" };
     if split.blocking {
-        session.run(QUICK).await?;
+        session.run(if split.nodes.contains(&split.from) { ONLY_QUICK } else { QUICK }).await?;
         writers_let_go(sessions, &session, split).await?;
     }
     actions::note_begin(&session, split.action).await?;

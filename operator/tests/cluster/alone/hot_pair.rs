@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_operator::api::{ActionStatus, DialogCluster};
+use dialog_operator::heat::Action;
 use dialog_operator::names::{DATABASE, Group};
+use dialog_operator::simulate::{Scenario, simulate};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
-use crate::bed::{Bed, kubectl_command};
+use crate::bed::{Bed, CLUSTER, kubectl_command};
 use crate::load::{self, Population};
 
 const PEOPLE: Population = Population { users: 5_000, dialogs: 5_000, messages: 5 };
@@ -104,7 +106,29 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     bed.say(format!(
         "the others' sends: p50 {suffering:.1} x and p99 {most:.1} x of before, then p99 {relieved:.2?} x"
     ));
+    replay(&bed, &flooded.dialog)?;
     bed.done();
+    Ok(())
+}
+
+/// Has the operator's pod write down what it has recorded, and makes sure that the simulation decides the same by it.
+fn replay(bed: &Bed, dialog: &str) -> Result<()> {
+    let observe = ["dialog-operator", "observe", CLUSTER, "--namespace", bed.names.namespace(), "--out", "-"];
+    let exec = ["exec", "deployment/dialog-operator", "--namespace", "dialog-system", "--"];
+    let record = bed.kubectl(&[&exec[..], &observe[..]].concat())?;
+    let scenario = Scenario::read(&record).context("what was recorded is no scenario")?;
+    let named = |tenant| scenario.names.iter().any(|(known, name)| *known == tenant && name == dialog);
+    let outcome = simulate(&scenario);
+    bed.say(format!(
+        "of {} periods that were recorded:\n{outcome}",
+        scenario.recorded.iter().flatten().count()
+    ));
+    let is_its = |action| matches!(action, Action::Isolate { tenant, .. } if named(tenant));
+    ensure!(
+        outcome.actions.iter().any(|acted| is_its(acted.action)),
+        "by what was recorded the pair {dialog} is not isolated: {:?}",
+        outcome.actions
+    );
     Ok(())
 }
 
@@ -129,6 +153,7 @@ struct Flood {
 /// What a flood has written.
 #[derive(Debug)]
 struct Flooded {
+    dialog: String,
     /// Rows that are there.
     written: u64,
     /// The sum of how far each session has counted: it counts on when a message is committed.
@@ -195,7 +220,12 @@ impl Flood {
         let flooded = bed.sql(Group::Coordinator, &written).await?;
         let numbers: Vec<u64> = flooded.split('|').map(str::parse).collect::<Result<_, _>>()?;
         let [written, acknowledged, gap] = numbers[..] else { bail!("{flooded} are no three numbers") };
-        Ok(Flooded { written, acknowledged, gap: Duration::from_millis(gap) })
+        Ok(Flooded {
+            dialog: std::mem::take(&mut self.dialog),
+            written,
+            acknowledged,
+            gap: Duration::from_millis(gap),
+        })
     }
 }
 

@@ -39,9 +39,19 @@ pub(super) fn bearable(period: &Period, load: &TenantLoad) -> bool {
     able.any(|node| !above(load.cpu, node.cpu_limit, BUSY_PERCENT))
 }
 
-/// Isolates a tenant on the node that has most to spare: a dedicated one if there are any with enough.
+/// Whether nobody is pinned to the node, which is kept free for those that are: who moves there harms nobody, however hot.
+fn is_kept_free(period: &Period, group: Group, node: &NodeLoad) -> bool {
+    node.role == Role::Dedicated && !period.pins.iter().any(|pin| pin.node == group)
+}
+
+/// Isolates a tenant on the node that has most to spare: a dedicated one if there are any with enough. One that no node can
+/// bear goes to a dedicated one where it is alone, if there is one: it gains nothing, and all its neighbours do.
 pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Result<Action, Reason> {
-    if !bearable(period, load) {
+    let bearable = bearable(period, load);
+    let kept_free = |(group, node): (&Group, &NodeLoad)| {
+        *group != load.node && is_kept_free(period, *group, node) && has_room(node, load.shard_bytes)
+    };
+    if !bearable && !period.nodes.iter().any(kept_free) {
         return Err(Reason::TooHot);
     }
     let own = period.pins.iter().filter(|pin| !period.held.contains(&Tenant::from(*pin)));
@@ -53,6 +63,9 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
     }
     let with = |node: &NodeLoad| node.cpu.saturating_add(load.cpu);
     let able = period.nodes.iter().filter(|(group, node)| {
+        if !bearable {
+            return kept_free((group, node));
+        }
         **group != load.node
             && takes_pins(node)
             && !above(with(node), node.cpu_limit, BUSY_PERCENT)

@@ -14,9 +14,10 @@ pub enum Reason {
     /// [`super::Policy::max_shard_groups`].
     #[error("there are as many shards as may be: every split costs connections and planning time")]
     TooManyShards,
-    /// It would be too much for every node, even one that did nothing else.
+    /// It would be too much for every node, even one that did nothing else, and none is kept free for it.
     #[error(
-        "it is more than any worker can do: give the workers more CPU, or read from standbys; to move it helps nobody"
+        "it is more than any worker can do: give the workers more CPU, or read from standbys; only to be alone on a dedicated \
+         worker (hotTenants.dedicatedWorkers) would keep it from harming others"
     )]
     TooHot,
     /// No node can take it besides what it does.

@@ -74,6 +74,40 @@ fn a_tenant_that_is_too_much_for_any_worker_is_not_moved_around() {
 }
 
 #[test]
+fn a_tenant_that_is_too_much_for_any_worker_is_moved_once_to_where_it_is_alone() {
+    let home = Group::Worker(2);
+    let nodes = |source, dedicated| {
+        [node(Role::Shared, source), node(Role::Shared, 20), node(Role::Dedicated, dedicated)]
+    };
+    let among_others = |minute| period(minute, &nodes(95, 1), &[load(7, 0, 90)]);
+    let decisions = run(&policy(), (0..3).map(among_others));
+    let isolate =
+        Action::Isolate { tenant: tenant(7), from: Group::Worker(0), to: home, rest: Some(Group::Worker(1)) };
+    assert_eq!((decisions[2].action, &decisions[2].refused[..]), (Some(isolate), &[][..]));
+    // Alone there it is not moved any more, be there another worker that is kept free or not: it is said.
+    let mut alone = nodes(5, 91).to_vec();
+    alone.push(node(Role::Dedicated, 1));
+    let at_home = |minute| {
+        let own = TenantLoad { alone: true, ..load(7, 2, 90) };
+        Period { pins: vec![tenant(7).pin(home)], ..period(minute, &alone, &[own]) }
+    };
+    let decisions = run(&policy(), (0..100).map(at_home));
+    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    assert_eq!(decisions[99].refused, [refused(7, Reason::TooHot)]);
+    // Nobody else is harmed for it: where somebody is pinned, however quiet, or where there is no room, it does not go.
+    let taken = |minute| Period { pins: vec![tenant(8).pin(home)], ..among_others(minute) };
+    let full = |minute| {
+        let mut period = among_others(minute);
+        period.nodes.get_mut(&home).unwrap().free_bytes = Some(0);
+        period
+    };
+    for decisions in [run(&policy(), (0..3).map(taken)), run(&policy(), (0..3).map(full))] {
+        let said = (decisions[2].action, &decisions[2].refused[..]);
+        assert_eq!(said, (None, &[refused(7, Reason::TooHot)][..]));
+    }
+}
+
+#[test]
 fn a_busy_worker_without_a_hot_tenant_has_its_shards_spread() {
     let nodes = [node(Role::Shared, 90), node(Role::Shared, 20)];
     let crowd: Vec<TenantLoad> = (0..30).map(|number| load(number, 0, 3)).collect();

@@ -30,7 +30,7 @@ mod situations;
 mod watch;
 
 pub use decide::decide;
-pub use history::{History, Imagined, Streak};
+pub use history::{Acted, History, Imagined, Streak};
 pub use measure::{Counters, median};
 pub(crate) use place::retarget;
 pub use reason::Reason;
@@ -52,7 +52,8 @@ pub struct Policy {
     pub min_queries: u64,
     /// Periods that it has to be hot without a break; at least 1.
     pub consecutive_periods: u32,
-    /// The least time between two actions.
+    /// The least time between two isolations, between anything and what is done next that is none, and between the end of a
+    /// tenant's pin and the next.
     pub cooldown: SignedDuration,
     /// Tenants that may have a shard of their own at the same time.
     pub max_isolated: usize,

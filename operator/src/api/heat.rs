@@ -34,7 +34,8 @@ pub struct HotTenantsSpec {
     #[serde(default = "defaults::consecutive_periods")]
     #[schemars(range(min = 1, max = 100))]
     pub consecutive_periods: i32,
-    /// The least time between two actions, for example `1h`.
+    /// The least time between two isolations, between any action and the next that isolates nobody, and between the release of
+    /// a tenant and its next isolation, for example `1h`.
     #[serde(default = "defaults::cooldown")]
     #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('720h')")
@@ -109,7 +110,7 @@ impl StatisticsSpec {
 }
 
 impl HotTenantsSpec {
-    /// The least time between two actions.
+    /// The least time between two actions of a kind.
     #[must_use]
     pub fn cooldown(&self) -> Duration {
         duration(&self.cooldown).unwrap_or(Duration::from_hours(1))

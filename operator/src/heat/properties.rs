@@ -261,19 +261,31 @@ proptest! {
     }
 
     #[test]
-    fn a_cooldown_is_kept_between_actions((policy, periods) in hours()) {
-        let mut last: Option<Timestamp> = None;
+    fn cooldowns_are_kept((policy, periods) in hours()) {
+        let mut done: Vec<(Timestamp, Action)> = Vec::new();
         for Answer { period, decision, .. } in live(&policy, &periods) {
-            // A clock that was set back brings the last action with it.
-            last = last.map(|last| last.min(period.end));
+            // A clock that was set back brings the last actions with it.
+            done.iter_mut().for_each(|(at, _)| *at = (*at).min(period.end));
+            let after = |since: Option<&(Timestamp, Action)>| {
+                since.map(|(at, _)| *at + policy.cooldown).filter(|end| *end > period.end)
+            };
+            let last = after(done.last());
+            let isolated = after(done.iter().rev().find(|(_, action)| matches!(action, Action::Isolate { .. })));
+            let released = done.iter().rev().find(|(_, action)| matches!(action, Action::Release { .. }));
             // What is refused keeps nobody waiting: only what was done does.
             if let Some(until) = decision.cooling_until {
-                prop_assert_eq!(last.map(|last| last + policy.cooldown), Some(until));
+                prop_assert!([last, isolated, after(released)].contains(&Some(until)), "{:?} of {:?}", until, done);
             }
-            if decision.action.is_some() {
-                prop_assert!(last.is_none_or(|last| period.end.duration_since(last) >= policy.cooldown));
-                last = Some(period.end);
+            let Some(action) = decision.action else { continue };
+            match action {
+                Action::Isolate { tenant, .. } => {
+                    prop_assert_eq!(isolated, None);
+                    let own = released.filter(|(_, action)| *action == Action::Release { tenant });
+                    prop_assert_eq!(after(own), None, "it comes and goes");
+                }
+                _ => prop_assert_eq!(last, None, "{:?} waits for anything", action),
             }
+            done.push((period.end, action));
         }
     }
 

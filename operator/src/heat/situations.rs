@@ -230,6 +230,46 @@ fn a_clock_set_back_keeps_the_cooldown_and_no_longer() {
 }
 
 #[test]
+fn routine_keeps_nobody_waiting_who_harms_others() {
+    // Shards that grow evenly are all too large at once; then somebody begins to flood.
+    let grown = |minute: i64| {
+        let large = (1..6).map(|shard| large(shard, 30, Some(1))).collect();
+        let tenants = if minute < 10 { Vec::new() } else { vec![load(7, 0, 40), load(8, 0, 20)] };
+        Period { large, ..period(minute, &three(), &tenants) }
+    };
+    let decisions = run(&policy(), (0..140).map(grown));
+    let done: Vec<(usize, &str)> = (0..)
+        .zip(&decisions)
+        .filter_map(|(minute, decision)| Some((minute, decision.action?.kind())))
+        .collect();
+    // One isolation does not follow another at once, nor routine upon it.
+    assert_eq!(done, [(0, "Split"), (12, "Isolate"), (72, "Isolate"), (132, "Isolate")]);
+    assert_eq!(decisions[40].cooling_until, Some(at(72)));
+    assert_eq!(decisions[5].cooling_until, Some(at(60)));
+
+    // Whoever was just released waits, and whoever was not does not.
+    let policy = Policy { release_after: MINUTE * 10, ..policy() };
+    let back = |who: i32| {
+        move |minute: i64| {
+            let tenants = if minute < 11 {
+                Vec::new()
+            } else {
+                vec![TenantLoad { alone: who == 7, ..load(who, 0, 40) }]
+            };
+            let pins = if minute < 11 { vec![tenant(7).pin(Group::Worker(1))] } else { Vec::new() };
+            Period { pins, ..period(minute, &three(), &tenants) }
+        }
+    };
+    for (who, isolated) in [(7, 70), (8, 13)] {
+        let decisions = run(&policy, (0..80).map(back(who)));
+        assert_eq!(decisions[10].action, Some(Action::Release { tenant: tenant(7) }));
+        let first =
+            decisions.iter().position(|decision| matches!(decision.action, Some(Action::Isolate { .. })));
+        assert_eq!(first, Some(isolated), "{who}");
+    }
+}
+
+#[test]
 fn the_budget_and_the_number_of_shards_are_kept() {
     let mut full = period(0, &three(), &[load(7, 0, 40)]);
     full.pins = (100..108).map(|number| tenant(number).pin(Group::Worker(2))).collect();

@@ -289,6 +289,9 @@ pub struct Decision {
     pub refused: Vec<Refused>,
     /// When the cooldown ends, if something would be done without it.
     pub cooling_until: Option<Timestamp>,
+    /// Whether a tenant would be isolated if no shards were being moved or split.
+    #[serde(default)]
+    pub urgent: bool,
 }
 
 /// A hot tenant.

@@ -47,6 +47,10 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     decision.retargeted = retarget(&period, &mut decision.refused);
     history.imagined.retarget(&mut decision.retargeted);
     if period.underway {
+        let awaited = choose(policy, &history, &period, &hot, &untold, &mut Vec::new());
+        decision.urgent = awaited.iter().any(|action| {
+            matches!(action, Action::Isolate { .. }) && cools_until(policy, &history, *action, now).is_none()
+        });
         decision.refused.truncate(NAMED);
         return (decision, history);
     }

@@ -290,6 +290,18 @@ proptest! {
     }
 
     #[test]
+    fn what_is_urgent_is_done_once_nothing_else_is_under_way((policy, periods) in hours()) {
+        let mut history = History::default();
+        for period in periods {
+            let (decision, next) = decide(&policy, &history, &period);
+            let (free, _) = decide(&policy, &history, &Period { underway: false, ..period.clone() });
+            let isolates = matches!(free.action, Some(Action::Isolate { .. }));
+            prop_assert_eq!(decision.urgent, period.underway && isolates, "{:?}", free);
+            history = next;
+        }
+    }
+
+    #[test]
     fn nothing_happens_without_a_lasting_cause((policy, periods) in hours()) {
         let answers = live(&policy, &periods);
         let lasting = policy.consecutive_periods as usize;

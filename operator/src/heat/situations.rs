@@ -288,6 +288,11 @@ fn nothing_begins_while_something_is_under_way() {
     let busy = |minute| Period { underway: minute < 5, ..period(minute, &three(), &[load(7, 0, 40)]) };
     let decisions = run(&policy(), (0..6).map(busy));
     assert_eq!(decisions.iter().position(|decision| decision.action.is_some()), Some(5));
+    // What is awaited is known, so that nothing else is begun before it.
+    let urgent: Vec<bool> = decisions.iter().map(|decision| decision.urgent).collect();
+    assert_eq!(urgent, [false, false, true, true, true, false]);
+    let none = Policy { max_isolated: 0, ..policy() };
+    assert!(run(&none, (0..6).map(busy)).iter().all(|decision| !decision.urgent));
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub(super) fn heat(
         last: decided.or_else(|| before.last.clone()),
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),
         cooling_until: decision.cooling_until,
+        urgent: decision.urgent,
         sizes: shown_sizes(seen, before),
         large: period.large.iter().filter_map(|large| speaker.large(large)).collect(),
         loads: before.loads.clone(),

@@ -97,6 +97,11 @@ fn written(world: &World<'_>) -> Vec<Pin> {
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
     let kept = &world.observed.kept;
+    let is_spread = |act: &Act| matches!(act.action, Action::Spread { .. });
+    if kept.open().is_none_or(is_spread) && is_urgent(world) {
+        draft.hold_moves = true;
+        draft.wait("a hot tenant is to be isolated: no other move of shards begins before that");
+    }
     if kept.pins.is_empty() && kept.open().is_none() && world.wanted.pins.is_empty() {
         return;
     }
@@ -147,6 +152,15 @@ pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
             draft.step(step);
         }
     }
+}
+
+/// Whether moves keep a tenant from being isolated: then no other begins, so that it is decided after the next period. What
+/// somebody else moves goes on anyway, and where nobody can look nothing would be decided.
+fn is_urgent(world: &World<'_>) -> bool {
+    let acts = world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
+    let alone = world.catalog().is_some_and(|catalog| catalog.foreign.is_empty());
+    let heat = world.observed.heat.as_ref().filter(|heat| heat.failure.is_none());
+    acts && alone && heat.is_some_and(|heat| heat.urgent)
 }
 
 /// Whether what was decided is done, or will not be, and only its end is still to be noted.
@@ -267,6 +281,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
         Action::Spread { .. } if !allowed => dropped(forbidden),
         Action::Spread { .. } if world.wanted.rebalance.policy.strategy != Strategy::ByLoad => {
             dropped("spec.sharding.rebalance.strategy is not ByLoad any more")
+        }
+        Action::Spread { .. } if moves.running.is_empty() && is_urgent(world) => {
+            dropped("a tenant is hot, and comes first")
         }
         Action::Spread { .. } => spread(moves),
         Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),

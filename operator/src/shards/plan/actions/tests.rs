@@ -224,6 +224,11 @@ fn load_is_spread_when_the_moves_for_it_were_made() {
         assert!(outcome == Outcome::Dropped && note.contains(why), "{outcome:?}: {note}");
     }
     assert_eq!((relief(&even, &by_load), relief(&busy, &held)), (Relief::Useless, Relief::Held));
+
+    // A hot tenant does not wait for all of them.
+    busy.heat.as_mut().unwrap().urgent = true;
+    let first = Some((Outcome::Dropped, "a tenant is hot, and comes first".to_owned()));
+    assert_eq!(planned(&busy, &by_load), (false, first));
 }
 
 #[test]
@@ -338,6 +343,28 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
         waits: false,
     }];
     assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
+}
+
+#[test]
+fn no_move_begins_while_one_keeps_a_hot_tenant_from_being_isolated() {
+    let mut observed = observed();
+    // Two more than its share.
+    for at in catalog(&mut observed).placements.iter_mut().filter(|at| at.group_id == 1) {
+        at.group_id = if at.shard_id % 8 == 0 { 2 } else { at.group_id };
+    }
+    let moves = |heat: Heat, wanted: &Wanted| {
+        let observed = Observed { heat: Some(heat), ..observed.clone() };
+        let plan = plan(wanted, &topology(), &observed);
+        let said = plan.waits.iter().any(|wait| wait.contains("a hot tenant"));
+        (plan.steps.iter().any(|step| matches!(step, Step::MoveShard { .. })), said)
+    };
+    let urgent = || Heat { urgent: true, ..Heat::default() };
+    assert_eq!(moves(Heat::default(), &wanted(3)), (true, false));
+    assert_eq!(moves(urgent(), &wanted(3)), (false, true));
+    // Where nobody can look, or nothing would follow, they are not kept for ever.
+    let blind = Heat { failure: Some("no answer".to_owned()), ..urgent() };
+    assert_eq!(moves(blind, &wanted(3)), (true, false));
+    assert_eq!(moves(urgent(), &Wanted { watch: None, ..wanted(3) }), (true, false));
 }
 
 #[test]

@@ -300,7 +300,8 @@ pub struct SizeStatus {
     pub growth_per_hour: Option<i64>,
 }
 
-/// A shard that is too large, and who fills it: by a sample of its largest table.
+/// A shard that is too large, and who fills it, by a sample of its largest table: the largest are looked into, until there are
+/// three that can be split.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LargeShardStatus {
@@ -313,9 +314,12 @@ pub struct LargeShardStatus {
     pub node: String,
     /// Bytes of it, indexes and TOAST included, to the nearest MiB.
     pub bytes: i64,
-    /// The tenant with most rows in it, by the value of its distribution column.
+    /// The tenant with most rows in it, by the value of its distribution column; absent while it was not looked into, or has
+    /// no rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100))]
-    pub tenant: String,
+    pub tenant: Option<String>,
     /// Its part of the rows, in percent.
-    pub tenant_percent: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_percent: Option<i32>,
 }

@@ -78,6 +78,16 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     if let Some(refusal) = heat.refused.iter().find(of_a_worker) {
         return finding(Holds::True, "WorkerBusy", refused(refusal));
     }
+    if let Some(large) = heat.large.first().filter(|_| names.is_empty() && !acts) {
+        let others = heat.large.len() - 1;
+        let more = if others == 0 { String::new() } else { format!(" and {others} more") };
+        let message = format!(
+            "too large: shard {} of {} on {} ({} bytes){more}; with the mode Isolate what is above \
+             spec.sharding.maxShardSize is split, one at a time",
+            large.shard, large.group, large.node, large.bytes
+        );
+        return finding(Holds::True, "WouldHaveActed", message);
+    }
     if names.is_empty() && !pinned.is_empty() {
         let pinned: Vec<String> = pinned.into_iter().map(name).collect();
         let message = format!("pinned, with a shard of its own each: {}", pinned.join(", "));

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::{DecisionStatus, HotTenant};
+use crate::api::{DecisionStatus, HotTenant, LargeShardStatus};
 use crate::condition::HOT_TENANT;
 use crate::heat::Reason;
 use crate::shards::heat::Refusal;
@@ -34,6 +34,17 @@ fn isolated() -> HotTenant {
     HotTenant { tenant: "8".to_owned(), share_percent: 99, pinned: true, ..hot(50).hot.remove(0) }
 }
 
+fn large(shard: i64) -> LargeShardStatus {
+    LargeShardStatus {
+        shard,
+        group: "dialog".to_owned(),
+        node: "worker-0".to_owned(),
+        bytes: 30,
+        tenant: None,
+        tenant_percent: None,
+    }
+}
+
 fn decided(minute: i64) -> DecisionStatus {
     let message = "dialog 7 would go".to_owned();
     DecisionStatus { at: Time(at(minute)), kind: "Isolate".to_owned(), message }
@@ -60,6 +71,16 @@ fn a_hot_tenant_is_named_with_what_follows() {
         (
             Heat { refused: busy(), last: Some(decided(10)), ..hot(3) },
             ("True", "WouldAct", "dialog 7 would go".to_owned()),
+        ),
+        (
+            Heat { hot: vec![isolated()], large: vec![large(7), large(8)], last: Some(decided(8)), ..hot(3) },
+            (
+                "True",
+                "WouldHaveActed",
+                "too large: shard 7 of dialog on worker-0 (30 bytes) and 1 more; with the mode Isolate what is above \
+                 spec.sharding.maxShardSize is split, one at a time"
+                    .to_owned(),
+            ),
         ),
         (
             Heat { hot: vec![isolated()], cooling_until: Some(at(70)), last: Some(decided(8)), ..hot(3) },

@@ -85,9 +85,7 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
         .filter(|(_, node)| helps(node))
         .min_by_key(|(group, node)| (node.role != Role::Dedicated, permille(node), **group));
     let (to, _) = target.ok_or(Reason::NothingGained)?;
-    // What the rest does is not known: it goes to nobody who has too much to do already.
-    let rest = shared(period, load.node, load.shard_bytes)
-        .filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
+    let rest = takers(period, load.node, load.shard_bytes)
         .min_by_key(|(group, node)| (*group == to, permille(node), **group))
         .filter(|_| !load.alone)
         .map(|(group, _)| *group);
@@ -104,6 +102,12 @@ fn shared(period: &Period, but: Group, bytes: u64) -> impl Iterator<Item = (&Gro
         .nodes
         .iter()
         .filter(move |(group, node)| **group != but && node.role == Role::Shared && has_room(node, bytes))
+}
+
+/// Those of them that may take a part of a shard group. What it does is not known: it goes to nobody who has too much to do
+/// already.
+fn takers(period: &Period, but: Group, bytes: u64) -> impl Iterator<Item = (&Group, &NodeLoad)> {
+    shared(period, but, bytes).filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
 }
 
 /// Splits the largest of the shard groups that are too large, and says why others stay as they are.
@@ -138,7 +142,7 @@ fn halves(
         return Err(Reason::TooManyShards);
     }
     let room = |bytes| {
-        let mut nodes: Vec<_> = shared(period, from, bytes).collect();
+        let mut nodes: Vec<_> = takers(period, from, bytes).collect();
         nodes.sort_by_key(|(group, node)| (permille(node), **group));
         nodes.into_iter().map(|(group, _)| *group)
     };

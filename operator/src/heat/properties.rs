@@ -332,6 +332,11 @@ proptest! {
                     let cause = |large: &LargeShard| Some(large.bytes) > policy.max_shard_bytes && large.median.is_some();
                     prop_assert!(period.large.iter().any(|large| its(large) && cause(large)));
                     prop_assert!(!to.contains(&from));
+                    let able = |group: &Group| {
+                        let node = period.nodes[group];
+                        node.role == Role::Shared && node.cpu * 100 <= node.cpu_limit * 80
+                    };
+                    prop_assert!(to.iter().all(able), "{:?}", to);
                 }
                 Action::Retarget { .. } => prop_assert!(false, "it is none to decide about"),
                 Action::Release { tenant } => {

@@ -430,7 +430,15 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(14 << 30);
     let to = [Group::Worker(2); 2];
     let both = Action::Split { colocation_id: 1, shard_id: 2, from: Group::Worker(1), at: -5, to };
-    assert_eq!(run(&policy(), [tight])[0].action, Some(both));
+    assert_eq!(run(&policy(), [tight.clone()])[0].action, Some(both));
+
+    // One that has too much to do takes none, and where all have, nothing is split.
+    let mut busy = tight;
+    *busy.nodes.get_mut(&Group::Worker(0)).unwrap() = node(Role::Shared, 81);
+    assert_eq!(run(&policy(), [busy.clone()])[0].action, Some(both));
+    *busy.nodes.get_mut(&Group::Worker(2)).unwrap() = node(Role::Shared, 95);
+    let decision = &run(&policy(), [busy])[0];
+    assert_eq!((decision.action, decision.refused[1]), (None, Refused::shard(2, Reason::NoHeadroom)));
 }
 
 #[test]

@@ -12,15 +12,27 @@ use crate::shards::plan::Draft;
 use crate::shards::step::Step;
 use crate::shards::world::{Support, World};
 
-/// The condition `HotTenant`: true is what is to be looked at.
+/// The reason while somebody is hot and nothing follows yet.
+const NOTICED: &str = "Noticed";
+
+/// The condition `HotTenant`: true is what is to be looked at. What somebody has decided about tenants and is not possible may
+/// last: it hides nothing that harms others, and is told beside it.
 pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
-    let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
     if let Some((reason, message)) = acting(world, draft) {
-        return finding(Holds::True, reason, message);
+        return Finding::new(HOT_TENANT, true, reason, message);
     }
-    if let Some(problem) = draft.problems.first() {
-        return finding(Holds::True, "PinNotPossible", problem.clone());
+    let load = of_load(world);
+    let Some(problem) = draft.problems.first() else { return load };
+    if load.holds == Holds::True && load.reason != NOTICED {
+        return Finding { message: format!("{}; and of a pin: {problem}", load.message), ..load };
     }
+    let also = if load.reason == NOTICED { format!("; {}", load.message) } else { String::new() };
+    Finding::new(HOT_TENANT, true, "PinNotPossible", format!("{problem}{also}"))
+}
+
+/// The same, of load and sizes alone.
+fn of_load(world: &World<'_>) -> Finding {
+    let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
     let Some(watch) = &world.wanted.watch else {
         let message = "nobody looks: spec.sharding.hotTenants.mode is Off".to_owned();
         return finding(Holds::Unknown, "NotWatched", message);
@@ -70,8 +82,13 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
         let over = act.decided.checked_add(watch.policy.cooldown).ok();
         heat.end.zip(over).is_some_and(|(end, over)| end < over)
     };
+    // What was asked for by hand is told of with the pins.
     let last = world.observed.kept.acts.iter().rev().find(|act| act.ended.is_some());
-    if let Some(act) = last.filter(recent).filter(|act| acts && act.outcome == Some(Outcome::Failed)) {
+    if let Some(act) = last
+        .filter(|act| !act.is_by_hand())
+        .filter(recent)
+        .filter(|act| acts && act.outcome == Some(Outcome::Failed))
+    {
         let note = act.note.as_deref().unwrap_or("nobody knows why");
         return finding(Holds::True, "ActionFailed", format!("{}; it could not be done: {note}", act.why));
     }
@@ -103,18 +120,18 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     }
     if !lasts {
         let message = format!("{who}; something follows after {lasting} periods in a row");
-        return finding(Holds::True, "Noticed", message);
+        return finding(Holds::True, NOTICED, message);
     }
     match (heat.cooling_until, &heat.last) {
         (Some(until), _) => {
             finding(Holds::True, "CoolingDown", format!("{who}; nothing more is done before {until}"))
         }
-        (None, _) if acts => finding(Holds::True, "Noticed", who),
+        (None, _) if acts => finding(Holds::True, NOTICED, who),
         (None, Some(last)) => {
             let message = format!("{who}; decided {}: {}", last.at.0, last.message);
             finding(Holds::True, "WouldHaveActed", message)
         }
-        (None, None) => finding(Holds::True, "Noticed", who),
+        (None, None) => finding(Holds::True, NOTICED, who),
     }
 }
 

@@ -140,3 +140,31 @@ fn nothing_is_begun_for_who_is_hot_while_somebody_moves_shards() {
     assert_eq!(reason, "ShardsMoving");
     assert!(message.starts_with("hot: dialog 7 ") && message.contains("background job 4"), "{message}");
 }
+
+#[test]
+fn a_pin_that_is_not_possible_hides_nobody_who_harms_others() {
+    let pins = json!([{"group": "tags", "tenant": "seven", "worker": 0}]);
+    let spec = json!({"workers": {"count": 1}, "sharding": {"pins": pins}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let say = |heat: Heat| {
+        let observed = Observed { heat: Some(heat), ..at_rest() };
+        let findings = plan(&wanted, &topology(), &observed).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (finding.holds.as_str(), finding.reason, finding.message)
+    };
+    let problem = "spec.sharding.pins: no table of the group tags is distributed yet, or there is none";
+    let who = "hot: dialog 7 (52 % of worker-0)";
+    let refused = vec![Refusal { reason: Reason::Budget, message: "it stays".to_owned() }];
+    for (heat, reason, message) in [
+        (Heat::default(), "PinNotPossible", problem.to_owned()),
+        (hot(2), "PinNotPossible", format!("{problem}; {who}; something follows after 3 periods in a row")),
+        (
+            Heat { last: Some(decided(10)), ..hot(3) },
+            "WouldAct",
+            format!("dialog 7 would go; and of a pin: {problem}"),
+        ),
+        (Heat { refused, ..hot(3) }, "NothingHelps", format!("{who}; it stays; and of a pin: {problem}")),
+    ] {
+        assert_eq!(say(heat), ("True", reason, message));
+    }
+}

@@ -161,6 +161,9 @@ pub struct Period {
     /// What the planner of moves could do now to even out load.
     #[serde(default)]
     pub relief: Relief,
+    /// Whether what is split for its size alone has to wait for a window.
+    #[serde(default)]
+    pub splits_held: bool,
 }
 
 /// What the planner of moves could do to even out load.

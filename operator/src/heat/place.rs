@@ -122,6 +122,7 @@ pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>
     large.sort_by_key(|large| (Reverse(large.bytes), large.shard_id));
     for LargeShard { colocation_id, shard_id, node: from, bytes, median, .. } in large.into_iter().copied() {
         match halves(policy, period, from, bytes, median) {
+            Ok(_) if period.splits_held => refused.push(Refused::shard(shard_id, Reason::SplitHeld)),
             Ok((at, to)) => return Some(Action::Split { colocation_id, shard_id, from, at, to }),
             Err(reason) => refused.push(Refused::shard(shard_id, reason)),
         }

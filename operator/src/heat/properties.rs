@@ -24,7 +24,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
         prop::collection::vec((role(), 0..100_u64, prop_oneof![3 => Just(0_u64), 1 => 0..200_u64]), 4),
         prop::collection::vec((0..12_i32, 0..4_u32, 0..60_u64), 0..6),
         prop_oneof![9 => Just(1_i64), 1 => -5..10_i64],
-        prop::bool::weighted(0.1),
+        (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         prop::collection::vec((0..6_i64, 0..4_u32, 15..30_u64, prop::option::weighted(0.8, -3..3_i32)), 0..2),
         prop_oneof![
             5 => Just(Relief::Ready), 1 => Just(Relief::Held), 1 => Just(Relief::Useless), 1 => Just(Relief::Unmeasured)
@@ -45,8 +45,9 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 ..policy()
             };
             let mut clock = 0;
-            let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large, relief)| {
+            let periods = minutes.into_iter().map(|(nodes, tenants, step, held_up, large, relief)| {
                 clock += step;
+                let (underway, splits_held) = held_up;
                 let nodes: Vec<NodeLoad> = nodes
                     .into_iter()
                     .map(|(role, percent, unlisted)| NodeLoad { unlisted, ..node(role, percent) })
@@ -65,7 +66,8 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     median,
                     heaviest: None,
                 });
-                Period { underway, relief, large: large.collect(), ..period(clock, &nodes, &tenants) }
+                let seen = period(clock, &nodes, &tenants);
+                Period { underway, relief, splits_held, large: large.collect(), ..seen }
             });
             (policy, periods.collect())
         },
@@ -220,6 +222,7 @@ fn there_is_everything_in_random_hours() {
         "Budget",
         "TooManyShards",
         "Unlisted",
+        "SplitHeld",
         "NotByLoad",
         "MovesHeld",
         "NoMoveHelps",
@@ -331,7 +334,7 @@ proptest! {
                     let its = |large: &LargeShard| large.shard_id == shard_id && large.node == from;
                     let cause = |large: &LargeShard| Some(large.bytes) > policy.max_shard_bytes && large.median.is_some();
                     prop_assert!(period.large.iter().any(|large| its(large) && cause(large)));
-                    prop_assert!(!to.contains(&from));
+                    prop_assert!(!to.contains(&from) && !period.splits_held);
                     let able = |group: &Group| {
                         let node = period.nodes[group];
                         node.role == Role::Shared && node.cpu * 100 <= node.cpu_limit * 80

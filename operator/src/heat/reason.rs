@@ -31,6 +31,9 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// A shard group is too large, and nobody is harmed before a window opens.
+    #[error("it is split when one of spec.sharding.rebalance.windows is open")]
+    SplitHeld,
     /// A node has too much to do, and shards are not spread by load.
     #[error(
         "its shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or give the workers more CPU"
@@ -73,6 +76,7 @@ impl Reason {
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::SplitHeld => "SplitHeld",
             Self::NotByLoad => "NotByLoad",
             Self::MovesHeld => "MovesHeld",
             Self::NoMoveHelps => "NoMoveHelps",

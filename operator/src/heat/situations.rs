@@ -442,6 +442,22 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
 }
 
 #[test]
+fn a_split_for_size_waits_for_a_window_and_an_isolation_does_not() {
+    let evening = |minute: i64| {
+        let large = vec![large(1, 30, Some(1)), large(2, 21, None)];
+        Period { large, splits_held: minute < 70, ..period(minute, &three(), &[]) }
+    };
+    let decisions = run(&policy(), (0..71).map(evening));
+    let said = [Refused::shard(1, Reason::SplitHeld), Refused::shard(2, Reason::Indivisible)];
+    assert!(decisions[..70].iter().all(|decision| decision.refused == said), "{decisions:?}");
+    let first = decisions.iter().position(|decision| decision.action.is_some());
+    assert_eq!((first, decisions[70].action.map(Action::kind)), (Some(70), Some("Split")));
+
+    let flooded = |minute| Period { tenants: vec![load(7, 0, 40)], ..evening(minute) };
+    assert!(matches!(run(&policy(), (0..3).map(flooded))[2].action, Some(Action::Isolate { .. })));
+}
+
+#[test]
 fn what_shares_a_shard_with_the_tenant_does_not_stay_on_its_node() {
     let rest = |nodes: &[NodeLoad], alone: bool| {
         let load = TenantLoad { alone, ..load(7, 0, 40) };

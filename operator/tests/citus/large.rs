@@ -8,14 +8,14 @@ use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::heat::actions::Outcome;
 use dialog_operator::shards::rebalance::Role;
 use dialog_operator::shards::status::status;
-use dialog_operator::shards::wanted::Wanted;
+use dialog_operator::shards::wanted::{Gate, Wanted};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::heat::Operator;
 use crate::isolation::{assert_nothing_is_left, covering, hash, isolating, outcome};
 use crate::needs_citus;
 use crate::traffic::Traffic;
-use crate::world::{World, closed, condition};
+use crate::world::{World, condition};
 
 /// More than this is too large here, in bytes.
 const LIMIT: u64 = 5 << 20;
@@ -82,8 +82,9 @@ async fn a_shard_that_is_too_large_is_split_in_the_middle_and_who_fills_one_alon
     watch.period = SignedDuration::from_secs(1);
     (watch.policy.max_shard_bytes, watch.policy.cooldown) = (Some(LIMIT), SignedDuration::ZERO);
     world.serve(&wanted).await?;
-    // The halves are to be seen where they were put.
-    wanted.rebalance.gate = closed();
+    // The halves are to be seen where they were put: moves wait for a word, and splits do not.
+    wanted.rebalance.gate =
+        Gate::Closed { reason: "PlanAvailable", message: "nobody has asked for them".to_owned() };
     let shards = dialogs_by_shard(&world).await?;
     let [fourth, others @ ..] = &shards[..] else { panic!("{shards:?}") };
     let whales: Vec<String> = others.iter().take(3).map(|shard| shard[0].clone()).collect();

@@ -68,8 +68,10 @@ fn of_load(world: &World<'_>) -> Finding {
             Reason::NotByLoad | Reason::MovesHeld | Reason::NoMoveHelps | Reason::AllBusy | Reason::Crowded
         )
     };
-    // That somebody stays pinned harms nobody.
-    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted && !of_a_worker(refusal);
+    // That somebody stays pinned harms nobody, nor that a shard is split some hours later.
+    let harmful = |refusal: &&Refusal| {
+        !matches!(refusal.reason, Reason::Unlisted | Reason::SplitHeld) && !of_a_worker(refusal)
+    };
     if let Some(refusal) = heat.refused.iter().find(harmful) {
         return finding(Holds::True, "NothingHelps", refused(refusal));
     }

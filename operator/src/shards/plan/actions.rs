@@ -78,6 +78,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         shard_groups: layout.groups.len(),
         underway: false,
         relief: Relief::Ready,
+        splits_held: false,
     };
     // Who finds no place stays pinned to where it is, and the moves say so.
     for retargeted in heat::retarget(&period, &mut Vec::new()) {
@@ -272,6 +273,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
             };
             if !allowed {
                 return dropped(forbidden);
+            }
+            if world.wanted.rebalance.gate.is_outside_windows() && !is_underway(world) {
+                return dropped("no window is open any more: it is decided anew in the next");
             }
             if !(shard.range.min..shard.range.max).contains(&at) {
                 return dropped("the shard does not cover both halves any more");

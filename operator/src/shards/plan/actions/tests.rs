@@ -251,6 +251,23 @@ fn a_split_is_done_where_its_own_tables_end_at_its_hash() {
 }
 
 #[test]
+fn what_is_split_for_its_size_is_begun_in_a_window_and_asks_for_no_other_word() {
+    let to = [Group::Worker(0), Group::Worker(1)];
+    let split =
+        act(Action::Split { colocation_id: 1, shard_id: 1047, from: Group::Worker(2), at: 4749, to });
+    let planned = |act: Act, reason: &'static str| {
+        let gate = Gate::Closed { reason, message: "later".to_owned() };
+        let wanted = Wanted { rebalance: Rebalance { gate, ..wanted(3).rebalance }, ..wanted(3) };
+        let steps = plan(&wanted, &topology(), &with(vec![act])).steps;
+        steps.iter().map(Step::kind).collect::<Vec<_>>()
+    };
+    assert_eq!(planned(split.clone(), "OutsideWindow"), ["EndAction"]);
+    assert_eq!(planned(split.clone(), "WindowInvalid"), ["EndAction"]);
+    assert_eq!(planned(split, "PlanAvailable"), ["SplitShard"]);
+    assert_eq!(planned(isolation(4750), "OutsideWindow"), ["SplitShard"]);
+}
+
+#[test]
 fn what_is_large_is_cut_while_people_write_and_never_with_a_part_on_its_node() {
     let mut observed = with(vec![isolation(4750)]);
     facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);

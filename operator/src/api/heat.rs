@@ -233,7 +233,7 @@ pub struct DecisionStatus {
 pub struct ActionStatus {
     /// Its number.
     pub id: i64,
-    /// The end of the period that it was decided after.
+    /// When it was decided, by the coordinator's clock.
     pub decided: Time,
     /// When it was done, or given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]

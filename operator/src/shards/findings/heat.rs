@@ -82,7 +82,7 @@ fn of_load(world: &World<'_>) -> Finding {
     // It is said for as long as nothing else can be done.
     let recent = |act: &&Act| {
         let over = act.decided.checked_add(watch.policy.cooldown).ok();
-        heat.end.zip(over).is_some_and(|(end, over)| end < over)
+        world.observed.kept.now.zip(over).is_some_and(|(now, over)| now < over)
     };
     // What was asked for by hand is told of with the pins.
     let last = world.observed.kept.acts.iter().rev().find(|act| act.ended.is_some());

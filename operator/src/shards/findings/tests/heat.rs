@@ -168,3 +168,25 @@ fn a_pin_that_is_not_possible_hides_nobody_who_harms_others() {
         assert_eq!(say(heat), ("True", reason, message));
     }
 }
+
+#[test]
+fn what_has_failed_is_told_for_a_cooldown_whatever_the_clock_of_who_looks() {
+    let spec = json!({"workers": {"count": 1}, "sharding": {"hotTenants": {"mode": "Isolate"}}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let failed = json!({
+        "id": 1, "decided": at(0), "begun": at(1), "ended": at(2), "tenant": "7", "asked_by": "policy", "why": "it is hot",
+        "action": {"kind": "Release", "tenant": {"colocationId": 1, "hash": 7}}, "attempts": 3, "outcome": "Failed",
+        "note": "no answer", "before": null, "after": null,
+    });
+    for (now, reason) in [(59, "ActionFailed"), (60, "NoneHot")] {
+        for ahead in [-600, 0, 600] {
+            let mut observed = at_rest();
+            observed.kept.acts = vec![serde_json::from_value(failed.clone()).unwrap()];
+            observed.kept.now = Some(at(now));
+            observed.heat = Some(Heat { end: Some(at(now + ahead)), ..Heat::default() });
+            let findings = plan(&wanted, &topology(), &observed).findings;
+            let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+            assert_eq!(finding.reason, reason, "{ahead}: {}", finding.message);
+        }
+    }
+}

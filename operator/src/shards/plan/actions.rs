@@ -209,6 +209,10 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
     let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
     match left(world, layout, written, act, moves) {
         Next::Wait(why) if late() => given_up(&why),
+        // What keeps writers waiting is short, and is tried again without end where there is no other way.
+        Next::Split(split) if (split.blocking || act.attempts == 0) && late() => {
+            given_up(act.note.as_deref().unwrap_or("nobody has begun it"))
+        }
         Next::Move if late() => given_up("what is to be moved was not, see the condition Balanced"),
         next => next,
     }

@@ -253,8 +253,7 @@ fn a_split_is_done_where_its_own_tables_end_at_its_hash() {
 #[test]
 fn what_is_split_for_its_size_is_begun_in_a_window_and_asks_for_no_other_word() {
     let to = [Group::Worker(0), Group::Worker(1)];
-    let split =
-        act(Action::Split { colocation_id: 1, shard_id: 1047, from: Group::Worker(2), at: 4749, to });
+    let split = act(Action::Split { colocation_id: 1, shard_id: 1047, from: Group::Worker(2), at: 4749, to });
     let planned = |act: Act, reason: &'static str| {
         let gate = Gate::Closed { reason, message: "later".to_owned() };
         let wanted = Wanted { rebalance: Rebalance { gate, ..wanted(3).rebalance }, ..wanted(3) };
@@ -572,6 +571,21 @@ fn what_waits_for_an_hour_is_given_up_in_every_mode() {
         waiting.kept.now = Some(now.parse().unwrap());
         assert_eq!(given_up(&waiting, &decided(Some(0))), expected, "{now}");
         assert_eq!(given_up(&waiting, &off), expected, "{now}, mode Off");
+    }
+    // So is what has to wait for its writers again and again, as a part of its shard stays and there is no other way.
+    let stays = Action::Isolate { tenant: TENANT, from: Group::Worker(2), to: Group::Worker(0), rest: None };
+    let why = "canceling statement due to lock timeout";
+    let mut kept = with(vec![Act { note: Some(why.to_owned()), ..act(stays) }]);
+    for (now, expected) in [("2026-01-05T09:59:00Z", "SplitShard"), ("2026-01-05T10:01:00Z", "EndAction")] {
+        kept.kept.now = Some(now.parse().unwrap());
+        let planned = steps(&kept, &wanted(3)).0;
+        assert_eq!(planned.iter().map(Step::kind).collect::<Vec<_>>(), [expected], "{now}");
+        if let Step::EndAction { outcome, note, .. } = &planned[0] {
+            assert_eq!(
+                (*outcome, note.as_deref()),
+                (Outcome::Failed, Some(&*format!("not within an hour: {why}")))
+            );
+        }
     }
     // While shards move it may be these that it waits for.
     catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];

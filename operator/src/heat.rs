@@ -188,7 +188,7 @@ pub struct NodeLoad {
     pub role: Role,
     /// Queries that it answered.
     pub queries: u64,
-    /// Those of them that write.
+    /// Rows that it wrote, or its tenants' statements that write if these are more.
     pub writes: u64,
     /// CPU time in microseconds.
     pub cpu: u64,
@@ -238,7 +238,7 @@ pub struct TenantLoad {
     pub node: Group,
     /// Queries.
     pub queries: u64,
-    /// Those of them that write.
+    /// Those of them that write, however many rows each.
     pub writes: u64,
     /// CPU time in microseconds.
     pub cpu: u64,

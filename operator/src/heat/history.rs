@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Action, Tenant};
 use crate::names::Group;
 
-/// What is remembered between periods; bounded by the number of nodes and by the budget.
+/// What is remembered between periods; bounded by the number of nodes and by the budgets: what was only imagined counts towards
+/// [`super::Policy::max_shard_groups`], too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct History {

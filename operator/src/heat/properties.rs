@@ -425,6 +425,11 @@ proptest! {
         // Tenants that are warm at least share their node, by each of three measures.
         let hot = 4 * 3 * (400 / (3 * policy.share_percent as usize) + 1);
         for Answer { history, .. } in live(&policy, &periods) {
+            // Each isolation that is no move adds two shard groups, each split one, to the 48 that there are.
+            let Imagined { pins, released, split, groups, .. } = &history.imagined;
+            prop_assert!(48 + groups <= policy.max_shard_groups, "{}", groups);
+            let own: BTreeSet<&Tenant> = pins.keys().chain(released).collect();
+            prop_assert_eq!(split.len() + 2 * own.len(), *groups);
             prop_assert!(history.hot.len() <= hot, "{}", history.hot.len());
             prop_assert!(history.quiet.len() <= policy.max_isolated && history.busy.len() <= 4);
             prop_assert!(history.crowded.keys().all(|group| !history.busy.contains_key(group)) && history.crowded.len() <= 4);

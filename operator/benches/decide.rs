@@ -65,6 +65,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
         shard_groups: 8_000,
         underway: false,
         relief: Relief::Ready,
+        splits_held: false,
     };
     let pinned: Vec<Tenant> = period.pins.iter().map(Tenant::from).collect();
     for number in 0..tenants {

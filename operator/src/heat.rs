@@ -30,7 +30,7 @@ mod situations;
 mod watch;
 
 pub use decide::decide;
-pub use history::{History, Imagined, Streak};
+pub use history::{Acted, History, Imagined, Streak};
 pub use measure::{Counters, median};
 pub(crate) use place::retarget;
 pub use reason::Reason;
@@ -52,7 +52,8 @@ pub struct Policy {
     pub min_queries: u64,
     /// Periods that it has to be hot without a break; at least 1.
     pub consecutive_periods: u32,
-    /// The least time between two actions.
+    /// The least time between two isolations, between anything and what is done next that is none, and between the end of a
+    /// tenant's pin and the next.
     pub cooldown: SignedDuration,
     /// Tenants that may have a shard of their own at the same time.
     pub max_isolated: usize,
@@ -160,6 +161,9 @@ pub struct Period {
     /// What the planner of moves could do now to even out load.
     #[serde(default)]
     pub relief: Relief,
+    /// Whether what is split for its size alone has to wait for a window.
+    #[serde(default)]
+    pub splits_held: bool,
 }
 
 /// What the planner of moves could do to even out load.
@@ -184,7 +188,7 @@ pub struct NodeLoad {
     pub role: Role,
     /// Queries that it answered.
     pub queries: u64,
-    /// Those of them that write.
+    /// Rows that it wrote, or its tenants' statements that write if these are more.
     pub writes: u64,
     /// CPU time in microseconds.
     pub cpu: u64,
@@ -234,7 +238,7 @@ pub struct TenantLoad {
     pub node: Group,
     /// Queries.
     pub queries: u64,
-    /// Those of them that write.
+    /// Those of them that write, however many rows each.
     pub writes: u64,
     /// CPU time in microseconds.
     pub cpu: u64,
@@ -288,6 +292,9 @@ pub struct Decision {
     pub refused: Vec<Refused>,
     /// When the cooldown ends, if something would be done without it.
     pub cooling_until: Option<Timestamp>,
+    /// Whether a tenant would be isolated if no shards were being moved or split.
+    #[serde(default)]
+    pub urgent: bool,
 }
 
 /// A hot tenant.

@@ -171,6 +171,7 @@ mod tests {
             shard_groups: 48,
             underway: false,
             relief: Relief::Ready,
+            splits_held: false,
         };
         let spec = json!({"sharding": {"hotTenants": {"sharePercent": 35}, "maxShardSize": "3Gi"}});
         let cluster = DialogCluster::new("chat", serde_json::from_value(spec).unwrap());

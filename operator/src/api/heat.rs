@@ -34,7 +34,8 @@ pub struct HotTenantsSpec {
     #[serde(default = "defaults::consecutive_periods")]
     #[schemars(range(min = 1, max = 100))]
     pub consecutive_periods: i32,
-    /// The least time between two actions, for example `1h`.
+    /// The least time between two isolations, between any action and the next that isolates nobody, and between the release of
+    /// a tenant and its next isolation, for example `1h`.
     #[serde(default = "defaults::cooldown")]
     #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('720h')")
@@ -109,7 +110,7 @@ impl StatisticsSpec {
 }
 
 impl HotTenantsSpec {
-    /// The least time between two actions.
+    /// The least time between two actions of a kind.
     #[must_use]
     pub fn cooldown(&self) -> Duration {
         duration(&self.cooldown).unwrap_or(Duration::from_hours(1))
@@ -232,7 +233,7 @@ pub struct DecisionStatus {
 pub struct ActionStatus {
     /// Its number.
     pub id: i64,
-    /// The end of the period that it was decided after.
+    /// When it was decided, by the coordinator's clock.
     pub decided: Time,
     /// When it was done, or given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -299,7 +300,8 @@ pub struct SizeStatus {
     pub growth_per_hour: Option<i64>,
 }
 
-/// A shard that is too large, and who fills it: by a sample of its largest table.
+/// A shard that is too large, and who fills it, by a sample of its largest table: the largest are looked into, until there are
+/// three that can be split.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LargeShardStatus {
@@ -312,9 +314,12 @@ pub struct LargeShardStatus {
     pub node: String,
     /// Bytes of it, indexes and TOAST included, to the nearest MiB.
     pub bytes: i64,
-    /// The tenant with most rows in it, by the value of its distribution column.
+    /// The tenant with most rows in it, by the value of its distribution column; absent while it was not looked into, or has
+    /// no rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100))]
-    pub tenant: String,
+    pub tenant: Option<String>,
     /// Its part of the rows, in percent.
-    pub tenant_percent: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_percent: Option<i32>,
 }

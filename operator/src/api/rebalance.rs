@@ -28,7 +28,8 @@ pub struct RebalanceSpec {
     #[serde(default = "defaults::max_parallel_moves")]
     #[schemars(range(min = 1, max = 32))]
     pub max_parallel_moves: i32,
-    /// When shards may be moved to even out the workers; always if there are none. A move that has begun is completed.
+    /// When shards may be moved to even out the workers, and split for their size; always if there are none. What has begun is
+    /// completed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub windows: Vec<RebalanceWindow>,

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use super::place::{FLANKS, bearable, isolate, retarget, split, spread};
 use super::watch::{Seen, Untold, few, rest, watch};
 use super::{
-    Action, Decision, History, Hot, Imagined, Mode, Period, Policy, Reason, Refused, Tenant, TenantLoad,
+    Acted, Action, Decision, History, Hot, Imagined, Mode, Period, Policy, Reason, Refused, Tenant,
+    TenantLoad,
 };
 
 /// Hot tenants that a decision names, and reasons.
@@ -16,7 +17,7 @@ const NAMED: usize = 20;
 /// Decides what to do after `period`, and what to remember.
 ///
 /// The same input gives the same answer. A period that was seen before changes nothing; after a gap, or if the clock was
-/// set back, periods are counted anew, and the cooldown is kept in full.
+/// set back, periods are counted anew, and the cooldowns are kept in full.
 #[must_use]
 pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision, History) {
     let mut history = history.clone();
@@ -31,8 +32,8 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
         history.quiet.clear();
     }
     history.seen = Some(now);
-    history.acted = history.acted.map(|acted| acted.min(now));
-    history.imagined.acted = history.imagined.acted.map(|acted| acted.min(now));
+    history.acted.set_back(now);
+    history.imagined.acted.set_back(now);
     if policy.mode == Mode::Isolate {
         // What was only imagined holds nobody up.
         history.imagined = Imagined::default();
@@ -46,24 +47,34 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     decision.retargeted = retarget(&period, &mut decision.refused);
     history.imagined.retarget(&mut decision.retargeted);
     if period.underway {
+        let awaited = choose(policy, &history, &period, &hot, &untold, &mut Vec::new());
+        decision.urgent = awaited.iter().any(|action| {
+            matches!(action, Action::Isolate { .. }) && cools_until(policy, &history, *action, now).is_none()
+        });
         decision.refused.truncate(NAMED);
         return (decision, history);
     }
-    let action = choose(policy, &history, &period, &hot, &untold, &mut decision.refused);
+    let actions = choose(policy, &history, &period, &hot, &untold, &mut decision.refused);
     let unlisted = untold.iter().filter(|(_, why)| **why == Untold::Unlisted);
     decision.refused.extend(unlisted.map(|(tenant, _)| Refused::tenant(*tenant, Reason::Unlisted)));
     decision.refused.truncate(NAMED);
-    let acted = history.acted.max(history.imagined.acted);
-    let cooling = acted.and_then(|acted| acted.checked_add(policy.cooldown).ok()).filter(|end| *end > now);
-    match (action, cooling) {
-        (Some(_), Some(end)) => decision.cooling_until = Some(end),
-        (Some(action), None) => {
-            remember(policy, &mut history, action, &period, now);
-            decision.action = Some(action);
+    match actions.iter().find(|action| cools_until(policy, &history, **action, now).is_none()) {
+        Some(action) => {
+            remember(policy, &mut history, *action, &period, now);
+            decision.action = Some(*action);
         }
-        (None, _) => {}
+        None => {
+            let ends = actions.iter().filter_map(|action| cools_until(policy, &history, *action, now));
+            decision.cooling_until = ends.min();
+        }
     }
     (decision, history)
+}
+
+/// When the cooldown before an action ends, if that is not over.
+fn cools_until(policy: &Policy, history: &History, action: Action, now: Timestamp) -> Option<Timestamp> {
+    let of = |acted: &Acted| acted.cools_until(action, policy.cooldown);
+    of(&history.acted).max(of(&history.imagined.acted)).filter(|end| *end > now)
 }
 
 /// Whether `period` comes right after the last one.
@@ -84,7 +95,7 @@ fn named(history: &History, hot: &[Seen]) -> Vec<Hot> {
     hot.iter().take(NAMED).map(name).collect()
 }
 
-/// The best thing to do; what cannot be done that should be goes to `refused`.
+/// What could be done, the best first; what cannot be done that should be goes to `refused`.
 fn choose(
     policy: &Policy,
     history: &History,
@@ -92,13 +103,13 @@ fn choose(
     hot: &[Seen],
     untold: &BTreeMap<Tenant, Untold>,
     refused: &mut Vec<Refused>,
-) -> Option<Action> {
+) -> Vec<Action> {
     let own: BTreeSet<Tenant> = period.pins.iter().map(Tenant::from).collect();
     let lasting = |seen: &&Seen| {
         let streak = history.hot.get(&seen.load.tenant);
         streak.is_some_and(|streak| streak.periods >= policy.consecutive_periods.max(1))
     };
-    let mut action = None;
+    let mut isolations = Vec::new();
     let free = |seen: &&Seen| !period.held.contains(&seen.load.tenant);
     for Seen { load, .. } in hot.iter().filter(lasting).filter(free) {
         let attempt = if own.contains(&load.tenant) {
@@ -107,17 +118,22 @@ fn choose(
             isolate(policy, period, load).map(Some)
         };
         match attempt {
-            Ok(found) => action = action.or(found),
+            Ok(found) => isolations.extend(found),
             Err(reason) => refused.push(Refused::tenant(load.tenant, reason)),
         }
     }
-    let action = action.or_else(|| split(policy, period, refused));
+    let urgent = !isolations.is_empty();
+    let routine = if urgent { None } else { split(policy, period, refused) };
     // What keeps a busy worker busy is said whatever is done about others.
     let relief = spread(policy, history, period, refused);
     let crowded =
         history.crowded.iter().filter(|(_, periods)| **periods >= policy.consecutive_periods.max(1));
     refused.extend(crowded.map(|(group, _)| Refused::node(*group, Reason::Crowded)));
-    action.or(relief).or_else(|| release(policy, history, period, untold))
+    if urgent {
+        return isolations;
+    }
+    let routine = routine.or(relief).or_else(|| release(policy, history, period, untold));
+    routine.into_iter().collect()
 }
 
 /// A tenant that has its own shard already is never moved around; at most there is something to say.
@@ -157,11 +173,11 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
         Action::Split { .. } | Action::Retarget { .. } => {}
     }
     if policy.mode == Mode::Isolate {
-        history.acted = Some(now);
+        history.acted.note(action, now);
         return;
     }
     let alone = |tenant: Tenant| period.tenants.iter().any(|load| load.tenant == tenant && load.alone);
-    history.imagined.acted = Some(now);
+    history.imagined.acted.note(action, now);
     history.imagined.groups += match action {
         Action::Isolate { tenant, .. } if !alone(tenant) => FLANKS,
         Action::Split { .. } => 1,

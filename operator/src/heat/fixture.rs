@@ -66,6 +66,7 @@ pub(super) fn period(minute: i64, nodes: &[NodeLoad], tenants: &[TenantLoad]) ->
         shard_groups: 48,
         underway: false,
         relief: Relief::Ready,
+        splits_held: false,
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::Tenant;
+use super::{Action, Tenant};
 use crate::names::Group;
 
-/// What is remembered between periods; bounded by the number of nodes and by the budget.
+/// What is remembered between periods; bounded by the number of nodes and by the budgets: what was only imagined counts towards
+/// [`super::Policy::max_shard_groups`], too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct History {
@@ -25,10 +26,58 @@ pub struct History {
     /// Since when a pinned tenant has been quiet.
     #[serde(with = "pairs")]
     pub quiet: BTreeMap<Tenant, Timestamp>,
-    /// When something was done last.
-    pub acted: Option<Timestamp>,
+    /// What was done last.
+    #[serde(default)]
+    pub acted: Acted,
     /// What [`super::Mode::Isolate`] would have done.
     pub imagined: Imagined,
+}
+
+/// When something was done last: what the cooldowns count from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Acted {
+    /// Anything.
+    pub last: Option<Timestamp>,
+    /// A tenant was isolated.
+    pub isolated: Option<Timestamp>,
+    /// A tenant was released, and which.
+    pub released: Option<(Tenant, Timestamp)>,
+}
+
+impl Acted {
+    /// Notes that something is done `now`.
+    pub(super) fn note(&mut self, action: Action, now: Timestamp) {
+        self.last = Some(now);
+        match action {
+            Action::Isolate { .. } => self.isolated = Some(now),
+            Action::Release { tenant } => self.released = Some((tenant, now)),
+            Action::Split { .. } | Action::Spread { .. } | Action::Retarget { .. } => {}
+        }
+    }
+
+    /// Takes what was done after `now` to have been done then: the clock was set back.
+    pub(super) fn set_back(&mut self, now: Timestamp) {
+        self.last = self.last.map(|at| at.min(now));
+        self.isolated = self.isolated.map(|at| at.min(now));
+        self.released = self.released.map(|(tenant, at)| (tenant, at.min(now)));
+    }
+
+    /// When the cooldown before `action` ends. People wait for an isolation, which therefore waits for no routine, but for the
+    /// end of its own tenant's last pin: one that comes and goes is not copied to and fro.
+    pub(super) fn cools_until(&self, action: Action, cooldown: SignedDuration) -> Option<Timestamp> {
+        let since = match action {
+            Action::Isolate { tenant, .. } => {
+                let own = self.released.filter(|(released, _)| *released == tenant);
+                self.isolated.max(own.map(|(_, at)| at))
+            }
+            Action::Split { .. }
+            | Action::Spread { .. }
+            | Action::Release { .. }
+            | Action::Retarget { .. } => self.last,
+        };
+        since.and_then(|since| since.checked_add(cooldown).ok())
+    }
 }
 
 /// How long a tenant has been hot.
@@ -47,8 +96,9 @@ pub struct Streak {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Imagined {
-    /// When something would have been done last.
-    pub acted: Option<Timestamp>,
+    /// What would have been done last.
+    #[serde(default)]
+    pub acted: Acted,
     /// Where the tenants would be pinned.
     #[serde(with = "pairs")]
     pub pins: BTreeMap<Tenant, Group>,

@@ -39,9 +39,19 @@ pub(super) fn bearable(period: &Period, load: &TenantLoad) -> bool {
     able.any(|node| !above(load.cpu, node.cpu_limit, BUSY_PERCENT))
 }
 
-/// Isolates a tenant on the node that has most to spare: a dedicated one if there are any with enough.
+/// Whether nobody is pinned to the node, which is kept free for those that are: who moves there harms nobody, however hot.
+fn is_kept_free(period: &Period, group: Group, node: &NodeLoad) -> bool {
+    node.role == Role::Dedicated && !period.pins.iter().any(|pin| pin.node == group)
+}
+
+/// Isolates a tenant on the node that has most to spare: a dedicated one if there are any with enough. One that no node can
+/// bear goes to a dedicated one where it is alone, if there is one: it gains nothing, and all its neighbours do.
 pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Result<Action, Reason> {
-    if !bearable(period, load) {
+    let bearable = bearable(period, load);
+    let kept_free = |(group, node): (&Group, &NodeLoad)| {
+        *group != load.node && is_kept_free(period, *group, node) && has_room(node, load.shard_bytes)
+    };
+    if !bearable && !period.nodes.iter().any(kept_free) {
         return Err(Reason::TooHot);
     }
     let own = period.pins.iter().filter(|pin| !period.held.contains(&Tenant::from(*pin)));
@@ -53,6 +63,9 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
     }
     let with = |node: &NodeLoad| node.cpu.saturating_add(load.cpu);
     let able = period.nodes.iter().filter(|(group, node)| {
+        if !bearable {
+            return kept_free((group, node));
+        }
         **group != load.node
             && takes_pins(node)
             && !above(with(node), node.cpu_limit, BUSY_PERCENT)
@@ -72,9 +85,7 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
         .filter(|(_, node)| helps(node))
         .min_by_key(|(group, node)| (node.role != Role::Dedicated, permille(node), **group));
     let (to, _) = target.ok_or(Reason::NothingGained)?;
-    // What the rest does is not known: it goes to nobody who has too much to do already.
-    let rest = shared(period, load.node, load.shard_bytes)
-        .filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
+    let rest = takers(period, load.node, load.shard_bytes)
         .min_by_key(|(group, node)| (*group == to, permille(node), **group))
         .filter(|_| !load.alone)
         .map(|(group, _)| *group);
@@ -93,6 +104,12 @@ fn shared(period: &Period, but: Group, bytes: u64) -> impl Iterator<Item = (&Gro
         .filter(move |(group, node)| **group != but && node.role == Role::Shared && has_room(node, bytes))
 }
 
+/// Those of them that may take a part of a shard group. What it does is not known: it goes to nobody who has too much to do
+/// already.
+fn takers(period: &Period, but: Group, bytes: u64) -> impl Iterator<Item = (&Group, &NodeLoad)> {
+    shared(period, but, bytes).filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
+}
+
 /// Splits the largest of the shard groups that are too large, and says why others stay as they are.
 pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>) -> Option<Action> {
     let limit = policy.max_shard_bytes?;
@@ -105,6 +122,7 @@ pub(super) fn split(policy: &Policy, period: &Period, refused: &mut Vec<Refused>
     large.sort_by_key(|large| (Reverse(large.bytes), large.shard_id));
     for LargeShard { colocation_id, shard_id, node: from, bytes, median, .. } in large.into_iter().copied() {
         match halves(policy, period, from, bytes, median) {
+            Ok(_) if period.splits_held => refused.push(Refused::shard(shard_id, Reason::SplitHeld)),
             Ok((at, to)) => return Some(Action::Split { colocation_id, shard_id, from, at, to }),
             Err(reason) => refused.push(Refused::shard(shard_id, reason)),
         }
@@ -125,7 +143,7 @@ fn halves(
         return Err(Reason::TooManyShards);
     }
     let room = |bytes| {
-        let mut nodes: Vec<_> = shared(period, from, bytes).collect();
+        let mut nodes: Vec<_> = takers(period, from, bytes).collect();
         nodes.sort_by_key(|(group, node)| (permille(node), **group));
         nodes.into_iter().map(|(group, _)| *group)
     };

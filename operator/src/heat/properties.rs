@@ -24,7 +24,7 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
         prop::collection::vec((role(), 0..100_u64, prop_oneof![3 => Just(0_u64), 1 => 0..200_u64]), 4),
         prop::collection::vec((0..12_i32, 0..4_u32, 0..60_u64), 0..6),
         prop_oneof![9 => Just(1_i64), 1 => -5..10_i64],
-        prop::bool::weighted(0.1),
+        (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         prop::collection::vec((0..6_i64, 0..4_u32, 15..30_u64, prop::option::weighted(0.8, -3..3_i32)), 0..2),
         prop_oneof![
             5 => Just(Relief::Ready), 1 => Just(Relief::Held), 1 => Just(Relief::Useless), 1 => Just(Relief::Unmeasured)
@@ -45,8 +45,9 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 ..policy()
             };
             let mut clock = 0;
-            let periods = minutes.into_iter().map(|(nodes, tenants, step, underway, large, relief)| {
+            let periods = minutes.into_iter().map(|(nodes, tenants, step, held_up, large, relief)| {
                 clock += step;
+                let (underway, splits_held) = held_up;
                 let nodes: Vec<NodeLoad> = nodes
                     .into_iter()
                     .map(|(role, percent, unlisted)| NodeLoad { unlisted, ..node(role, percent) })
@@ -65,7 +66,8 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                     median,
                     heaviest: None,
                 });
-                Period { underway, relief, large: large.collect(), ..period(clock, &nodes, &tenants) }
+                let seen = period(clock, &nodes, &tenants);
+                Period { underway, relief, splits_held, large: large.collect(), ..seen }
             });
             (policy, periods.collect())
         },
@@ -220,6 +222,7 @@ fn there_is_everything_in_random_hours() {
         "Budget",
         "TooManyShards",
         "Unlisted",
+        "SplitHeld",
         "NotByLoad",
         "MovesHeld",
         "NoMoveHelps",
@@ -261,19 +264,43 @@ proptest! {
     }
 
     #[test]
-    fn a_cooldown_is_kept_between_actions((policy, periods) in hours()) {
-        let mut last: Option<Timestamp> = None;
+    fn cooldowns_are_kept((policy, periods) in hours()) {
+        let mut done: Vec<(Timestamp, Action)> = Vec::new();
         for Answer { period, decision, .. } in live(&policy, &periods) {
-            // A clock that was set back brings the last action with it.
-            last = last.map(|last| last.min(period.end));
+            // A clock that was set back brings the last actions with it.
+            done.iter_mut().for_each(|(at, _)| *at = (*at).min(period.end));
+            let after = |since: Option<&(Timestamp, Action)>| {
+                since.map(|(at, _)| *at + policy.cooldown).filter(|end| *end > period.end)
+            };
+            let last = after(done.last());
+            let isolated = after(done.iter().rev().find(|(_, action)| matches!(action, Action::Isolate { .. })));
+            let released = done.iter().rev().find(|(_, action)| matches!(action, Action::Release { .. }));
             // What is refused keeps nobody waiting: only what was done does.
             if let Some(until) = decision.cooling_until {
-                prop_assert_eq!(last.map(|last| last + policy.cooldown), Some(until));
+                prop_assert!([last, isolated, after(released)].contains(&Some(until)), "{:?} of {:?}", until, done);
             }
-            if decision.action.is_some() {
-                prop_assert!(last.is_none_or(|last| period.end.duration_since(last) >= policy.cooldown));
-                last = Some(period.end);
+            let Some(action) = decision.action else { continue };
+            match action {
+                Action::Isolate { tenant, .. } => {
+                    prop_assert_eq!(isolated, None);
+                    let own = released.filter(|(_, action)| *action == Action::Release { tenant });
+                    prop_assert_eq!(after(own), None, "it comes and goes");
+                }
+                _ => prop_assert_eq!(last, None, "{:?} waits for anything", action),
             }
+            done.push((period.end, action));
+        }
+    }
+
+    #[test]
+    fn what_is_urgent_is_done_once_nothing_else_is_under_way((policy, periods) in hours()) {
+        let mut history = History::default();
+        for period in periods {
+            let (decision, next) = decide(&policy, &history, &period);
+            let (free, _) = decide(&policy, &history, &Period { underway: false, ..period.clone() });
+            let isolates = matches!(free.action, Some(Action::Isolate { .. }));
+            prop_assert_eq!(decision.urgent, period.underway && isolates, "{:?}", free);
+            history = next;
         }
     }
 
@@ -307,7 +334,12 @@ proptest! {
                     let its = |large: &LargeShard| large.shard_id == shard_id && large.node == from;
                     let cause = |large: &LargeShard| Some(large.bytes) > policy.max_shard_bytes && large.median.is_some();
                     prop_assert!(period.large.iter().any(|large| its(large) && cause(large)));
-                    prop_assert!(!to.contains(&from));
+                    prop_assert!(!to.contains(&from) && !period.splits_held);
+                    let able = |group: &Group| {
+                        let node = period.nodes[group];
+                        node.role == Role::Shared && node.cpu * 100 <= node.cpu_limit * 80
+                    };
+                    prop_assert!(to.iter().all(able), "{:?}", to);
                 }
                 Action::Retarget { .. } => prop_assert!(false, "it is none to decide about"),
                 Action::Release { tenant } => {
@@ -393,6 +425,11 @@ proptest! {
         // Tenants that are warm at least share their node, by each of three measures.
         let hot = 4 * 3 * (400 / (3 * policy.share_percent as usize) + 1);
         for Answer { history, .. } in live(&policy, &periods) {
+            // Each isolation that is no move adds two shard groups, each split one, to the 48 that there are.
+            let Imagined { pins, released, split, groups, .. } = &history.imagined;
+            prop_assert!(48 + groups <= policy.max_shard_groups, "{}", groups);
+            let own: BTreeSet<&Tenant> = pins.keys().chain(released).collect();
+            prop_assert_eq!(split.len() + 2 * own.len(), *groups);
             prop_assert!(history.hot.len() <= hot, "{}", history.hot.len());
             prop_assert!(history.quiet.len() <= policy.max_isolated && history.busy.len() <= 4);
             prop_assert!(history.crowded.keys().all(|group| !history.busy.contains_key(group)) && history.crowded.len() <= 4);

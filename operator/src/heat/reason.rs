@@ -14,9 +14,10 @@ pub enum Reason {
     /// [`super::Policy::max_shard_groups`].
     #[error("there are as many shards as may be: every split costs connections and planning time")]
     TooManyShards,
-    /// It would be too much for every node, even one that did nothing else.
+    /// It would be too much for every node, even one that did nothing else, and none is kept free for it.
     #[error(
-        "it is more than any worker can do: give the workers more CPU, or read from standbys; to move it helps nobody"
+        "it is more than any worker can do: give the workers more CPU, or read from standbys; only to be alone on a dedicated \
+         worker (hotTenants.dedicatedWorkers) would keep it from harming others"
     )]
     TooHot,
     /// No node can take it besides what it does.
@@ -30,6 +31,9 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// A shard group is too large, and nobody is harmed before a window opens.
+    #[error("it is split when one of spec.sharding.rebalance.windows is open")]
+    SplitHeld,
     /// A node has too much to do, and shards are not spread by load.
     #[error(
         "its shards are not spread by load: set spec.sharding.rebalance.strategy to ByLoad, or give the workers more CPU"
@@ -72,6 +76,7 @@ impl Reason {
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::SplitHeld => "SplitHeld",
             Self::NotByLoad => "NotByLoad",
             Self::MovesHeld => "MovesHeld",
             Self::NoMoveHelps => "NoMoveHelps",

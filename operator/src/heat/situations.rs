@@ -77,6 +77,40 @@ fn a_tenant_that_is_too_much_for_any_worker_is_not_moved_around() {
 }
 
 #[test]
+fn a_tenant_that_is_too_much_for_any_worker_is_moved_once_to_where_it_is_alone() {
+    let home = Group::Worker(2);
+    let nodes = |source, dedicated| {
+        [node(Role::Shared, source), node(Role::Shared, 20), node(Role::Dedicated, dedicated)]
+    };
+    let among_others = |minute| period(minute, &nodes(95, 1), &[load(7, 0, 90)]);
+    let decisions = run(&policy(), (0..3).map(among_others));
+    let isolate =
+        Action::Isolate { tenant: tenant(7), from: Group::Worker(0), to: home, rest: Some(Group::Worker(1)) };
+    assert_eq!((decisions[2].action, &decisions[2].refused[..]), (Some(isolate), &[][..]));
+    // Alone there it is not moved any more, be there another worker that is kept free or not: it is said.
+    let mut alone = nodes(5, 91).to_vec();
+    alone.push(node(Role::Dedicated, 1));
+    let at_home = |minute| {
+        let own = TenantLoad { alone: true, ..load(7, 2, 90) };
+        Period { pins: vec![tenant(7).pin(home)], ..period(minute, &alone, &[own]) }
+    };
+    let decisions = run(&policy(), (0..100).map(at_home));
+    assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
+    assert_eq!(decisions[99].refused, [refused(7, Reason::TooHot)]);
+    // Nobody else is harmed for it: where somebody is pinned, however quiet, or where there is no room, it does not go.
+    let taken = |minute| Period { pins: vec![tenant(8).pin(home)], ..among_others(minute) };
+    let full = |minute| {
+        let mut period = among_others(minute);
+        period.nodes.get_mut(&home).unwrap().free_bytes = Some(0);
+        period
+    };
+    for decisions in [run(&policy(), (0..3).map(taken)), run(&policy(), (0..3).map(full))] {
+        let said = (decisions[2].action, &decisions[2].refused[..]);
+        assert_eq!(said, (None, &[refused(7, Reason::TooHot)][..]));
+    }
+}
+
+#[test]
 fn evidence_that_is_missing_neither_counts_nor_acquits() {
     let mut gone = period(1, &three(), &[]);
     gone.nodes.get_mut(&Group::Worker(0)).unwrap().role = Role::Unavailable;
@@ -103,6 +137,46 @@ fn a_clock_set_back_keeps_the_cooldown_and_no_longer() {
 }
 
 #[test]
+fn routine_keeps_nobody_waiting_who_harms_others() {
+    // Shards that grow evenly are all too large at once; then somebody begins to flood.
+    let grown = |minute: i64| {
+        let large = (1..6).map(|shard| large(shard, 30, Some(1))).collect();
+        let tenants = if minute < 10 { Vec::new() } else { vec![load(7, 0, 40), load(8, 0, 20)] };
+        Period { large, ..period(minute, &three(), &tenants) }
+    };
+    let decisions = run(&policy(), (0..140).map(grown));
+    let done: Vec<(usize, &str)> = (0..)
+        .zip(&decisions)
+        .filter_map(|(minute, decision)| Some((minute, decision.action?.kind())))
+        .collect();
+    // One isolation does not follow another at once, nor routine upon it.
+    assert_eq!(done, [(0, "Split"), (12, "Isolate"), (72, "Isolate"), (132, "Isolate")]);
+    assert_eq!(decisions[40].cooling_until, Some(at(72)));
+    assert_eq!(decisions[5].cooling_until, Some(at(60)));
+
+    // Whoever was just released waits, and whoever was not does not.
+    let policy = Policy { release_after: MINUTE * 10, ..policy() };
+    let back = |who: i32| {
+        move |minute: i64| {
+            let tenants = if minute < 11 {
+                Vec::new()
+            } else {
+                vec![TenantLoad { alone: who == 7, ..load(who, 0, 40) }]
+            };
+            let pins = if minute < 11 { vec![tenant(7).pin(Group::Worker(1))] } else { Vec::new() };
+            Period { pins, ..period(minute, &three(), &tenants) }
+        }
+    };
+    for (who, isolated) in [(7, 70), (8, 13)] {
+        let decisions = run(&policy, (0..80).map(back(who)));
+        assert_eq!(decisions[10].action, Some(Action::Release { tenant: tenant(7) }));
+        let first =
+            decisions.iter().position(|decision| matches!(decision.action, Some(Action::Isolate { .. })));
+        assert_eq!(first, Some(isolated), "{who}");
+    }
+}
+
+#[test]
 fn the_budget_and_the_number_of_shards_are_kept() {
     let mut full = period(0, &three(), &[load(7, 0, 40)]);
     full.pins = (100..108).map(|number| tenant(number).pin(Group::Worker(2))).collect();
@@ -121,6 +195,11 @@ fn nothing_begins_while_something_is_under_way() {
     let busy = |minute| Period { underway: minute < 5, ..period(minute, &three(), &[load(7, 0, 40)]) };
     let decisions = run(&policy(), (0..6).map(busy));
     assert_eq!(decisions.iter().position(|decision| decision.action.is_some()), Some(5));
+    // What is awaited is known, so that nothing else is begun before it.
+    let urgent: Vec<bool> = decisions.iter().map(|decision| decision.urgent).collect();
+    assert_eq!(urgent, [false, false, true, true, true, false]);
+    let none = Policy { max_isolated: 0, ..policy() };
+    assert!(run(&none, (0..6).map(busy)).iter().all(|decision| !decision.urgent));
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {
@@ -151,7 +230,31 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     tight.nodes.get_mut(&Group::Worker(0)).unwrap().free_bytes = Some(14 << 30);
     let to = [Group::Worker(2); 2];
     let both = Action::Split { colocation_id: 1, shard_id: 2, from: Group::Worker(1), at: -5, to };
-    assert_eq!(run(&policy(), [tight])[0].action, Some(both));
+    assert_eq!(run(&policy(), [tight.clone()])[0].action, Some(both));
+
+    // One that has too much to do takes none, and where all have, nothing is split.
+    let mut busy = tight;
+    *busy.nodes.get_mut(&Group::Worker(0)).unwrap() = node(Role::Shared, 81);
+    assert_eq!(run(&policy(), [busy.clone()])[0].action, Some(both));
+    *busy.nodes.get_mut(&Group::Worker(2)).unwrap() = node(Role::Shared, 95);
+    let decision = &run(&policy(), [busy])[0];
+    assert_eq!((decision.action, decision.refused[1]), (None, Refused::shard(2, Reason::NoHeadroom)));
+}
+
+#[test]
+fn a_split_for_size_waits_for_a_window_and_an_isolation_does_not() {
+    let evening = |minute: i64| {
+        let large = vec![large(1, 30, Some(1)), large(2, 21, None)];
+        Period { large, splits_held: minute < 70, ..period(minute, &three(), &[]) }
+    };
+    let decisions = run(&policy(), (0..71).map(evening));
+    let said = [Refused::shard(1, Reason::SplitHeld), Refused::shard(2, Reason::Indivisible)];
+    assert!(decisions[..70].iter().all(|decision| decision.refused == said), "{decisions:?}");
+    let first = decisions.iter().position(|decision| decision.action.is_some());
+    assert_eq!((first, decisions[70].action.map(Action::kind)), (Some(70), Some("Split")));
+
+    let flooded = |minute| Period { tenants: vec![load(7, 0, 40)], ..evening(minute) };
+    assert!(matches!(run(&policy(), (0..3).map(flooded))[2].action, Some(Action::Isolate { .. })));
 }
 
 #[test]

@@ -157,6 +157,7 @@ pub(super) fn few(policy: &Policy, history: &History, period: &Period) -> Period
         shard_groups: period.shard_groups,
         underway: period.underway,
         relief: period.relief,
+        splits_held: period.splits_held,
     }
 }
 

@@ -69,6 +69,9 @@ pub struct Heat {
     pub refused: Vec<Refusal>,
     /// When the cooldown ends, if something would be done without it.
     pub cooling_until: Option<Timestamp>,
+    /// Whether a tenant would be isolated if no shards were being moved or split.
+    #[serde(default)]
+    pub urgent: bool,
     /// How large the groups of tables are.
     pub sizes: Vec<SizeStatus>,
     /// The shard groups that are too large, as far as they were looked into.

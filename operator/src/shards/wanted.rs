@@ -141,6 +141,17 @@ pub enum Gate {
     },
 }
 
+const OUTSIDE_WINDOW: &str = "OutsideWindow";
+const WINDOW_INVALID: &str = "WindowInvalid";
+
+impl Gate {
+    /// Whether it is closed by the windows, whatever the mode asks for.
+    #[must_use]
+    pub fn is_outside_windows(&self) -> bool {
+        matches!(self, Self::Closed { reason: OUTSIDE_WINDOW | WINDOW_INVALID, .. })
+    }
+}
+
 impl From<&DialogClusterSpec> for Wanted {
     fn from(spec: &DialogClusterSpec) -> Self {
         // The schema keeps the count within 0 and 99.
@@ -179,14 +190,14 @@ pub fn gate(
     let opening = match windows::windows(&spec.windows) {
         Ok(windows) => windows::open_at(&windows, now),
         // None counts: to leave one out could open what should be closed.
-        Err(error) => return closed("WindowInvalid", error.to_string()),
+        Err(error) => return closed(WINDOW_INVALID, error.to_string()),
     };
     if let windows::Opening::Closed { until } = opening {
         let when = until.map_or_else(
             || "no window opens any more".to_owned(),
             |until| format!("the next window opens at {until}"),
         );
-        return closed("OutsideWindow", when);
+        return closed(OUTSIDE_WINDOW, when);
     }
     match spec.mode {
         RebalanceMode::Automatic => Gate::Open,

@@ -190,6 +190,7 @@ impl World {
             shard_groups: self.shards.all.len(),
             underway: self.job.is_some(),
             relief: Relief::Ready,
+            splits_held: false,
         };
         let mut tenants = tenants;
         for (group, node) in &mut self.nodes {

@@ -94,6 +94,12 @@ async fn what_is_done_by_hand_or_as_a_worker_leaves_is_written_down_with_the_fig
     world.settle(&isolating).await?;
     assert_eq!(covering(&world, hash_of).await?.node, Group::Worker(2));
     let heat = look(&world, &isolating, Some(heat), 1).await?;
+    // What an operator saw whose clock is a day ahead is not what is so now.
+    let ahead = "INSERT INTO dialog_operator.periods
+                 SELECT ended + interval '1 day', period || '{\"nodes\": {}, \"tenants\": []}' ||
+                        jsonb_build_object('end', ended + interval '1 day')
+                 FROM dialog_operator.periods ORDER BY ended DESC LIMIT 1";
+    world.ask(Group::Coordinator, ahead).await?;
     let fewer = Wanted { workers: 2, ..isolating.clone() };
     world.settle(&fewer).await?;
     let placed = covering(&world, hash_of).await?.node;

@@ -12,15 +12,27 @@ use crate::shards::plan::Draft;
 use crate::shards::step::Step;
 use crate::shards::world::{Support, World};
 
-/// The condition `HotTenant`: true is what is to be looked at.
+/// The reason while somebody is hot and nothing follows yet.
+const NOTICED: &str = "Noticed";
+
+/// The condition `HotTenant`: true is what is to be looked at. What somebody has decided about tenants and is not possible may
+/// last: it hides nothing that harms others, and is told beside it.
 pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
-    let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
     if let Some((reason, message)) = acting(world, draft) {
-        return finding(Holds::True, reason, message);
+        return Finding::new(HOT_TENANT, true, reason, message);
     }
-    if let Some(problem) = draft.problems.first() {
-        return finding(Holds::True, "PinNotPossible", problem.clone());
+    let load = of_load(world);
+    let Some(problem) = draft.problems.first() else { return load };
+    if load.holds == Holds::True && load.reason != NOTICED {
+        return Finding { message: format!("{}; and of a pin: {problem}", load.message), ..load };
     }
+    let also = if load.reason == NOTICED { format!("; {}", load.message) } else { String::new() };
+    Finding::new(HOT_TENANT, true, "PinNotPossible", format!("{problem}{also}"))
+}
+
+/// The same, of load and sizes alone.
+fn of_load(world: &World<'_>) -> Finding {
+    let finding = |holds: Holds, reason, message: String| Finding::new(HOT_TENANT, holds, reason, message);
     let Some(watch) = &world.wanted.watch else {
         let message = "nobody looks: spec.sharding.hotTenants.mode is Off".to_owned();
         return finding(Holds::Unknown, "NotWatched", message);
@@ -56,8 +68,10 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
             Reason::NotByLoad | Reason::MovesHeld | Reason::NoMoveHelps | Reason::AllBusy | Reason::Crowded
         )
     };
-    // That somebody stays pinned harms nobody.
-    let harmful = |refusal: &&Refusal| refusal.reason != Reason::Unlisted && !of_a_worker(refusal);
+    // That somebody stays pinned harms nobody, nor that a shard is split some hours later.
+    let harmful = |refusal: &&Refusal| {
+        !matches!(refusal.reason, Reason::Unlisted | Reason::SplitHeld) && !of_a_worker(refusal)
+    };
     if let Some(refusal) = heat.refused.iter().find(harmful) {
         return finding(Holds::True, "NothingHelps", refused(refusal));
     }
@@ -68,15 +82,30 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     // It is said for as long as nothing else can be done.
     let recent = |act: &&Act| {
         let over = act.decided.checked_add(watch.policy.cooldown).ok();
-        heat.end.zip(over).is_some_and(|(end, over)| end < over)
+        world.observed.kept.now.zip(over).is_some_and(|(now, over)| now < over)
     };
+    // What was asked for by hand is told of with the pins.
     let last = world.observed.kept.acts.iter().rev().find(|act| act.ended.is_some());
-    if let Some(act) = last.filter(recent).filter(|act| acts && act.outcome == Some(Outcome::Failed)) {
+    if let Some(act) = last
+        .filter(|act| !act.is_by_hand())
+        .filter(recent)
+        .filter(|act| acts && act.outcome == Some(Outcome::Failed))
+    {
         let note = act.note.as_deref().unwrap_or("nobody knows why");
         return finding(Holds::True, "ActionFailed", format!("{}; it could not be done: {note}", act.why));
     }
     if let Some(refusal) = heat.refused.iter().find(of_a_worker) {
         return finding(Holds::True, "WorkerBusy", refused(refusal));
+    }
+    if let Some(large) = heat.large.first().filter(|_| names.is_empty() && !acts) {
+        let others = heat.large.len() - 1;
+        let more = if others == 0 { String::new() } else { format!(" and {others} more") };
+        let message = format!(
+            "too large: shard {} of {} on {} ({} bytes){more}; with the mode Isolate what is above \
+             spec.sharding.maxShardSize is split, one at a time",
+            large.shard, large.group, large.node, large.bytes
+        );
+        return finding(Holds::True, "WouldHaveActed", message);
     }
     if names.is_empty() && !pinned.is_empty() {
         let pinned: Vec<String> = pinned.into_iter().map(name).collect();
@@ -93,18 +122,18 @@ pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
     }
     if !lasts {
         let message = format!("{who}; something follows after {lasting} periods in a row");
-        return finding(Holds::True, "Noticed", message);
+        return finding(Holds::True, NOTICED, message);
     }
     match (heat.cooling_until, &heat.last) {
         (Some(until), _) => {
             finding(Holds::True, "CoolingDown", format!("{who}; nothing more is done before {until}"))
         }
-        (None, _) if acts => finding(Holds::True, "Noticed", who),
+        (None, _) if acts => finding(Holds::True, NOTICED, who),
         (None, Some(last)) => {
             let message = format!("{who}; decided {}: {}", last.at.0, last.message);
             finding(Holds::True, "WouldHaveActed", message)
         }
-        (None, None) => finding(Holds::True, "Noticed", who),
+        (None, None) => finding(Holds::True, NOTICED, who),
     }
 }
 

@@ -100,7 +100,7 @@ impl fmt::Display for Called {
 pub struct Act {
     /// Its number.
     pub id: i64,
-    /// The end of the period that it was decided after.
+    /// When it was decided, by the coordinator's clock as all that follows.
     pub decided: Timestamp,
     /// When somebody began to do it.
     pub begun: Option<Timestamp>,
@@ -256,10 +256,9 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
     session
         .query(
             "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before, begun, ended, outcome)
-             SELECT $1, $2, $3, $4, $5, $6, CASE WHEN $8 THEN moment END, CASE WHEN $7 IS NOT NULL THEN moment END, $7
+             SELECT moment, $1, $2, $3, $4, $5, CASE WHEN $7 THEN moment END, CASE WHEN $6 IS NOT NULL THEN moment END, $6
              FROM (SELECT clock_timestamp() AS moment) AS moments",
             &[
-                (&period.end, Type::TIMESTAMPTZ),
                 (&Json(begun.action), Type::JSONB),
                 (&begun.tenant, Type::TEXT),
                 (&Author::Policy.name(), Type::TEXT),
@@ -299,15 +298,14 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
     Ok(())
 }
 
-/// Ends what was decided more than an hour before `now` and has had no outcome, as nobody can read it or it waits for more
-/// than the planner knows of: it would be in the way of every other decision. A clock that jumps ahead lets no hour pass: the
-/// coordinator's has to say the same.
-pub(super) async fn give_up(session: &Session, now: Timestamp) -> Result<(), pg::Error> {
+/// Ends what was decided more than an hour ago and has had no outcome, as nobody can read it or it waits for more than the
+/// planner knows of: it would be in the way of every other decision. No operator's clock counts, which may jump.
+pub(super) async fn give_up(session: &Session) -> Result<(), pg::Error> {
     let late = "UPDATE dialog_operator.actions
                 SET ended = clock_timestamp(), outcome = 'Failed',
                     note = coalesce(note, 'what it needs did not come within an hour')
-                WHERE ended IS NULL AND decided < least($1, clock_timestamp()) - interval '1 hour'";
-    session.query(late, &[(&now, Type::TIMESTAMPTZ)]).await.map(drop)
+                WHERE ended IS NULL AND decided < clock_timestamp() - interval '1 hour'";
+    session.run(late).await
 }
 
 /// Notes that an attempt begins: it counts from now on, so that one that nobody lives to see the end of does, too.
@@ -346,7 +344,7 @@ pub(in crate::shards) async fn ask(
     name: &str,
     why: &str,
 ) -> Result<(), pg::Error> {
-    give_up(session, Timestamp::MAX).await?;
+    give_up(session).await?;
     let before = before(session, action).await?;
     let statement = "INSERT INTO dialog_operator.actions (decided, action, tenant, asked_by, why, before)
                      VALUES (clock_timestamp(), $1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
@@ -360,9 +358,11 @@ pub(in crate::shards) async fn ask(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while.
+/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. What an operator
+/// saw whose clock was ahead is not the newest for all the time until then.
 pub(super) async fn before(session: &Session, action: Action) -> Result<Option<Figures>, pg::Error> {
-    let last = "SELECT period, clock_timestamp() FROM dialog_operator.periods ORDER BY ended DESC LIMIT 1";
+    let last = "SELECT period, clock_timestamp() FROM dialog_operator.periods
+                WHERE ended <= clock_timestamp() + interval '30 seconds' ORDER BY ended DESC LIMIT 1";
     let rows = session.query(last, &[]).await?;
     // What another version has written in another form is not known.
     let read = |row: &tokio_postgres::Row| Some((row.try_get::<_, Json<Period>>(0).ok()?.0, row.get(1)));

@@ -146,6 +146,7 @@ mod tests {
             shard_groups: 2,
             underway: false,
             relief: Relief::Ready,
+            splits_held: false,
         }
     }
 

@@ -129,6 +129,7 @@ pub(super) fn period(
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),
         relief: Relief::Ready,
+        splits_held: seen.world.wanted.rebalance.gate.is_outside_windows(),
     };
     let shards = by_hash(&seen.layout.groups);
     let mut keys: BTreeMap<Tenant, (u64, &str)> = BTreeMap::new();

@@ -16,14 +16,23 @@ use crate::shards::wanted::Watch;
 
 /// Shard groups that can be split and are sampled after one period: only one is split at a time.
 const MOST: usize = 3;
-/// Shard groups that are sampled after one period, those included that cannot be split: they must not hide the others.
+/// Shard groups that are sampled after one period, those included that cannot be split: they must not hide the others. So
+/// many of those that would be split already may come on top.
 const MOST_OF_ALL: usize = 20;
 /// Pages that are read of each: a few megabytes.
 const PAGES: i64 = 300;
 
-/// The largest of the shard groups that are too large, but for those that would be `split` already, and what the tenants
-/// are called that fill them. One whose server does not answer waits for the next period, as does one in which no row is
-/// found: what was erased just now may have been all of it.
+/// The shard groups that are too large, the largest first.
+pub(super) fn too_large<'a>(layout: &'a Layout, watch: &Watch) -> Vec<&'a ShardGroup> {
+    let Some(limit) = watch.policy.max_shard_bytes else { return Vec::new() };
+    let mut groups: Vec<&ShardGroup> = layout.groups.iter().filter(|group| group.bytes > limit).collect();
+    groups.sort_by_key(|group| (Reverse(group.bytes), group.shard_id));
+    groups
+}
+
+/// The largest of the shard groups that are too large, and what the tenants are called that fill them. Those that would be
+/// `split` already are only to be shown. One whose server does not answer waits for the next period, as does one in which no
+/// row is found: what was erased just now may have been all of it.
 pub(super) async fn large(
     sessions: &Sessions,
     layout: &Layout,
@@ -31,17 +40,18 @@ pub(super) async fn large(
     split: &BTreeSet<i64>,
 ) -> (Vec<LargeShard>, Names) {
     let (mut large, mut names) = (Vec::new(), Names::default());
-    let Some(limit) = watch.policy.max_shard_bytes else { return (large, names) };
-    let too_large = |group: &&ShardGroup| group.bytes > limit && !split.contains(&group.shard_id);
-    let mut groups: Vec<&ShardGroup> = layout.groups.iter().filter(too_large).collect();
-    groups.sort_by_key(|group| (Reverse(group.bytes), group.shard_id));
-    for group in groups.into_iter().take(MOST_OF_ALL) {
-        if large.iter().filter(|large: &&LargeShard| large.median.is_some()).count() == MOST {
-            break;
+    let (mut tried, mut divisible) = (0, 0);
+    for (rank, group) in too_large(layout, watch).into_iter().enumerate() {
+        let is_split = split.contains(&group.shard_id);
+        let enough = if is_split { rank >= MOST_OF_ALL } else { tried == MOST_OF_ALL || divisible == MOST };
+        if enough {
+            continue;
         }
+        tried += usize::from(!is_split);
         let Ok(session) = sessions.session(group.node, Door::Dialog).await else { continue };
         if let Ok(Some(Sample { median, heaviest, key })) = sample(&session, group).await {
             let ShardGroup { colocation_id, shard_id, node, bytes, .. } = *group;
+            divisible += usize::from(median.is_some() && !is_split);
             names.set(heaviest.tenant, key);
             let heaviest = Some(heaviest);
             large.push(LargeShard { colocation_id, shard_id, node, bytes, median, heaviest });

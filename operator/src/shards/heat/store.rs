@@ -142,7 +142,7 @@ pub(super) async fn exchange(
         .await?;
     actions::compare(session, &period).await?;
     if open && !at_work {
-        actions::give_up(session, period.end).await?;
+        actions::give_up(session).await?;
     }
     if let Some(begun) = begun {
         actions::begin(session, &period, &begun).await?;

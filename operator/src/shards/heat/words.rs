@@ -5,15 +5,17 @@ use std::cmp::Reverse;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::period::{Names, Seen, group_name, sizes};
+use super::sample::too_large;
 use super::{Heat, Refusal, Turn};
 use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, SizeStatus};
-use crate::heat::{
-    Action, Decision, History, Hot, LargeShard, Mode, Period, Reason, Refused, Tenant, TenantLoad,
-};
+use crate::heat::{Action, Decision, History, Hot, Mode, Period, Reason, Refused, Tenant, TenantLoad};
 use crate::names::Group;
+use crate::shards::rebalance::ShardGroup;
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
+/// Shard groups that are too large of which the status shows this many: as many as its schema takes.
+const SHOWN_LARGE: usize = 20;
 /// Tenants that are told of that became hot in one period, and that have cooled down.
 const TURNS: usize = 20;
 /// Tenants that are named of those that are together too much for their worker.
@@ -43,8 +45,9 @@ pub(super) fn heat(
         last: decided.or_else(|| before.last.clone()),
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),
         cooling_until: decision.cooling_until,
+        urgent: decision.urgent,
         sizes: shown_sizes(seen, before),
-        large: period.large.iter().filter_map(|large| speaker.large(large)).collect(),
+        large: speaker.large(),
         loads: before.loads.clone(),
         failure: None,
     }
@@ -125,16 +128,22 @@ impl Speaker<'_> {
         }
     }
 
-    fn large(&self, large: &LargeShard) -> Option<LargeShardStatus> {
-        let heaviest = large.heaviest?;
-        Some(LargeShardStatus {
-            shard: large.shard_id,
-            group: self.group(heaviest.tenant),
-            node: large.node.to_string(),
-            bytes: i64::try_from(large.bytes).unwrap_or(i64::MAX) / STEP * STEP,
-            tenant: self.names.of(heaviest.tenant),
-            tenant_percent: i32::try_from(heaviest.percent).unwrap_or(100),
-        })
+    /// The shard groups that are too large, looked into or not.
+    fn large(&self) -> Vec<LargeShardStatus> {
+        let all = too_large(self.seen.layout, self.seen.watch);
+        let shown = |group: &ShardGroup| {
+            let sampled = self.period.large.iter().find(|large| large.shard_id == group.shard_id);
+            let heaviest = sampled.and_then(|large| large.heaviest);
+            LargeShardStatus {
+                shard: group.shard_id,
+                group: group_name(self.seen.world, group.colocation_id),
+                node: group.node.to_string(),
+                bytes: i64::try_from(group.bytes).unwrap_or(i64::MAX) / STEP * STEP,
+                tenant: heaviest.map(|heaviest| self.names.of(heaviest.tenant)),
+                tenant_percent: heaviest.map(|heaviest| i32::try_from(heaviest.percent).unwrap_or(100)),
+            }
+        };
+        all.into_iter().take(SHOWN_LARGE).map(shown).collect()
     }
 
     /// Whose most of the rows of a large shard are, in brackets; empty if nobody knows.
@@ -228,5 +237,56 @@ impl Speaker<'_> {
             (None, None, None) => "nothing is done".to_owned(),
         };
         Refusal { reason, message: format!("{whose}: {reason}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::heat::{Heaviest, LargeShard};
+    use crate::shards::observed::Observed;
+    use crate::shards::rebalance::{HashRange, Layout};
+    use crate::shards::wanted::Wanted;
+    use crate::shards::world::World;
+
+    #[test]
+    fn every_shard_that_is_too_large_is_shown_whether_or_not_anybody_looked_into_it() {
+        let spec = serde_json::from_value(json!({"workers": {"count": 1}})).unwrap();
+        let (wanted, observed) = (Wanted::from(&spec), Observed::default());
+        let world = World { wanted: &wanted, topology: &[].into_iter().collect(), observed: &observed };
+        let group = |shard_id: i64| ShardGroup {
+            colocation_id: 1,
+            shard_id,
+            range: HashRange { min: 0, max: 9 },
+            node: Group::Worker(0),
+            bytes: u64::try_from(shard_id).unwrap() << 30,
+            load: 0,
+        };
+        let layout = Layout { groups: (1..50).map(group).collect(), ..Layout::default() };
+        let heaviest = Some(Heaviest { tenant: Tenant { colocation_id: 1, hash: 7 }, percent: 60 });
+        let ShardGroup { colocation_id, shard_id, node, bytes, .. } = group(49);
+        let sampled = LargeShard { colocation_id, shard_id, node, bytes, median: Some(5), heaviest };
+        let seen = Seen {
+            world: &world,
+            watch: wanted.watch.as_ref().unwrap(),
+            end: Timestamp::UNIX_EPOCH,
+            layout: &layout,
+            readings: &BTreeMap::new(),
+            large: vec![sampled],
+            fillers: Names::default(),
+            empty: Vec::new(),
+        };
+        let (period, _, names) = super::super::period::period(&seen, &BTreeMap::new(), &[]);
+        let shown = heat(&seen, &period, &names, &Decision::default(), &[], &Heat::default()).large;
+        // Above 20Gi there are 29, of which the status takes 20.
+        let shards: Vec<i64> = shown.iter().map(|large| large.shard).collect();
+        assert_eq!(shards, (30..50).rev().collect::<Vec<_>>());
+        assert_eq!((shown[0].tenant.as_deref(), shown[0].tenant_percent), (Some("hash 7"), Some(60)));
+        assert_eq!((shown[1].bytes, &shown[1].tenant, shown[1].tenant_percent), (48 << 30, &None, None));
     }
 }

@@ -137,7 +137,7 @@ impl Metrics {
         let metrics = Self::default();
         let queries = "Queries per second of the node in the last period";
         registry.register("node_query_rate", queries, metrics.queries.clone());
-        let writes = "Those of them that write";
+        let writes = "Rows per second that the node wrote in the last period";
         registry.register("node_write_rate", writes, metrics.writes.clone());
         let cpu = "Cores that the node's processes kept busy in the last period";
         registry.register("node_cpu_cores", cpu, metrics.cpu.clone());

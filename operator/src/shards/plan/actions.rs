@@ -78,6 +78,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         shard_groups: layout.groups.len(),
         underway: false,
         relief: Relief::Ready,
+        splits_held: false,
     };
     // Who finds no place stays pinned to where it is, and the moves say so.
     for retargeted in heat::retarget(&period, &mut Vec::new()) {
@@ -97,6 +98,11 @@ fn written(world: &World<'_>) -> Vec<Pin> {
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
     let kept = &world.observed.kept;
+    let is_spread = |act: &Act| matches!(act.action, Action::Spread { .. });
+    if kept.open().is_none_or(is_spread) && is_urgent(world) {
+        draft.hold_moves = true;
+        draft.wait("a hot tenant is to be isolated: no other move of shards begins before that");
+    }
     if kept.pins.is_empty() && kept.open().is_none() && world.wanted.pins.is_empty() {
         return;
     }
@@ -149,6 +155,15 @@ pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
     }
 }
 
+/// Whether moves keep a tenant from being isolated: then no other begins, so that it is decided after the next period. What
+/// somebody else moves goes on anyway, and where nobody can look nothing would be decided.
+fn is_urgent(world: &World<'_>) -> bool {
+    let acts = world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
+    let alone = world.catalog().is_some_and(|catalog| catalog.foreign.is_empty());
+    let heat = world.observed.heat.as_ref().filter(|heat| heat.failure.is_none());
+    acts && alone && heat.is_some_and(|heat| heat.urgent)
+}
+
 /// Whether what was decided is done, or will not be, and only its end is still to be noted.
 pub(in crate::shards) fn is_over(world: &World<'_>) -> bool {
     let over = |act| {
@@ -194,6 +209,10 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
     let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
     match left(world, layout, written, act, moves) {
         Next::Wait(why) if late() => given_up(&why),
+        // What keeps writers waiting is short, and is tried again without end where there is no other way.
+        Next::Split(split) if (split.blocking || act.attempts == 0) && late() => {
+            given_up(act.note.as_deref().unwrap_or("nobody has begun it"))
+        }
         Next::Move if late() => given_up("what is to be moved was not, see the condition Balanced"),
         next => next,
     }
@@ -259,6 +278,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
             if !allowed {
                 return dropped(forbidden);
             }
+            if world.wanted.rebalance.gate.is_outside_windows() && !is_underway(world) {
+                return dropped("no window is open any more: it is decided anew in the next");
+            }
             if !(shard.range.min..shard.range.max).contains(&at) {
                 return dropped("the shard does not cover both halves any more");
             }
@@ -267,6 +289,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
         Action::Spread { .. } if !allowed => dropped(forbidden),
         Action::Spread { .. } if world.wanted.rebalance.policy.strategy != Strategy::ByLoad => {
             dropped("spec.sharding.rebalance.strategy is not ByLoad any more")
+        }
+        Action::Spread { .. } if moves.running.is_empty() && is_urgent(world) => {
+            dropped("a tenant is hot, and comes first")
         }
         Action::Spread { .. } => spread(moves),
         Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::{DecisionStatus, HotTenant};
+use crate::api::{DecisionStatus, HotTenant, LargeShardStatus};
 use crate::condition::HOT_TENANT;
 use crate::heat::Reason;
 use crate::shards::heat::Refusal;
@@ -34,6 +34,17 @@ fn isolated() -> HotTenant {
     HotTenant { tenant: "8".to_owned(), share_percent: 99, pinned: true, ..hot(50).hot.remove(0) }
 }
 
+fn large(shard: i64) -> LargeShardStatus {
+    LargeShardStatus {
+        shard,
+        group: "dialog".to_owned(),
+        node: "worker-0".to_owned(),
+        bytes: 30,
+        tenant: None,
+        tenant_percent: None,
+    }
+}
+
 fn decided(minute: i64) -> DecisionStatus {
     let message = "dialog 7 would go".to_owned();
     DecisionStatus { at: Time(at(minute)), kind: "Isolate".to_owned(), message }
@@ -60,6 +71,16 @@ fn a_hot_tenant_is_named_with_what_follows() {
         (
             Heat { refused: busy(), last: Some(decided(10)), ..hot(3) },
             ("True", "WouldAct", "dialog 7 would go".to_owned()),
+        ),
+        (
+            Heat { hot: vec![isolated()], large: vec![large(7), large(8)], last: Some(decided(8)), ..hot(3) },
+            (
+                "True",
+                "WouldHaveActed",
+                "too large: shard 7 of dialog on worker-0 (30 bytes) and 1 more; with the mode Isolate what is above \
+                 spec.sharding.maxShardSize is split, one at a time"
+                    .to_owned(),
+            ),
         ),
         (
             Heat { hot: vec![isolated()], cooling_until: Some(at(70)), last: Some(decided(8)), ..hot(3) },
@@ -118,4 +139,54 @@ fn nothing_is_begun_for_who_is_hot_while_somebody_moves_shards() {
     let (reason, message) = found(3, job());
     assert_eq!(reason, "ShardsMoving");
     assert!(message.starts_with("hot: dialog 7 ") && message.contains("background job 4"), "{message}");
+}
+
+#[test]
+fn a_pin_that_is_not_possible_hides_nobody_who_harms_others() {
+    let pins = json!([{"group": "tags", "tenant": "seven", "worker": 0}]);
+    let spec = json!({"workers": {"count": 1}, "sharding": {"pins": pins}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let say = |heat: Heat| {
+        let observed = Observed { heat: Some(heat), ..at_rest() };
+        let findings = plan(&wanted, &topology(), &observed).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (finding.holds.as_str(), finding.reason, finding.message)
+    };
+    let problem = "spec.sharding.pins: no table of the group tags is distributed yet, or there is none";
+    let who = "hot: dialog 7 (52 % of worker-0)";
+    let refused = vec![Refusal { reason: Reason::Budget, message: "it stays".to_owned() }];
+    for (heat, reason, message) in [
+        (Heat::default(), "PinNotPossible", problem.to_owned()),
+        (hot(2), "PinNotPossible", format!("{problem}; {who}; something follows after 3 periods in a row")),
+        (
+            Heat { last: Some(decided(10)), ..hot(3) },
+            "WouldAct",
+            format!("dialog 7 would go; and of a pin: {problem}"),
+        ),
+        (Heat { refused, ..hot(3) }, "NothingHelps", format!("{who}; it stays; and of a pin: {problem}")),
+    ] {
+        assert_eq!(say(heat), ("True", reason, message));
+    }
+}
+
+#[test]
+fn what_has_failed_is_told_for_a_cooldown_whatever_the_clock_of_who_looks() {
+    let spec = json!({"workers": {"count": 1}, "sharding": {"hotTenants": {"mode": "Isolate"}}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let failed = json!({
+        "id": 1, "decided": at(0), "begun": at(1), "ended": at(2), "tenant": "7", "asked_by": "policy", "why": "it is hot",
+        "action": {"kind": "Release", "tenant": {"colocationId": 1, "hash": 7}}, "attempts": 3, "outcome": "Failed",
+        "note": "no answer", "before": null, "after": null,
+    });
+    for (now, reason) in [(59, "ActionFailed"), (60, "NoneHot")] {
+        for ahead in [-600, 0, 600] {
+            let mut observed = at_rest();
+            observed.kept.acts = vec![serde_json::from_value(failed.clone()).unwrap()];
+            observed.kept.now = Some(at(now));
+            observed.heat = Some(Heat { end: Some(at(now + ahead)), ..Heat::default() });
+            let findings = plan(&wanted, &topology(), &observed).findings;
+            let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+            assert_eq!(finding.reason, reason, "{ahead}: {}", finding.message);
+        }
+    }
 }

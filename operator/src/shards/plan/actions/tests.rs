@@ -224,6 +224,11 @@ fn load_is_spread_when_the_moves_for_it_were_made() {
         assert!(outcome == Outcome::Dropped && note.contains(why), "{outcome:?}: {note}");
     }
     assert_eq!((relief(&even, &by_load), relief(&busy, &held)), (Relief::Useless, Relief::Held));
+
+    // A hot tenant does not wait for all of them.
+    busy.heat.as_mut().unwrap().urgent = true;
+    let first = Some((Outcome::Dropped, "a tenant is hot, and comes first".to_owned()));
+    assert_eq!(planned(&busy, &by_load), (false, first));
 }
 
 #[test]
@@ -243,6 +248,22 @@ fn a_split_is_done_where_its_own_tables_end_at_its_hash() {
         });
         assert_eq!(ended, Some(expected), "colocation group {colocation_id}: {steps:?}");
     }
+}
+
+#[test]
+fn what_is_split_for_its_size_is_begun_in_a_window_and_asks_for_no_other_word() {
+    let to = [Group::Worker(0), Group::Worker(1)];
+    let split = act(Action::Split { colocation_id: 1, shard_id: 1047, from: Group::Worker(2), at: 4749, to });
+    let planned = |act: Act, reason: &'static str| {
+        let gate = Gate::Closed { reason, message: "later".to_owned() };
+        let wanted = Wanted { rebalance: Rebalance { gate, ..wanted(3).rebalance }, ..wanted(3) };
+        let steps = plan(&wanted, &topology(), &with(vec![act])).steps;
+        steps.iter().map(Step::kind).collect::<Vec<_>>()
+    };
+    assert_eq!(planned(split.clone(), "OutsideWindow"), ["EndAction"]);
+    assert_eq!(planned(split.clone(), "WindowInvalid"), ["EndAction"]);
+    assert_eq!(planned(split, "PlanAvailable"), ["SplitShard"]);
+    assert_eq!(planned(isolation(4750), "OutsideWindow"), ["SplitShard"]);
 }
 
 #[test]
@@ -338,6 +359,28 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
         waits: false,
     }];
     assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
+}
+
+#[test]
+fn no_move_begins_while_one_keeps_a_hot_tenant_from_being_isolated() {
+    let mut observed = observed();
+    // Two more than its share.
+    for at in catalog(&mut observed).placements.iter_mut().filter(|at| at.group_id == 1) {
+        at.group_id = if at.shard_id % 8 == 0 { 2 } else { at.group_id };
+    }
+    let moves = |heat: Heat, wanted: &Wanted| {
+        let observed = Observed { heat: Some(heat), ..observed.clone() };
+        let plan = plan(wanted, &topology(), &observed);
+        let said = plan.waits.iter().any(|wait| wait.contains("a hot tenant"));
+        (plan.steps.iter().any(|step| matches!(step, Step::MoveShard { .. })), said)
+    };
+    let urgent = || Heat { urgent: true, ..Heat::default() };
+    assert_eq!(moves(Heat::default(), &wanted(3)), (true, false));
+    assert_eq!(moves(urgent(), &wanted(3)), (false, true));
+    // Where nobody can look, or nothing would follow, they are not kept for ever.
+    let blind = Heat { failure: Some("no answer".to_owned()), ..urgent() };
+    assert_eq!(moves(blind, &wanted(3)), (true, false));
+    assert_eq!(moves(urgent(), &Wanted { watch: None, ..wanted(3) }), (true, false));
 }
 
 #[test]
@@ -528,6 +571,21 @@ fn what_waits_for_an_hour_is_given_up_in_every_mode() {
         waiting.kept.now = Some(now.parse().unwrap());
         assert_eq!(given_up(&waiting, &decided(Some(0))), expected, "{now}");
         assert_eq!(given_up(&waiting, &off), expected, "{now}, mode Off");
+    }
+    // So is what has to wait for its writers again and again, as a part of its shard stays and there is no other way.
+    let stays = Action::Isolate { tenant: TENANT, from: Group::Worker(2), to: Group::Worker(0), rest: None };
+    let why = "canceling statement due to lock timeout";
+    let mut kept = with(vec![Act { note: Some(why.to_owned()), ..act(stays) }]);
+    for (now, expected) in [("2026-01-05T09:59:00Z", "SplitShard"), ("2026-01-05T10:01:00Z", "EndAction")] {
+        kept.kept.now = Some(now.parse().unwrap());
+        let planned = steps(&kept, &wanted(3)).0;
+        assert_eq!(planned.iter().map(Step::kind).collect::<Vec<_>>(), [expected], "{now}");
+        if let Step::EndAction { outcome, note, .. } = &planned[0] {
+            assert_eq!(
+                (*outcome, note.as_deref()),
+                (Outcome::Failed, Some(&*format!("not within an hour: {why}")))
+            );
+        }
     }
     // While shards move it may be these that it waits for.
     catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::act;
 use super::heat;
 use super::jobs::{Existing, Job, Present, Wake};
-use super::memory::Memory;
+use super::memory::{Memory, Place};
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
 use super::rebalance::MovePlan;
@@ -156,14 +156,28 @@ impl Controller {
     }
 
     /// Makes known, in the log and by an Event, that a step was `begun` or `done`, and which of which plan it is.
-    async fn tell(&self, cluster: &DialogCluster, what: &'static str, step: &Step, plans: &[&MovePlan]) {
-        let of = plans.iter().find_map(|plan| Some((plan.hash.as_str(), step.number_in(plan)?)));
-        let (plan, number) = of.unzip();
+    async fn tell(&self, cluster: &DialogCluster, what: &'static str, step: &Step, place: Option<Place>) {
+        let (plan, number) = place.map(|Place { hash, number }| (hash, number)).unzip();
         info!(
             cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, "{what}"
         );
-        let place = of.map(|(hash, number)| format!(" (move {number} of plan {hash})")).unwrap_or_default();
+        let place = plan.zip(number).map(|(plan, number)| format!(" (move {number} of plan {plan})"));
+        let place = place.unwrap_or_default();
         self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
+    }
+
+    /// Makes known what was begun of `plans`, the newest first.
+    async fn tell_begun(
+        &self,
+        cluster: &DialogCluster,
+        key: &ObjectRef<DialogCluster>,
+        begun: &[Step],
+        plans: &[&MovePlan],
+    ) {
+        for step in begun {
+            let place = self.memory(key, |memory| memory.begin(step, plans));
+            self.tell(cluster, "begun", step, place).await;
+        }
     }
 
     /// Publishes an Event about a plan that was not shown before: who approves by Events hears of it, whatever the conditions
@@ -187,7 +201,10 @@ impl Controller {
         step: &Step,
         error: &act::Error,
     ) {
-        let failures = self.memory(key, |memory| memory.put_off(step, error));
+        let failures = self.memory(key, |memory| {
+            memory.end(step, &[]);
+            memory.put_off(step, error)
+        });
         self.context.metrics.shards.step(step, false);
         warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
         let what = format!("could not {step}");
@@ -204,7 +221,8 @@ impl Controller {
     ) {
         for step in &round.performed {
             self.context.metrics.shards.step(step, true);
-            self.tell(cluster, "done", step, plans).await;
+            let place = self.memory(key, |memory| memory.end(step, plans));
+            self.tell(cluster, "done", step, place).await;
         }
         for (step, error) in &round.partly {
             self.postpone(key, step, error);
@@ -316,8 +334,14 @@ impl Reconciler for Controller {
         for (step, result) in ended {
             match result {
                 Ok(Carried::Out) => done.push(step),
-                Ok(Carried::Needless) => debug!(cluster = %key, %step, "not asked for any more"),
-                Ok(Carried::Held(holder)) => debug!(cluster = %key, %step, %holder, "put off"),
+                Ok(Carried::Needless) => {
+                    self.memory(&key, |memory| memory.end(&step, &[]));
+                    debug!(cluster = %key, %step, "not asked for any more");
+                }
+                Ok(Carried::Held(holder)) => {
+                    self.memory(&key, |memory| memory.end(&step, &[]));
+                    debug!(cluster = %key, %step, %holder, "put off");
+                }
                 Err(error) => self.complain(cluster, &key, &step, &error).await,
             }
         }
@@ -353,7 +377,9 @@ impl Reconciler for Controller {
         round.performed.extend(done);
         // What was carried out between the rounds was of the plan before.
         let held = round.held_plan();
-        let plans: Vec<&MovePlan> = [&before, &held].into_iter().flatten().collect();
+        let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
+        // What is told to have ended has begun before.
+        self.tell_begun(cluster, &key, &jobs.begun(), &plans).await;
         self.account(cluster, &key, &round, &plans).await;
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
@@ -364,10 +390,7 @@ impl Reconciler for Controller {
             present: self.present(&names),
         }));
         jobs.start(&round.long);
-        for step in jobs.begun() {
-            let newest: Vec<&MovePlan> = plans.iter().rev().copied().collect();
-            self.tell(cluster, "begun", &step, &newest).await;
-        }
+        self.tell_begun(cluster, &key, &jobs.begun(), &plans).await;
 
         let mut facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.foresee(&key, &mut facts, now);

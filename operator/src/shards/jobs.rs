@@ -219,7 +219,7 @@ mod tests {
             topology: [(Group::Coordinator, Endpoint::new("localhost", 1))].into_iter().collect(),
             identity: Identity::from_pem(&pem[0], &pem[1], &pem[2]).unwrap(),
             handover: Handover::of(&wanted(), &round),
-            permission: None,
+            present: Arc::new(|| ready(Some(wanted())).boxed()),
         };
         let jobs = Jobs::default();
         jobs.set(Some(job.clone()));

@@ -47,6 +47,8 @@ pub struct Memory {
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
     first_retry: FirstRetry,
+    /// Of the steps of a plan that were begun and have not ended, which of which plan each is.
+    begun: BTreeMap<Step, Place>,
     /// How far the moves were when they were seen to get on.
     pub watch: Watch,
     /// How far the splits were.
@@ -63,6 +65,23 @@ pub struct Memory {
     pub(super) heat: Option<Heat>,
     /// The last actions, as they were counted.
     pub(super) acts: Option<Vec<Act>>,
+}
+
+/// Which of which plan a step is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The plan's name.
+    pub(super) hash: String,
+    /// Its number in the plan, from 1.
+    pub(super) number: u32,
+}
+
+impl Place {
+    /// That of `step` in the first of `plans` that has it.
+    fn of(step: &Step, plans: &[&MovePlan]) -> Option<Self> {
+        let place = |plan: &&MovePlan| Some(Self { hash: plan.hash.clone(), number: step.number_in(plan)? });
+        plans.iter().find_map(place)
+    }
 }
 
 /// A step that takes long and failed.
@@ -125,6 +144,19 @@ impl Memory {
         let now = Instant::now();
         let off = self.failures.iter().filter(|(_, setback)| setback.not_before > now);
         off.map(|(step, setback)| (step.clone(), setback.failure.clone())).collect()
+    }
+
+    /// Which of which plan a step is that was begun; `plans` are those by which it can have been, the newest first.
+    pub(super) fn begin(&mut self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {
+        let place = Place::of(step, plans)?;
+        self.begun.insert(step.clone(), place.clone());
+        Some(place)
+    }
+
+    /// Which of which plan a step is that has ended: what it was when it was begun, since a plan that was made meanwhile need not
+    /// have it any more. Of one that another operator has begun, `plans` tell.
+    pub(super) fn end(&mut self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {
+        self.begun.remove(step).or_else(|| Place::of(step, plans))
     }
 
     /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.
@@ -194,6 +226,22 @@ mod tests {
     fn failed_again(memory: &mut Memory, observed: &Observed, step: &Step) -> u32 {
         memory.remember(&of(&wanted(), observed));
         memory.put_off(step, &act::Error::Moved("once more".to_owned()))
+    }
+
+    #[test]
+    fn a_move_is_of_the_plan_by_which_it_was_begun_whatever_is_planned_when_it_ends() {
+        let whole = of(&wanted(), &uneven()).held_plan().unwrap();
+        let step = step_of(&whole.moves[1]);
+        let rest = MovePlan { moves: whole.moves[2..].to_vec(), ..whole.clone() };
+        let place = Place { hash: whole.hash.clone(), number: whole.moves[1].number };
+        let mut memory = Memory::default();
+        assert_eq!(memory.begin(&step, &[&rest, &whole]), Some(place.clone()));
+        assert_eq!(memory.end(&step, &[&rest]), Some(place.clone()));
+        assert_eq!(memory.end(&step, &[&rest]), None, "it has ended");
+        // Somebody else has begun it.
+        assert_eq!(memory.end(&step, &[&whole]), Some(place));
+        let other = Step::CleanUp;
+        assert_eq!((memory.begin(&other, &[&whole]), memory.begun.len()), (None, 0));
     }
 
     #[test]

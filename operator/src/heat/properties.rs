@@ -205,7 +205,7 @@ fn raise(period: &mut Period, tenant: Tenant, percent: u64) {
 fn there_is_everything_in_random_hours() {
     let mut runner = TestRunner::deterministic();
     let mut found = BTreeSet::new();
-    for _ in 0..300 {
+    for _ in 0..1000 {
         let (policy, periods) = hours().new_tree(&mut runner).unwrap().current();
         for Answer { decision, .. } in live(&policy, &periods) {
             found.extend(decision.action.map(Action::kind));

@@ -52,6 +52,8 @@ fn a_message_names_three_workers_and_counts_the_others() {
     let mut not_joined = all_there();
     catalog(&mut not_joined).members.truncate(2);
     catalog(&mut not_joined).placements = at_rest().catalog.unwrap().placements;
+    let mut not_measured = each(|facts| facts.sizes = None);
+    facts(&mut not_measured, Group::Coordinator).sizes = None;
     let cases = [
         (BALANCED, MOST_WORKERS, at_rest(), "WorkersMissing"),
         (METADATA_SYNCED, MOST_WORKERS, not_joined, "NotRegistered"),
@@ -62,7 +64,7 @@ fn a_message_names_three_workers_and_counts_the_others() {
         (CITUS_AVAILABLE, MOST_WORKERS, each(|facts| facts.citus.installed = None), "Preparing"),
         (CITUS_AVAILABLE, MOST_WORKERS, each(few), "SettingsDiffer"),
         (WAL_LEVEL_LOGICAL, MOST_WORKERS, each(differ), "NotLogical"),
-        (BALANCED, MOST_WORKERS, each(|facts| facts.sizes = None), "NotMeasured"),
+        (BALANCED, MOST_WORKERS, not_measured, "NotMeasured"),
         (SCALE_IN_BLOCKED, 0, all_there(), "Draining"),
     ];
     for (kind, workers, observed, reason) in cases {

@@ -124,7 +124,8 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let peak = peak.sends.per_second + peak.lists.per_second;
     let mut first = None;
     for share in SHARES {
-        let before = under_load(&mut world, &service, arguments, (share, peak), alone, &mut rows).await?;
+        let before =
+            Box::pin(under_load(&mut world, &service, arguments, (share, peak), alone, &mut rows)).await?;
         first.get_or_insert(before);
     }
     let before = first.context("no share")?;

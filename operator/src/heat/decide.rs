@@ -58,15 +58,13 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     let unlisted = untold.iter().filter(|(_, why)| **why == Untold::Unlisted);
     decision.refused.extend(unlisted.map(|(tenant, _)| Refused::tenant(*tenant, Reason::Unlisted)));
     decision.refused.truncate(NAMED);
-    match actions.iter().find(|action| cools_until(policy, &history, **action, now).is_none()) {
-        Some(action) => {
-            remember(policy, &mut history, *action, &period, now);
-            decision.action = Some(*action);
-        }
-        None => {
-            let ends = actions.iter().filter_map(|action| cools_until(policy, &history, *action, now));
-            decision.cooling_until = ends.min();
-        }
+    if let Some(action) = actions.iter().find(|action| cools_until(policy, &history, **action, now).is_none())
+    {
+        remember(policy, &mut history, *action, &period, now);
+        decision.action = Some(*action);
+    } else {
+        let ends = actions.iter().filter_map(|action| cools_until(policy, &history, *action, now));
+        decision.cooling_until = ends.min();
     }
     (decision, history)
 }

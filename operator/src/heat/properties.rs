@@ -268,7 +268,9 @@ proptest! {
         let mut done: Vec<(Timestamp, Action)> = Vec::new();
         for Answer { period, decision, .. } in live(&policy, &periods) {
             // A clock that was set back brings the last actions with it.
-            done.iter_mut().for_each(|(at, _)| *at = (*at).min(period.end));
+            for (at, _) in &mut done {
+                *at = (*at).min(period.end);
+            }
             let after = |since: Option<&(Timestamp, Action)>| {
                 since.map(|(at, _)| *at + policy.cooldown).filter(|end| *end > period.end)
             };
@@ -280,13 +282,12 @@ proptest! {
                 prop_assert!([last, isolated, after(released)].contains(&Some(until)), "{:?} of {:?}", until, done);
             }
             let Some(action) = decision.action else { continue };
-            match action {
-                Action::Isolate { tenant, .. } => {
-                    prop_assert_eq!(isolated, None);
-                    let own = released.filter(|(_, action)| *action == Action::Release { tenant });
-                    prop_assert_eq!(after(own), None, "it comes and goes");
-                }
-                _ => prop_assert_eq!(last, None, "{:?} waits for anything", action),
+            if let Action::Isolate { tenant, .. } = action {
+                prop_assert_eq!(isolated, None);
+                let own = released.filter(|(_, action)| *action == Action::Release { tenant });
+                prop_assert_eq!(after(own), None, "it comes and goes");
+            } else {
+                prop_assert_eq!(last, None, "{:?} waits for anything", action);
             }
             done.push((period.end, action));
         }

@@ -142,7 +142,7 @@ mod tests {
             assert!(pace.begin(at(second * 1000 + 1000)).is_some(), "one look, not any number");
         }
         pace.end(&Outcome::Done, RESYNC, at(4000));
-        assert_eq!(pace.begin(at(4000)), Some(INTERVAL - Duration::from_secs(4)), "as ever");
+        assert_eq!(pace.begin(at(4000)), INTERVAL.checked_sub(Duration::from_secs(4)), "as ever");
         assert_eq!(pace.begin(at(5000)), None);
     }
 }

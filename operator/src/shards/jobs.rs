@@ -224,7 +224,7 @@ mod tests {
         let jobs = Jobs::default();
         jobs.set(Some(job.clone()));
         jobs.start(std::slice::from_ref(&step));
-        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+        let ended = tokio::time::timeout(Duration::from_mins(1), async {
             loop {
                 let ended = jobs.ended();
                 if !ended.is_empty() {

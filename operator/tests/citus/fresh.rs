@@ -213,7 +213,7 @@ async fn shards_are_measured_once_per_round_and_where_they_are_made() -> Result<
 #[tokio::test]
 async fn a_steady_cluster_costs_its_coordinator_a_statement_per_second_at_most() -> Result<()> {
     needs_citus!();
-    let Steady { look, measured, watching, per_second } = steady::measure().await?;
+    let Steady { look, measured, watching, per_second } = Box::pin(steady::measure()).await?;
     println!("{look} statements per look, {measured} with sizes, {watching} per period");
     ensure!(look > 0 && measured == look + 1, "{look} statements, {measured} with sizes");
     ensure!(watching > 1, "{watching} statements per period");

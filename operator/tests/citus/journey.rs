@@ -27,7 +27,7 @@ use crate::world::{World, condition, few_shards, placements, reference, wanted};
 #[tokio::test]
 async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Result<()> {
     needs_citus!();
-    live(Fault::Killed).await
+    Box::pin(live(Fault::Killed)).await
 }
 
 /// The same by operators whose sessions end, so that they are told: by a failover, or by somebody who looks for what keeps
@@ -35,7 +35,7 @@ async fn an_operator_that_is_killed_at_any_step_is_continued_by_the_next() -> Re
 #[tokio::test]
 async fn a_step_whose_sessions_end_is_done_all_the_same() -> Result<()> {
     needs_citus!();
-    live(Fault::Ended).await
+    Box::pin(live(Fault::Ended)).await
 }
 
 /// A life with each kind of step in it.

@@ -20,7 +20,7 @@ use futures::future::{BoxFuture, ready};
 use crate::world::{World, brief, eventually};
 
 /// How long a step that failed once is put off: a test does not wait as long as users may.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(50);
 
 /// As long as nobody asks for anything else.
 fn always(wanted: &Wanted) -> Present {

@@ -105,7 +105,8 @@ async fn nothing_follows_once_the_window_has_closed_between_two_rounds() -> Resu
     let world = with_an_empty_worker().await?;
     let mut operator = Operator::default();
     let resource = Resource::new();
-    resource.change(|cluster| Ok(cluster.spec.sharding.rebalance = open_until_soon()?))?;
+    let window = open_until_soon()?;
+    resource.change(|cluster| cluster.spec.sharding.rebalance = window);
     operator.present = Some(resource.present());
     let held_up = HeldUp::every(&world).await?;
     // The last round for as long as this lasts: the window is open, and so it is when the first move begins.
@@ -143,16 +144,15 @@ async fn nothing_follows_once_the_resource_asks_for_something_else_between_two_r
     ] {
         let made = one_move_and_no_other(&world, &mut operator, &resource, change).await;
         made.with_context(|| what.to_owned())?;
-        resource.change(|cluster| Ok(*cluster = Resource::automatic()))?;
+        resource.change(|cluster| *cluster = Resource::automatic());
     }
-    resource.change(|cluster| Ok(cluster.spec.sharding.rebalance.mode = RebalanceMode::Approve))?;
+    resource.change(|cluster| cluster.spec.sharding.rebalance.mode = RebalanceMode::Approve);
     let shown = operator.round(&world, &resource.wanted()).await?;
     assert_eq!((shown.long.len(), condition(&shown, BALANCED).1), (0, "AwaitingApproval"));
     let hash = shown.held_plan().context("nothing is left to move")?.hash;
     resource.change(|cluster| {
-        cluster.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), hash.clone());
-        Ok(())
-    })?;
+        cluster.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), hash);
+    });
     let removed: fn(&mut DialogCluster) = |cluster| cluster.annotations_mut().clear();
     let made = one_move_and_no_other(&world, &mut operator, &resource, removed).await;
     made.context("the approval is removed")
@@ -171,10 +171,7 @@ async fn one_move_and_no_other(
     let round = operator.round(world, &resource.wanted()).await?;
     ensure!(round.long.len() == 1, "{:?}, {:?}", round.plan.steps, round.plan.waits);
     eventually("the move is at its end", async || held_up.is_waited_for().await).await?;
-    resource.change(|cluster| {
-        change(cluster);
-        Ok(())
-    })?;
+    resource.change(change);
     held_up.end().await?;
     // The next move begins before the one that it follows has ended.
     eventually("no move is under way any more", async || Ok(operator.jobs.is_idle())).await?;
@@ -199,8 +196,8 @@ impl Resource {
         DialogCluster::new("chat", serde_json::from_value(spec).unwrap())
     }
 
-    fn change(&self, change: impl FnOnce(&mut DialogCluster) -> Result<()>) -> Result<()> {
-        change(&mut self.0.lock().unwrap())
+    fn change(&self, change: impl FnOnce(&mut DialogCluster)) {
+        change(&mut self.0.lock().unwrap());
     }
 
     /// What a round is given.

@@ -116,7 +116,7 @@ mod tests {
         let start = Instant::now() + Duration::from_hours(1);
         for begins in 0..60 {
             // The burst is used up by then.
-            let blocked = start + Duration::from_secs(60) + Duration::from_millis(begins * 100);
+            let blocked = start + Duration::from_mins(1) + Duration::from_millis(begins * 100);
             let (mut pace, mut watch, mut now) = (Pace::default(), Watch::default(), start);
             let mut seen = None;
             let cancelled = loop {

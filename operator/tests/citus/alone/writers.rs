@@ -32,17 +32,18 @@ const LIMIT: Duration = Duration::from_mins(2);
 #[tokio::test]
 async fn writers_do_not_wait_for_a_move_that_waits_for_an_idle_transaction_of_the_coordinator() -> Result<()>
 {
-    held_up(|_| Group::Coordinator).await
+    Box::pin(held_up(|_| Group::Coordinator)).await
 }
 
 #[tokio::test]
 async fn writers_do_not_wait_for_a_move_that_waits_for_an_idle_transaction_of_its_source() -> Result<()> {
-    held_up(|from| from).await
+    Box::pin(held_up(|from| from)).await
 }
 
 #[tokio::test]
 async fn writers_do_not_wait_for_a_move_that_waits_for_an_idle_transaction_of_a_bystander() -> Result<()> {
-    held_up(|from| if from == Group::Worker(0) { Group::Worker(1) } else { Group::Worker(0) }).await
+    let other = |from| if from == Group::Worker(0) { Group::Worker(1) } else { Group::Worker(0) };
+    Box::pin(held_up(other)).await
 }
 
 /// A move is held up by an idle transaction on `whose` server, by where the move comes from.

@@ -86,7 +86,7 @@ proptest! {
             let then = after(&now, &running);
             let Ok(rest) = whole.rest(&then, &policy) else { break };
             // A third of them.
-            let may = |next: &Move| (put_off >> (next.shard_id % 32)) % 3 != 0;
+            let may = |next: &Move| !(put_off >> (next.shard_id % 32)).is_multiple_of(3);
             let ready = rest.ready(&then, &policy, &routes(&running), may);
             // Then one may begin after which the plan has to be made anew.
             let last_resort = running.is_empty() && ready.len() == 1;

@@ -256,7 +256,10 @@ async fn parameters_that_do_not_take_effect_are_named() -> Result<()> {
     wanted.parameters = declare(&[("wrok_mem", "64MB"), ("work_mem", "64MB"), ("my.own", "1")]);
     let (status, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
     assert_eq!((status, reason), ("False", "ParametersIgnored"));
-    assert!(message.contains("worker-0's PostgreSQL has no parameter wrok_mem"), "{message}");
+    assert!(
+        message.contains("coordinator's PostgreSQL has no parameter wrok_mem (likewise on 1 more)"),
+        "{message}"
+    );
     assert!(message.contains("work_mem is not in the configuration of coordinator"), "{message}");
 
     let groups = [Group::Coordinator, Group::Worker(0)];
@@ -275,7 +278,7 @@ async fn parameters_that_do_not_take_effect_are_named() -> Result<()> {
     write(&mut world, "work_mem", "1kB")?;
     let (status, reason, message) = condition(&world.round(&wanted).await?, PARAMETERS_APPLIED);
     assert_eq!((status, reason), ("False", "ParametersRejected"));
-    assert!(message.contains("worker-0's PostgreSQL refuses work_mem = 1kB: "), "{message}");
+    assert!(message.contains("coordinator's PostgreSQL refuses work_mem = 1kB: "), "{message}");
 
     // Somebody's ALTER SYSTEM outranks what is declared.
     wanted.parameters = declare(&[("work_mem", "64MB")]);

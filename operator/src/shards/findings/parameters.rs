@@ -34,13 +34,16 @@ pub(super) fn applied(world: &World<'_>) -> Finding {
         };
         for (name, value) in &world.wanted.parameters {
             match facts.parameters.get(name) {
-                Some(parameter) => lost.extend(fate(group, name, value, parameter)),
+                Some(parameter) => {
+                    let said = fate(group, name, value, parameter);
+                    lost.extend(said.map(|(fate, message)| (fate, name.as_str(), message)));
+                }
                 None => unknown.push(format!("{group} does not say what became of {name}")),
             }
         }
     }
     lost.sort();
-    if let Some((fate, _)) = lost.first() {
+    if let Some((fate, ..)) = lost.first() {
         let (reason, remedy) = match fate {
             Fate::Rejected => ("ParametersRejected", "correct spec.postgres.parameters; the old values stay"),
             Fate::Ignored => (
@@ -50,8 +53,7 @@ pub(super) fn applied(world: &World<'_>) -> Finding {
             ),
             Fate::RestartPending => ("RestartPending", "the servers are restarted one after the other"),
         };
-        let each: Vec<&str> = lost.iter().map(|(_, message)| message.as_str()).collect();
-        return finding(Holds::False, reason, format!("{}; {remedy}", first_of(&each)));
+        return finding(Holds::False, reason, format!("{}; {remedy}", first_of(&by_parameter(&lost))));
     }
     if !unknown.is_empty() {
         return finding(Holds::Unknown, "NotObserved", first_of(&unknown));
@@ -61,6 +63,18 @@ pub(super) fn applied(world: &World<'_>) -> Finding {
         world.wanted.parameters.len()
     );
     finding(Holds::True, "Applied", message)
+}
+
+/// What has become of each parameter on the first of the servers with the same to say, and how many more there are.
+fn by_parameter(lost: &[(Fate, &str, String)]) -> Vec<String> {
+    let same =
+        |one: &(Fate, &str, String), other: &(Fate, &str, String)| (&one.0, one.1) == (&other.0, other.1);
+    let text = |alike: &[(Fate, &str, String)]| match alike {
+        [(.., message)] => message.clone(),
+        [(.., message), more @ ..] => format!("{message} (likewise on {} more)", more.len()),
+        [] => String::new(),
+    };
+    lost.chunk_by(same).map(text).collect()
 }
 
 /// Why the parameter `name` is not in force on `group`'s server, if it is not.

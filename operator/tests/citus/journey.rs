@@ -152,8 +152,7 @@ async fn a_tenant_is_isolated_once(killer: &mut Killer, world: &World, wanted: &
     let id = decide(world, action).await?;
     let steps = killer.settle(world, &wanted).await?;
     let split = steps.iter().filter(|step| step.kind() == "SplitShard").count();
-    // One that was refused is tried in the other way; that it was cut once is seen below.
-    assert!(split == 1 || killer.fault == Fault::Ended && split == 2, "{steps:?}");
+    assert_eq!(split, 1, "{steps:?}");
     let kept = world.round(&wanted).await?.observed.kept;
     let act = kept.acts.iter().find(|act| act.id == id).context("it was not written down")?;
     assert_eq!(world.number(Group::Coordinator, count).await?, before + 2, "{act:?} {steps:?}");

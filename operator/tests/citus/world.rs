@@ -253,11 +253,6 @@ impl World {
         self.servers[&group].connect(DATABASE).await
     }
 
-    /// The superuser in the database that `group`'s server has from its start.
-    pub async fn bootstrap(&self, group: Group) -> Result<Client> {
-        self.servers[&group].connect("postgres").await
-    }
-
     /// One number.
     pub async fn number(&self, group: Group, statement: &str) -> Result<i64> {
         Ok(self.ask(group, statement).await?[0].get(0))

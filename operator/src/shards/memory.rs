@@ -24,18 +24,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(10);
 /// And for no longer than this.
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
-/// How long a step that failed is put off at first.
-struct FirstRetry(Duration);
-
-impl Default for FirstRetry {
-    fn default() -> Self {
-        Self(FIRST_RETRY)
-    }
-}
-
 /// What is remembered of one cluster.
 #[derive(Default)]
-pub struct Memory {
+pub(super) struct Memory {
     /// When shards were measured last.
     measured: Option<Instant>,
     /// A server that answers has shards of unknown size.
@@ -43,24 +34,23 @@ pub struct Memory {
     /// The groups shown in metrics.
     pub(super) shown: Vec<String>,
     /// The steps that take long and are being carried out by this process.
-    pub jobs: Jobs,
+    pub(super) jobs: Jobs,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
-    first_retry: FirstRetry,
     /// Of the steps of a plan that were begun and have not ended, which of which plan each is.
     begun: BTreeMap<Step, Place>,
     /// How far the moves were when they were seen to get on.
-    pub watch: Watch,
+    pub(super) watch: Watch,
     /// How far the splits were.
-    pub splits: Splits,
+    pub(super) splits: Splits,
     /// How fast they are.
     pub(super) pace: Pace,
     /// What was seen last: the sizes in it count until they are measured again.
-    pub last: Option<Arc<Observed>>,
+    pub(super) last: Option<Arc<Observed>>,
     /// The plan of moves that is being carried out.
-    pub held: Option<MovePlan>,
+    pub(super) held: Option<MovePlan>,
     /// The last plan that could not be carried on with.
-    pub overtaken: Option<Dropped>,
+    pub(super) overtaken: Option<Dropped>,
     /// What is known of load.
     pub(super) heat: Option<Heat>,
     /// The last actions, as they were counted.
@@ -92,19 +82,13 @@ struct Setback {
 }
 
 impl Setback {
-    /// How long the step is put off, after `first` at first.
-    fn delay(&self, FirstRetry(first): &FirstRetry) -> Duration {
-        first.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(LAST_RETRY)
+    /// How long the step is put off.
+    fn delay(&self) -> Duration {
+        FIRST_RETRY.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(LAST_RETRY)
     }
 }
 
 impl Memory {
-    /// A memory that puts a step off for this long when it has failed once.
-    #[must_use]
-    pub fn with_first_retry(first: Duration) -> Self {
-        Self { first_retry: FirstRetry(first), ..Self::default() }
-    }
-
     /// Whether it is time to measure shards again.
     pub(super) fn sizes(&self) -> Sizes {
         if !self.unmeasured && self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
@@ -121,26 +105,25 @@ impl Memory {
     }
 
     /// Remembers that a step found others about what it is for, and puts it off as it was put off last.
-    pub fn put_off_again(&mut self, step: &Step, error: &act::Error) {
+    pub(super) fn put_off_again(&mut self, step: &Step, error: &act::Error) {
         match self.failures.get_mut(step) {
-            Some(setback) => setback.not_before = Instant::now() + setback.delay(&self.first_retry),
+            Some(setback) => setback.not_before = Instant::now() + setback.delay(),
             None => drop(self.put_off(step, error)),
         }
     }
 
     /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
-    pub fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
+    pub(super) fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
         let count = self.failures.get(step).map_or(0, |setback| setback.count).saturating_add(1);
         let now = Instant::now();
         let mut setback = Setback { count, not_before: now, failure: error.into() };
-        setback.not_before = now + setback.delay(&self.first_retry);
+        setback.not_before = now + setback.delay();
         self.failures.insert(step.clone(), setback);
         count
     }
 
     /// The long steps that are put off, and why.
-    #[must_use]
-    pub fn deferred(&self) -> Vec<(Step, Failure)> {
+    pub(super) fn deferred(&self) -> Vec<(Step, Failure)> {
         let now = Instant::now();
         let off = self.failures.iter().filter(|(_, setback)| setback.not_before > now);
         off.map(|(step, setback)| (step.clone(), setback.failure.clone())).collect()
@@ -160,7 +143,7 @@ impl Memory {
     }
 
     /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.
-    pub fn remember(&mut self, round: &Round) {
+    pub(super) fn remember(&mut self, round: &Round) {
         let now = Instant::now();
         self.watch.look(round.observed.catalog.as_ref(), now);
         self.splits.look(round.observed.catalog.as_ref(), now);

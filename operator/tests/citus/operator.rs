@@ -1,26 +1,27 @@
 //! An operator at work: rounds much as its controller makes them, and long steps that go on between them. It makes a round
 //! whenever a test asks for one, and puts off what failed for the same short time each time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
-use dialog_operator::shards::act;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs, Present};
-use dialog_operator::shards::memory::Memory;
 use dialog_operator::shards::observe::{splits, stall};
-use dialog_operator::shards::round::{Brief, Carried, Handover, Round, round};
+use dialog_operator::shards::observed::Observed;
+use dialog_operator::shards::rebalance::MovePlan;
+use dialog_operator::shards::round::{Brief, Carried, Failure, Handover, Round, round};
 use dialog_operator::shards::step::Step;
+use dialog_operator::shards::supervise::{Splits, Watch};
 use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready};
 
 use crate::world::{World, brief, eventually};
 
-/// How long a step that failed once is put off: a test does not wait as long as users may.
-const RETRY: Duration = Duration::from_millis(50);
+/// How long a step that failed is put off.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// As long as nobody asks for anything else.
 fn always(wanted: &Wanted) -> Present {
@@ -29,6 +30,7 @@ fn always(wanted: &Wanted) -> Present {
 }
 
 /// One operator, with what it remembers.
+#[derive(Default)]
 pub struct Operator {
     /// The long steps under way.
     pub jobs: Jobs,
@@ -42,22 +44,11 @@ pub struct Operator {
     pub heat: Option<Heat>,
     /// Tells what is asked for before a step begins; `None` where it is what the last round was given.
     pub present: Option<Present>,
-    memory: Memory,
-}
-
-impl Default for Operator {
-    fn default() -> Self {
-        let memory = Memory::with_first_retry(RETRY);
-        Self {
-            jobs: memory.jobs.clone(),
-            done: Vec::new(),
-            failed: Vec::new(),
-            paused: false,
-            heat: None,
-            present: None,
-            memory,
-        }
-    }
+    watch: Watch,
+    splits: Splits,
+    before: Option<Observed>,
+    held: Option<MovePlan>,
+    put_off: BTreeMap<Step, (Instant, Failure)>,
 }
 
 impl Operator {
@@ -66,37 +57,45 @@ impl Operator {
         self.take_results();
         let sessions = world.sessions()?;
         let mut stalls = Vec::new();
-        for stalled in self.memory.watch.stalled(wanted.rebalance.stall_timeout) {
+        for stalled in self.watch.stalled(wanted.rebalance.stall_timeout) {
             stalls.extend(stall::diagnose(&sessions, &stalled).await);
         }
-        for stalled in self.memory.splits.stalled(wanted.rebalance.stall_timeout) {
+        for stalled in self.splits.stalled(wanted.rebalance.stall_timeout) {
             stalls.extend(splits::diagnose(&sessions, &stalled).await);
         }
         let groups = world.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };
+        self.put_off.retain(|_, (since, _)| since.elapsed() < RETRY);
+        let deferred: Vec<(Step, Failure)> =
+            self.put_off.iter().map(|(step, (_, error))| (step.clone(), error.clone())).collect();
         let round = round(
             &Brief {
-                before: self.memory.last.as_deref(),
+                before: self.before.as_ref(),
                 paused: self.paused,
-                deferred: &self.memory.deferred(),
+                deferred: &deferred,
                 stalls: &stalls,
-                held: self.memory.held.clone(),
-                overtaken: self.memory.overtaken.clone(),
+                held: self.held.clone(),
                 heat: self.heat.as_ref(),
                 ..brief(wanted, &ask)
             },
             &sessions,
         )
         .await;
-        self.memory.remember(&round);
-        for (step, error) in &round.partly {
-            if matches!(error, act::Error::Kept(_)) {
-                self.memory.put_off_again(step, error);
-            } else {
-                self.memory.put_off(step, error);
+        let now = Instant::now();
+        self.watch.look(round.observed.catalog.as_ref(), now);
+        self.splits.look(round.observed.catalog.as_ref(), now);
+        for step in &round.performed {
+            if let Step::CancelMove { pid, .. } = step {
+                self.watch.ended(*pid, now);
+                self.splits.ended(*pid, now);
             }
         }
+        for (step, error) in &round.partly {
+            self.put_off.insert(step.clone(), (Instant::now(), Failure::from(error)));
+        }
         self.done.extend(round.performed.iter().cloned());
+        self.before = Some(round.observed.clone());
+        self.held = round.held_plan();
         let groups = world.existing();
         let existing: Existing = Arc::new(move || Box::pin(ready(groups.clone())));
         self.jobs.set((!self.paused).then_some(Job {
@@ -113,7 +112,7 @@ impl Operator {
 
     /// Looks and remembers, and does nothing.
     pub async fn look(&mut self, world: &World, wanted: &Wanted) -> Result<()> {
-        self.memory.last = Some(Arc::new(world.round_of(wanted, 0).await?.observed));
+        self.before = Some(world.round_of(wanted, 0).await?.observed);
         Ok(())
     }
 
@@ -149,7 +148,7 @@ impl Operator {
                 Ok(Carried::Needless | Carried::Held(_)) => {}
                 Err(error) => {
                     println!("could not {step}: {error}");
-                    self.memory.put_off(&step, &error);
+                    self.put_off.insert(step.clone(), (Instant::now(), Failure::from(&error)));
                     self.failed.push(step);
                 }
             }

@@ -63,9 +63,9 @@ mod tests {
     use crate::names::Group;
     use crate::reconcile::{Pace, Reconciler};
     use crate::shards::controller::Controller;
-    use crate::shards::findings::tests::{at_rest, catalog, topology, wanted};
+    use crate::shards::findings::tests::{at_rest, catalog, wanted};
     use crate::shards::observed::{Observed, Operation};
-    use crate::shards::plan::plan;
+    use crate::shards::round::tests::of;
     use crate::shards::supervise::{WRITERS_WAIT, Watch};
 
     fn cluster(paused: bool) -> DialogCluster {
@@ -87,23 +87,9 @@ mod tests {
         observed
     }
 
-    /// A round that saw this, and did nothing.
-    fn round(observed: Observed) -> Round {
-        Round {
-            plan: plan(&wanted(), &topology(), &observed),
-            observed,
-            performed: Vec::new(),
-            partly: Vec::new(),
-            failed: Vec::new(),
-            deferred: Vec::new(),
-            held: None,
-            long: Vec::new(),
-        }
-    }
-
     #[test]
     fn in_a_paused_cluster_what_is_under_way_is_looked_at_as_often_as_ever() {
-        let outcome = |observed| outcome(&cluster(true), round(observed), None).unwrap();
+        let outcome = |observed| outcome(&cluster(true), of(&wanted(), &observed), None).unwrap();
         assert_eq!(outcome(at_rest()), Outcome::Done);
         assert!(matches!(outcome(moving(false)), Outcome::Wait(SOON, _)));
         assert!(matches!(outcome(moving(true)), Outcome::Urgent(_)));
@@ -133,7 +119,7 @@ mod tests {
                     seen.get_or_insert(now);
                 }
                 now += length;
-                let outcome = outcome(&cluster(false), round(observed), None).unwrap();
+                let outcome = outcome(&cluster(false), of(&wanted(), &observed), None).unwrap();
                 now += pace.end(&outcome, Controller::REST, now) + debounce;
             };
             let (seen, waited) = (seen.unwrap() - blocked, cancelled - blocked);

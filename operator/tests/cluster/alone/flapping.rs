@@ -142,10 +142,12 @@ async fn until_too_many(bed: &Bed) -> Result<()> {
         .condition(BALANCED, "told what the spread waits for", TO_SCALE, |it| it.reason == "WorkersMissing");
     let balanced = balanced.await?;
     bed.say(&balanced.message);
-    let last = Group::Worker(u32::try_from(MANY)? - 1).to_string();
-    for part in [&last, "lower spec.workers.count"] {
-        ensure!(balanced.message.contains(part), "{part:?} is not said: {}", balanced.message);
-    }
+    // Some are named, and the rest are counted.
+    let (named, rest) = balanced.message.split_once("; and ").context("the workers are not counted")?;
+    let (more, remedy) = rest.split_once(" more; ").context("the workers are not counted")?;
+    let missing = named.matches("worker-").count() + more.parse::<usize>().context(more.to_owned())?;
+    ensure!(MANY - missing < usize::try_from(ON_A_NODE)?, "{missing} are missing: {}", balanced.message);
+    ensure!(remedy.contains("lower spec.workers.count"), "what to do is not said: {}", balanced.message);
     let labels = ListParams::default().labels(&format!("{CLUSTER_LABEL},{GROUP_LABEL}"));
     let pods = bed.all::<Pod>().list(&labels).await?;
     let phase =

@@ -274,7 +274,10 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
         let under_way: Vec<(Group, Group)> =
             moves.running.iter().map(|running| (running.from, running.to)).collect();
         let layout = with_all_back(world, &layout(world));
-        let ready = moves.open.ready(&layout, &world.wanted.rebalance.policy, &under_way, may);
+        // What was approved is what runs: no move begins after which it would be another plan.
+        let binding =
+            matches!(&world.wanted.rebalance.gate, Gate::Approved(hash) if *hash == moves.open.hash);
+        let ready = moves.open.ready(&layout, &world.wanted.rebalance.policy, &under_way, binding, may);
         draft.steps.extend(ready.iter().map(step_of));
     }
     moves.checks = checks;

@@ -8,19 +8,23 @@ use super::state::{Fate, State};
 use super::{Layout, Move, MovePlan, Policy};
 use crate::names::Group;
 
+/// How often at least it is looked whether what is left can still be made: each takes as long as to plan it.
+const LOOKS: usize = 4;
+
 impl MovePlan {
     /// The moves that may begin now, in the order of the plan and within the limits of `policy`, beside those that are `under_way`
     /// (from where to where); `layout` has these where they go. `may` is asked of each that could begin otherwise.
     ///
     /// A move that cannot begin, since its nodes are taken or `may` says no, does not keep those behind it that help without it,
-    /// and after which what is left can still be made so that each move helps. Only where nothing else can be done, that last
-    /// is not asked for: the plan may then have to be made anew.
+    /// and after which what is left can still be made so that each move helps. Only where nothing else can be done, and unless
+    /// the plan is `binding`, that last is not asked for: the plan may then have to be made anew.
     #[must_use]
     pub fn ready(
         &self,
         layout: &Layout,
         policy: &Policy,
         under_way: &[(Group, Group)],
+        binding: bool,
         mut may: impl FnMut(&Move) -> bool,
     ) -> Vec<Move> {
         let limit = policy.max_parallel_moves.max(1) as usize;
@@ -31,8 +35,7 @@ impl MovePlan {
             *busy.entry(*node).or_default() += 1;
         }
         let (mut ready, mut passed, mut last) = (Vec::new(), Vec::new(), None);
-        // To see whether what is left can be made takes as long as to plan it: no more often than there are places.
-        let mut looks = limit;
+        let mut looks = limit.max(LOOKS);
         for (number, (next, item)) in self.moves.iter().zip(&items).enumerate() {
             if under_way.len() + ready.len() >= limit || looks == 0 {
                 break;
@@ -64,7 +67,7 @@ impl MovePlan {
             }
             ready.push(*next);
         }
-        if ready.is_empty() && under_way.is_empty() {
+        if ready.is_empty() && under_way.is_empty() && !binding {
             ready.extend(last);
         }
         ready

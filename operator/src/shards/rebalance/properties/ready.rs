@@ -46,17 +46,17 @@ fn a_place_does_not_wait_for_a_move_whose_node_is_taken() {
     let left = listed(&layout, &[(5, 2), (0, 3), (1, 2)]);
     let left = left.rest(&layout, &by_count).unwrap();
     assert_eq!(left.moves.iter().map(|step| step.wave).collect::<Vec<_>>(), [1, 1, 2]);
-    let ready = left.ready(&layout, &by_count, &[(worker(1), worker(3))], |_| true);
+    let ready = left.ready(&layout, &by_count, &[(worker(1), worker(3))], false, |_| true);
     assert_eq!(routes(&ready), [(worker(0), worker(2))]);
     // There are no more places than the policy says.
     let alone = Policy { max_parallel_moves: 1, ..by_count };
-    assert_eq!(left.ready(&layout, &alone, &[(worker(1), worker(3))], |_| true), []);
+    assert_eq!(left.ready(&layout, &alone, &[(worker(1), worker(3))], false, |_| true), []);
     // One that is put off takes none.
     let layout = four([5, 5, 1, 1]);
     let left = listed(&layout, &[(5, 2), (0, 3), (1, 2), (6, 3)]);
-    let ready = left.ready(&layout, &by_count, &[], |next| next.shard_id != 5);
+    let ready = left.ready(&layout, &by_count, &[], false, |next| next.shard_id != 5);
     assert_eq!(routes(&ready), [(worker(0), worker(3))], "all others share a node with it");
-    let ready = left.ready(&layout, &by_count, &[], |next| ![5, 0].contains(&next.shard_id));
+    let ready = left.ready(&layout, &by_count, &[], false, |next| ![5, 0].contains(&next.shard_id));
     assert_eq!(routes(&ready), [(worker(0), worker(2)), (worker(1), worker(3))]);
 }
 
@@ -67,8 +67,8 @@ fn what_helps_only_after_another_waits_for_it() {
     let layout = four([6, 3, 3, 2]);
     let whole = listed(&layout, &[(0, 1), (6, 2)]);
     assert_eq!(whole.rest(&layout, &by_count).map(|rest| rest.moves.len()), Ok(2));
-    assert_eq!(routes(&whole.ready(&layout, &by_count, &[], |_| true)), routes(&whole.moves[..1]));
-    assert_eq!(whole.ready(&layout, &by_count, &[], |next| next.shard_id != 0), []);
+    assert_eq!(routes(&whole.ready(&layout, &by_count, &[], false, |_| true)), routes(&whole.moves[..1]));
+    assert_eq!(whole.ready(&layout, &by_count, &[], false, |next| next.shard_id != 0), []);
 }
 
 proptest! {
@@ -77,19 +77,23 @@ proptest! {
     /// Whatever fails, is put off, or ends before the others.
     #[test]
     fn places_are_full_and_every_move_leaves_things_no_worse(
-        World { layout, policy } in world(), luck in prop::collection::vec((any::<u64>(), any::<Index>(), any::<bool>()), 40),
+        World { layout, policy } in world(), binding in any::<bool>(),
+        luck in prop::collection::vec((any::<u64>(), any::<Index>(), any::<bool>()), 40),
     ) {
         let policy = Policy { moves_per_node: 1, ..policy };
         let whole = plan(&layout, &policy);
-        let (mut now, mut running) = (layout, Vec::<Move>::new());
+        let (mut now, mut running, mut failed) = (layout, Vec::<Move>::new(), false);
         for (put_off, which, fails) in luck {
             let then = after(&now, &running);
-            let Ok(rest) = whole.rest(&then, &policy) else { break };
+            let Ok(rest) = whole.rest(&then, &policy) else {
+                prop_assert!(!binding || failed, "{:?} was begun, and then the plan is another one", running);
+                break
+            };
             // A third of them.
             let may = |next: &Move| !(put_off >> (next.shard_id % 32)).is_multiple_of(3);
-            let ready = rest.ready(&then, &policy, &routes(&running), may);
+            let ready = rest.ready(&then, &policy, &routes(&running), binding, may);
             // Then one may begin after which the plan has to be made anew.
-            let last_resort = running.is_empty() && ready.len() == 1;
+            let last_resort = !binding && running.is_empty() && ready.len() == 1;
             running.extend(&ready);
             let nodes: Vec<Group> = running.iter().flat_map(|step| [step.from, step.to]).collect();
             let taken: std::collections::BTreeSet<Group> = nodes.iter().copied().collect();
@@ -109,6 +113,7 @@ proptest! {
                 continue;
             }
             let ended = running.remove(which.index(running.len()));
+            failed |= fails;
             if !fails {
                 let made = after(&now, &[ended]);
                 let (before, then) = (unevenness(&now, policy.strategy), unevenness(&made, policy.strategy));

@@ -4,10 +4,12 @@
 //! wait as well. Between two looks it sleeps for a second (`WaitForGroupedLogicalRepTargetsToCatchUp`, Citus 13.2), however
 //! soon they are there. It is woken by what PostgreSQL tells a session that listens: then it looks again, and hears nothing else.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_postgres::types::Type;
+use tracing::debug;
 
 use crate::names::{Group, WAKE_CHANNEL};
 use crate::pg::{self, Session};
@@ -22,7 +24,9 @@ const PART: u32 = 50;
 const SLEEP: Duration = Duration::from_secs(1);
 
 /// Wakes the session until this is dropped.
-pub(super) struct Awake(#[allow(dead_code, reason = "the task ends with it")] JoinSet<()>);
+pub(super) struct Awake {
+    _task: JoinSet<()>,
+}
 
 /// Wakes `session`, the coordinator's, from now on. It must be in no transaction, and nobody may look with the sessions meanwhile.
 pub(super) async fn awake(sessions: &Sessions, session: &Session) -> Result<Awake, pg::Error> {
@@ -30,12 +34,20 @@ pub(super) async fn awake(sessions: &Sessions, session: &Session) -> Result<Awak
     let pid = session.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let sessions = sessions.looking();
     let mut task = JoinSet::new();
-    // Whoever is not woken sleeps for a second: nothing is lost by a failure.
-    task.spawn(async move { drop(wake(&sessions, pid).await) });
-    Ok(Awake(task))
+    task.spawn(async move {
+        let begun = Instant::now();
+        // Whoever is not woken sleeps for a second: nothing is lost by a failure, and the next session may do.
+        loop {
+            let Err(error) = wake(&sessions, pid, begun).await;
+            debug!(pid, %error, "it is not woken for a moment");
+            tokio::time::sleep(SLEEP).await;
+        }
+    });
+    Ok(Awake { _task: task })
 }
 
-async fn wake(sessions: &Sessions, pid: i32) -> Result<(), pg::Error> {
+/// Wakes the session `pid`, which was told to move at `begun`, for as long as the database answers.
+async fn wake(sessions: &Sessions, pid: i32, begun: Instant) -> Result<Infallible, pg::Error> {
     let waker = sessions.session(Group::Coordinator, Door::Dialog).await?;
     // What is said here need not outlive the server, nor be on a standby.
     let statement = format!(
@@ -44,8 +56,7 @@ async fn wake(sessions: &Sessions, pid: i32) -> Result<(), pg::Error> {
          WHERE mover.state = 'active' AND mover.wait_event = 'Extension'
            AND ($2 OR EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = $1 AND {WRITES}))"
     );
-    let begun = Instant::now();
-    let mut last = begun;
+    let mut last = Instant::now();
     loop {
         tokio::time::sleep(PAUSE).await;
         let is_due = last.elapsed() >= SLEEP.min(begun.elapsed() / PART);

@@ -3,10 +3,11 @@
 //! A [`population`] of users and dialogs is computed, not stored: [`load`] writes it, and a [`workload`] draws
 //! operations from it. [`run`] has them made by [`drive`] (in an open loop by a [`schedule`]), writes every send
 //! into the [`ledger`], and has [`audit`] read every shard by SQL and compare. The [`report`] is JSON, the
-//! [`chart`] an SVG. [`standard`] compares the service with others on a [`stand`] of servers of its own, in a
+//! [`chart`] an SVG; what it means [`beside`] something else is a few rows. [`standard`] compares the service with others on a [`stand`] of servers of its own, in a
 //! [`table`] that says which [`machine`] it was.
 
 pub mod audit;
+pub mod beside;
 pub mod chart;
 pub mod cli;
 pub mod client;

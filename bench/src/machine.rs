@@ -5,6 +5,10 @@ use std::{fs, process::Command, thread};
 use anyhow::{Context as _, Result, bail};
 use tokio_postgres::Client;
 
+/// Asks a server for its version, and for that of the extension.
+pub const VERSIONS: &str = "SELECT current_setting('server_version'),
+    (SELECT extversion FROM pg_extension WHERE extname = 'citus')";
+
 /// How busy it is, on average of 1, 5 and 15 minutes: measured beside something else, figures are worth little.
 ///
 /// # Errors
@@ -61,22 +65,23 @@ impl Processors {
 /// # Errors
 /// When the system or the server does not say.
 pub async fn describe(sql: &Client, busy: &str) -> Result<String> {
+    let row = sql.query_one(VERSIONS, &[]).await.context("ask for versions")?;
+    describe_with(row.get(0), row.get(1), busy)
+}
+
+/// The same, by versions that were read already: of PostgreSQL, and of the extension if there is one.
+///
+/// # Errors
+/// When the system does not say.
+pub fn describe_with(postgresql: &str, citus: Option<&str>, busy: &str) -> Result<String> {
     let cpu = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1));
     let processors = thread::available_parallelism().map_or(0, usize::from);
-    let row = sql
-        .query_one(
-            "SELECT current_setting('server_version'),
-                    (SELECT extversion FROM pg_extension WHERE extname = 'citus')",
-            &[],
-        )
-        .await
-        .context("ask for versions")?;
     let lines = [
         ("processors", format!("{processors} x {}", model.unwrap_or("unknown"))),
         ("system", format!("Linux {}", first_line("/proc/sys/kernel/osrelease")?)),
-        ("PostgreSQL", row.get::<_, String>(0)),
-        ("Citus extension", row.get::<_, Option<String>>(1).unwrap_or_else(|| "not installed".into())),
+        ("PostgreSQL", postgresql.to_owned()),
+        ("Citus extension", citus.unwrap_or("not installed").to_owned()),
         ("load average before the run (1, 5, 15 minutes)", busy.to_owned()),
         ("Rust", version("rustc")),
         ("Go", version("go")),

@@ -75,6 +75,14 @@ impl Report {
             .max_by(|one, other| one.gap.longest_gap_ms.total_cmp(&other.gap.longest_gap_ms))
     }
 
+    /// The shard group whose sends have waited longest for an acknowledgement of any of them.
+    #[must_use]
+    pub fn longest_wait(&self) -> Option<&GroupReport> {
+        self.shard_groups
+            .iter()
+            .max_by(|one, other| one.gap.longest_wait_ms.total_cmp(&other.gap.longest_wait_ms))
+    }
+
     /// A few lines for people.
     #[must_use]
     pub fn text(&self) -> String {

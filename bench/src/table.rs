@@ -43,6 +43,14 @@ impl Row {
         Self { what: what.into(), figures: why.into(), ratio: None, limit: Limit::None }
     }
 
+    /// The same, and what is measured ends with these words.
+    #[must_use]
+    pub fn of(mut self, words: &str) -> Self {
+        self.what += ", ";
+        self.what += words;
+        self
+    }
+
     /// Whether it is within its limit.
     #[must_use]
     pub fn verdict(&self) -> &'static str {

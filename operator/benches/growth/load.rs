@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use dialog_bench::beside;
 use dialog_bench::client::{Connection, Target};
 use dialog_bench::database::Database;
 use dialog_bench::drive::{Pace, Settings};
@@ -149,73 +150,24 @@ impl Service {
         Ok(Loaded { report, busy: processors.busy_since()? })
     }
 
-    /// Compares what was acknowledged in a load with what the shards hold, and its latency with that `before`; `called` says
-    /// of what is measured which load it is.
-    #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
-    pub async fn audit(
-        &self,
-        before: &Loaded,
-        loaded: &Loaded,
-        called: impl Fn(&str) -> String,
-        rows: &mut Vec<Row>,
-    ) -> Result<()> {
-        let during = &loaded.report;
+    /// Compares what was acknowledged in a load with what the shards hold.
+    pub async fn audit(&self, report: &mut Report) -> Result<()> {
         let ledger = self.folder.path().join("ledger");
         let (audit, groups) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
-        rows.push(Row::ratio(
-            called("messages not as acknowledged"),
-            format!("{} acknowledged, {} lost, {} doubled", audit.acknowledged, audit.lost, audit.doubled),
-            (audit.lost + audit.doubled + audit.strange) as f64,
-            Limit::AtMost(0.0),
-        ));
-        let requests = during.sends.requests + during.lists.requests;
-        let retried = during.sends.after_retry + during.lists.after_retry;
-        let failed = requests - during.sends.succeeded - during.lists.succeeded + during.dropped;
-        rows.push(Row::ratio(
-            called("share of requests that failed, also those that succeeded when they were sent again"),
-            format!(
-                "{retried} again and {failed} in the end, of {requests}; {} of these found no room in the queue",
-                during.dropped
-            ),
-            (retried + failed) as f64 / requests as f64,
-            Limit::AtMost(0.0001),
-        ));
-        let worst = groups
-            .iter()
-            .max_by(|one, other| one.gap.longest_wait_ms.total_cmp(&other.gap.longest_wait_ms))
-            .context("no shard group")?;
-        rows.push(Row::ratio(
-            called("longest wait of a shard group's sends for an acknowledgement, in ms"),
-            format!(
-                "shard {} on {}, {:.1} s after the begin",
-                worst.shard, worst.node, worst.gap.gap_began_s
-            ),
-            worst.gap.longest_wait_ms,
-            Limit::AtMost(500.0),
-        ));
-        compare(&called("with moves"), before, loaded, Limit::AtMost(3.0), rows);
+        report.audit = Some(audit);
+        report.shard_groups = groups;
         Ok(())
     }
 }
 
-/// How the latency is `when`, held against that `before`.
-pub fn compare(when: &str, before: &Loaded, then: &Loaded, limit: Limit, rows: &mut Vec<Row>) {
-    let of = |loaded: &Loaded| {
-        let Report { sends, lists, .. } = &loaded.report;
-        [(sends.latency_ms.p99, sends.per_second), (lists.latency_ms.p99, lists.per_second)]
-    };
-    for ((what, (old, _)), (new, rate)) in ["sends", "lists"].into_iter().zip(of(before)).zip(of(then)) {
-        rows.push(Row::ratio(
-            format!("p99 of {what} against before, {when}"),
-            format!(
-                "{new:.1} ms against {old:.1} ms, at {rate:.0} a second; processors busy {:.0} % of the time against {:.0} %",
-                then.busy * 100.0,
-                before.busy * 100.0
-            ),
-            new / old,
-            limit,
-        ));
-    }
+/// How the latency is, held against that `before`.
+pub fn compare(before: &Loaded, then: &Loaded, limit: Limit) -> [Row; 2] {
+    let busy = format!(
+        "; processors busy {:.0} % of the time against {:.0} %",
+        then.busy * 100.0,
+        before.busy * 100.0
+    );
+    beside::latency(&before.report, &then.report, limit, &busy)
 }
 
 impl Drop for Service {

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use dialog_bench::machine;
 use dialog_bench::table::{Limit, Page, Row};
+use dialog_bench::{beside, machine};
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::MovePlan;
 use dialog_operator::shards::step::Step;
@@ -133,7 +133,8 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     // More servers on the same processors: what of the latency is theirs, and not that of moves.
     say("the load on 5 workers at rest");
     let spread_out = service.load(Some(SHARES[0] * peak), length, &Arc::default()).await?;
-    load::compare(&of_peak("on 5 workers at rest", SHARES[0]), &before, &spread_out, Limit::None, &mut rows);
+    let at_rest = of_peak("on 5 workers at rest", SHARES[0]);
+    rows.extend(load::compare(&before, &spread_out, Limit::None).map(|row| row.of(&at_rest)));
     publish(&world, arguments, &busy, &rows).await
 }
 
@@ -170,7 +171,7 @@ async fn under_load(
         anyhow::Ok((changes, began.elapsed()))
     };
     let (during, changes) = futures::join!(service.load(Some(rate), LIMIT, &ended), changes);
-    let (during, (changes, took)) = (during?, changes?);
+    let (mut during, (changes, took)) = (during?, changes?);
     let moves: usize = changes.iter().map(|(_, change, _)| change.made.len()).sum();
     let failures: usize = changes.iter().map(|(_, change, _)| change.failed).sum();
     rows.push(Row::ratio(
@@ -186,7 +187,10 @@ async fn under_load(
         rows.push(change.as_planned(&of_peak(&format!("to {count} workers"), share)));
         rows.push(spread.row(&of_peak(&format!("after the change to {count} workers"), share)));
     }
-    service.audit(&before, &during, |what| of_peak(what, share), rows).await?;
+    service.audit(&mut during.report).await?;
+    let latency = load::compare(&before, &during, beside::P99);
+    let load = of_peak("with moves", share);
+    rows.extend(beside::met(&during.report)?.into_iter().chain(latency).map(|row| row.of(&load)));
     two_less(world, arguments).await?;
     Ok(before)
 }

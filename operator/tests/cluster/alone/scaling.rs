@@ -1,9 +1,12 @@
 //! More workers, and fewer again, while people write.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use dialog_bench::table::{Limit, Page, Row};
+use dialog_bench::{beside, machine};
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -20,8 +23,12 @@ const TO_SCALE: Duration = Duration::from_mins(10);
 const PEOPLE: Population = Population { users: 20_000, dialogs: 20_000, messages: 5 };
 /// A messenger's mix, as people write.
 const MIX: [&str; 3] = ["--lists=0.8", "--skew=zipf:1", "--connections=32"];
-/// Of the peak.
-const SHARE: f64 = 0.6;
+/// Names the folder of the repository in which the table is written.
+const RESULTS: &str = "DIALOG_SCALING_RESULTS";
+/// What a cluster has unless it is told otherwise.
+const SHARDS: usize = 48;
+/// Loads, as shares of the peak: the first one, or all where the table is written.
+const SHARES: [f64; 2] = [0.6, 0.3];
 /// Processor time of the service, whose limit the peak then is: of two processors that all nodes, the service and the load share, a
 /// peak of the databases leaves nothing to move shards with.
 const SERVICE: &str = "150m";
@@ -36,6 +43,7 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         println!("SKIPPED citus: the PostgreSQL image was built without the extension");
         return Ok(());
     }
+    let busy = machine::load_average()?;
     let bed = Bed::new("scaling").await?;
     bed.create(2, |spec| spec["api"]["resources"] = json!({"limits": {"cpu": SERVICE}})).await?;
     bed.ready().await?;
@@ -44,26 +52,36 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     let messages = messages.context("DIALOG_SCALING_MESSAGES is no number")?.unwrap_or(PEOPLE.messages);
     let people = Population { messages, ..PEOPLE };
     people.write(&bed).await?;
+    // What PostgreSQL does about new rows by itself would come at some time, and be taken for what moves do.
+    bed.sql(Group::Coordinator, "VACUUM (ANALYZE) messages").await?;
     let peak = people.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
-    let rate = format!("--rate={:.0}", SHARE * (peak.sends.per_second + peak.lists.per_second));
-    let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
     load::say(&bed, "peak", &peak);
-    load::say(&bed, "before", &before);
-    let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
+    let peak = peak.sends.per_second + peak.lists.per_second;
 
-    let bytes = messages_size(&bed).await?;
-    scale(&bed, 4).await?;
-    let old = volumes(&bed).await?;
-    scale(&bed, 2).await?;
-    let during = writing.stop(&bed).await?;
-    bed.say(format!("{bytes} of messages at {rate}; p99 of sends {:.2} x", load::p99(&during, &before)));
-    load::say(&bed, "during", &during);
-    ensure!(during.is_whole(), "{}", during.text());
-    load::ensure_answered(&during)?;
-    let longest = during.shard_groups.iter().map(|group| group.gap.longest_wait_ms).fold(0.0, f64::max);
-    ensure!(longest <= LONGEST_WAIT, "sends of a shard group waited for {longest} ms: {}", during.text());
+    let mut rows = vec![Row::ratio("peak", "sends and lists a second, 32 at a time", peak, Limit::None)];
+    let measured = if std::env::var_os(RESULTS).is_some() { SHARES.len() } else { 1 };
+    let mut old = BTreeMap::new();
+    for share in &SHARES[..measured] {
+        let rate = format!("--rate={:.0}", share * peak);
+        let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
+        load::say(&bed, "before", &before);
+        let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
+        let grown = scale(&bed, 4).await?.of("2 -> 4");
+        old = volumes(&bed).await?;
+        let shrunk = scale(&bed, 2).await?.of("4 -> 2");
+        let during = writing.stop(&bed).await?;
+        load::say(&bed, "during", &during);
+        ensure!(during.is_whole(), "{}", during.text());
+        load::ensure_answered(&during)?;
+        let longest = during.longest_wait().context("no shard group")?.gap.longest_wait_ms;
+        ensure!(longest <= LONGEST_WAIT, "sends of a shard group waited for {longest} ms: {}", during.text());
+        let of_peak = format!("load at {:.0} % of the peak", share * 100.0);
+        let latency = beside::latency(&before, &during, beside::P99, "");
+        let met = [grown, shrunk].into_iter().chain(beside::met(&during)?).chain(latency);
+        rows.extend(met.map(|row| row.of(&of_peak)));
+    }
 
-    scale(&bed, 4).await?;
+    rows.push(scale(&bed, 4).await?.of("2 -> 4, no load"));
     let new = volumes(&bed).await?;
     for worker in 0..4 {
         let claim = format!("data-{}-0", bed.names.group(Group::Worker(worker)));
@@ -76,27 +94,45 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         ensure!(last.get(pod) == Some(at), "{pod} was started at {at}, and then {:?}", last.get(pod));
     }
     bed.ready().await?;
+    let restarted = "servers restarted of the 3 that were there all the time";
+    rows.push(Row::ratio(restarted, "by pg_postmaster_start_time()", 0.0, Limit::AtMost(0.0)));
+    publish(&bed, messages, &busy, &rows).await?;
     bed.done();
     Ok(())
 }
 
-/// How much there is to move.
-async fn messages_size(bed: &Bed) -> Result<String> {
-    bed.sql(Group::Coordinator, "SELECT pg_size_pretty(citus_total_relation_size('messages'))").await
+/// Prints the table, and writes it into the folder of the repository that [`RESULTS`] names.
+async fn publish(bed: &Bed, messages: u32, busy: &str, rows: &[Row]) -> Result<()> {
+    let versions = bed.sql(Group::Coordinator, machine::VERSIONS).await?;
+    let (postgresql, citus) = versions.split_once('|').context("two versions")?;
+    let size =
+        bed.sql(Group::Coordinator, "SELECT pg_size_pretty(citus_total_relation_size('messages'))").await?;
+    let page = Page {
+        title: "Growing and shrinking on Kubernetes",
+        command: &format!(
+            "DIALOG_SCALING_MESSAGES={messages} {RESULTS}=bench cargo xtask test --tier cluster --only scaling"
+        ),
+        machine: &machine::describe_with(postgresql, Some(citus), busy)?,
+        note: &format!(
+            "A coordinator and 2 to 4 workers with {SHARDS} shards in a cluster of kind, with {size} of messages. dialog-api may use \
+             {SERVICE} of a processor, and that is what limits the peak. All pods, the load's too, share the processors. \
+             [What is measured](../docs/rebalancing.md#measured)."
+        ),
+        rows,
+    };
+    let folder = std::env::var_os(RESULTS);
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = folder.map(|folder| repository.join(folder).join("RESULTS-scaling.md"));
+    page.publish(path.as_deref())
 }
 
-/// Asks for `count` workers as people do, and waits until they hold the shards and nobody else is left.
-async fn scale(bed: &Bed, count: usize) -> Result<()> {
+/// Asks for `count` workers as people do, and waits until they hold the shards and nobody else is left: how long that took.
+async fn scale(bed: &Bed, count: usize) -> Result<Row> {
+    let began = Instant::now();
     bed.kubectl(&["scale", "dlg", CLUSTER, &format!("--replicas={count}")])?;
-    let shares = vec![(48 / count).to_string(); count];
+    let shares = vec![(SHARDS / count).to_string(); count];
     bed.eventually(&format!("{count} workers hold the shards"), TO_SCALE, || async {
-        let rows = bed
-            .sql(
-                Group::Coordinator,
-                "SELECT count(*) FROM citus_shards WHERE table_name = 'public.messages'::regclass GROUP BY nodename",
-            )
-            .await;
-        let rows = match rows {
+        let rows = match shards_of_messages(bed).await {
             Ok(rows) => rows,
             Err(error) => return Ok(Some(format!("{error:#}"))),
         };
@@ -112,7 +148,18 @@ async fn scale(bed: &Bed, count: usize) -> Result<()> {
         Ok((!(balanced && even && sets == count + 1))
             .then(|| format!("shards {rows:?}, {sets} StatefulSets, Balanced {balanced}")))
     })
-    .await
+    .await?;
+    let took = began.elapsed().as_secs_f64();
+    let shards = shards_of_messages(bed).await?.replace('\n', "/");
+    let figures = format!("from `kubectl scale` until the shards are at {shards} and nobody else is left");
+    Ok(Row::ratio("seconds", figures, took, Limit::None))
+}
+
+/// How many shards of the messages each worker holds that holds any, a line for each.
+async fn shards_of_messages(bed: &Bed) -> Result<String> {
+    let counted =
+        "SELECT count(*) FROM citus_shards WHERE table_name = 'public.messages'::regclass GROUP BY nodename";
+    bed.sql(Group::Coordinator, counted).await
 }
 
 /// The volumes' claims, by name.

@@ -271,7 +271,7 @@ impl<R: Reconciler> Step<R> {
 
 /// Makes a panic an error: a bug that one object brings out must not stop the work on the others.
 ///
-/// What it leaves behind is consistent, because nothing is remembered from one reconciliation to the next.
+/// What it leaves behind is consistent: what is remembered of an object is changed in one go, and not while anything is waited for.
 async fn contained(attempt: impl Future<Output = Result<Outcome, Error>>) -> Result<Outcome, Error> {
     AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(ToString::to_string);

@@ -9,7 +9,7 @@ mod findings;
 pub mod heat;
 pub mod jobs;
 pub mod lock;
-mod memory;
+pub mod memory;
 pub mod metrics;
 pub mod observe;
 pub mod observed;

@@ -20,11 +20,11 @@ use tracing::{debug, info, warn};
 use super::act;
 use super::heat;
 use super::jobs::{Existing, Job, Present, Wake};
-use super::memory::{Memory, Place};
+use super::memory::{Memory, Place, Results};
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
 use super::rebalance::MovePlan;
-use super::round::{Brief, Carried, Handover, Round, round};
+use super::round::{Brief, Handover, Round, round};
 use super::sessions::Sessions;
 use super::status::{PART, got_on, status};
 use super::step::Step;
@@ -166,16 +166,16 @@ impl Controller {
         self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
     }
 
-    /// Makes known what was begun of `plans`, the newest first.
+    /// Makes known what was begun of `plan`.
     async fn tell_begun(
         &self,
         cluster: &DialogCluster,
         key: &ObjectRef<DialogCluster>,
         begun: &[Step],
-        plans: &[&MovePlan],
+        plan: Option<&MovePlan>,
     ) {
         for step in begun {
-            let place = self.memory(key, |memory| memory.begin(step, plans));
+            let place = self.memory(key, |memory| memory.begin(step, plan));
             self.tell(cluster, "begun", step, place).await;
         }
     }
@@ -193,18 +193,16 @@ impl Controller {
         }
     }
 
-    /// Makes known that a long step failed, and puts it off.
+    /// Makes known that a long step failed, and how often it has by now.
     async fn complain(
         &self,
         cluster: &DialogCluster,
         key: &ObjectRef<DialogCluster>,
         step: &Step,
         error: &act::Error,
+        failures: u32,
     ) {
-        let failures = self.memory(key, |memory| {
-            memory.end(step, &[]);
-            memory.put_off(step, error)
-        });
+        self.memory(key, |memory| memory.end(step, &[]));
         self.context.metrics.shards.step(step, false);
         warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
         let what = format!("could not {step}");
@@ -246,12 +244,10 @@ impl Controller {
 
     /// Puts off a step that could be done in part only.
     fn postpone(&self, key: &ObjectRef<DialogCluster>, step: &Step, error: &act::Error) {
-        if matches!(error, act::Error::Kept(_)) {
-            self.memory(key, |memory| memory.put_off_again(step, error));
+        if !self.memory(key, |memory| memory.postpone(step, error)) {
             debug!(cluster = %key, kind = step.kind(), %step, %error, "put off");
             return;
         }
-        self.memory(key, |memory| memory.put_off(step, error));
         self.context.metrics.shards.step(step, false);
         info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
     }
@@ -324,33 +320,23 @@ impl Reconciler for Controller {
         // Without the list nothing can be decided; later it is only asked again. Results are taken after it: they are not
         // there a second time.
         existing(&self.context.client, &names).await?;
-        let ended = jobs.ended();
+        let before = self.memory(&key, |memory| memory.held.clone());
+        let Results { done, failed } = self.memory(&key, Memory::take_results);
+        // What was begun since the last round was of its plan; and what has ended was begun before.
+        self.tell_begun(cluster, &key, &jobs.begun(), before.as_ref()).await;
+        for (step, error, failures) in &failed {
+            self.complain(cluster, &key, step, error, *failures).await;
+        }
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.context.client, &names).await.unwrap_or_default() }.boxed()
         };
         let unchanged = self.unchanged(cluster);
         let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };
-        let mut done = Vec::new();
-        for (step, result) in ended {
-            match result {
-                Ok(Carried::Out) => done.push(step),
-                Ok(Carried::Needless) => {
-                    self.memory(&key, |memory| memory.end(&step, &[]));
-                    debug!(cluster = %key, %step, "not asked for any more");
-                }
-                Ok(Carried::Held(holder)) => {
-                    self.memory(&key, |memory| memory.end(&step, &[]));
-                    debug!(cluster = %key, %step, %holder, "put off");
-                }
-                Err(error) => self.complain(cluster, &key, &step, &error).await,
-            }
-        }
         let last = self.memory(&key, |memory| memory.last.clone());
         let heat = self.watch(cluster, &key, &wanted, &sessions).await;
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
-        let before = self.memory(&key, |memory| memory.held.clone());
         let brief = Brief {
             wanted: &wanted,
             unchanged: &asks_the_same,
@@ -372,14 +358,11 @@ impl Reconciler for Controller {
             if sizes == Sizes::Measure {
                 memory.measured(&round.observed);
             }
-            memory.remember(&round);
+            memory.remember(&mut round);
         });
         round.performed.extend(done);
-        // What was carried out between the rounds was of the plan before.
         let held = round.held_plan();
         let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
-        // What is told to have ended has begun before.
-        self.tell_begun(cluster, &key, &jobs.begun(), &plans).await;
         self.account(cluster, &key, &round, &plans).await;
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
@@ -390,7 +373,6 @@ impl Reconciler for Controller {
             present: self.present(&names),
         }));
         jobs.start(&round.long);
-        self.tell_begun(cluster, &key, &jobs.begun(), &plans).await;
 
         let mut facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.foresee(&key, &mut facts, now);
@@ -399,7 +381,7 @@ impl Reconciler for Controller {
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
         let rest = wanted.watch.as_ref().map(|watch| heat::until_next(watch, now, Timestamp::now()));
-        outcome(cluster, round, rest)
+        outcome(cluster, round, self.memory(&key, |memory| memory.idle()), rest)
     }
 
     fn gone(&self, key: &ObjectRef<DialogCluster>) {

@@ -56,9 +56,9 @@ impl Job {
         }
     }
 
-    async fn carry_out(&self, sessions: &Sessions, step: &Step) -> Ended {
+    async fn carry_out(&self, sessions: &Sessions, step: &Step, begins: impl FnOnce() + Send) -> Ended {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { (self.existing)() };
-        carry_out(&self.handover.brief(&ask), sessions, step).await
+        carry_out(&self.handover.brief(&ask), sessions, step, begins).await
     }
 
     /// The moves that can begin now.
@@ -113,7 +113,6 @@ impl Jobs {
                 let sessions = job.sessions(step, open.take());
                 let task = tokio::spawn(self.clone().run(job.clone(), sessions, step.clone()));
                 state.under_way.push(UnderWay { step: step.clone(), task });
-                state.begun.push(step.clone());
             }
         }
     }
@@ -123,7 +122,10 @@ impl Jobs {
         async move {
             let wake = Arc::clone(&job.wake);
             let ended = match job.now().await {
-                Some(job) => job.carry_out(&sessions, &step).await,
+                Some(job) => {
+                    let begins = || self.state().begun.push(step.clone());
+                    job.carry_out(&sessions, &step, begins).await
+                }
                 None => Ok(Carried::Needless),
             };
             if step.hold() == Hold::Shared && matches!(ended, Ok(Carried::Out)) {
@@ -154,7 +156,7 @@ impl Jobs {
         self.state().under_way.iter().all(|one| one.task.is_finished())
     }
 
-    /// Takes the list of the steps that have begun, in order.
+    /// Takes the list of the steps that have begun, in order: those that were still asked for under the lock.
     #[must_use]
     pub fn begun(&self) -> Vec<Step> {
         std::mem::take(&mut self.state().begun)

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use super::act;
 use super::heat::Heat;
 use super::heat::actions::Act;
 use super::jobs::Jobs;
+use super::lock::Holder;
 use super::observe::Sizes;
 use super::observed::{Dropped, Observed, RunningMove};
 use super::rebalance::MovePlan;
-use super::round::{Failure, Round};
+use super::round::{Carried, Failure, Round};
 use super::status::Pace;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
@@ -25,30 +28,35 @@ const FIRST_RETRY: Duration = Duration::from_secs(10);
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// What is remembered of one cluster.
-#[derive(Default)]
-pub(super) struct Memory {
+pub struct Memory {
     /// When shards were measured last.
     measured: Option<Instant>,
     /// A server that answers has shards of unknown size.
     unmeasured: bool,
+    /// How long a step that has failed for the first time is put off.
+    first_retry: Duration,
+    /// The step that could not begin, since somebody else has the topology lock, and who.
+    locked: Option<(Step, Holder)>,
+    /// Since when nothing was done, and nothing goes on.
+    idle: Option<Instant>,
     /// The groups shown in metrics.
     pub(super) shown: Vec<String>,
     /// The steps that take long and are being carried out by this process.
-    pub(super) jobs: Jobs,
+    pub jobs: Jobs,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
     /// Of the steps of a plan that were begun and have not ended, which of which plan each is.
     begun: BTreeMap<Step, Place>,
     /// How far the moves were when they were seen to get on.
-    pub(super) watch: Watch,
+    pub watch: Watch,
     /// How far the splits were.
-    pub(super) splits: Splits,
+    pub splits: Splits,
     /// How fast they are.
     pub(super) pace: Pace,
     /// What was seen last: the sizes in it count until they are measured again.
-    pub(super) last: Option<Arc<Observed>>,
+    pub last: Option<Arc<Observed>>,
     /// The plan of moves that is being carried out.
-    pub(super) held: Option<MovePlan>,
+    pub held: Option<MovePlan>,
     /// The last plan that could not be carried on with.
     pub(super) overtaken: Option<Dropped>,
     /// What is known of load.
@@ -57,13 +65,46 @@ pub(super) struct Memory {
     pub(super) acts: Option<Vec<Act>>,
 }
 
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            measured: None,
+            unmeasured: false,
+            first_retry: FIRST_RETRY,
+            locked: None,
+            idle: None,
+            shown: Vec::new(),
+            jobs: Jobs::default(),
+            failures: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            watch: Watch::default(),
+            splits: Splits::default(),
+            pace: Pace::default(),
+            last: None,
+            held: None,
+            overtaken: None,
+            heat: None,
+            acts: None,
+        }
+    }
+}
+
+/// What has come of the steps that take long and have ended.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// Those that were done, in the order in which they began.
+    pub done: Vec<Step>,
+    /// Those that have failed and are put off, why, and how often they have by now.
+    pub failed: Vec<(Step, act::Error, u32)>,
+}
+
 /// Which of which plan a step is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     /// The plan's name.
-    pub(super) hash: String,
+    pub hash: String,
     /// Its number in the plan, from 1.
-    pub(super) number: u32,
+    pub number: u32,
 }
 
 impl Place {
@@ -82,13 +123,45 @@ struct Setback {
 }
 
 impl Setback {
-    /// How long the step is put off.
-    fn delay(&self) -> Duration {
-        FIRST_RETRY.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(LAST_RETRY)
+    /// How long the step is put off, if it is for as long as `first` at first.
+    fn delay(&self, first: Duration) -> Duration {
+        first.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(LAST_RETRY)
     }
 }
 
 impl Memory {
+    /// That of an operator which tries again this long after a first failure.
+    #[must_use]
+    pub fn trying_again_after(first_retry: Duration) -> Self {
+        Self { first_retry, ..Self::default() }
+    }
+
+    /// Takes what has come of the long steps that have ended.
+    pub fn take_results(&mut self) -> Results {
+        let mut results = Results::default();
+        for (step, ended) in self.jobs.ended() {
+            self.locked = None;
+            match ended {
+                Ok(Carried::Out) => results.done.push(step),
+                Ok(Carried::Needless) => debug!(%step, "not asked for any more"),
+                Ok(Carried::Held(holder)) => {
+                    debug!(%step, %holder, "put off");
+                    self.locked = Some((step, holder));
+                }
+                Err(error) => {
+                    let failures = self.put_off(&step, &error);
+                    results.failed.push((step, error, failures));
+                }
+            }
+        }
+        results
+    }
+
+    /// How long nothing was done, and nothing has gone on.
+    pub(super) fn idle(&self) -> Duration {
+        self.idle.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// Whether it is time to measure shards again.
     pub(super) fn sizes(&self) -> Sizes {
         if !self.unmeasured && self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
@@ -104,47 +177,71 @@ impl Memory {
         self.measured = any.then(Instant::now);
     }
 
+    /// Puts off a step that could be done in part only; whether that is a failure. Others that are about what it is for are none.
+    pub fn postpone(&mut self, step: &Step, error: &act::Error) -> bool {
+        let failed = !matches!(error, act::Error::Kept(_));
+        if failed {
+            self.put_off(step, error);
+        } else {
+            self.put_off_again(step, error);
+        }
+        failed
+    }
+
     /// Remembers that a step found others about what it is for, and puts it off as it was put off last.
-    pub(super) fn put_off_again(&mut self, step: &Step, error: &act::Error) {
+    fn put_off_again(&mut self, step: &Step, error: &act::Error) {
         match self.failures.get_mut(step) {
-            Some(setback) => setback.not_before = Instant::now() + setback.delay(),
+            Some(setback) => setback.not_before = Instant::now() + setback.delay(self.first_retry),
             None => drop(self.put_off(step, error)),
         }
     }
 
     /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
-    pub(super) fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
+    fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
         let count = self.failures.get(step).map_or(0, |setback| setback.count).saturating_add(1);
         let now = Instant::now();
         let mut setback = Setback { count, not_before: now, failure: error.into() };
-        setback.not_before = now + setback.delay();
+        setback.not_before = now + setback.delay(self.first_retry);
         self.failures.insert(step.clone(), setback);
         count
     }
 
     /// The long steps that are put off, and why.
-    pub(super) fn deferred(&self) -> Vec<(Step, Failure)> {
+    #[must_use]
+    pub fn deferred(&self) -> Vec<(Step, Failure)> {
         let now = Instant::now();
         let off = self.failures.iter().filter(|(_, setback)| setback.not_before > now);
         off.map(|(step, setback)| (step.clone(), setback.failure.clone())).collect()
     }
 
-    /// Which of which plan a step is that was begun; `plans` are those by which it can have been, the newest first.
-    pub(super) fn begin(&mut self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {
-        let place = Place::of(step, plans)?;
+    /// Which of `plan` a step is that was begun by it.
+    pub fn begin(&mut self, step: &Step, plan: Option<&MovePlan>) -> Option<Place> {
+        self.locked = None;
+        let place = Place::of(step, plan.as_slice())?;
         self.begun.insert(step.clone(), place.clone());
         Some(place)
     }
 
     /// Which of which plan a step is that has ended: what it was when it was begun, since a plan that was made meanwhile need not
     /// have it any more. Of one that another operator has begun, `plans` tell.
-    pub(super) fn end(&mut self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {
+    pub fn end(&mut self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {
         self.begun.remove(step).or_else(|| Place::of(step, plans))
     }
 
-    /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest.
-    pub(super) fn remember(&mut self, round: &Round) {
+    /// Remembers what was seen: how far moves are, sizes, and which failures are still of interest. Says in `round` for whom a
+    /// long step waits that could not begin before it.
+    pub fn remember(&mut self, round: &mut Round) {
         let now = Instant::now();
+        self.locked = self.locked.take().filter(|(step, _)| is_asked_for(step, round));
+        if let Some(locked) = &self.locked {
+            round.held.get_or_insert_with(|| locked.clone());
+        }
+        let goes_on = round.observed.catalog.as_ref().is_some_and(|catalog| !catalog.operations.is_empty());
+        if goes_on || !round.performed.is_empty() || !round.long.is_empty() {
+            self.idle = None;
+        } else {
+            self.idle.get_or_insert(now);
+        }
         self.watch.look(round.observed.catalog.as_ref(), now);
         self.splits.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
@@ -154,6 +251,7 @@ impl Memory {
             }
         }
         // One that is tried again just now is of interest, too: it may fail once more.
+        let round = &*round;
         self.failures.retain(|step, _| is_left(step, round) || self.jobs.has(step));
         self.last = Some(Arc::new(round.observed.clone()));
         // Catalogs that could not be read say nothing about the plan.
@@ -163,6 +261,13 @@ impl Memory {
             self.overtaken.clone_from(&moves.overtaken);
         }
     }
+}
+
+/// Whether `step` may begin by what `round` saw, or has.
+fn is_asked_for(step: &Step, round: &Round) -> bool {
+    let is_it = |one: &RunningMove| matches!(step, Step::MoveShard { shard_id, from, to } if (one.shard_id, one.from, one.to) == (*shard_id, *from, *to));
+    round.plan.steps.contains(step)
+        || round.plan.moves.as_ref().is_some_and(|moves| moves.running.iter().any(is_it))
 }
 
 /// Whether `step`, which has failed, is still to be done, now or later, by what `round` saw: how often it failed counts until
@@ -207,7 +312,7 @@ mod tests {
 
     /// Has `memory` take in a round, and tells how often `step` has failed when it does so once more after it.
     fn failed_again(memory: &mut Memory, observed: &Observed, step: &Step) -> u32 {
-        memory.remember(&of(&wanted(), observed));
+        memory.remember(&mut of(&wanted(), observed));
         memory.put_off(step, &act::Error::Moved("once more".to_owned()))
     }
 
@@ -218,13 +323,13 @@ mod tests {
         let rest = MovePlan { moves: whole.moves[2..].to_vec(), ..whole.clone() };
         let place = Place { hash: whole.hash.clone(), number: whole.moves[1].number };
         let mut memory = Memory::default();
-        assert_eq!(memory.begin(&step, &[&rest, &whole]), Some(place.clone()));
+        assert_eq!(memory.begin(&step, Some(&whole)), Some(place.clone()));
         assert_eq!(memory.end(&step, &[&rest]), Some(place.clone()));
         assert_eq!(memory.end(&step, &[&rest]), None, "it has ended");
         // Somebody else has begun it.
         assert_eq!(memory.end(&step, &[&whole]), Some(place));
         let other = Step::CleanUp;
-        assert_eq!((memory.begin(&other, &[&whole]), memory.begun.len()), (None, 0));
+        assert_eq!((memory.begin(&other, Some(&whole)), memory.begun.len()), (None, 0));
     }
 
     #[test]
@@ -258,7 +363,7 @@ mod tests {
         assert_eq!(failed_again(&mut memory, &made, &failed), 1, "it was made");
         assert_eq!(failed_again(&mut memory, &observed, &failed), 2);
         let unwanted = crate::shards::findings::tests::at_rest();
-        memory.remember(&of(&wanted(), &unwanted));
+        memory.remember(&mut of(&wanted(), &unwanted));
         assert!(memory.failures.is_empty(), "nobody wants it any more");
     }
 }

@@ -303,6 +303,7 @@ mod tests {
         metrics.nodes("ns", "chat", &["worker-0".to_owned(), "worker-1".to_owned()], &nodes[..1]);
         assert!(!text(&registry).contains("worker-1"), "a node that is gone is not shown");
     }
+
     #[test]
     fn each_move_under_way_is_shown_with_its_phase_and_no_longer() {
         let mut registry = Registry::default();

@@ -307,11 +307,17 @@ pub enum Carried {
     Held(Holder),
 }
 
-/// Performs one step that takes long, in sessions made for it, if it is still what the plan says under the lock.
+/// Performs one step that takes long, in sessions made for it, if it is still what the plan says under the lock. Then `begins` is
+/// called before.
 ///
 /// # Errors
 /// When the database refuses.
-pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> Result<Carried, act::Error> {
+pub async fn carry_out(
+    brief: &Brief<'_>,
+    sessions: &Sessions,
+    step: &Step,
+    begins: impl FnOnce() + Send,
+) -> Result<Carried, act::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let holder = match step.hold() {
         Hold::Shared => lock::try_share(&session).await?,
@@ -323,6 +329,7 @@ pub async fn carry_out(brief: &Brief<'_>, sessions: &Sessions, step: &Step) -> R
     let looking = sessions.looking();
     let observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), &looking, brief.sizes)).await;
     let carried = if plan(brief.wanted, sessions.topology(), &observed).steps.contains(step) {
+        begins();
         perform(step, sessions).await.map(|()| Carried::Out)
     } else {
         Ok(Carried::Needless)

@@ -206,11 +206,18 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let before = before.unwrap_or(&none);
     let moves_done = before.moves_done.saturating_add(number(made.len()));
     let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
-    let running: Vec<MoveStatus> = moves.running.iter().map(|running| underway(running, catalog)).collect();
+    // One that waits for the lock is not begun by being tried.
+    let held = round.held.as_ref().map(|(step, _)| step);
+    let is_held = |running: &&RunningMove| {
+        let RunningMove { shard_id, from, to, .. } = **running;
+        held == Some(&Step::MoveShard { shard_id, from, to })
+    };
+    let running = moves.running.iter().filter(|running| !is_held(running));
+    let running: Vec<MoveStatus> = running.map(|running| underway(running, catalog)).collect();
     let on_the_way: i64 = running.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();
     let bytes_left = i64::try_from(moves.plan.bytes).unwrap_or(i64::MAX).saturating_add(on_the_way);
     // Those that begin with this round are of the plan still, and nobody waits for the next round to see them.
-    let next = round.long.iter().filter_map(|step| beginning(step, &sizes));
+    let next = round.long.iter().filter(|_| held.is_none()).filter_map(|step| beginning(step, &sizes));
     let current: Vec<MoveStatus> = running.into_iter().chain(next).take(CURRENT).collect();
     // Whether those under way get on is for who watches them: the size of the source grows by what others write.
     let same = |one: &MoveStatus, other: &MoveStatus| {

@@ -1,6 +1,8 @@
 //! Servers that are away, not as they should be, or in somebody else's hands.
 
-use anyhow::{Result, bail};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
 use dialog_api::migrations::TOPOLOGY_LOCK;
 use dialog_operator::api::NodeState;
 use dialog_operator::cluster::patroni::config::DEFAULTS;
@@ -16,7 +18,13 @@ use k8s_openapi::jiff::Timestamp;
 use testbed::postgres::Shutdown;
 
 use crate::needs_citus;
-use crate::world::{World, condition, eventually, shards_of_each_worker, wanted};
+use crate::operator::Operator;
+use crate::world::{
+    World, condition, eventually, few_shards, shards_of_each_worker, wanted, with_an_empty_worker,
+};
+
+/// How long a rebalance of a few empty shards may take.
+const LIMIT: Duration = Duration::from_mins(2);
 
 #[tokio::test]
 async fn a_worker_that_is_away_is_named_and_the_rest_is_left_alone() -> Result<()> {
@@ -122,6 +130,50 @@ async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
         TOPOLOGY_LOCK.0
     );
     assert_eq!(world.number(Group::Coordinator, &locks).await?, 0);
+    Ok(())
+}
+
+/// Moves take the lock together, each when it begins, and no round has it for them.
+#[tokio::test]
+async fn a_move_that_waits_for_who_holds_the_topology_lock_is_not_begun() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    let open = few_shards(2);
+    let other = world.ask_client(Group::Coordinator).await?;
+    other
+        .batch_execute(&format!("SET application_name = 'psql'; {}", topology_lock("pg_advisory_lock")))
+        .await?;
+    let mut operator = Operator::default();
+    let mut waits = Vec::new();
+    eventually("a move waits for the lock", async || {
+        let round = operator.round(&world, &open).await?;
+        waits.extend(round.held.clone().map(|_| condition(&round, BALANCED)));
+        let shown = status(&open, &world.topology(), &round, None, Timestamp::now()).rebalance;
+        let current = shown.map_or(0, |shown| shown.current.len());
+        ensure!(round.held.is_none() || current == 0, "it is shown as if it had begun");
+        // Also where the last try has not ended yet.
+        Ok(waits.len() == 5)
+    })
+    .await?;
+    for (status, reason, message) in waits {
+        assert_eq!((status, reason), ("False", "TopologyLocked"), "{message}");
+        assert!(
+            message.contains("waiting to move shard") && message.contains("held by psql (pid"),
+            "{message}"
+        );
+    }
+    assert!(operator.begun.is_empty(), "{:?}", operator.begun);
+
+    other.batch_execute(&topology_lock("pg_advisory_unlock")).await?;
+    operator.settle(&world, &open, LIMIT).await?;
+    assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    // Each has begun once, and as what it was announced.
+    let begun: Vec<&Step> = operator.begun.iter().map(|(step, _)| step).collect();
+    let moves = operator.done.iter().filter(|step| matches!(step, Step::MoveShard { .. }));
+    assert_eq!(begun, moves.collect::<Vec<_>>());
+    for (number, (step, place)) in (1..).zip(&operator.begun) {
+        assert_eq!(place.as_ref().map(|place| place.number), Some(number), "{step}");
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
-//! An operator at work: rounds much as its controller makes them, and long steps that go on between them. It makes a round
-//! whenever a test asks for one, and puts off what failed for the same short time each time.
+//! An operator at work: rounds as its controller makes them, with what that remembers, and long steps that go on between them. It
+//! makes a round whenever a test asks for one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,16 @@ use anyhow::{Result, ensure};
 use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs, Present};
+use dialog_operator::shards::memory::{Memory, Place, Results};
 use dialog_operator::shards::observe::{splits, stall};
-use dialog_operator::shards::observed::Observed;
-use dialog_operator::shards::rebalance::MovePlan;
-use dialog_operator::shards::round::{Brief, Carried, Failure, Handover, Round, round};
+use dialog_operator::shards::round::{Brief, Handover, Round, round};
 use dialog_operator::shards::step::Step;
-use dialog_operator::shards::supervise::{Splits, Watch};
 use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready};
 
 use crate::world::{World, brief, eventually};
 
-/// How long a step that failed is put off.
+/// How long a step that failed once is put off.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// As long as nobody asks for anything else.
@@ -30,7 +28,6 @@ fn always(wanted: &Wanted) -> Present {
 }
 
 /// One operator, with what it remembers.
-#[derive(Default)]
 pub struct Operator {
     /// The long steps under way.
     pub jobs: Jobs,
@@ -44,11 +41,26 @@ pub struct Operator {
     pub heat: Option<Heat>,
     /// Tells what is asked for before a step begins; `None` where it is what the last round was given.
     pub present: Option<Present>,
-    watch: Watch,
-    splits: Splits,
-    before: Option<Observed>,
-    held: Option<MovePlan>,
-    put_off: BTreeMap<Step, (Instant, Failure)>,
+    /// What was begun of which plan, in order.
+    pub begun: Vec<(Step, Option<Place>)>,
+    memory: Memory,
+}
+
+impl Default for Operator {
+    fn default() -> Self {
+        let memory = Memory::trying_again_after(RETRY);
+        let (done, failed, begun) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            jobs: memory.jobs.clone(),
+            done,
+            failed,
+            paused: false,
+            heat: None,
+            present: None,
+            begun,
+            memory,
+        }
+    }
 }
 
 impl Operator {
@@ -57,45 +69,33 @@ impl Operator {
         self.take_results();
         let sessions = world.sessions()?;
         let mut stalls = Vec::new();
-        for stalled in self.watch.stalled(wanted.rebalance.stall_timeout) {
+        for stalled in self.memory.watch.stalled(wanted.rebalance.stall_timeout) {
             stalls.extend(stall::diagnose(&sessions, &stalled).await);
         }
-        for stalled in self.splits.stalled(wanted.rebalance.stall_timeout) {
+        for stalled in self.memory.splits.stalled(wanted.rebalance.stall_timeout) {
             stalls.extend(splits::diagnose(&sessions, &stalled).await);
         }
         let groups = world.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };
-        self.put_off.retain(|_, (since, _)| since.elapsed() < RETRY);
-        let deferred: Vec<(Step, Failure)> =
-            self.put_off.iter().map(|(step, (_, error))| (step.clone(), error.clone())).collect();
-        let round = round(
+        let last = self.memory.last.clone();
+        let mut round = round(
             &Brief {
-                before: self.before.as_ref(),
+                before: last.as_deref(),
                 paused: self.paused,
-                deferred: &deferred,
+                deferred: &self.memory.deferred(),
                 stalls: &stalls,
-                held: self.held.clone(),
+                held: self.memory.held.clone(),
                 heat: self.heat.as_ref(),
                 ..brief(wanted, &ask)
             },
             &sessions,
         )
         .await;
-        let now = Instant::now();
-        self.watch.look(round.observed.catalog.as_ref(), now);
-        self.splits.look(round.observed.catalog.as_ref(), now);
-        for step in &round.performed {
-            if let Step::CancelMove { pid, .. } = step {
-                self.watch.ended(*pid, now);
-                self.splits.ended(*pid, now);
-            }
-        }
+        self.memory.remember(&mut round);
         for (step, error) in &round.partly {
-            self.put_off.insert(step.clone(), (Instant::now(), Failure::from(error)));
+            self.memory.postpone(step, error);
         }
         self.done.extend(round.performed.iter().cloned());
-        self.before = Some(round.observed.clone());
-        self.held = round.held_plan();
         let groups = world.existing();
         let existing: Existing = Arc::new(move || Box::pin(ready(groups.clone())));
         self.jobs.set((!self.paused).then_some(Job {
@@ -112,7 +112,7 @@ impl Operator {
 
     /// Looks and remembers, and does nothing.
     pub async fn look(&mut self, world: &World, wanted: &Wanted) -> Result<()> {
-        self.before = Some(world.round_of(wanted, 0).await?.observed);
+        self.memory.last = Some(Arc::new(world.round_of(wanted, 0).await?.observed));
         Ok(())
     }
 
@@ -142,16 +142,16 @@ impl Operator {
 
     /// Takes over what has come of long steps.
     pub fn take_results(&mut self) {
-        for (step, ended) in self.jobs.ended() {
-            match ended {
-                Ok(Carried::Out) => self.done.push(step),
-                Ok(Carried::Needless | Carried::Held(_)) => {}
-                Err(error) => {
-                    println!("could not {step}: {error}");
-                    self.put_off.insert(step.clone(), (Instant::now(), Failure::from(&error)));
-                    self.failed.push(step);
-                }
-            }
+        let plan = self.memory.held.clone();
+        let Results { done, failed } = self.memory.take_results();
+        for step in self.jobs.begun() {
+            let place = self.memory.begin(&step, plan.as_ref());
+            self.begun.push((step, place));
+        }
+        self.done.extend(done);
+        for (step, error, _) in failed {
+            println!("could not {step}: {error}");
+            self.failed.push(step);
         }
     }
 }

@@ -203,7 +203,7 @@ impl World {
         let existing = self.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
         let sessions = self.long_sessions(step)?;
-        Ok(carry_out(&brief(wanted, &ask), &sessions, step).await?)
+        Ok(carry_out(&brief(wanted, &ask), &sessions, step, || {}).await?)
     }
 
     /// A session of dialog-api on `group`'s server, with the certificate and the role that it has in a cluster.

@@ -4,16 +4,22 @@ use std::time::Duration;
 
 use crate::api::DialogCluster;
 use crate::error::Error;
-use crate::reconcile::Outcome;
+use crate::reconcile::{Outcome, Reconciler as _};
+use crate::shards::controller::Controller;
 use crate::shards::round::Round;
 
 /// While something happens by itself.
 pub(super) const SOON: Duration = Duration::from_secs(5);
 
-/// When to look again; where load is watched, there is more of it to look at after `period`.
+/// Who has had nothing to do for this long waits for somebody, and not for something that happens by itself.
+const LONG: Duration = Duration::from_mins(1);
+
+/// When to look again, if nothing was done for as long as `idle` and nothing has gone on; where load is watched, there is more of it
+/// to look at after `period`.
 pub(super) fn outcome(
     cluster: &DialogCluster,
     mut round: Round,
+    idle: Duration,
     period: Option<Duration>,
 ) -> Result<Outcome, Error> {
     let catalog = round.observed.catalog.as_ref();
@@ -38,7 +44,9 @@ pub(super) fn outcome(
         return Ok(Outcome::Wait(SOON, format!("waiting to {step}: {holder}")));
     }
     if !waits.is_empty() {
-        return Ok(Outcome::Wait(SOON, waits));
+        // That may be for days, and each look costs as much as one at rest. What changes Kubernetes is noticed at once.
+        let again = if idle < LONG { SOON } else { period.unwrap_or(Controller::REST).min(Controller::REST) };
+        return Ok(Outcome::Wait(again, waits));
     }
     if !round.plan.steps.is_empty() {
         return Ok(Outcome::Wait(SOON, "the next steps follow".to_owned()));
@@ -61,11 +69,10 @@ mod tests {
 
     use super::*;
     use crate::names::Group;
-    use crate::reconcile::{Pace, Reconciler};
-    use crate::shards::controller::Controller;
+    use crate::reconcile::Pace;
     use crate::shards::findings::tests::{at_rest, catalog, wanted};
-    use crate::shards::observed::{Observed, Operation};
-    use crate::shards::round::tests::of;
+    use crate::shards::observed::{Node, Observed, Operation};
+    use crate::shards::round::tests::{of, uneven};
     use crate::shards::supervise::{WRITERS_WAIT, Watch};
 
     fn cluster(paused: bool) -> DialogCluster {
@@ -89,10 +96,23 @@ mod tests {
 
     #[test]
     fn in_a_paused_cluster_what_is_under_way_is_looked_at_as_often_as_ever() {
-        let outcome = |observed| outcome(&cluster(true), of(&wanted(), &observed), None).unwrap();
+        let outcome =
+            |observed| outcome(&cluster(true), of(&wanted(), &observed), Duration::ZERO, None).unwrap();
         assert_eq!(outcome(at_rest()), Outcome::Done);
         assert!(matches!(outcome(moving(false)), Outcome::Wait(SOON, _)));
         assert!(matches!(outcome(moving(true)), Outcome::Urgent(_)));
+    }
+
+    #[test]
+    fn what_waits_for_somebody_is_looked_at_no_more_often_than_what_rests() {
+        // Moves wait for a worker that does not answer.
+        let mut away = uneven();
+        away.nodes.insert(Group::Worker(0), Node::Down("connection refused".to_owned()));
+        let outcome = |idle, period| outcome(&cluster(false), of(&wanted(), &away), idle, period).unwrap();
+        assert!(matches!(outcome(Duration::ZERO, None), Outcome::Wait(SOON, _)));
+        assert!(matches!(outcome(LONG, None), Outcome::Wait(Controller::REST, _)));
+        let period = Duration::from_secs(7);
+        assert!(matches!(outcome(LONG, Some(period)), Outcome::Wait(again, _) if again == period));
     }
 
     #[test]
@@ -119,7 +139,8 @@ mod tests {
                     seen.get_or_insert(now);
                 }
                 now += length;
-                let outcome = outcome(&cluster(false), of(&wanted(), &observed), None).unwrap();
+                let outcome =
+                    outcome(&cluster(false), of(&wanted(), &observed), Duration::ZERO, None).unwrap();
                 now += pace.end(&outcome, Controller::REST, now) + debounce;
             };
             let (seen, waited) = (seen.unwrap() - blocked, cancelled - blocked);

@@ -40,7 +40,10 @@ pub fn met(during: &Report) -> Result<[Row; 3]> {
     let longest = during.longest_wait().context("no shard group")?;
     let waited = Row::ratio(
         "longest wait of a shard group's sends for an acknowledgement, in ms",
-        format!("shard {} on {}, {:.1} s after the begin", longest.shard, longest.node, longest.gap.gap_began_s),
+        format!(
+            "shard {} on {}, {:.1} s after the begin",
+            longest.shard, longest.node, longest.gap.gap_began_s
+        ),
         longest.gap.longest_wait_ms,
         WAIT,
     );
@@ -50,13 +53,15 @@ pub fn met(during: &Report) -> Result<[Row; 3]> {
 /// The p99 of sends and of lists `then`, held against those `before`; `else_said` ends each row's figures.
 #[must_use]
 pub fn latency(before: &Report, then: &Report, limit: Limit, else_said: &str) -> [Row; 2] {
-    [("sends", &before.sends, &then.sends), ("lists", &before.lists, &then.lists)].map(|(what, before, then)| {
-        let (old, new) = (before.latency_ms.p99, then.latency_ms.p99);
-        Row::ratio(
-            format!("p99 of {what} against before"),
-            format!("{new:.1} ms against {old:.1} ms, at {:.0} a second{else_said}", then.per_second),
-            new / old,
-            limit,
-        )
-    })
+    [("sends", &before.sends, &then.sends), ("lists", &before.lists, &then.lists)].map(
+        |(what, before, then)| {
+            let (old, new) = (before.latency_ms.p99, then.latency_ms.p99);
+            Row::ratio(
+                format!("p99 of {what} against before"),
+                format!("{new:.1} ms against {old:.1} ms, at {:.0} a second{else_said}", then.per_second),
+                new / old,
+                limit,
+            )
+        },
+    )
 }

@@ -15,6 +15,10 @@ use crate::api::ActionStatus;
 use crate::heat::{Action, Period, Tenant};
 use crate::pg::{self, Endpoint, Session};
 
+/// What waits for longer than this since it was decided, or since it was first tried, is given up: everything else waits for
+/// it.
+pub(in crate::shards) const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
+
 /// Who asks for what is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -315,9 +319,10 @@ pub(in crate::shards) async fn note_begin(session: &Session, id: i64) -> Result<
     session.query(begun, &[(&id, Type::INT8)]).await.map(drop)
 }
 
-/// Notes why an attempt has failed.
+/// Notes why an attempt has failed, be it one that does not count.
 pub(in crate::shards) async fn note_failure(session: &Session, id: i64, why: &str) -> Result<(), pg::Error> {
-    let failed = "UPDATE dialog_operator.actions SET note = $2 WHERE id = $1 AND ended IS NULL";
+    let failed = "UPDATE dialog_operator.actions SET note = $2, begun = coalesce(begun, clock_timestamp())
+                  WHERE id = $1 AND ended IS NULL";
     session.query(failed, &[(&id, Type::INT8), (&why, Type::TEXT)]).await.map(drop)
 }
 

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use jiff::SignedDuration;
-
 use super::moves::{self, Moves, layout};
 use super::{Draft, by_hand};
 use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Relief, Tenant, TenantLoad};
 use crate::names::Group;
-use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
+use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome, PATIENCE};
 use crate::shards::heat::is_underway;
 use crate::shards::preflight;
 use crate::shards::rebalance::{Cause, Layout, Move, MovePlan, Pin, Role, ShardGroup, Strategy};
@@ -18,8 +16,6 @@ use crate::shards::world::World;
 /// Attempts that are begun before an action is given up, whether they failed or whoever began them was gone before their
 /// end.
 const MOST_ATTEMPTS: i32 = 3;
-/// What waits for longer than this since it was decided is given up: everything else waits for it.
-const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
 /// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
@@ -202,20 +198,35 @@ enum Next {
 }
 
 fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &Moves) -> Next {
+    // Nothing can begin while shards are moved or split, or servers are updated.
+    let held_up = is_underway(world) || world.wanted.rebalance.hold;
     let late = || {
-        let over = act.decided.checked_add(PATIENCE).ok();
-        !is_underway(world) && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
+        let over = act.begun.unwrap_or(act.decided).checked_add(PATIENCE).ok();
+        !held_up && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
     };
     let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
-    match left(world, layout, written, act, moves) {
-        Next::Wait(why) if late() => given_up(&why),
-        // What keeps writers waiting is short, and is tried again without end where there is no other way.
-        Next::Split(split) if (split.blocking || act.attempts == 0) && late() => {
-            given_up(act.note.as_deref().unwrap_or("nobody has begun it"))
+    match (left(world, layout, written, act, moves), act.note.as_deref()) {
+        (Next::Wait(why), _) if late() => given_up(&why),
+        // What counts as no attempt is tried for an hour. What has never failed has only waited for others, and begins.
+        (Next::Split(split), Some(why)) if (split.blocking || act.attempts == 0) && late() => given_up(why),
+        (Next::Move, _) if late() && !may_move(world, act, moves) => {
+            given_up("what is to be moved was not, see the condition Balanced")
         }
-        Next::Move if late() => given_up("what is to be moved was not, see the condition Balanced"),
-        next => next,
+        (next, _) => next,
     }
+}
+
+/// Whether one of the moves that do it may begin now.
+fn may_move(world: &World<'_>, act: &Act, moves: &Moves) -> bool {
+    let its = |next: &&Move| match act.action.tenant() {
+        Some(tenant) => next.colocation_id == tenant.colocation_id && next.range.contains(tenant.hash),
+        None => next.cause == Cause::Balance,
+    };
+    let able = |next: &Move| {
+        let step = Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
+        !world.observed.deferred.contains(&step) && preflight::checks(world, next).is_empty()
+    };
+    moves.unmeasured.is_empty() && moves.open.moves.iter().filter(its).any(able)
 }
 
 /// What is left of it, however long it has taken.

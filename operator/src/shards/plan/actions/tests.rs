@@ -593,6 +593,49 @@ fn what_waits_for_an_hour_is_given_up_in_every_mode() {
 }
 
 #[test]
+fn what_has_waited_for_others_alone_begins_however_long_that_took() {
+    let late = |act: Act, now: &str| {
+        let mut observed = with(vec![act]);
+        observed.kept.now = Some(now.parse().unwrap());
+        observed
+    };
+    let kinds = |observed: &Observed, wanted: &Wanted| {
+        steps(observed, wanted).0.iter().map(Step::kind).collect::<Vec<_>>()
+    };
+    let mut held_up = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
+    catalog(&mut held_up).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(kinds(&held_up, &wanted(3)).is_empty());
+    catalog(&mut held_up).foreign.clear();
+    assert_eq!(kinds(&held_up, &wanted(3)), ["SplitShard"]);
+    let updated = Wanted { rebalance: Rebalance { hold: true, ..wanted(3).rebalance }, ..wanted(3) };
+    assert!(kinds(&held_up, &updated).is_empty(), "servers are updated");
+
+    // The hour of what fails and counts as no attempt begins with its first failure.
+    let begun = Some("2026-01-05T10:10:00Z".parse().unwrap());
+    let failed = Act { begun, note: Some("lock timeout".to_owned()), ..isolation(TENANT.hash) };
+    for (now, expected) in [("2026-01-05T11:09:00Z", "SplitShard"), ("2026-01-05T11:11:00Z", "EndAction")] {
+        assert_eq!(kinds(&late(failed.clone(), now), &wanted(3)), [expected], "{now}");
+    }
+
+    // So does a move, unless something else is in its way.
+    let mut moved = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
+    cut_out(&mut moved, 3);
+    moved.kept.pins = vec![pin(Group::Worker(0))];
+    let back = Step::MoveShard { shard_id: 3001, from: Group::Worker(2), to: Group::Worker(0) };
+    assert_eq!(steps(&moved, &wanted(3)).0, std::slice::from_ref(&back));
+    let is_given_up = |observed: &Observed| {
+        let failed = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Failed, .. });
+        steps(observed, &wanted(3)).0.iter().any(failed)
+    };
+    moved.deferred = vec![back];
+    assert!(is_given_up(&moved), "it failed");
+    moved.deferred.clear();
+    facts(&mut moved, Group::Worker(0)).resources.as_mut().unwrap().free_slots = 0;
+    facts(&mut moved, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    assert!(is_given_up(&moved), "it has no slot");
+}
+
+#[test]
 fn a_dedicated_worker_is_emptied_of_what_is_not_pinned_there() {
     let mut observed = observed();
     cut_out(&mut observed, 1);

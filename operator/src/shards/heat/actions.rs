@@ -302,14 +302,17 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
     Ok(())
 }
 
-/// Ends what was decided more than an hour ago and has had no outcome, as nobody can read it or it waits for more than the
-/// planner knows of: it would be in the way of every other decision. No operator's clock counts, which may jump.
+/// Ends what was decided longer than [`PATIENCE`] ago and cannot be read, as another version wrote it: the planner knows of
+/// everything else that is open. No operator's clock counts, which may jump.
 pub(super) async fn give_up(session: &Session) -> Result<(), pg::Error> {
-    let late = "UPDATE dialog_operator.actions
-                SET ended = clock_timestamp(), outcome = 'Failed',
-                    note = coalesce(note, 'what it needs did not come within an hour')
-                WHERE ended IS NULL AND decided < clock_timestamp() - interval '1 hour'";
-    session.run(late).await
+    let late = "SELECT id, to_jsonb(act) FROM dialog_operator.actions AS act
+                WHERE ended IS NULL AND decided < clock_timestamp() - make_interval(secs => $1)";
+    let rows = session.query(late, &[(&PATIENCE.as_secs_f64(), Type::FLOAT8)]).await?;
+    let note = "this version of the operator cannot read it";
+    for row in rows.iter().filter(|row| row.try_get::<_, Json<Act>>(1).is_err()) {
+        end(session, row.get(0), Outcome::Failed, Some(note)).await?;
+    }
+    Ok(())
 }
 
 /// Notes that an attempt begins: it counts from now on, so that one that nobody lives to see the end of does, too.

@@ -96,9 +96,6 @@ pub(super) struct Judged {
     pub(super) state: State,
     /// The period, to be recorded.
     pub(super) period: Period,
-    /// Whether shards were being moved or split when it was seen, or only the end of what was decided was still to be noted:
-    /// that is not given up.
-    pub(super) at_work: bool,
     /// What is to be done; it is written down in the same transaction as the decision, so that it is done once.
     pub(super) begun: Option<Begun>,
 }
@@ -120,7 +117,7 @@ pub(super) async fn exchange(
         return Ok(before.heat);
     }
     let open = actions::is_open(session).await?;
-    let Judged { state: mut next, period, at_work, begun } = judge(&before, open);
+    let Judged { state: mut next, period, begun } = judge(&before, open);
     for size in sizes {
         let growth = grow(session, end, size).await?;
         if let Some(shown) = next.heat.sizes.iter_mut().find(|shown| shown.group == size.group) {
@@ -141,7 +138,7 @@ pub(super) async fn exchange(
         )
         .await?;
     actions::compare(session, &period).await?;
-    if open && !at_work {
+    if open {
         actions::give_up(session).await?;
     }
     if let Some(begun) = begun {

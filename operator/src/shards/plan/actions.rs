@@ -160,15 +160,6 @@ fn is_urgent(world: &World<'_>) -> bool {
     acts && alone && heat.is_some_and(|heat| heat.urgent)
 }
 
-/// Whether what was decided is done, or will not be, and only its end is still to be noted.
-pub(in crate::shards) fn is_over(world: &World<'_>) -> bool {
-    let over = |act| {
-        let moves = moves::decide(world, super::wanted_are_registered(world));
-        matches!(next(world, &layout(world), &written(world), act, &moves), Next::End(..))
-    };
-    world.observed.kept.open().is_some_and(over)
-}
-
 /// What could be done now to even out load.
 pub(in crate::shards) fn relief(world: &World<'_>) -> Relief {
     let moves = moves::decide(world, super::wanted_are_registered(world));

@@ -16,6 +16,8 @@ use crate::shards::world::World;
 /// Attempts that are begun before an action is given up, whether they failed or whoever began them was gone before their
 /// end.
 const MOST_ATTEMPTS: i32 = 3;
+/// Why what keeps nobody from harming others is dropped.
+const URGENT: &str = "a tenant is hot, and comes first";
 
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
 /// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
@@ -94,8 +96,8 @@ fn written(world: &World<'_>) -> Vec<Pin> {
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
     let kept = &world.observed.kept;
-    let is_spread = |act: &Act| matches!(act.action, Action::Spread { .. });
-    if kept.open().is_none_or(is_spread) && is_urgent(world) {
+    let is_routine = |act: &Act| matches!(act.action, Action::Spread { .. } | Action::Split { .. });
+    if kept.open().is_none_or(is_routine) && is_urgent(world) {
         draft.hold_moves = true;
         draft.wait("a hot tenant is to be isolated: no other move of shards begins before that");
     }
@@ -280,6 +282,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
             if !allowed {
                 return dropped(forbidden);
             }
+            if world.catalog().is_some_and(|catalog| catalog.splits.is_empty()) && is_urgent(world) {
+                return dropped(URGENT);
+            }
             if world.wanted.rebalance.gate.is_outside_windows() && !is_underway(world) {
                 return dropped("no window is open any more: it is decided anew in the next");
             }
@@ -293,7 +298,7 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
             dropped("spec.sharding.rebalance.strategy is not ByLoad any more")
         }
         Action::Spread { .. } if moves.running.is_empty() && is_urgent(world) => {
-            dropped("a tenant is hot, and comes first")
+            dropped(URGENT)
         }
         Action::Spread { .. } => spread(moves),
         Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),

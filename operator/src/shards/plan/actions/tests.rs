@@ -93,6 +93,22 @@ fn with(acts: Vec<Act>) -> Observed {
     Observed { kept: Kept { acts, ..Kept::default() }, ..observed() }
 }
 
+/// The split of the shard that the tenant is in.
+fn running_split() -> RunningSplit {
+    RunningSplit {
+        pid: 7,
+        application: format!("dialog-operator: {}1047 worker-2", Split::PURPOSE),
+        shard_id: 1047,
+        from: Group::Worker(2),
+        since: "2026-01-05T09:00:01Z".parse().unwrap(),
+        nodes: vec![Group::Worker(2)],
+        phase: "Copying Data",
+        progress: Vec::new(),
+        errors: 0,
+        waits: false,
+    }
+}
+
 /// Puts the tenant's hash alone on a node, as a split leaves it.
 fn cut_out(observed: &mut Observed, group_id: i32) {
     let placements = &mut catalog(observed).placements;
@@ -267,6 +283,32 @@ fn what_is_split_for_its_size_is_begun_in_a_window_and_asks_for_no_other_word() 
 }
 
 #[test]
+fn a_split_for_size_that_is_not_under_way_makes_way_for_a_hot_tenant() {
+    let to = [Group::Worker(0), Group::Worker(1)];
+    let split = Action::Split { colocation_id: 1, shard_id: 1047, from: Group::Worker(2), at: 4749, to };
+    let first = Step::EndAction { id: 5, outcome: Outcome::Dropped, note: Some(URGENT.to_owned()) };
+    let ends = |observed: &Observed| planned(observed, 3).steps.contains(&first);
+    let urgent = |act: Act| {
+        let mut observed = with(vec![act]);
+        facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 24 << 30);
+        observed.heat = Some(Heat { urgent: true, ..Heat::default() });
+        observed
+    };
+    // It needs a slot that is not there, or its last attempt has failed.
+    let mut waiting = urgent(act(split));
+    facts(&mut waiting, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    let failed = urgent(Act { attempts: 1, note: Some("no answer".to_owned()), ..act(split) });
+    assert!(ends(&waiting) && ends(&failed));
+    waiting.heat = None;
+    assert!(!ends(&waiting));
+    let mut running = failed;
+    catalog(&mut running).splits = vec![running_split()];
+    assert!(!ends(&running), "it is being made");
+    // What is asked for a tenant's sake does not make way.
+    assert!(!ends(&urgent(isolation(TENANT.hash))));
+}
+
+#[test]
 fn what_is_large_is_cut_while_people_write_and_never_with_a_part_on_its_node() {
     let mut observed = with(vec![isolation(4750)]);
     facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
@@ -344,20 +386,10 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
     assert!(reason == "ActionWaits" && message.contains("background job 4"), "{message}");
     // While it is split itself it does not wait.
     catalog(&mut observed).foreign.clear();
-    let application = format!("dialog-operator: {}1047 worker-2", Split::PURPOSE);
-    catalog(&mut observed).operations = vec![Operation { pid: 7, application: application.clone() }];
-    catalog(&mut observed).splits = vec![RunningSplit {
-        pid: 7,
-        application,
-        shard_id: 1047,
-        from: Group::Worker(2),
-        since: "2026-01-05T09:00:01Z".parse().unwrap(),
-        nodes: vec![Group::Worker(2)],
-        phase: "Copying Data",
-        progress: Vec::new(),
-        errors: 0,
-        waits: false,
-    }];
+    let split = running_split();
+    let application = split.application.clone();
+    catalog(&mut observed).operations = vec![Operation { pid: split.pid, application }];
+    catalog(&mut observed).splits = vec![split];
     assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
 }
 

@@ -31,6 +31,9 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// No node can take half of a large shard group.
+    #[error("no other worker has room for half of it and CPU time to spare: add a worker, or make room")]
+    NoPlaceForHalf,
     /// A shard group is too large, and nobody is harmed before a window opens.
     #[error("it is split when one of spec.sharding.rebalance.windows is open")]
     SplitHeld,
@@ -76,6 +79,7 @@ impl Reason {
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::NoPlaceForHalf => "NoPlaceForHalf",
             Self::SplitHeld => "SplitHeld",
             Self::NotByLoad => "NotByLoad",
             Self::MovesHeld => "MovesHeld",

@@ -238,7 +238,7 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     assert_eq!(run(&policy(), [busy.clone()])[0].action, Some(both));
     *busy.nodes.get_mut(&Group::Worker(2)).unwrap() = node(Role::Shared, 95);
     let decision = &run(&policy(), [busy])[0];
-    assert_eq!((decision.action, decision.refused[1]), (None, Refused::shard(2, Reason::NoHeadroom)));
+    assert_eq!((decision.action, decision.refused[1]), (None, Refused::shard(2, Reason::NoPlaceForHalf)));
 }
 
 #[test]
@@ -252,6 +252,17 @@ fn a_split_for_size_waits_for_a_window_and_an_isolation_does_not() {
     assert!(decisions[..70].iter().all(|decision| decision.refused == said), "{decisions:?}");
     let first = decisions.iter().position(|decision| decision.action.is_some());
     assert_eq!((first, decisions[70].action.map(Action::kind)), (Some(70), Some("Split")));
+
+    // By day the others may be busy: only where there is no room is it known now that nobody can take it.
+    let day = |room| {
+        let mut period = evening(0);
+        for node in period.nodes.values_mut() {
+            *node = NodeLoad { free_bytes: Some(room), ..self::node(Role::Shared, 95) };
+        }
+        run(&policy(), [period])[0].refused.clone()
+    };
+    assert_eq!(day(15 << 30), said);
+    assert_eq!(day(14 << 30)[0], Refused::shard(1, Reason::NoPlaceForHalf));
 
     let flooded = |minute| Period { tenants: vec![load(7, 0, 40)], ..evening(minute) };
     assert!(matches!(run(&policy(), (0..3).map(flooded))[2].action, Some(Action::Isolate { .. })));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::place::{FLANKS, bearable, isolate, retarget, split, spread};
+use super::place::{FLANKS, bearable, is_kept_for, isolate, retarget, split, spread};
 use super::watch::{Seen, Untold, few, rest, watch};
 use super::{
     Acted, Action, Decision, History, Hot, Imagined, Mode, Period, Policy, Reason, Refused, Tenant,
@@ -136,7 +136,10 @@ fn choose(
 
 /// A tenant that has its own shard already is never moved around; at most there is something to say.
 fn stays(period: &Period, load: &TenantLoad) -> Result<(), Reason> {
-    if bearable(period, load) { Ok(()) } else { Err(Reason::TooHot) }
+    if bearable(period, load) {
+        return Ok(());
+    }
+    Err(if is_kept_for(period, load) { Reason::TooHotAlone } else { Reason::TooHotHere })
 }
 
 /// The pinned tenant that has been quiet for longest, if it was for long and is known to be now. One without rows was

@@ -44,6 +44,13 @@ fn is_kept_free(period: &Period, group: Group, node: &NodeLoad) -> bool {
     node.role == Role::Dedicated && !period.pins.iter().any(|pin| pin.node == group)
 }
 
+/// Whether a tenant that is pinned is on a node that is kept for it alone: it harms nobody there, however hot.
+pub(super) fn is_kept_for(period: &Period, load: &TenantLoad) -> bool {
+    let node = period.nodes.get(&load.node);
+    let other = |pin: &Pin| pin.node == load.node && Tenant::from(pin) != load.tenant;
+    node.is_some_and(|node| node.role == Role::Dedicated) && !period.pins.iter().any(other)
+}
+
 /// Isolates a tenant on the node that has most to spare: a dedicated one if there are any with enough. One that no node can
 /// bear goes to a dedicated one where it is alone, if there is one: it gains nothing, and all its neighbours do.
 pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Result<Action, Reason> {

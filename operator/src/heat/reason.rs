@@ -20,6 +20,15 @@ pub enum Reason {
          worker (hotTenants.dedicatedWorkers) would keep it from harming others"
     )]
     TooHot,
+    /// The same of one that is pinned beside others: it stays there until somebody says otherwise.
+    #[error(
+        "it is more than any worker can do, and pinned beside others: pin it by spec.sharding.pins to a dedicated worker \
+         (hotTenants.dedicatedWorkers) that is kept for nobody, give the workers more CPU, or read from standbys"
+    )]
+    TooHotHere,
+    /// The same of one that is pinned where it harms nobody.
+    #[error("it is more than any worker can do: give the workers more CPU, or read from standbys; it harms nobody else here")]
+    TooHotAlone,
     /// No node can take it besides what it does.
     #[error("no other worker has so much CPU time and room to spare: add a worker")]
     NoHeadroom,
@@ -76,6 +85,8 @@ impl Reason {
             Self::Budget => "Budget",
             Self::TooManyShards => "TooManyShards",
             Self::TooHot => "TooHot",
+            Self::TooHotHere => "TooHotHere",
+            Self::TooHotAlone => "TooHotAlone",
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",

@@ -96,7 +96,18 @@ fn a_tenant_that_is_too_much_for_any_worker_is_moved_once_to_where_it_is_alone()
     };
     let decisions = run(&policy(), (0..100).map(at_home));
     assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
-    assert_eq!(decisions[99].refused, [refused(7, Reason::TooHot)]);
+    assert_eq!(decisions[99].refused, [refused(7, Reason::TooHotAlone)]);
+    // Beside somebody else who is pinned there, or whoever else is on a shared worker, it harms others and stays all the same.
+    let beside =
+        |minute| Period { pins: vec![tenant(7).pin(home), tenant(8).pin(home)], ..at_home(minute) };
+    let on_shared = |minute| {
+        let own = TenantLoad { alone: true, ..load(7, 0, 90) };
+        Period { pins: vec![tenant(7).pin(Group::Worker(0))], tenants: vec![own], ..among_others(minute) }
+    };
+    for decisions in [run(&policy(), (0..3).map(beside)), run(&policy(), (0..3).map(on_shared))] {
+        let said = (decisions[2].action, &decisions[2].refused[..]);
+        assert_eq!(said, (None, &[refused(7, Reason::TooHotHere)][..]));
+    }
     // Nobody else is harmed for it: where somebody is pinned, however quiet, or where there is no room, it does not go.
     let taken = |minute| Period { pins: vec![tenant(8).pin(home)], ..among_others(minute) };
     let full = |minute| {

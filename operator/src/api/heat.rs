@@ -110,7 +110,8 @@ impl StatisticsSpec {
 }
 
 impl HotTenantsSpec {
-    /// The least time between two actions of a kind.
+    /// The least time between two isolations, between any action and the next that isolates nobody, and between the release of
+    /// a tenant and its next isolation.
     #[must_use]
     pub fn cooldown(&self) -> Duration {
         duration(&self.cooldown).unwrap_or(Duration::from_hours(1))

@@ -106,7 +106,7 @@ pub struct Act {
     pub id: i64,
     /// When it was decided, by the coordinator's clock as all that follows.
     pub decided: Timestamp,
-    /// When somebody began to do it.
+    /// When somebody began to do it: the first attempt, or the pin.
     pub begun: Option<Timestamp>,
     /// When it had an outcome.
     pub ended: Option<Timestamp>,
@@ -137,7 +137,7 @@ impl Act {
         self.asked_by == Author::Spec.name()
     }
 
-    /// How long it took, from the first attempt to its end.
+    /// How long it took, from the first attempt, or from the pin where a shard of its own is moved, to its end.
     #[must_use]
     pub fn lasted(&self) -> Option<SignedDuration> {
         self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun))

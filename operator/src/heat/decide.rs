@@ -120,14 +120,13 @@ fn choose(
             Err(reason) => refused.push(Refused::tenant(load.tenant, reason)),
         }
     }
-    let urgent = !isolations.is_empty();
-    let routine = if urgent { None } else { split(policy, period, refused) };
-    // What keeps a busy worker busy is said whatever is done about others.
+    // What keeps a shard large and a worker busy is said whatever is done about others.
+    let routine = split(policy, period, refused);
     let relief = spread(policy, history, period, refused);
     let crowded =
         history.crowded.iter().filter(|(_, periods)| **periods >= policy.consecutive_periods.max(1));
     refused.extend(crowded.map(|(group, _)| Refused::node(*group, Reason::Crowded)));
-    if urgent {
+    if !isolations.is_empty() {
         return isolations;
     }
     let routine = routine.or(relief).or_else(|| release(policy, history, period, untold));

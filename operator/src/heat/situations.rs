@@ -163,6 +163,10 @@ fn routine_keeps_nobody_waiting_who_harms_others() {
     // One isolation does not follow another at once, nor routine upon it.
     assert_eq!(done, [(0, "Split"), (12, "Isolate"), (72, "Isolate"), (132, "Isolate")]);
     assert_eq!(decisions[40].cooling_until, Some(at(72)));
+    // While one of them waits for that, it is said why a shard stays as it is.
+    let filled = |minute: i64| Period { large: vec![large(9, 30, None)], ..grown(minute) };
+    let said = [Refused::shard(9, Reason::Indivisible)];
+    assert!(run(&policy(), (0..140).map(filled)).iter().all(|decision| decision.refused == said));
     assert_eq!(decisions[5].cooling_until, Some(at(60)));
 
     // Whoever was just released waits, and whoever was not does not.

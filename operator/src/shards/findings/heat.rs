@@ -67,9 +67,12 @@ fn of_load(world: &World<'_>) -> Finding {
             Reason::NotByLoad | Reason::MovesHeld | Reason::NoMoveHelps | Reason::AllBusy | Reason::Crowded
         )
     };
-    // That somebody stays pinned harms nobody, nor that a shard is split some hours later.
-    let harmful = |refusal: &&Refusal| {
-        !matches!(refusal.reason, Reason::Unlisted | Reason::SplitHeld) && !of_a_worker(refusal)
+    // That somebody stays pinned harms nobody, nor that a shard is split some hours later. What keeps one large does not hide
+    // what follows for who is hot.
+    let harmful = |refusal: &&Refusal| match refusal.reason {
+        Reason::Unlisted | Reason::SplitHeld => false,
+        Reason::Indivisible | Reason::NoPlaceForHalf => names.is_empty(),
+        _ => !of_a_worker(refusal),
     };
     if let Some(refusal) = heat.refused.iter().find(harmful) {
         return finding(Holds::True, "NothingHelps", after_who(&refusal.message));

@@ -55,6 +55,7 @@ fn a_hot_tenant_is_named_with_what_follows() {
     let who = "hot: dialog 7 (52 % of worker-0)";
     let lasting = || Heat { last: Some(decided(8)), ..hot(5) };
     let too_hot = || vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    let filled = || vec![Refusal { reason: Reason::Indivisible, message: "full".to_owned() }];
     let busy = || vec![Refusal { reason: Reason::NotByLoad, message: "too much".to_owned() }];
     for (heat, expected) in [
         (Heat::default(), ("False", "NoneHot", String::from("no tenant takes a large part of its worker"))),
@@ -66,6 +67,11 @@ fn a_hot_tenant_is_named_with_what_follows() {
             ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
         ),
         (Heat { refused: too_hot(), ..hot(3) }, ("True", "NothingHelps", format!("{who}; it stays"))),
+        (
+            Heat { refused: filled(), cooling_until: Some(at(70)), ..lasting() },
+            ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
+        ),
+        (Heat { hot: Vec::new(), refused: filled(), ..hot(3) }, ("True", "NothingHelps", "full".to_owned())),
         (Heat { hot: Vec::new(), refused: busy(), ..hot(3) }, ("True", "WorkerBusy", "too much".to_owned())),
         (Heat { refused: busy(), ..hot(2) }, ("True", "WorkerBusy", format!("{who}; too much"))),
         (

@@ -278,17 +278,12 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
 
 /// Adds what is so after the last actions, once a whole period has passed since.
 pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg::Error> {
-    let rows = session
-        .query(
-            "SELECT id, action, ended FROM dialog_operator.actions
-             WHERE outcome = 'Done' AND after IS NULL AND ended BETWEEN $1 - interval '1 day' AND $1
-             ORDER BY id DESC LIMIT 20",
-            &[(&period.end, Type::TIMESTAMPTZ)],
-        )
-        .await?;
-    for row in &rows {
+    let done = "SELECT id, action, ended, clock_timestamp() FROM dialog_operator.actions
+                WHERE outcome = 'Done' AND after IS NULL AND ended > clock_timestamp() - interval '1 day'
+                ORDER BY id DESC LIMIT 20";
+    for row in &session.query(done, &[]).await? {
         let Ok(Json(action)) = row.try_get::<_, Json<Action>>(1) else { continue };
-        if !compares(period, action, row.get(2)) {
+        if !compares(period, row.get(3), action, row.get(2)) {
             continue;
         }
         let (id, figures): (i64, _) = (row.get(0), Figures::of(period, action));
@@ -366,14 +361,14 @@ pub(in crate::shards) async fn ask(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. What an operator
-/// saw whose clock was ahead is not the newest for all the time until then.
+/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. The coordinator's
+/// clock says when that was: that of an operator may be far ahead, or behind.
 pub(super) async fn before(session: &Session, action: Action) -> Result<Option<Figures>, pg::Error> {
-    let last = "SELECT period, clock_timestamp() FROM dialog_operator.periods
-                WHERE ended <= clock_timestamp() + interval '30 seconds' ORDER BY ended DESC LIMIT 1";
+    let last = "SELECT period, seen, clock_timestamp() FROM dialog_operator.periods ORDER BY seen DESC LIMIT 1";
     let rows = session.query(last, &[]).await?;
     // What another version has written in another form is not known.
-    let read = |row: &tokio_postgres::Row| Some((row.try_get::<_, Json<Period>>(0).ok()?.0, row.get(1)));
-    let period = rows.first().and_then(read).filter(|(period, now)| is_recent(period, *now));
-    Ok(period.map(|(period, _)| Figures::of(&period, action)))
+    let read =
+        |row: &tokio_postgres::Row| Some((row.try_get::<_, Json<Period>>(0).ok()?.0, row.get(1), row.get(2)));
+    let period = rows.first().and_then(read).filter(|(period, seen, now)| is_recent(period, *seen, *now));
+    Ok(period.map(|(period, ..)| Figures::of(&period, action)))
 }

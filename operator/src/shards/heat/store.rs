@@ -24,8 +24,10 @@ COMMENT ON TABLE dialog_operator.heat IS 'What the next decision about load is m
 INSERT INTO dialog_operator.heat (state) VALUES ('{}') ON CONFLICT DO NOTHING;
 CREATE TABLE IF NOT EXISTS dialog_operator.periods (
     ended  timestamptz PRIMARY KEY,
-    period jsonb       NOT NULL
+    period jsonb       NOT NULL,
+    seen   timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE dialog_operator.periods ADD COLUMN IF NOT EXISTS seen timestamptz NOT NULL DEFAULT clock_timestamp();
 COMMENT ON TABLE dialog_operator.periods IS 'The last periods, as they were decided about';
 CREATE TABLE IF NOT EXISTS dialog_operator.sizes (
     hour          timestamptz NOT NULL,
@@ -76,8 +78,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actio
 
 /// The tables that [`CREATE`] makes.
 pub(in crate::shards) const TABLES: [&str; 6] = ["heat", "periods", "sizes", "pins", "actions", "strategy"];
-/// The column of the pins that it added last: without it they were made by an earlier version.
-pub(in crate::shards) const LAST_COLUMN: &str = "since";
+/// The column that it added last, with its table: without it they were made by an earlier version.
+pub(in crate::shards) const LAST_COLUMN: [&str; 2] = ["periods", "seen"];
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
@@ -133,7 +135,7 @@ pub(super) async fn exchange(
     session
         .query(
             "INSERT INTO dialog_operator.periods (ended, period) VALUES ($1, $2)
-             ON CONFLICT (ended) DO UPDATE SET period = excluded.period",
+             ON CONFLICT (ended) DO UPDATE SET period = excluded.period, seen = excluded.seen",
             &[(&end, Type::TIMESTAMPTZ), (&Json(&period), Type::JSONB)],
         )
         .await?;

@@ -58,6 +58,9 @@ pub struct Heat {
     pub length: SignedDuration,
     /// What each node did in it.
     pub nodes: BTreeMap<Group, NodeLoad>,
+    /// CPU time in microseconds that each tenant with a pinned shard spent in it, if any.
+    #[serde(default)]
+    pub pinned: Vec<(Tenant, u64)>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
     /// Who became hot in that period, or has cooled down.

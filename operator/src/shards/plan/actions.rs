@@ -40,9 +40,9 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         .map(|group| (Tenant { colocation_id: group.colocation_id, hash: group.range.min }, group))
         .collect();
     pins.retain(|pin| alone.contains_key(&pin.into()));
-    let loads = world.observed.heat.as_ref().map(|heat| &heat.nodes);
+    let heat = world.observed.heat.as_ref();
     let nodes = layout.nodes.iter().map(|(group, node)| {
-        let known = loads.and_then(|loads| loads.get(group)).copied();
+        let known = heat.and_then(|heat| heat.nodes.get(group)).copied();
         let load = known.unwrap_or(NodeLoad {
             role: node.role,
             queries: 0,
@@ -55,12 +55,13 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         });
         (*group, NodeLoad { role: node.role, free_bytes: node.free_bytes, ..load })
     });
+    let spent: BTreeMap<Tenant, u64> = heat.iter().flat_map(|heat| heat.pinned.iter().copied()).collect();
     let tenants = alone.iter().map(|(tenant, group)| TenantLoad {
         tenant: *tenant,
         node: group.node,
         queries: 0,
         writes: 0,
-        cpu: 0,
+        cpu: spent.get(tenant).copied().unwrap_or(0),
         shard_bytes: group.bytes,
         alone: true,
     });

@@ -460,6 +460,36 @@ fn pins_are_retargeted_before_their_node_is_drained() {
 }
 
 #[test]
+fn who_is_pinned_goes_where_there_is_time_for_what_it_does() {
+    let mut observed = observed();
+    cut_out(&mut observed, 3);
+    observed.kept.pins = vec![pin(Group::Worker(2))];
+    let node = |cpu| NodeLoad {
+        role: Role::Shared,
+        queries: 0,
+        writes: 0,
+        cpu,
+        cpu_limit: 100,
+        free_bytes: None,
+        unseen: 0,
+        unlisted: 0,
+    };
+    let nodes = BTreeMap::from([(Group::Worker(0), node(75)), (Group::Worker(1), node(10))]);
+    let wanted = Wanted { dedicated: 1, ..wanted(2) };
+    // The dedicated worker comes first, if it can bear it.
+    for (cpu, expected) in [(5, Group::Worker(0)), (50, Group::Worker(1))] {
+        let pinned = vec![(TENANT, cpu)];
+        observed.heat = Some(Heat { nodes: nodes.clone(), pinned, ..Heat::default() });
+        let (steps, _) = steps(&observed, &wanted);
+        let retargeted = steps.iter().find_map(|step| match step {
+            Step::Retarget { pin, .. } => Some(pin.node),
+            _ => None,
+        });
+        assert_eq!(retargeted, Some(expected), "{cpu}: {steps:?}");
+    }
+}
+
+#[test]
 fn who_is_pinned_is_shown_by_name_and_no_more_of_them_than_the_schema_allows() {
     let mut observed = observed();
     observed.kept.now = Some("2026-01-05T10:00:00Z".parse().unwrap());

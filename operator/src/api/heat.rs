@@ -302,7 +302,7 @@ pub struct SizeStatus {
 }
 
 /// A shard that is too large, and who fills it, by a sample of its largest table: the largest are looked into, until there are
-/// three that can be split.
+/// three that can be split and would not have been already.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LargeShardStatus {

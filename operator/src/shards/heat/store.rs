@@ -87,7 +87,8 @@ pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
     Ok(rows.first().map(state).unwrap_or_default())
 }
 
-/// What another version has stored in another form is forgotten: a few periods bring it back.
+/// What another version has stored in another form is forgotten. A few periods bring back who is hot; cooldowns, the times that
+/// pinned tenants have been quiet for and what was imagined begin anew.
 fn state(row: &tokio_postgres::Row) -> State {
     row.try_get::<_, Json<State>>(0).map(|state| state.0).unwrap_or_default()
 }

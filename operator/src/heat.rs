@@ -285,8 +285,8 @@ pub struct Decision {
     pub action: Option<Action>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<Hot>,
-    /// Pins to nodes that leave or have left, with the nodes that they are for now. It is not an action: it costs nothing,
-    /// and a node that leaves must not wait for a cooldown. Carried out in [`Mode::Observe`] too.
+    /// Pins to nodes that leave or have left, with the nodes that they are for now, in every mode. It is not an action: it
+    /// costs nothing, and a node that leaves must not wait for a cooldown, nor in a cluster for the end of a period.
     pub retargeted: Vec<Pin>,
     /// What should be done and is not.
     pub refused: Vec<Refused>,

@@ -90,8 +90,8 @@ pub async fn recorded(sessions: &Sessions) -> anyhow::Result<(Vec<Period>, Vec<(
     Ok((periods, store::names(&session).await?))
 }
 
-/// Writes a scenario, one period a line. Of a large cluster it is tens of megabytes, where the operator's pod has not many: no
-/// more than a line of it is in memory.
+/// Writes a scenario, one period a line. Of a large cluster it is tens of megabytes: of its text no more than a line is in
+/// memory, beside the periods themselves.
 fn scenario(
     out: &mut dyn Write,
     name: &str,

@@ -110,7 +110,8 @@ impl StatisticsSpec {
 }
 
 impl HotTenantsSpec {
-    /// The least time between two actions of a kind.
+    /// The least time between two isolations, between any action and the next that isolates nobody, and between the release of
+    /// a tenant and its next isolation.
     #[must_use]
     pub fn cooldown(&self) -> Duration {
         duration(&self.cooldown).unwrap_or(Duration::from_hours(1))
@@ -301,7 +302,7 @@ pub struct SizeStatus {
 }
 
 /// A shard that is too large, and who fills it, by a sample of its largest table: the largest are looked into, until there are
-/// three that can be split.
+/// three that can be split and would not have been already.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LargeShardStatus {

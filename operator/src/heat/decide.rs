@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::place::{FLANKS, bearable, isolate, retarget, split, spread};
+use super::place::{FLANKS, bearable, is_kept_for, isolate, retarget, split, spread};
 use super::watch::{Seen, Untold, few, rest, watch};
 use super::{
     Acted, Action, Decision, History, Hot, Imagined, Mode, Period, Policy, Reason, Refused, Tenant,
@@ -120,14 +120,13 @@ fn choose(
             Err(reason) => refused.push(Refused::tenant(load.tenant, reason)),
         }
     }
-    let urgent = !isolations.is_empty();
-    let routine = if urgent { None } else { split(policy, period, refused) };
-    // What keeps a busy worker busy is said whatever is done about others.
+    // What keeps a shard large and a worker busy is said whatever is done about others.
+    let routine = split(policy, period, refused);
     let relief = spread(policy, history, period, refused);
     let crowded =
         history.crowded.iter().filter(|(_, periods)| **periods >= policy.consecutive_periods.max(1));
     refused.extend(crowded.map(|(group, _)| Refused::node(*group, Reason::Crowded)));
-    if urgent {
+    if !isolations.is_empty() {
         return isolations;
     }
     let routine = routine.or(relief).or_else(|| release(policy, history, period, untold));
@@ -136,7 +135,10 @@ fn choose(
 
 /// A tenant that has its own shard already is never moved around; at most there is something to say.
 fn stays(period: &Period, load: &TenantLoad) -> Result<(), Reason> {
-    if bearable(period, load) { Ok(()) } else { Err(Reason::TooHot) }
+    if bearable(period, load) {
+        return Ok(());
+    }
+    Err(if is_kept_for(period, load) { Reason::TooHotAlone } else { Reason::TooHotHere })
 }
 
 /// The pinned tenant that has been quiet for longest, if it was for long and is known to be now. One without rows was

@@ -44,6 +44,13 @@ fn is_kept_free(period: &Period, group: Group, node: &NodeLoad) -> bool {
     node.role == Role::Dedicated && !period.pins.iter().any(|pin| pin.node == group)
 }
 
+/// Whether a tenant that is pinned is on a node that is kept for it alone: it harms nobody there, however hot.
+pub(super) fn is_kept_for(period: &Period, load: &TenantLoad) -> bool {
+    let node = period.nodes.get(&load.node);
+    let other = |pin: &Pin| pin.node == load.node && Tenant::from(pin) != load.tenant;
+    node.is_some_and(|node| node.role == Role::Dedicated) && !period.pins.iter().any(other)
+}
+
 /// Isolates a tenant on the node that has most to spare: a dedicated one if there are any with enough. One that no node can
 /// bear goes to a dedicated one where it is alone, if there is one: it gains nothing, and all its neighbours do.
 pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Result<Action, Reason> {
@@ -85,7 +92,8 @@ pub(super) fn isolate(policy: &Policy, period: &Period, load: &TenantLoad) -> Re
         .filter(|(_, node)| helps(node))
         .min_by_key(|(group, node)| (node.role != Role::Dedicated, permille(node), **group));
     let (to, _) = target.ok_or(Reason::NothingGained)?;
-    let rest = takers(period, load.node, load.shard_bytes)
+    let rest = shared(period, load.node, load.shard_bytes)
+        .filter(|(_, node)| takes_more(node))
         .min_by_key(|(group, node)| (*group == to, permille(node), **group))
         .filter(|_| !load.alone)
         .map(|(group, _)| *group);
@@ -104,10 +112,9 @@ fn shared(period: &Period, but: Group, bytes: u64) -> impl Iterator<Item = (&Gro
         .filter(move |(group, node)| **group != but && node.role == Role::Shared && has_room(node, bytes))
 }
 
-/// Those of them that may take a part of a shard group. What it does is not known: it goes to nobody who has too much to do
-/// already.
-fn takers(period: &Period, but: Group, bytes: u64) -> impl Iterator<Item = (&Group, &NodeLoad)> {
-    shared(period, but, bytes).filter(|(_, node)| !above(node.cpu, node.cpu_limit, BUSY_PERCENT))
+/// Whether it may take a part of a shard group. What that does is not known: it goes to nobody who has too much to do already.
+fn takes_more(node: &NodeLoad) -> bool {
+    !above(node.cpu, node.cpu_limit, BUSY_PERCENT)
 }
 
 /// Splits the largest of the shard groups that are too large, and says why others stay as they are.
@@ -142,8 +149,10 @@ fn halves(
     if period.shard_groups >= policy.max_shard_groups {
         return Err(Reason::TooManyShards);
     }
+    // Who is busy now need not be once a window is open.
+    let able = |node: &NodeLoad| period.splits_held || takes_more(node);
     let room = |bytes| {
-        let mut nodes: Vec<_> = takers(period, from, bytes).collect();
+        let mut nodes: Vec<_> = shared(period, from, bytes).filter(|(_, node)| able(node)).collect();
         nodes.sort_by_key(|(group, node)| (permille(node), **group));
         nodes.into_iter().map(|(group, _)| *group)
     };
@@ -151,7 +160,7 @@ fn halves(
     match (two.next(), two.next(), room(bytes).next()) {
         (Some(first), Some(second), _) => Ok((at, [first, second])),
         (_, _, Some(one)) => Ok((at, [one, one])),
-        _ => Err(Reason::NoHeadroom),
+        _ => Err(Reason::NoPlaceForHalf),
     }
 }
 

@@ -20,6 +20,15 @@ pub enum Reason {
          worker (hotTenants.dedicatedWorkers) would keep it from harming others"
     )]
     TooHot,
+    /// The same of one that is pinned beside others: it stays there until somebody says otherwise.
+    #[error(
+        "it is more than any worker can do, and pinned beside others: pin it by spec.sharding.pins to a dedicated worker \
+         (hotTenants.dedicatedWorkers) that is kept for nobody, give the workers more CPU, or read from standbys"
+    )]
+    TooHotHere,
+    /// The same of one that is pinned where it harms nobody.
+    #[error("it is more than any worker can do: give the workers more CPU, or read from standbys; it harms nobody else here")]
+    TooHotAlone,
     /// No node can take it besides what it does.
     #[error("no other worker has so much CPU time and room to spare: add a worker")]
     NoHeadroom,
@@ -31,6 +40,9 @@ pub enum Reason {
         "one tenant fills the shard, which cannot be split: give the workers larger volumes, or delete old rows"
     )]
     Indivisible,
+    /// No node can take half of a large shard group.
+    #[error("no other worker has room for half of it and CPU time to spare: add a worker, or make room")]
+    NoPlaceForHalf,
     /// A shard group is too large, and nobody is harmed before a window opens.
     #[error("it is split when one of spec.sharding.rebalance.windows is open")]
     SplitHeld,
@@ -73,9 +85,12 @@ impl Reason {
             Self::Budget => "Budget",
             Self::TooManyShards => "TooManyShards",
             Self::TooHot => "TooHot",
+            Self::TooHotHere => "TooHotHere",
+            Self::TooHotAlone => "TooHotAlone",
             Self::NoHeadroom => "NoHeadroom",
             Self::NothingGained => "NothingGained",
             Self::Indivisible => "Indivisible",
+            Self::NoPlaceForHalf => "NoPlaceForHalf",
             Self::SplitHeld => "SplitHeld",
             Self::NotByLoad => "NotByLoad",
             Self::MovesHeld => "MovesHeld",

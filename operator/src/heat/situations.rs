@@ -96,7 +96,18 @@ fn a_tenant_that_is_too_much_for_any_worker_is_moved_once_to_where_it_is_alone()
     };
     let decisions = run(&policy(), (0..100).map(at_home));
     assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
-    assert_eq!(decisions[99].refused, [refused(7, Reason::TooHot)]);
+    assert_eq!(decisions[99].refused, [refused(7, Reason::TooHotAlone)]);
+    // Beside somebody else who is pinned there, or whoever else is on a shared worker, it harms others and stays all the same.
+    let beside =
+        |minute| Period { pins: vec![tenant(7).pin(home), tenant(8).pin(home)], ..at_home(minute) };
+    let on_shared = |minute| {
+        let own = TenantLoad { alone: true, ..load(7, 0, 90) };
+        Period { pins: vec![tenant(7).pin(Group::Worker(0))], tenants: vec![own], ..among_others(minute) }
+    };
+    for decisions in [run(&policy(), (0..3).map(beside)), run(&policy(), (0..3).map(on_shared))] {
+        let said = (decisions[2].action, &decisions[2].refused[..]);
+        assert_eq!(said, (None, &[refused(7, Reason::TooHotHere)][..]));
+    }
     // Nobody else is harmed for it: where somebody is pinned, however quiet, or where there is no room, it does not go.
     let taken = |minute| Period { pins: vec![tenant(8).pin(home)], ..among_others(minute) };
     let full = |minute| {
@@ -152,6 +163,10 @@ fn routine_keeps_nobody_waiting_who_harms_others() {
     // One isolation does not follow another at once, nor routine upon it.
     assert_eq!(done, [(0, "Split"), (12, "Isolate"), (72, "Isolate"), (132, "Isolate")]);
     assert_eq!(decisions[40].cooling_until, Some(at(72)));
+    // While one of them waits for that, it is said why a shard stays as it is.
+    let filled = |minute: i64| Period { large: vec![large(9, 30, None)], ..grown(minute) };
+    let said = [Refused::shard(9, Reason::Indivisible)];
+    assert!(run(&policy(), (0..140).map(filled)).iter().all(|decision| decision.refused == said));
     assert_eq!(decisions[5].cooling_until, Some(at(60)));
 
     // Whoever was just released waits, and whoever was not does not.
@@ -238,7 +253,7 @@ fn the_largest_of_the_large_shards_is_split_at_its_median() {
     assert_eq!(run(&policy(), [busy.clone()])[0].action, Some(both));
     *busy.nodes.get_mut(&Group::Worker(2)).unwrap() = node(Role::Shared, 95);
     let decision = &run(&policy(), [busy])[0];
-    assert_eq!((decision.action, decision.refused[1]), (None, Refused::shard(2, Reason::NoHeadroom)));
+    assert_eq!((decision.action, decision.refused[1]), (None, Refused::shard(2, Reason::NoPlaceForHalf)));
 }
 
 #[test]
@@ -252,6 +267,17 @@ fn a_split_for_size_waits_for_a_window_and_an_isolation_does_not() {
     assert!(decisions[..70].iter().all(|decision| decision.refused == said), "{decisions:?}");
     let first = decisions.iter().position(|decision| decision.action.is_some());
     assert_eq!((first, decisions[70].action.map(Action::kind)), (Some(70), Some("Split")));
+
+    // By day the others may be busy: only where there is no room is it known now that nobody can take it.
+    let day = |room| {
+        let mut period = evening(0);
+        for node in period.nodes.values_mut() {
+            *node = NodeLoad { free_bytes: Some(room), ..self::node(Role::Shared, 95) };
+        }
+        run(&policy(), [period])[0].refused.clone()
+    };
+    assert_eq!(day(15 << 30), said);
+    assert_eq!(day(14 << 30)[0], Refused::shard(1, Reason::NoPlaceForHalf));
 
     let flooded = |minute| Period { tenants: vec![load(7, 0, 40)], ..evening(minute) };
     assert!(matches!(run(&policy(), (0..3).map(flooded))[2].action, Some(Action::Isolate { .. })));

@@ -13,7 +13,7 @@ use futures::stream::{self, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{is_over, layout, relief};
+use super::plan::{layout, relief};
 use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
@@ -58,6 +58,9 @@ pub struct Heat {
     pub length: SignedDuration,
     /// What each node did in it.
     pub nodes: BTreeMap<Group, NodeLoad>,
+    /// CPU time in microseconds that each tenant with a pinned shard spent in it, if any.
+    #[serde(default)]
+    pub pinned: Vec<(Tenant, u64)>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
     /// Who became hot in that period, or has cooled down.
@@ -227,7 +230,6 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     // One that is pinned is not among the busiest for ever, and is not quiet for that.
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
-    let at_work = period.underway || is_over(seen.world);
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= open;
     if seen.watch.policy.strategy == Strategy::ByLoad && !period.underway {
@@ -251,7 +253,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
         why: heat.last.as_ref().map(|last| last.message.clone()).unwrap_or_default(),
     });
     names.keep([&history, &real_history], &period);
-    Judged { state: State { history, real: real_history, marks, names, heat }, period, at_work, begun }
+    Judged { state: State { history, real: real_history, marks, names, heat }, period, begun }
 }
 
 #[cfg(test)]

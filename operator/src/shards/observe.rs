@@ -208,8 +208,8 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                     (SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries'),
                     (SELECT count(*) FROM pg_class
                      WHERE relnamespace = to_regnamespace('dialog_operator') AND relname = ANY ($4)
-                     AND (relname <> 'pins'
-                          OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = $5)))
+                     AND (relname <> $5
+                          OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = $6)))
              FROM (VALUES (1)) AS one
              LEFT JOIN pg_roles AS me ON me.rolname = $1
              LEFT JOIN pg_roles AS api ON api.rolname = $2",
@@ -218,7 +218,8 @@ async fn facts(session: &Session) -> Result<(Facts, bool), pg::Error> {
                 (&API_ROLE, Type::TEXT),
                 (&DATABASE, Type::TEXT),
                 (&store::TABLES.as_slice(), Type::TEXT_ARRAY),
-                (&store::LAST_COLUMN, Type::TEXT),
+                (&store::LAST_COLUMN[0], Type::TEXT),
+                (&store::LAST_COLUMN[1], Type::TEXT),
             ],
         )
         .await?;

@@ -19,7 +19,7 @@ mod prepare;
 mod strategy;
 mod tables;
 
-pub(super) use actions::{is_over, relief};
+pub(super) use actions::relief;
 pub use moves::{Cramped, Moves};
 pub(super) use moves::{layout, obstacle};
 pub use tables::{Problem, Report};

@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 
 use crate::heat::Operator;
 use crate::isolation::{
-    assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome, with_mode,
+    assert_nothing_is_left, colocation, covering, decide, hash, isolating, isolation, outcome, with_mode,
 };
 use crate::needs_citus;
 use crate::traffic::Traffic;
@@ -378,5 +378,16 @@ async fn what_could_not_be_done_for_an_hour_is_given_up() -> Result<()> {
     // Nor does one that is two hours behind have it wait for these.
     operator.look_at(Timestamp::now() - SignedDuration::from_hours(2)).await?;
     assert_eq!(outcome().await?.as_deref(), Some("Failed"));
+
+    // Who looks ends nothing that has attempts left: it may be at work by now, and its end is noted when nothing is left of it.
+    let tenant = Tenant { colocation_id: colocation(&world).await?, hash: 7 };
+    let (from, to) = (Group::Worker(0), Group::Worker(1));
+    let tried = decide(&world, Action::Isolate { tenant, from, to, rest: None }).await?;
+    let ago = "UPDATE dialog_operator.actions SET attempts = 1, note = 'it failed', decided = now() - interval '2 hours'
+               WHERE ended IS NULL";
+    world.ask(Group::Coordinator, ago).await?;
+    operator.look_at(Timestamp::now() + SignedDuration::from_hours(1)).await?;
+    let open = format!("SELECT count(*) FROM dialog_operator.actions WHERE id = {tried} AND outcome IS NULL");
+    assert_eq!(world.number(Group::Coordinator, &open).await?, 1);
     Ok(())
 }

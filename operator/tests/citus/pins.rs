@@ -279,6 +279,9 @@ async fn what_somebody_has_decided_about_a_dialog_is_done_in_every_mode_and_take
     let steps = kinds(&world, &on(second)).await?;
     assert_eq!(steps, ["BeginIsolation", "SetPin", "MoveShard", "EndAction"]);
     assert_eq!(covering(&world, hash).await?.node, Group::Worker(second));
+    let acts = world.round_of(&on(second), 0).await?.observed.kept.acts;
+    let took = acts.last().context("nothing was done")?.status().milliseconds;
+    assert!(took > Some(0), "the move takes longer than {took:?} ms");
 
     // Nobody looks at load: it is no less so.
     let off = Wanted { watch: None, ..on(second) };

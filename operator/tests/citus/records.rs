@@ -25,6 +25,15 @@ async fn look(world: &World, wanted: &Wanted, last: Option<Heat>, times: usize) 
     Ok(heat)
 }
 
+/// Has the periods so far be seen by an operator whose clock is off by so much.
+async fn shift(world: &World, by: &str) -> Result<()> {
+    let shift = format!(
+        "UPDATE dialog_operator.periods
+         SET ended = ended + interval '{by}', period = period || jsonb_build_object('end', ended + interval '{by}')"
+    );
+    Ok(world.ask_client(Group::Coordinator).await?.batch_execute(&shift).await?)
+}
+
 /// The last action of a kind.
 async fn last(world: &World, wanted: &Wanted, kind: &str) -> Result<Act> {
     let acts = world.round_of(wanted, 0).await?.observed.kept.acts;
@@ -69,8 +78,9 @@ async fn what_is_done_by_hand_or_as_a_worker_leaves_is_written_down_with_the_fig
     ensure!(heat.end.is_some_and(|end| end > ended), "the figures are of a time before it: {heat:?}");
     assert!(after.source_cpu_percent.is_some() && after.target_cpu_percent.is_some(), "{after:?}");
 
-    // Somebody lets it go: what it did before that is known.
+    // Somebody lets it go: what it did before that is known, also by an operator whose clock is an hour behind.
     let heat = look(&world, &pinned, Some(heat), 1).await?;
+    shift(&world, "-1 hour").await?;
     world.settle(&wanted).await?;
     let act = last(&world, &wanted, "Release").await?;
     assert_eq!((act.asked_by.as_str(), act.tenant.as_deref()), ("spec", Some(dialog.as_str())));
@@ -94,12 +104,8 @@ async fn what_is_done_by_hand_or_as_a_worker_leaves_is_written_down_with_the_fig
     world.settle(&isolating).await?;
     assert_eq!(covering(&world, hash_of).await?.node, Group::Worker(2));
     let heat = look(&world, &isolating, Some(heat), 1).await?;
-    // What an operator saw whose clock is a day ahead is not what is so now.
-    let ahead = "INSERT INTO dialog_operator.periods
-                 SELECT ended + interval '1 day', period || '{\"nodes\": {}, \"tenants\": []}' ||
-                        jsonb_build_object('end', ended + interval '1 day')
-                 FROM dialog_operator.periods ORDER BY ended DESC LIMIT 1";
-    world.ask(Group::Coordinator, ahead).await?;
+    // So it is with one whose clock is a day ahead.
+    shift(&world, "1 day").await?;
     let fewer = Wanted { workers: 2, ..isolating.clone() };
     world.settle(&fewer).await?;
     let placed = covering(&world, hash_of).await?.node;

@@ -94,7 +94,7 @@ fn pinned_tenants_that_are_too_much_for_one_worker_together_are_named_and_not_sh
     assert_eq!(pinned(96, &[12; 8])[2].refused, crowded);
     // One alone, or one that no worker could bear, is another matter; and who can be borne is none.
     assert_eq!(pinned(95, &[79])[4].refused, []);
-    assert_eq!(pinned(95, &[85, 10])[4].refused, [refused(1, Reason::TooHot)]);
+    assert_eq!(pinned(95, &[85, 10])[4].refused, [refused(1, Reason::TooHotHere)]);
     assert_eq!(pinned(75, &[40, 35])[4].refused, []);
 }
 
@@ -110,5 +110,5 @@ fn a_worker_full_of_somebody_who_belongs_there_is_relieved_of_the_others() {
     let spread = Action::Spread { from: Group::Worker(0), to: Group::Worker(1) };
     assert_eq!(pinned(70).action, Some(spread));
     // Where nearly everything is its own doing there is nothing to move.
-    assert_eq!((pinned(90).action, &pinned(90).refused[..]), (None, &[refused(7, Reason::TooHot)][..]));
+    assert_eq!((pinned(90).action, &pinned(90).refused[..]), (None, &[refused(7, Reason::TooHotHere)][..]));
 }

@@ -2,7 +2,7 @@
 
 use crate::api::HotTenant;
 use crate::condition::{Finding, HOT_TENANT, Holds, first_of};
-use crate::heat::{Mode, Reason};
+use crate::heat::{Action, Mode, Reason};
 
 use crate::shards::act;
 use crate::shards::heat::Refusal;
@@ -58,9 +58,8 @@ fn of_load(world: &World<'_>) -> Finding {
     let decided = heat.last.as_ref().filter(|_| heat.is_decided_now());
     let lasting = i32::try_from(watch.policy.consecutive_periods).unwrap_or(i32::MAX);
     let who = format!("hot: {}", names.join(", "));
-    let refused = |refusal: &Refusal| {
-        let who = if names.is_empty() { String::new() } else { format!("{who}; ") };
-        format!("{who}{}", refusal.message)
+    let after_who = |message: &str| {
+        if names.is_empty() { message.to_owned() } else { format!("{who}; {message}") }
     };
     let of_a_worker = |refusal: &&Refusal| {
         matches!(
@@ -68,18 +67,21 @@ fn of_load(world: &World<'_>) -> Finding {
             Reason::NotByLoad | Reason::MovesHeld | Reason::NoMoveHelps | Reason::AllBusy | Reason::Crowded
         )
     };
-    // That somebody stays pinned harms nobody, nor that a shard is split some hours later.
-    let harmful = |refusal: &&Refusal| {
-        !matches!(refusal.reason, Reason::Unlisted | Reason::SplitHeld) && !of_a_worker(refusal)
+    // That somebody stays pinned harms nobody, nor that a shard is split some hours later. What keeps one large does not hide
+    // what follows for who is hot.
+    let harmful = |refusal: &&Refusal| match refusal.reason {
+        Reason::Unlisted | Reason::SplitHeld => false,
+        Reason::Indivisible | Reason::NoPlaceForHalf => names.is_empty(),
+        _ => !of_a_worker(refusal),
     };
     if let Some(refusal) = heat.refused.iter().find(harmful) {
-        return finding(Holds::True, "NothingHelps", refused(refusal));
+        return finding(Holds::True, "NothingHelps", after_who(&refusal.message));
     }
     let acts = watch.policy.mode == Mode::Isolate;
     if let Some(decided) = decided.filter(|_| !acts) {
         return finding(Holds::True, "WouldAct", decided.message.clone());
     }
-    // It is said for as long as nothing else can be done.
+    // It is told for a cooldown. Who is hot waits for nothing of it but an isolation.
     let recent = |act: &&Act| {
         let over = act.decided.checked_add(watch.policy.cooldown).ok();
         world.observed.kept.now.zip(over).is_some_and(|(now, over)| now < over)
@@ -90,12 +92,14 @@ fn of_load(world: &World<'_>) -> Finding {
         .filter(|act| !act.is_by_hand())
         .filter(recent)
         .filter(|act| acts && act.outcome == Some(Outcome::Failed))
+        .filter(|act| names.is_empty() || matches!(act.action, Action::Isolate { .. }))
     {
         let note = act.note.as_deref().unwrap_or("nobody knows why");
-        return finding(Holds::True, "ActionFailed", format!("{}; it could not be done: {note}", act.why));
+        let message = after_who(&format!("{}; it could not be done: {note}", act.why));
+        return finding(Holds::True, "ActionFailed", message);
     }
     if let Some(refusal) = heat.refused.iter().find(of_a_worker) {
-        return finding(Holds::True, "WorkerBusy", refused(refusal));
+        return finding(Holds::True, "WorkerBusy", after_who(&refusal.message));
     }
     if let Some(large) = heat.large.first().filter(|_| names.is_empty() && !acts) {
         let others = heat.large.len() - 1;

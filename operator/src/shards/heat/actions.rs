@@ -15,6 +15,10 @@ use crate::api::ActionStatus;
 use crate::heat::{Action, Period, Tenant};
 use crate::pg::{self, Endpoint, Session};
 
+/// What waits for longer than this since it was decided, or since it was first tried, is given up: everything else waits for
+/// it.
+pub(in crate::shards) const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
+
 /// Who asks for what is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -102,7 +106,7 @@ pub struct Act {
     pub id: i64,
     /// When it was decided, by the coordinator's clock as all that follows.
     pub decided: Timestamp,
-    /// When somebody began to do it.
+    /// When somebody began to do it: the first attempt, or the pin.
     pub begun: Option<Timestamp>,
     /// When it had an outcome.
     pub ended: Option<Timestamp>,
@@ -133,7 +137,7 @@ impl Act {
         self.asked_by == Author::Spec.name()
     }
 
-    /// How long it took, from the first attempt to its end.
+    /// How long it took, from the first attempt, or from the pin where a shard of its own is moved, to its end.
     #[must_use]
     pub fn lasted(&self) -> Option<SignedDuration> {
         self.begun.zip(self.ended).map(|(begun, ended)| ended.duration_since(begun))
@@ -274,17 +278,12 @@ pub(super) async fn begin(session: &Session, period: &Period, begun: &Begun) -> 
 
 /// Adds what is so after the last actions, once a whole period has passed since.
 pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg::Error> {
-    let rows = session
-        .query(
-            "SELECT id, action, ended FROM dialog_operator.actions
-             WHERE outcome = 'Done' AND after IS NULL AND ended BETWEEN $1 - interval '1 day' AND $1
-             ORDER BY id DESC LIMIT 20",
-            &[(&period.end, Type::TIMESTAMPTZ)],
-        )
-        .await?;
-    for row in &rows {
+    let done = "SELECT id, action, ended, clock_timestamp() FROM dialog_operator.actions
+                WHERE outcome = 'Done' AND after IS NULL AND ended > clock_timestamp() - interval '1 day'
+                ORDER BY id DESC LIMIT 20";
+    for row in &session.query(done, &[]).await? {
         let Ok(Json(action)) = row.try_get::<_, Json<Action>>(1) else { continue };
-        if !compares(period, action, row.get(2)) {
+        if !compares(period, row.get(3), action, row.get(2)) {
             continue;
         }
         let (id, figures): (i64, _) = (row.get(0), Figures::of(period, action));
@@ -298,14 +297,17 @@ pub(super) async fn compare(session: &Session, period: &Period) -> Result<(), pg
     Ok(())
 }
 
-/// Ends what was decided more than an hour ago and has had no outcome, as nobody can read it or it waits for more than the
-/// planner knows of: it would be in the way of every other decision. No operator's clock counts, which may jump.
+/// Ends what was decided longer than [`PATIENCE`] ago and cannot be read, as another version wrote it: the planner knows of
+/// everything else that is open. No operator's clock counts, which may jump.
 pub(super) async fn give_up(session: &Session) -> Result<(), pg::Error> {
-    let late = "UPDATE dialog_operator.actions
-                SET ended = clock_timestamp(), outcome = 'Failed',
-                    note = coalesce(note, 'what it needs did not come within an hour')
-                WHERE ended IS NULL AND decided < clock_timestamp() - interval '1 hour'";
-    session.run(late).await
+    let late = "SELECT id, to_jsonb(act) FROM dialog_operator.actions AS act
+                WHERE ended IS NULL AND decided < clock_timestamp() - make_interval(secs => $1)";
+    let rows = session.query(late, &[(&PATIENCE.as_secs_f64(), Type::FLOAT8)]).await?;
+    let note = "this version of the operator cannot read it";
+    for row in rows.iter().filter(|row| row.try_get::<_, Json<Act>>(1).is_err()) {
+        end(session, row.get(0), Outcome::Failed, Some(note)).await?;
+    }
+    Ok(())
 }
 
 /// Notes that an attempt begins: it counts from now on, so that one that nobody lives to see the end of does, too.
@@ -315,9 +317,10 @@ pub(in crate::shards) async fn note_begin(session: &Session, id: i64) -> Result<
     session.query(begun, &[(&id, Type::INT8)]).await.map(drop)
 }
 
-/// Notes why an attempt has failed.
+/// Notes why an attempt has failed, be it one that does not count.
 pub(in crate::shards) async fn note_failure(session: &Session, id: i64, why: &str) -> Result<(), pg::Error> {
-    let failed = "UPDATE dialog_operator.actions SET note = $2 WHERE id = $1 AND ended IS NULL";
+    let failed = "UPDATE dialog_operator.actions SET note = $2, begun = coalesce(begun, clock_timestamp())
+                  WHERE id = $1 AND ended IS NULL";
     session.query(failed, &[(&id, Type::INT8), (&why, Type::TEXT)]).await.map(drop)
 }
 
@@ -358,14 +361,14 @@ pub(in crate::shards) async fn ask(
     session.query(statement, &parameters).await.map(drop)
 }
 
-/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. What an operator
-/// saw whose clock was ahead is not the newest for all the time until then.
+/// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. The coordinator's
+/// clock says when that was: that of an operator may be far ahead, or behind.
 pub(super) async fn before(session: &Session, action: Action) -> Result<Option<Figures>, pg::Error> {
-    let last = "SELECT period, clock_timestamp() FROM dialog_operator.periods
-                WHERE ended <= clock_timestamp() + interval '30 seconds' ORDER BY ended DESC LIMIT 1";
+    let last = "SELECT period, seen, clock_timestamp() FROM dialog_operator.periods ORDER BY seen DESC LIMIT 1";
     let rows = session.query(last, &[]).await?;
     // What another version has written in another form is not known.
-    let read = |row: &tokio_postgres::Row| Some((row.try_get::<_, Json<Period>>(0).ok()?.0, row.get(1)));
-    let period = rows.first().and_then(read).filter(|(period, now)| is_recent(period, *now));
-    Ok(period.map(|(period, _)| Figures::of(&period, action)))
+    let read =
+        |row: &tokio_postgres::Row| Some((row.try_get::<_, Json<Period>>(0).ok()?.0, row.get(1), row.get(2)));
+    let period = rows.first().and_then(read).filter(|(period, seen, now)| is_recent(period, *seen, *now));
+    Ok(period.map(|(period, ..)| Figures::of(&period, action)))
 }

@@ -83,19 +83,22 @@ fn is_listed_if_active(period: &Period, tenant: Tenant) -> bool {
     period.nodes.values().all(|node| node.role != Role::Unavailable && unseen(node) == 0)
 }
 
-/// Whether the figures of `period` are those after an action that ended at `ended`: it is a whole one since, and the nodes
-/// of the action answered, unless they have not for long.
-pub(super) fn compares(period: &Period, action: Action, ended: Timestamp) -> bool {
-    let start = period.end.checked_sub(period.length).unwrap_or(period.end);
+/// Whether the figures of `period`, which was looked at when it was `seen`, are those after an action that ended at `ended`: it
+/// is a whole one since, and the nodes of the action answered, unless they have not for long. Both times are the
+/// coordinator's; what the servers show then is their last whole period, whatever the clock of who looks.
+pub(super) fn compares(period: &Period, seen: Timestamp, action: Action, ended: Timestamp) -> bool {
+    let length = period.length.as_secs().max(1);
+    let start = Timestamp::from_second((seen.as_second().div_euclid(length) - 1) * length).unwrap_or(seen);
     let (source, target) = nodes(action);
     let silent = |group: Group| period.nodes.get(&group).is_some_and(|node| node.role == Role::Unavailable);
     let waited = start.duration_since(ended) > period.length.saturating_mul(PATIENCE);
     ended <= start && (waited || ![source, target].into_iter().flatten().any(silent))
 }
 
-/// Whether `period` tells what was so before something that is done `now`.
-pub(super) fn is_recent(period: &Period, now: Timestamp) -> bool {
-    let since = now.duration_since(period.end);
+/// Whether `period`, which was looked at when it was `seen`, tells what was so before something that is done `now`, by one
+/// clock.
+pub(super) fn is_recent(period: &Period, seen: Timestamp, now: Timestamp) -> bool {
+    let since = now.duration_since(seen);
     since <= period.length.saturating_mul(3).saturating_add(SignedDuration::from_secs(30))
 }
 
@@ -183,13 +186,17 @@ mod tests {
 
     #[test]
     fn figures_after_an_action_wait_for_a_whole_period_and_for_its_nodes() {
-        let mut seen = period(None);
-        assert!(compares(&seen, isolation(), at(0)) && !compares(&seen, isolation(), at(1)));
-        seen.nodes.get_mut(&Group::Worker(1)).unwrap().role = Role::Unavailable;
-        assert!(!compares(&seen, isolation(), at(0)));
-        assert!(compares(&seen, Action::Release { tenant: TENANT }, at(0)));
-        // Not for ever.
-        assert!(!compares(&seen, isolation(), at(-600)) && compares(&seen, isolation(), at(-601)));
-        assert!(is_recent(&seen, at(270)) && !is_recent(&seen, at(271)));
+        // Whose clock is an hour off calls the period by another time.
+        for off in [-3600, 0, 3600] {
+            let mut period = Period { end: at(60 + off), ..period(None) };
+            let compares = |period: &Period, action, ended| compares(period, at(61), action, ended);
+            assert!(compares(&period, isolation(), at(0)) && !compares(&period, isolation(), at(1)));
+            period.nodes.get_mut(&Group::Worker(1)).unwrap().role = Role::Unavailable;
+            assert!(!compares(&period, isolation(), at(0)));
+            assert!(compares(&period, Action::Release { tenant: TENANT }, at(0)));
+            // Not for ever.
+            assert!(!compares(&period, isolation(), at(-600)) && compares(&period, isolation(), at(-601)));
+            assert!(is_recent(&period, at(61), at(271)) && !is_recent(&period, at(61), at(272)));
+        }
     }
 }

@@ -8,7 +8,8 @@ use crate::names::Group;
 use crate::pg::{self, Endpoint, Session};
 use crate::shards::rebalance::Pin;
 
-/// Pins a tenant to a node; `key` is what it is called. One that is pinned already has been since then.
+/// Pins a tenant to a node; `key` is what it is called. One that is pinned already has been since then. What is being done
+/// about it has begun with that: where nothing is cut out, its shard is moved next.
 pub(in crate::shards) async fn pin(
     session: &Session,
     tenant: Tenant,
@@ -19,7 +20,9 @@ pub(in crate::shards) async fn pin(
     let port = i32::from(endpoint.port);
     session
         .query(
-            "INSERT INTO dialog_operator.pins AS known (colocation_id, hash, nodename, nodeport, asked_by, tenant)
+            "WITH begun AS (
+                 UPDATE dialog_operator.actions SET begun = coalesce(begun, clock_timestamp()) WHERE ended IS NULL)
+             INSERT INTO dialog_operator.pins AS known (colocation_id, hash, nodename, nodeport, asked_by, tenant)
              VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (colocation_id, hash) DO UPDATE
              SET nodename = excluded.nodename, nodeport = excluded.nodeport, asked_by = excluded.asked_by,

@@ -24,8 +24,10 @@ COMMENT ON TABLE dialog_operator.heat IS 'What the next decision about load is m
 INSERT INTO dialog_operator.heat (state) VALUES ('{}') ON CONFLICT DO NOTHING;
 CREATE TABLE IF NOT EXISTS dialog_operator.periods (
     ended  timestamptz PRIMARY KEY,
-    period jsonb       NOT NULL
+    period jsonb       NOT NULL,
+    seen   timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE dialog_operator.periods ADD COLUMN IF NOT EXISTS seen timestamptz NOT NULL DEFAULT clock_timestamp();
 COMMENT ON TABLE dialog_operator.periods IS 'The last periods, as they were decided about';
 CREATE TABLE IF NOT EXISTS dialog_operator.sizes (
     hour          timestamptz NOT NULL,
@@ -76,8 +78,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS actions_one_at_a_time ON dialog_operator.actio
 
 /// The tables that [`CREATE`] makes.
 pub(in crate::shards) const TABLES: [&str; 6] = ["heat", "periods", "sizes", "pins", "actions", "strategy"];
-/// The column of the pins that it added last: without it they were made by an earlier version.
-pub(in crate::shards) const LAST_COLUMN: &str = "since";
+/// The column that it added last, with its table: without it they were made by an earlier version.
+pub(in crate::shards) const LAST_COLUMN: [&str; 2] = ["periods", "seen"];
 
 /// What was stored last.
 pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
@@ -85,7 +87,8 @@ pub(super) async fn read(session: &Session) -> Result<State, pg::Error> {
     Ok(rows.first().map(state).unwrap_or_default())
 }
 
-/// What another version has stored in another form is forgotten: a few periods bring it back.
+/// What another version has stored in another form is forgotten. A few periods bring back who is hot; cooldowns, the times that
+/// pinned tenants have been quiet for and what was imagined begin anew.
 fn state(row: &tokio_postgres::Row) -> State {
     row.try_get::<_, Json<State>>(0).map(|state| state.0).unwrap_or_default()
 }
@@ -96,9 +99,6 @@ pub(super) struct Judged {
     pub(super) state: State,
     /// The period, to be recorded.
     pub(super) period: Period,
-    /// Whether shards were being moved or split when it was seen, or only the end of what was decided was still to be noted:
-    /// that is not given up.
-    pub(super) at_work: bool,
     /// What is to be done; it is written down in the same transaction as the decision, so that it is done once.
     pub(super) begun: Option<Begun>,
 }
@@ -120,7 +120,7 @@ pub(super) async fn exchange(
         return Ok(before.heat);
     }
     let open = actions::is_open(session).await?;
-    let Judged { state: mut next, period, at_work, begun } = judge(&before, open);
+    let Judged { state: mut next, period, begun } = judge(&before, open);
     for size in sizes {
         let growth = grow(session, end, size).await?;
         if let Some(shown) = next.heat.sizes.iter_mut().find(|shown| shown.group == size.group) {
@@ -136,12 +136,12 @@ pub(super) async fn exchange(
     session
         .query(
             "INSERT INTO dialog_operator.periods (ended, period) VALUES ($1, $2)
-             ON CONFLICT (ended) DO UPDATE SET period = excluded.period",
+             ON CONFLICT (ended) DO UPDATE SET period = excluded.period, seen = excluded.seen",
             &[(&end, Type::TIMESTAMPTZ), (&Json(&period), Type::JSONB)],
         )
         .await?;
     actions::compare(session, &period).await?;
-    if open && !at_work {
+    if open {
         actions::give_up(session).await?;
     }
     if let Some(begun) = begun {

@@ -10,7 +10,7 @@ use super::{Heat, Refusal, Turn};
 use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, SizeStatus};
 use crate::heat::{Action, Decision, History, Hot, Mode, Period, Reason, Refused, Tenant, TenantLoad};
 use crate::names::Group;
-use crate::shards::rebalance::ShardGroup;
+use crate::shards::rebalance::{Pin, ShardGroup};
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
@@ -40,6 +40,7 @@ pub(super) fn heat(
         end: Some(period.end),
         length: period.length,
         nodes: period.nodes.clone(),
+        pinned: pinned(period),
         hot: hot.iter().map(|hot| speaker.hot(hot)).collect(),
         turned: Vec::new(),
         last: decided.or_else(|| before.last.clone()),
@@ -51,6 +52,15 @@ pub(super) fn heat(
         loads: before.loads.clone(),
         failure: None,
     }
+}
+
+/// What each tenant with a pinned shard spent, on all nodes together.
+fn pinned(period: &Period) -> Vec<(Tenant, u64)> {
+    let spent = |pin: &Pin| {
+        let loads = period.tenants.iter().filter(|load| load.tenant == Tenant::from(pin));
+        (Tenant::from(pin), loads.map(|load| load.cpu).fold(0, u64::saturating_add))
+    };
+    period.pins.iter().map(spent).filter(|(_, cpu)| *cpu > 0).collect()
 }
 
 /// Who became hot, and who has cooled down: one that wavers around the limit does neither. `hot` are those that are hot now.

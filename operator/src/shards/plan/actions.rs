@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use jiff::SignedDuration;
-
 use super::moves::{self, Moves, layout};
 use super::{Draft, by_hand};
 use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Relief, Tenant, TenantLoad};
 use crate::names::Group;
-use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
+use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome, PATIENCE};
 use crate::shards::heat::is_underway;
 use crate::shards::preflight;
 use crate::shards::rebalance::{Cause, Layout, Move, MovePlan, Pin, Role, ShardGroup, Strategy};
@@ -18,8 +16,8 @@ use crate::shards::world::World;
 /// Attempts that are begun before an action is given up, whether they failed or whoever began them was gone before their
 /// end.
 const MOST_ATTEMPTS: i32 = 3;
-/// What waits for longer than this since it was decided is given up: everything else waits for it.
-const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
+/// Why what keeps nobody from harming others is dropped.
+const URGENT: &str = "a tenant is hot, and comes first";
 
 /// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
 /// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
@@ -42,9 +40,9 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         .map(|group| (Tenant { colocation_id: group.colocation_id, hash: group.range.min }, group))
         .collect();
     pins.retain(|pin| alone.contains_key(&pin.into()));
-    let loads = world.observed.heat.as_ref().map(|heat| &heat.nodes);
+    let heat = world.observed.heat.as_ref();
     let nodes = layout.nodes.iter().map(|(group, node)| {
-        let known = loads.and_then(|loads| loads.get(group)).copied();
+        let known = heat.and_then(|heat| heat.nodes.get(group)).copied();
         let load = known.unwrap_or(NodeLoad {
             role: node.role,
             queries: 0,
@@ -57,12 +55,13 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         });
         (*group, NodeLoad { role: node.role, free_bytes: node.free_bytes, ..load })
     });
+    let spent: BTreeMap<Tenant, u64> = heat.iter().flat_map(|heat| heat.pinned.iter().copied()).collect();
     let tenants = alone.iter().map(|(tenant, group)| TenantLoad {
         tenant: *tenant,
         node: group.node,
         queries: 0,
         writes: 0,
-        cpu: 0,
+        cpu: spent.get(tenant).copied().unwrap_or(0),
         shard_bytes: group.bytes,
         alone: true,
     });
@@ -98,8 +97,8 @@ fn written(world: &World<'_>) -> Vec<Pin> {
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
     let kept = &world.observed.kept;
-    let is_spread = |act: &Act| matches!(act.action, Action::Spread { .. });
-    if kept.open().is_none_or(is_spread) && is_urgent(world) {
+    let is_routine = |act: &Act| matches!(act.action, Action::Spread { .. } | Action::Split { .. });
+    if kept.open().is_none_or(is_routine) && is_urgent(world) {
         draft.hold_moves = true;
         draft.wait("a hot tenant is to be isolated: no other move of shards begins before that");
     }
@@ -164,15 +163,6 @@ fn is_urgent(world: &World<'_>) -> bool {
     acts && alone && heat.is_some_and(|heat| heat.urgent)
 }
 
-/// Whether what was decided is done, or will not be, and only its end is still to be noted.
-pub(in crate::shards) fn is_over(world: &World<'_>) -> bool {
-    let over = |act| {
-        let moves = moves::decide(world, super::wanted_are_registered(world));
-        matches!(next(world, &layout(world), &written(world), act, &moves), Next::End(..))
-    };
-    world.observed.kept.open().is_some_and(over)
-}
-
 /// What could be done now to even out load.
 pub(in crate::shards) fn relief(world: &World<'_>) -> Relief {
     let moves = moves::decide(world, super::wanted_are_registered(world));
@@ -202,20 +192,35 @@ enum Next {
 }
 
 fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &Moves) -> Next {
+    // Nothing can begin while shards are moved or split, or servers are updated.
+    let held_up = is_underway(world) || world.wanted.rebalance.hold;
     let late = || {
-        let over = act.decided.checked_add(PATIENCE).ok();
-        !is_underway(world) && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
+        let over = act.begun.unwrap_or(act.decided).checked_add(PATIENCE).ok();
+        !held_up && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
     };
     let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
-    match left(world, layout, written, act, moves) {
-        Next::Wait(why) if late() => given_up(&why),
-        // What keeps writers waiting is short, and is tried again without end where there is no other way.
-        Next::Split(split) if (split.blocking || act.attempts == 0) && late() => {
-            given_up(act.note.as_deref().unwrap_or("nobody has begun it"))
+    match (left(world, layout, written, act, moves), act.note.as_deref()) {
+        (Next::Wait(why), _) if late() => given_up(&why),
+        // What counts as no attempt is tried for an hour. What has never failed has only waited for others, and begins.
+        (Next::Split(split), Some(why)) if (split.blocking || act.attempts == 0) && late() => given_up(why),
+        (Next::Move, _) if late() && !may_move(world, act, moves) => {
+            given_up("what is to be moved was not, see the condition Balanced")
         }
-        Next::Move if late() => given_up("what is to be moved was not, see the condition Balanced"),
-        next => next,
+        (next, _) => next,
     }
+}
+
+/// Whether one of the moves that do it may begin now.
+fn may_move(world: &World<'_>, act: &Act, moves: &Moves) -> bool {
+    let its = |next: &&Move| match act.action.tenant() {
+        Some(tenant) => next.colocation_id == tenant.colocation_id && next.range.contains(tenant.hash),
+        None => next.cause == Cause::Balance,
+    };
+    let able = |next: &Move| {
+        let step = Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to };
+        !world.observed.deferred.contains(&step) && preflight::checks(world, next).is_empty()
+    };
+    moves.unmeasured.is_empty() && moves.open.moves.iter().filter(its).any(able)
 }
 
 /// What is left of it, however long it has taken.
@@ -278,6 +283,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
             if !allowed {
                 return dropped(forbidden);
             }
+            if world.catalog().is_some_and(|catalog| catalog.splits.is_empty()) && is_urgent(world) {
+                return dropped(URGENT);
+            }
             if world.wanted.rebalance.gate.is_outside_windows() && !is_underway(world) {
                 return dropped("no window is open any more: it is decided anew in the next");
             }
@@ -291,7 +299,7 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
             dropped("spec.sharding.rebalance.strategy is not ByLoad any more")
         }
         Action::Spread { .. } if moves.running.is_empty() && is_urgent(world) => {
-            dropped("a tenant is hot, and comes first")
+            dropped(URGENT)
         }
         Action::Spread { .. } => spread(moves),
         Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),

@@ -55,6 +55,7 @@ fn a_hot_tenant_is_named_with_what_follows() {
     let who = "hot: dialog 7 (52 % of worker-0)";
     let lasting = || Heat { last: Some(decided(8)), ..hot(5) };
     let too_hot = || vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    let filled = || vec![Refusal { reason: Reason::Indivisible, message: "full".to_owned() }];
     let busy = || vec![Refusal { reason: Reason::NotByLoad, message: "too much".to_owned() }];
     for (heat, expected) in [
         (Heat::default(), ("False", "NoneHot", String::from("no tenant takes a large part of its worker"))),
@@ -66,6 +67,11 @@ fn a_hot_tenant_is_named_with_what_follows() {
             ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
         ),
         (Heat { refused: too_hot(), ..hot(3) }, ("True", "NothingHelps", format!("{who}; it stays"))),
+        (
+            Heat { refused: filled(), cooling_until: Some(at(70)), ..lasting() },
+            ("True", "CoolingDown", format!("{who}; nothing more is done before {}", at(70))),
+        ),
+        (Heat { hot: Vec::new(), refused: filled(), ..hot(3) }, ("True", "NothingHelps", "full".to_owned())),
         (Heat { hot: Vec::new(), refused: busy(), ..hot(3) }, ("True", "WorkerBusy", "too much".to_owned())),
         (Heat { refused: busy(), ..hot(2) }, ("True", "WorkerBusy", format!("{who}; too much"))),
         (
@@ -189,4 +195,32 @@ fn what_has_failed_is_told_for_a_cooldown_whatever_the_clock_of_who_looks() {
             assert_eq!(finding.reason, reason, "{ahead}: {}", finding.message);
         }
     }
+}
+
+#[test]
+fn what_has_failed_hides_nobody_who_is_hot() {
+    let spec = json!({"workers": {"count": 1}, "sharding": {"hotTenants": {"mode": "Isolate"}}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let say = |action: serde_json::Value| {
+        let failed = json!({
+            "id": 1, "decided": at(0), "begun": at(1), "ended": at(2), "tenant": null, "asked_by": "policy", "why": "it was to be",
+            "action": action, "attempts": 3, "outcome": "Failed", "note": "no answer", "before": null, "after": null,
+        });
+        let mut observed = at_rest();
+        observed.kept.acts = vec![serde_json::from_value(failed).unwrap()];
+        observed.kept.now = Some(at(10));
+        observed.heat = Some(Heat { cooling_until: Some(at(60)), ..hot(5) });
+        let findings = plan(&wanted, &topology(), &observed).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (finding.reason, finding.message)
+    };
+    let who = "hot: dialog 7 (52 % of worker-0)";
+    let split = json!({
+        "kind": "Split", "colocationId": 1, "shardId": 7, "from": "worker-0", "at": 5, "to": ["worker-1", "worker-2"],
+    });
+    assert_eq!(say(split), ("CoolingDown", format!("{who}; nothing more is done before {}", at(60))));
+    let isolation = json!({
+        "kind": "Isolate", "tenant": {"colocationId": 1, "hash": 7}, "from": "worker-0", "to": "worker-1", "rest": null,
+    });
+    assert_eq!(say(isolation), ("ActionFailed", format!("{who}; it was to be; it could not be done: no answer")));
 }

@@ -93,6 +93,22 @@ fn with(acts: Vec<Act>) -> Observed {
     Observed { kept: Kept { acts, ..Kept::default() }, ..observed() }
 }
 
+/// The split of the shard that the tenant is in.
+fn running_split() -> RunningSplit {
+    RunningSplit {
+        pid: 7,
+        application: format!("dialog-operator: {}1047 worker-2", Split::PURPOSE),
+        shard_id: 1047,
+        from: Group::Worker(2),
+        since: "2026-01-05T09:00:01Z".parse().unwrap(),
+        nodes: vec![Group::Worker(2)],
+        phase: "Copying Data",
+        progress: Vec::new(),
+        errors: 0,
+        waits: false,
+    }
+}
+
 /// Puts the tenant's hash alone on a node, as a split leaves it.
 fn cut_out(observed: &mut Observed, group_id: i32) {
     let placements = &mut catalog(observed).placements;
@@ -267,6 +283,32 @@ fn what_is_split_for_its_size_is_begun_in_a_window_and_asks_for_no_other_word() 
 }
 
 #[test]
+fn a_split_for_size_that_is_not_under_way_makes_way_for_a_hot_tenant() {
+    let to = [Group::Worker(0), Group::Worker(1)];
+    let split = Action::Split { colocation_id: 1, shard_id: 1047, from: Group::Worker(2), at: 4749, to };
+    let first = Step::EndAction { id: 5, outcome: Outcome::Dropped, note: Some(URGENT.to_owned()) };
+    let ends = |observed: &Observed| planned(observed, 3).steps.contains(&first);
+    let urgent = |act: Act| {
+        let mut observed = with(vec![act]);
+        facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 24 << 30);
+        observed.heat = Some(Heat { urgent: true, ..Heat::default() });
+        observed
+    };
+    // It needs a slot that is not there, or its last attempt has failed.
+    let mut waiting = urgent(act(split));
+    facts(&mut waiting, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    let failed = urgent(Act { attempts: 1, note: Some("no answer".to_owned()), ..act(split) });
+    assert!(ends(&waiting) && ends(&failed));
+    waiting.heat = None;
+    assert!(!ends(&waiting));
+    let mut running = failed;
+    catalog(&mut running).splits = vec![running_split()];
+    assert!(!ends(&running), "it is being made");
+    // What is asked for a tenant's sake does not make way.
+    assert!(!ends(&urgent(isolation(TENANT.hash))));
+}
+
+#[test]
 fn what_is_large_is_cut_while_people_write_and_never_with_a_part_on_its_node() {
     let mut observed = with(vec![isolation(4750)]);
     facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
@@ -344,20 +386,10 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
     assert!(reason == "ActionWaits" && message.contains("background job 4"), "{message}");
     // While it is split itself it does not wait.
     catalog(&mut observed).foreign.clear();
-    let application = format!("dialog-operator: {}1047 worker-2", Split::PURPOSE);
-    catalog(&mut observed).operations = vec![Operation { pid: 7, application: application.clone() }];
-    catalog(&mut observed).splits = vec![RunningSplit {
-        pid: 7,
-        application,
-        shard_id: 1047,
-        from: Group::Worker(2),
-        since: "2026-01-05T09:00:01Z".parse().unwrap(),
-        nodes: vec![Group::Worker(2)],
-        phase: "Copying Data",
-        progress: Vec::new(),
-        errors: 0,
-        waits: false,
-    }];
+    let split = running_split();
+    let application = split.application.clone();
+    catalog(&mut observed).operations = vec![Operation { pid: split.pid, application }];
+    catalog(&mut observed).splits = vec![split];
     assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
 }
 
@@ -425,6 +457,36 @@ fn pins_are_retargeted_before_their_node_is_drained() {
     assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));
     let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
     assert!(said.contains(&format!("pin dialog seven to {}, as worker-2 leaves", next.node)), "{said:?}");
+}
+
+#[test]
+fn who_is_pinned_goes_where_there_is_time_for_what_it_does() {
+    let mut observed = observed();
+    cut_out(&mut observed, 3);
+    observed.kept.pins = vec![pin(Group::Worker(2))];
+    let node = |cpu| NodeLoad {
+        role: Role::Shared,
+        queries: 0,
+        writes: 0,
+        cpu,
+        cpu_limit: 100,
+        free_bytes: None,
+        unseen: 0,
+        unlisted: 0,
+    };
+    let nodes = BTreeMap::from([(Group::Worker(0), node(75)), (Group::Worker(1), node(10))]);
+    let wanted = Wanted { dedicated: 1, ..wanted(2) };
+    // The dedicated worker comes first, if it can bear it.
+    for (cpu, expected) in [(5, Group::Worker(0)), (50, Group::Worker(1))] {
+        let pinned = vec![(TENANT, cpu)];
+        observed.heat = Some(Heat { nodes: nodes.clone(), pinned, ..Heat::default() });
+        let (steps, _) = steps(&observed, &wanted);
+        let retargeted = steps.iter().find_map(|step| match step {
+            Step::Retarget { pin, .. } => Some(pin.node),
+            _ => None,
+        });
+        assert_eq!(retargeted, Some(expected), "{cpu}: {steps:?}");
+    }
 }
 
 #[test]
@@ -590,6 +652,49 @@ fn what_waits_for_an_hour_is_given_up_in_every_mode() {
     // While shards move it may be these that it waits for.
     catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
     assert!(!given_up(&waiting, &off));
+}
+
+#[test]
+fn what_has_waited_for_others_alone_begins_however_long_that_took() {
+    let late = |act: Act, now: &str| {
+        let mut observed = with(vec![act]);
+        observed.kept.now = Some(now.parse().unwrap());
+        observed
+    };
+    let kinds = |observed: &Observed, wanted: &Wanted| {
+        steps(observed, wanted).0.iter().map(Step::kind).collect::<Vec<_>>()
+    };
+    let mut held_up = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
+    catalog(&mut held_up).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(kinds(&held_up, &wanted(3)).is_empty());
+    catalog(&mut held_up).foreign.clear();
+    assert_eq!(kinds(&held_up, &wanted(3)), ["SplitShard"]);
+    let updated = Wanted { rebalance: Rebalance { hold: true, ..wanted(3).rebalance }, ..wanted(3) };
+    assert!(kinds(&held_up, &updated).is_empty(), "servers are updated");
+
+    // The hour of what fails and counts as no attempt begins with its first failure.
+    let begun = Some("2026-01-05T10:10:00Z".parse().unwrap());
+    let failed = Act { begun, note: Some("lock timeout".to_owned()), ..isolation(TENANT.hash) };
+    for (now, expected) in [("2026-01-05T11:09:00Z", "SplitShard"), ("2026-01-05T11:11:00Z", "EndAction")] {
+        assert_eq!(kinds(&late(failed.clone(), now), &wanted(3)), [expected], "{now}");
+    }
+
+    // So does a move, unless something else is in its way.
+    let mut moved = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
+    cut_out(&mut moved, 3);
+    moved.kept.pins = vec![pin(Group::Worker(0))];
+    let back = Step::MoveShard { shard_id: 3001, from: Group::Worker(2), to: Group::Worker(0) };
+    assert_eq!(steps(&moved, &wanted(3)).0, std::slice::from_ref(&back));
+    let is_given_up = |observed: &Observed| {
+        let failed = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Failed, .. });
+        steps(observed, &wanted(3)).0.iter().any(failed)
+    };
+    moved.deferred = vec![back];
+    assert!(is_given_up(&moved), "it failed");
+    moved.deferred.clear();
+    facts(&mut moved, Group::Worker(0)).resources.as_mut().unwrap().free_slots = 0;
+    facts(&mut moved, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    assert!(is_given_up(&moved), "it has no slot");
 }
 
 #[test]

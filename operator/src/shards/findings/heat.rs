@@ -10,6 +10,7 @@ use crate::shards::heat::actions::{Act, Outcome};
 use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::Draft;
 use crate::shards::step::Step;
+use crate::shards::wanted::Watch;
 use crate::shards::world::{Support, World};
 
 /// The reason while somebody is hot and nothing follows yet.
@@ -81,19 +82,9 @@ fn of_load(world: &World<'_>) -> Finding {
     if let Some(decided) = decided.filter(|_| !acts) {
         return finding(Holds::True, "WouldAct", decided.message.clone());
     }
-    // It is told for a cooldown. Who is hot waits for nothing of it but an isolation.
-    let recent = |act: &&Act| {
-        let over = act.decided.checked_add(watch.policy.cooldown).ok();
-        world.observed.kept.now.zip(over).is_some_and(|(now, over)| now < over)
-    };
-    // What was asked for by hand is told of with the pins.
-    let last = world.observed.kept.acts.iter().rev().find(|act| act.ended.is_some());
-    if let Some(act) = last
-        .filter(|act| !act.is_by_hand())
-        .filter(recent)
-        .filter(|act| acts && act.outcome == Some(Outcome::Failed))
-        .filter(|act| names.is_empty() || matches!(act.action, Action::Isolate { .. }))
-    {
+    // Who is hot waits for nothing of what failed but an isolation.
+    let counts = |act: &&Act| names.is_empty() || matches!(act.action, Action::Isolate { .. });
+    if let Some(act) = just_failed(world, watch).filter(counts).filter(|_| acts) {
         let note = act.note.as_deref().unwrap_or("nobody knows why");
         let message = after_who(&format!("{}; it could not be done: {note}", act.why));
         return finding(Holds::True, "ActionFailed", message);
@@ -139,6 +130,14 @@ fn of_load(world: &World<'_>) -> Finding {
         }
         (None, None) => finding(Holds::True, NOTICED, who),
     }
+}
+
+/// The last action, if it has failed: that is told for a cooldown. What was asked for by hand is told of with the pins.
+fn just_failed<'a>(world: &'a World<'_>, watch: &Watch) -> Option<&'a Act> {
+    let last = world.observed.kept.acts.iter().rev().find(|act| act.ended.is_some())?;
+    let over = last.decided.checked_add(watch.policy.cooldown).ok();
+    let recent = world.observed.kept.now.zip(over).is_some_and(|(now, over)| now < over);
+    (recent && !last.is_by_hand() && last.outcome == Some(Outcome::Failed)).then_some(last)
 }
 
 /// Who moves or splits shards, or makes new ones.

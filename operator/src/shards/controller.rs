@@ -1,6 +1,6 @@
 //! The controller's connection to Kubernetes: what it reads there, what it writes, and what it remembers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -155,15 +155,25 @@ impl Controller {
         stalls
     }
 
-    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, and which of which plan it is.
-    async fn tell(&self, cluster: &DialogCluster, what: &'static str, step: &Step, place: Option<Place>) {
+    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, which of which plan it is, and the `figures` of
+    /// one that took long.
+    async fn tell(
+        &self,
+        cluster: &DialogCluster,
+        what: &'static str,
+        step: &Step,
+        place: Option<Place>,
+        figures: Option<String>,
+    ) {
         let (plan, number) = place.map(|Place { hash, number }| (hash, number)).unzip();
         info!(
-            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, "{what}"
+            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, figures,
+            "{what}"
         );
         let place = plan.zip(number).map(|(plan, number)| format!(" (move {number} of plan {plan})"));
-        let place = place.unwrap_or_default();
-        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
+        let figures = figures.map(|figures| format!(": {figures}")).unwrap_or_default();
+        let more = place.unwrap_or_default() + &figures;
+        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &more).await;
     }
 
     /// Makes known what was begun of `plans`, the newest first.
@@ -176,7 +186,7 @@ impl Controller {
     ) {
         for step in begun {
             let place = self.memory(key, |memory| memory.begin(step, plans));
-            self.tell(cluster, "begun", step, place).await;
+            self.tell(cluster, "begun", step, place, None).await;
         }
     }
 
@@ -211,18 +221,22 @@ impl Controller {
         self.publish(cluster, EventType::Warning, "StepFailed", &what, &format!(": {error}")).await;
     }
 
-    /// Says in log, Events and metrics what a round has done of `plans`, and what it has not.
+    /// Says in log, Events and metrics what a round has done of `plans`, how long what was long has `lasted`, and what it has not
+    /// done.
     async fn account(
         &self,
         cluster: &DialogCluster,
         key: &ObjectRef<DialogCluster>,
         round: &Round,
         plans: &[&MovePlan],
+        lasted: &BTreeMap<Step, Duration>,
     ) {
+        let sizes = round.observed.sizes();
         for step in &round.performed {
             self.context.metrics.shards.step(step, true);
             let place = self.memory(key, |memory| memory.end(step, plans));
-            self.tell(cluster, "done", step, place).await;
+            let figures = lasted.get(step).map(|lasted| step.figures(&sizes, *lasted));
+            self.tell(cluster, "done", step, place, figures).await;
         }
         for (step, error) in &round.partly {
             self.postpone(key, step, error);
@@ -330,10 +344,13 @@ impl Reconciler for Controller {
         };
         let unchanged = self.unchanged(cluster);
         let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };
-        let mut done = Vec::new();
-        for (step, result) in ended {
+        let (mut done, mut lasted) = (Vec::new(), BTreeMap::new());
+        for (step, result, time) in ended {
             match result {
-                Ok(Carried::Out) => done.push(step),
+                Ok(Carried::Out) => {
+                    lasted.insert(step.clone(), time);
+                    done.push(step);
+                }
                 Ok(Carried::Needless) => {
                     self.memory(&key, |memory| memory.end(&step, &[]));
                     debug!(cluster = %key, %step, "not asked for any more");
@@ -380,7 +397,7 @@ impl Reconciler for Controller {
         let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
         // What is told to have ended has begun before.
         self.tell_begun(cluster, &key, &jobs.begun(), &plans).await;
-        self.account(cluster, &key, &round, &plans).await;
+        self.account(cluster, &key, &round, &plans, &lasted).await;
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),

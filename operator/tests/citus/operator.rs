@@ -142,7 +142,7 @@ impl Operator {
 
     /// Takes over what has come of long steps.
     pub fn take_results(&mut self) {
-        for (step, ended) in self.jobs.ended() {
+        for (step, ended, _) in self.jobs.ended() {
             match ended {
                 Ok(Carried::Out) => self.done.push(step),
                 Ok(Carried::Needless | Carried::Held(_)) => {}

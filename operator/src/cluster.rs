@@ -90,13 +90,14 @@ impl Controller {
         observed: &Observed,
         certificates: &Certificates,
         moving: &BTreeSet<Group>,
+        is_behind: bool,
         now: Timestamp,
     ) -> Result<Step, Error> {
         retire::forget(&self.context, target, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
         let step = act::next(target, observed, moving, now);
-        let step = act::act(&self.context, target, observed, certificates, step, now).await?;
+        let step = act::act(&self.context, target, observed, certificates, step, is_behind, now).await?;
         // Nothing else is held up by a group that cannot leave yet.
         let topology = Topology::of_services(&target.names);
         match retire::step(&self.context, target, observed, topology).await? {
@@ -149,7 +150,8 @@ impl Controller {
         let changed = if cluster.spec.paused {
             Ok(act::next(&target, &observed, &moving, now))
         } else {
-            self.change(&target, &observed, &certificates, &moving, now).await
+            let is_behind = rollout::is_behind(cluster.status.as_ref());
+            self.change(&target, &observed, &certificates, &moving, is_behind, now).await
         };
         let mut problems = problems::problems(cluster, &target, &observed, now);
         let (step, failure) = match changed {

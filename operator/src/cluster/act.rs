@@ -43,7 +43,8 @@ pub fn next(target: &Target, observed: &Observed, moving: &BTreeSet<Group>, now:
     rollout::next(&groups, moving, now)
 }
 
-/// Brings Patroni's dynamic configuration up to date, or else takes the step. Returns what is under way.
+/// Brings Patroni's dynamic configuration up to date, or else takes the step; where there is none and a server is behind what
+/// is declared nevertheless ([`rollout::is_behind`]), has Patroni look again. Returns what is under way.
 ///
 /// # Errors
 /// If Kubernetes or Patroni refuses.
@@ -53,6 +54,7 @@ pub async fn act(
     observed: &Observed,
     certificates: &Certificates,
     step: Step,
+    is_behind: bool,
     now: Timestamp,
 ) -> Result<Step, Error> {
     let names = &target.names;
@@ -84,6 +86,10 @@ pub async fn act(
     if changed || step == Step::Nothing && observed.groups.values().any(|group| is_new(group.configured, now))
     {
         return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
+    }
+    if step == Step::Nothing && is_behind {
+        reload(&patroni, target, observed).await?;
+        return Ok(Step::Wait("Patroni to look again what a restart is needed for".to_owned()));
     }
     if let Step::Restart { group, pod, parameters } = &step {
         let instance = address(names, *group, pod);
@@ -148,6 +154,22 @@ fn is_new(configured: Option<Timestamp>, now: Timestamp) -> bool {
 fn restarted_since(started: Option<Timestamp>, configured: Option<Timestamp>) -> bool {
     let (Some(started), Some(configured)) = (started, configured) else { return false };
     started.duration_since(configured) > APART
+}
+
+/// Has every primary that serves read its configuration anew. What somebody wrote on the volume of a standby is taken back when
+/// that is primary: until then nothing would come of it but a restart in vain.
+async fn reload(patroni: &Client, target: &Target, observed: &Observed) -> Result<(), Error> {
+    let mut instances = Vec::new();
+    for (&group, there) in &observed.groups {
+        let serving = there.primary().filter(|primary| primary.is_ready);
+        instances.extend(serving.map(|primary| address(&target.names, group, &primary.pod)));
+    }
+    let results: Vec<Result<(), Error>> = stream::iter(instances)
+        .map(|instance| async move { patroni.reload(&instance).await })
+        .buffer_unordered(PARALLEL)
+        .collect()
+        .await;
+    results.into_iter().collect()
 }
 
 /// Sends to each group what its dynamic configuration lacks; says whether there was anything.

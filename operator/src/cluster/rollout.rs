@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::instance::{Change, Instance};
 use super::observe::ObservedGroup;
 use crate::api::DialogClusterStatus;
-use crate::condition::{self, BALANCED};
+use crate::condition::{self, BALANCED, Holds, WAL_LEVEL_LOGICAL};
 use crate::names::Group;
 
 /// An instance that is out of date and not ready for this long is taken for stuck.
@@ -113,6 +113,16 @@ pub fn moving(status: Option<&DialogClusterStatus>) -> BTreeSet<Group> {
     let ends: BTreeSet<Group> = moves.chain(splits.map(|group| Group::parse(group))).flatten().collect();
     let coordinator = (!ends.is_empty()).then_some(Group::Coordinator);
     ends.into_iter().chain(coordinator).collect()
+}
+
+/// Whether a server was found at another `wal_level` than the declared one, by what is known of the databases. Where the
+/// declaration is right and no instance says that it waits for a restart, Patroni has to look again: it does so when its
+/// configuration changes, and a value that somebody had written by `ALTER SYSTEM` and that was taken back after that is one
+/// of which it does not know.
+#[must_use]
+pub fn is_behind(status: Option<&DialogClusterStatus>) -> bool {
+    let found = status.and_then(|status| condition::find(&status.conditions, WAL_LEVEL_LOGICAL));
+    found.is_some_and(|found| found.status == Holds::False.as_str())
 }
 
 /// The next step for groups, each with the instances that are asked for; nothing that works is touched in the groups that

@@ -1,6 +1,6 @@
 //! The controller's connection to Kubernetes: what it reads there, what it writes, and what it remembers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -155,15 +155,25 @@ impl Controller {
         stalls
     }
 
-    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, and which of which plan it is.
-    async fn tell(&self, cluster: &DialogCluster, what: &'static str, step: &Step, place: Option<Place>) {
+    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, which of which plan it is, and the `figures` of
+    /// one that took long.
+    async fn tell(
+        &self,
+        cluster: &DialogCluster,
+        what: &'static str,
+        step: &Step,
+        place: Option<Place>,
+        figures: Option<String>,
+    ) {
         let (plan, number) = place.map(|Place { hash, number }| (hash, number)).unzip();
         info!(
-            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, "{what}"
+            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, figures,
+            "{what}"
         );
         let place = plan.zip(number).map(|(plan, number)| format!(" (move {number} of plan {plan})"));
-        let place = place.unwrap_or_default();
-        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &place).await;
+        let figures = figures.map(|figures| format!(": {figures}")).unwrap_or_default();
+        let more = place.unwrap_or_default() + &figures;
+        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &more).await;
     }
 
     /// Makes known what was begun of `plan`.
@@ -176,7 +186,7 @@ impl Controller {
     ) {
         for step in begun {
             let place = self.memory(key, |memory| memory.begin(step, plan));
-            self.tell(cluster, "begun", step, place).await;
+            self.tell(cluster, "begun", step, place, None).await;
         }
     }
 
@@ -209,18 +219,22 @@ impl Controller {
         self.publish(cluster, EventType::Warning, "StepFailed", &what, &format!(": {error}")).await;
     }
 
-    /// Says in log, Events and metrics what a round has done of `plans`, and what it has not.
+    /// Says in log, Events and metrics what a round has done of `plans`, how long what was long has `lasted`, and what it has not
+    /// done.
     async fn account(
         &self,
         cluster: &DialogCluster,
         key: &ObjectRef<DialogCluster>,
         round: &Round,
         plans: &[&MovePlan],
+        lasted: &BTreeMap<Step, Duration>,
     ) {
+        let sizes = round.observed.sizes();
         for step in &round.performed {
             self.context.metrics.shards.step(step, true);
             let place = self.memory(key, |memory| memory.end(step, plans));
-            self.tell(cluster, "done", step, place).await;
+            let figures = lasted.get(step).map(|lasted| step.figures(&sizes, *lasted));
+            self.tell(cluster, "done", step, place, figures).await;
         }
         for (step, error) in &round.partly {
             self.postpone(key, step, error);
@@ -334,6 +348,8 @@ impl Reconciler for Controller {
         let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };
         let last = self.memory(&key, |memory| memory.last.clone());
         let heat = self.watch(cluster, &key, &wanted, &sessions).await;
+        let (done, lasted): (Vec<Step>, BTreeMap<Step, Duration>) =
+            done.into_iter().map(|(step, lasted)| (step.clone(), (step, lasted))).unzip();
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
@@ -363,7 +379,7 @@ impl Reconciler for Controller {
         round.performed.extend(done);
         let held = round.held_plan();
         let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
-        self.account(cluster, &key, &round, &plans).await;
+        self.account(cluster, &key, &round, &plans, &lasted).await;
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),

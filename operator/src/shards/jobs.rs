@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
@@ -87,7 +88,7 @@ struct State {
 
 struct UnderWay {
     step: Step,
-    task: JoinHandle<Ended>,
+    task: JoinHandle<(Ended, Duration)>,
 }
 
 impl Jobs {
@@ -118,9 +119,9 @@ impl Jobs {
     }
 
     /// Carries out `step`, and has the next moves begin.
-    fn run(self, job: Job, sessions: Sessions, step: Step) -> BoxFuture<'static, Ended> {
+    fn run(self, job: Job, sessions: Sessions, step: Step) -> BoxFuture<'static, (Ended, Duration)> {
         async move {
-            let wake = Arc::clone(&job.wake);
+            let (wake, begun) = (Arc::clone(&job.wake), Instant::now());
             let ended = match job.now().await {
                 Some(job) => {
                     let begins = || self.state().begun.push(step.clone());
@@ -128,6 +129,7 @@ impl Jobs {
                 }
                 None => Ok(Carried::Needless),
             };
+            let lasted = begun.elapsed();
             if step.hold() == Hold::Shared && matches!(ended, Ok(Carried::Out)) {
                 // What was asked for may have changed while it was carried out.
                 let newest = self.state().job.clone();
@@ -139,7 +141,7 @@ impl Jobs {
                 }
             }
             wake();
-            ended
+            (ended, lasted)
         }
         .boxed()
     }
@@ -162,25 +164,27 @@ impl Jobs {
         std::mem::take(&mut self.state().begun)
     }
 
-    /// Takes the results of the steps that have ended, in the order in which they began. One that has failed is put off until
-    /// the next round says how long: what follows another step meanwhile does not begin with it.
+    /// Takes the results of the steps that have ended, in the order in which they began, and how long each lasted. One that has
+    /// failed is put off until the next round says how long: what follows another step meanwhile does not begin with it.
     #[must_use]
-    pub fn ended(&self) -> Vec<(Step, Ended)> {
+    pub fn ended(&self) -> Vec<(Step, Ended, Duration)> {
         let mut state = self.state();
         let (over, under_way): (Vec<_>, Vec<_>) =
             std::mem::take(&mut state.under_way).into_iter().partition(|one| one.task.is_finished());
         state.under_way = under_way;
         let result = |one: UnderWay| {
-            let ended = match one.task.now_or_never()? {
+            let (ended, lasted) = match one.task.now_or_never()? {
                 Ok(ended) => ended,
                 // It is put off like any other that fails.
-                Err(panic) => Err(act::Error::Moved(format!("the operator has a bug: {panic}"))),
+                Err(panic) => {
+                    (Err(act::Error::Moved(format!("the operator has a bug: {panic}"))), Duration::ZERO)
+                }
             };
-            Some((one.step, ended))
+            Some((one.step, ended, lasted))
         };
-        let results: Vec<(Step, Ended)> = over.into_iter().filter_map(result).collect();
+        let results: Vec<(Step, Ended, Duration)> = over.into_iter().filter_map(result).collect();
         if let Some(job) = &mut state.job {
-            for (step, ended) in &results {
+            for (step, ended, _) in &results {
                 if let Err(error) = ended {
                     job.handover.put_off(step, error);
                 }
@@ -197,8 +201,6 @@ impl Jobs {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::future::ready;
 
     use super::*;
@@ -236,7 +238,7 @@ mod tests {
             }
         });
         let ended = ended.await.expect("a port at which nobody listens answers at once");
-        assert!(matches!(&ended[..], [(one, Err(_))] if *one == step), "{ended:?}");
+        assert!(matches!(&ended[..], [(one, Err(_), _)] if *one == step), "{ended:?}");
         // Another one has ended, and this would be next: the round that has its result has not come to its end.
         jobs.start(std::slice::from_ref(&step));
         assert!(!jobs.has(&step), "it has just failed");

@@ -92,8 +92,8 @@ impl Default for Memory {
 /// What has come of the steps that take long and have ended.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// Those that were done, in the order in which they began.
-    pub done: Vec<Step>,
+    /// Those that were done, in the order in which they began, and how long each lasted.
+    pub done: Vec<(Step, Duration)>,
     /// Those that have failed and are put off, why, and how often they have by now.
     pub failed: Vec<(Step, act::Error, u32)>,
 }
@@ -139,10 +139,10 @@ impl Memory {
     /// Takes what has come of the long steps that have ended.
     pub fn take_results(&mut self) -> Results {
         let mut results = Results::default();
-        for (step, ended) in self.jobs.ended() {
+        for (step, ended, lasted) in self.jobs.ended() {
             self.locked = None;
             match ended {
-                Ok(Carried::Out) => results.done.push(step),
+                Ok(Carried::Out) => results.done.push((step, lasted)),
                 Ok(Carried::Needless) => debug!(%step, "not asked for any more"),
                 Ok(Carried::Held(holder)) => {
                     debug!(%step, %holder, "put off");

@@ -24,6 +24,7 @@ pub mod windows;
 
 pub use rest::Overtaken;
 pub use state::BASE_BYTES;
+pub(super) use table::Bytes;
 
 /// What is where, and where it may go. The order of the lists has no meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,6 +26,7 @@ mod in_a_row;
 mod in_use;
 mod isolation;
 mod journey;
+mod killed;
 mod killer;
 mod large;
 mod leftovers;

@@ -148,7 +148,7 @@ impl Operator {
             let place = self.memory.begin(&step, plan.as_ref());
             self.begun.push((step, place));
         }
-        self.done.extend(done);
+        self.done.extend(done.into_iter().map(|(step, _)| step));
         for (step, error, _) in failed {
             println!("could not {step}: {error}");
             self.failed.push(step);

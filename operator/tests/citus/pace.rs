@@ -9,7 +9,7 @@ use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
 use dialog_operator::shards::jobs::Present;
 use dialog_operator::shards::observed::RunningMove;
-use dialog_operator::shards::status::status;
+use dialog_operator::shards::status::{self, status};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::{APPROVE_ANNOTATION, Gate, Wanted};
 use futures::future::ready;
@@ -22,7 +22,9 @@ use sha2::{Digest as _, Sha256};
 use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{SHARDS, World, closed, condition, eventually, few_shards, gated, with_an_empty_worker};
+use crate::world::{
+    SHARDS, World, closed, condition, eventually, few_shards, gated, store_messages, with_an_empty_worker,
+};
 
 /// How long the moves of a test may take.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -76,6 +78,47 @@ async fn one_move_follows_the_other_without_a_round_between_them_in_the_order_of
     assert_eq!(numbers, (1..).map(Some).take(done.len()).collect::<Vec<_>>());
     assert_eq!(operator.failed, []);
     assert_eq!(condition(&world.round(&open).await?, BALANCED).0, "True");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_under_way_is_told_of_with_its_phase_its_bytes_and_its_end() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    store_messages(&world, 5000, "'text'").await?;
+    let open = few_shards(2);
+    let held_up = HeldUp::while_others_write(&world).await?;
+    let (mut operator, mut pace, mut before) = (Operator::default(), status::Pace::default(), None);
+    let (mut told, mut plan) = (None, None);
+    eventually("a move is held up at its end, and its end is foreseen", async || {
+        let copied = held_up.is_waited_for().await?;
+        let round = operator.round(&world, &open).await?;
+        ensure!(operator.failed.is_empty(), "it failed by itself");
+        let now = Timestamp::now();
+        let mut facts = status(&open, &world.topology(), &round, before.as_ref(), now);
+        let shown = facts.rebalance.as_mut().context("no moves are shown")?;
+        shown.eta = pace.look(Some(shown), now);
+        told = Some(shown.clone());
+        plan = plan.take().or_else(|| round.held_plan());
+        let is_foreseen = shown.eta.is_some();
+        before = Some(facts);
+        Ok(copied && is_foreseen)
+    })
+    .await?;
+    let (told, plan) = told.zip(plan).context("nothing was told")?;
+    let [now] = &told.current[..] else { panic!("{told:?}") };
+    let first = &plan.moves[0];
+    assert_eq!(
+        (now.shard_id, &now.from, &now.to),
+        (first.shard_id, &first.from.to_string(), &first.to.to_string())
+    );
+    assert_eq!(now.phase, "Catching Up");
+    assert!(now.bytes_done > 0 && now.bytes_total > 0, "{told:?}");
+    let total = i64::try_from(plan.moves.len())?;
+    assert_eq!((told.moves_done, told.moves_total, told.bytes_done), (0, total, 0), "{told:?}");
+    let times = [&told.started_at, &told.last_progress_at, &told.eta];
+    let [started, last, end] = times.map(|time| time.as_ref().map(|at| at.0.as_second()));
+    assert!(started.is_some() && started <= last && last <= end, "{told:?}");
     Ok(())
 }
 

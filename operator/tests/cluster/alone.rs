@@ -13,6 +13,7 @@ mod two_workers;
 mod update;
 mod vanished;
 mod wal_level;
+mod windows;
 
 use std::time::Duration;
 

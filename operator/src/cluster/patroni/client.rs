@@ -104,6 +104,16 @@ impl Client {
         self.order(instance, "change the configuration", Method::PATCH, "/config", change, CHANGE).await
     }
 
+    /// Has an instance read its configuration anew, and PostgreSQL with it: then it knows what waits for a restart.
+    ///
+    /// # Errors
+    /// If it refuses. It answers before it has done so, which takes it up to a loop.
+    pub async fn reload(&self, instance: &Address) -> Result<(), Error> {
+        const ACTION: &str = "reload the configuration";
+        let answer = self.send(instance, ACTION, Method::POST, "/reload", None, QUESTION).await?;
+        accepted(instance, ACTION, &answer)
+    }
+
     /// Restarts PostgreSQL of an instance, if a parameter still waits for that.
     ///
     /// # Errors

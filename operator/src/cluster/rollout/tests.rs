@@ -46,6 +46,19 @@ fn replaced(step: &Step) -> &str {
 }
 
 #[test]
+fn a_server_is_behind_that_was_found_at_another_level_and_not_one_that_could_not_be_asked() {
+    let status = |holds: &str| -> DialogClusterStatus {
+        serde_json::from_value(serde_json::json!({"conditions": [
+            {"type": "WalLevelLogical", "status": holds, "reason": "", "message": "",
+             "lastTransitionTime": "2026-03-01T00:00:00Z"}]}))
+        .unwrap()
+    };
+    assert!(is_behind(Some(&status("False"))));
+    assert!(!is_behind(Some(&status("True"))) && !is_behind(Some(&status("Unknown"))));
+    assert!(!is_behind(Some(&DialogClusterStatus::default())) && !is_behind(None));
+}
+
+#[test]
 fn who_gives_or_takes_a_shard_is_restarted_after_that() {
     let status = |balanced: &str| -> DialogClusterStatus {
         serde_json::from_value(serde_json::json!({

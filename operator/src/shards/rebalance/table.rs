@@ -152,7 +152,7 @@ impl fmt::Display for Stuck {
 }
 
 /// An amount of bytes for people: three digits are enough to compare.
-struct Bytes(u64);
+pub(in crate::shards) struct Bytes(pub(in crate::shards) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

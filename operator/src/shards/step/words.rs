@@ -1,9 +1,26 @@
 //! What each step is called in logs, Events and messages.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use super::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Split, Step};
 use crate::shards::observed::End;
+use crate::shards::rebalance::Bytes;
+
+impl Step {
+    /// What is told of its end, if it `lasted` so long: of a move also what was copied, by the `sizes` of shard groups in bytes as
+    /// they were measured last. For example `21.4 MiB in 3.2 s`.
+    #[must_use]
+    pub fn figures(&self, sizes: &BTreeMap<i64, i64>, lasted: Duration) -> String {
+        let seconds = lasted.as_secs_f64();
+        let bytes = if let Self::MoveShard { shard_id, .. } = self { sizes.get(shard_id) } else { None };
+        match bytes {
+            Some(bytes) => format!("{} in {seconds:.1} s", Bytes(bytes.unsigned_abs())),
+            None => format!("{seconds:.1} s"),
+        }
+    }
+}
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,5 +111,21 @@ impl fmt::Display for Split {
         let nodes = list(self.nodes.iter().map(ToString::to_string).collect());
         write!(f, "split shard {} on {} after {points}, onto {nodes}", self.shard_id, self.from)?;
         if self.blocking { f.write_str(", while writers wait") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Group;
+
+    #[test]
+    fn the_end_of_a_move_is_told_with_what_was_copied_if_that_is_known() {
+        let lasted = Duration::from_millis(3_240);
+        let step = Step::MoveShard { shard_id: 102_008, from: Group::Worker(0), to: Group::Worker(1) };
+        let sizes = BTreeMap::from([(102_008, 22 << 20)]);
+        assert_eq!(step.figures(&sizes, lasted), "22 MiB in 3.2 s");
+        assert_eq!(step.figures(&BTreeMap::new(), lasted), "3.2 s");
+        assert_eq!(Step::ReplicateReferenceTables.figures(&sizes, lasted), "3.2 s");
     }
 }

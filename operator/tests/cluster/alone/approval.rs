@@ -1,4 +1,5 @@
-//! A growth that waits for somebody's word: what was approved is what runs, and what ran can be checked.
+//! A growth that waits for somebody's word: what was approved is what runs, and what ran can be checked. What others ask for,
+//! or the clock, goes on with the cluster that this leaves.
 
 use std::time::Duration;
 
@@ -12,10 +13,13 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
+use super::windows;
 use crate::bed::{Bed, CLUSTER, TO_NOTICE};
 
 /// How long the count, or a plan that was approved, may take to come true.
 const TO_SCALE: Duration = Duration::from_mins(10);
+/// Shards of each table: a few moves say as much as many.
+pub(super) const SHARDS: i32 = 4;
 /// How a worker is called that has come.
 const NEW: &str = "worker-1";
 /// A plan that nobody has made.
@@ -28,7 +32,7 @@ async fn nothing_moves_before_it_is_approved_and_then_that_list() -> Result<()> 
         return Ok(());
     }
     let bed = Bed::new("approval").await?;
-    bed.create(1, |spec| spec["sharding"] = json!({"shardCount": 4, "rebalance": {"mode": "Approve"}}))
+    bed.create(1, |spec| spec["sharding"] = json!({"shardCount": SHARDS, "rebalance": {"mode": "Approve"}}))
         .await?;
     bed.ready().await?;
     bed.condition(BALANCED, "balanced", TO_NOTICE, |found| found.status == "True").await?;
@@ -84,13 +88,15 @@ async fn nothing_moves_before_it_is_approved_and_then_that_list() -> Result<()> 
         ensure!(list(&told) == list(&planned.steps), "{what}: {told:?}, and not {:?}", planned.steps);
         ensure!(hash(&told) == planned.hash, "{what}: {told:?}");
     }
+    windows::a_rebalance_is_made_once_for_who_asks(&bed).await?;
+    windows::moves_begin_in_windows_only(&bed).await?;
     bed.talk()?;
     bed.done();
     Ok(())
 }
 
 /// What `dialog-operator plan` exits with, and what it prints and complains of.
-async fn plan(bed: &Bed, arguments: &[&str]) -> Result<(i32, String)> {
+pub(super) async fn plan(bed: &Bed, arguments: &[&str]) -> Result<(i32, String)> {
     let output = Command::new(env!("CARGO_BIN_EXE_dialog-operator"))
         .args(["plan", CLUSTER, "--namespace", bed.names.namespace()])
         .args(arguments)
@@ -108,7 +114,7 @@ fn approve(bed: &Bed, hash: &str) -> Result<()> {
 }
 
 /// Where every shard is.
-async fn placements(bed: &Bed) -> Result<String> {
+pub(super) async fn placements(bed: &Bed) -> Result<String> {
     bed.sql(Group::Coordinator, "SELECT shardid, groupid FROM pg_dist_placement ORDER BY 1, 2").await
 }
 
@@ -119,13 +125,16 @@ fn hash(steps: &[PlannedMove]) -> String {
     digest.iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// The moves of the plan that Events tell of, by their numbers: `done: move shard 1 from a to b (move 1 of plan x)`.
+/// The moves of the plan that Events tell of, by their numbers: `begun: move shard 1 from a to b (move 1 of plan x)`, and those
+/// that are done with how much was copied in what time (`: 21.4 MiB in 3.2 s`).
 async fn told(bed: &Bed, what: &str, hash: &str) -> Result<Vec<PlannedMove>> {
     let of = format!(" of plan {hash})");
     let mut told = Vec::new();
     for event in bed.all::<Event>().list(&ListParams::default()).await? {
         let note = event.note.filter(|_| event.reason.as_deref() == Some("MoveShard")).unwrap_or_default();
         let Some(text) = note.strip_prefix(&format!("{what}: move shard ")) else { continue };
+        let (text, figures) = text.split_once(": ").unwrap_or((text, ""));
+        ensure!((what == "done") == (figures.contains("B in ") && figures.ends_with(" s")), "{note}");
         let words = text.strip_suffix(&of).with_context(|| format!("of no plan, or another: {note}"))?;
         let [shard, "from", from, "to", to, "(move", number] = words.split(' ').collect::<Vec<_>>()[..]
         else {

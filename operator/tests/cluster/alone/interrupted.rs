@@ -99,7 +99,7 @@ async fn until_outlasted(bed: &Bed, held_up: &HeldUp) -> Result<String> {
         // One that was held before this has waited for nobody knows how long.
         mover = held_up.until_copied(bed, &mover).await?;
         let copied = Instant::now();
-        loops(bed).await?;
+        loops(bed, SOURCE, LOOPS).await?;
         let waited = copied.elapsed();
         bed.say(format!("attempt {attempt}: {LOOPS} loops of Patroni took {:.1} s", waited.as_secs_f64()));
         if waited < PATIENCE {
@@ -136,14 +136,14 @@ async fn source_with_a_standby(bed: &Bed) -> Result<String> {
     bed.primary(SOURCE).await
 }
 
-/// Returns when Patroni on the source has gone through some loops: each renews its lock.
-async fn loops(bed: &Bed) -> Result<()> {
-    let lock = bed.names.patroni_state(SOURCE, "leader");
+/// Returns when Patroni on the primary of `group` has gone through some loops: each renews its lock.
+pub(super) async fn loops(bed: &Bed, group: Group, loops: usize) -> Result<()> {
+    let lock = bed.names.patroni_state(group, "leader");
     let renewed = async || -> Result<Option<String>> {
         let map = bed.all::<ConfigMap>().get(&lock).await?;
         Ok(map.annotations().get("renewTime").cloned())
     };
-    for _ in 0..LOOPS {
+    for _ in 0..loops {
         let before = renewed().await?;
         bed.eventually("Patroni renews its lock", TO_LOOP, || async {
             let now = renewed().await?;

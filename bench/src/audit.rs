@@ -16,6 +16,8 @@ use crate::{
     gaps::{self, Gap},
     ledger::{self, Entry, Head},
     population::Population,
+    schedule,
+    stats::Latency,
 };
 
 /// How many lost and doubled sends are named in a report.
@@ -69,6 +71,24 @@ pub struct GroupReport {
     /// Longest time between two acknowledgements, and when it began.
     #[serde(flatten)]
     pub gap: Gap,
+}
+
+/// Sends to the shards of one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// The node that held them at the end.
+    pub node: String,
+    /// Latencies of those that were acknowledged, from when they were due, warm-up included.
+    pub latency_ms: Latency,
+}
+
+/// Acknowledgements by where the messages are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Places {
+    /// By shard group, in the order of hashes.
+    pub shard_groups: Vec<GroupReport>,
+    /// By node, in the order of their names.
+    pub nodes: Vec<NodeReport>,
 }
 
 /// Compares. Pure; `entries` are in the order of their numbers, from 0 and without a hole.
@@ -161,7 +181,7 @@ fn count(number: usize) -> u64 {
 ///
 /// # Errors
 /// When a shard cannot be read.
-pub async fn audit(database: &Database, head: &Head, entries: &[Entry]) -> Result<(Audit, Vec<GroupReport>)> {
+pub async fn audit(database: &Database, head: &Head, entries: &[Entry]) -> Result<(Audit, Places)> {
     let population = head.population()?;
     let client = database.connect().await?;
     let shards = database.shards(&client).await?;
@@ -175,8 +195,8 @@ pub async fn audit(database: &Database, head: &Head, entries: &[Entry]) -> Resul
     let dialog_of = |entry: &Entry| dialogs.get(&(entry.from, entry.to)).copied().unwrap_or_default();
     let mut audit = compare(entries, dialog_of, &found);
     audit.shards = count(shards.len());
-    let groups = groups(database, &client, &shards, entries, &dialogs).await?;
-    Ok((audit, groups))
+    let places = places(database, &client, &shards, entries, &dialogs).await?;
+    Ok((audit, places))
 }
 
 /// The id of every dialog that was sent to, by both orders of its users.
@@ -205,14 +225,14 @@ async fn read(database: &Database, shard: &Shard, run: Uuid, found: &mut Vec<Fou
     Ok(())
 }
 
-/// The gaps of each shard group, by the shards there are at the end.
-async fn groups(
+/// The gaps of each shard group and the latencies of each node, by the shards there are at the end.
+async fn places(
     database: &Database,
     client: &tokio_postgres::Client,
     shards: &[Shard],
     entries: &[Entry],
     dialogs: &HashMap<(u64, u64), Uuid>,
-) -> Result<Vec<GroupReport>> {
+) -> Result<Places> {
     let pairs: Vec<(u64, u64)> = dialogs.keys().copied().collect();
     let ids: Vec<Uuid> = dialogs.values().copied().collect();
     let places: Vec<usize> = if shards.len() == 1 {
@@ -233,7 +253,18 @@ async fn groups(
         acknowledged: count(entries.iter().filter(|entry| entry.code.is_success()).count()),
         gap: gaps::longest(entries.iter().copied()),
     };
-    Ok(shards.iter().zip(&by_shard).map(report).collect())
+    let shard_groups = shards.iter().zip(&by_shard).map(report).collect();
+    let mut by_node: BTreeMap<String, Vec<&Entry>> = BTreeMap::new();
+    for (shard, entries) in shards.iter().zip(by_shard) {
+        by_node.entry(shard.node()).or_default().extend(entries);
+    }
+    let report = |(node, entries): (String, Vec<&Entry>)| {
+        let acknowledged = entries.into_iter().filter(|entry| entry.code.is_success());
+        let latencies = acknowledged.map(|entry| schedule::latency(entry.intended, entry.finished));
+        Ok(NodeReport { node, latency_ms: Latency::of(latencies)? })
+    };
+    let nodes = by_node.into_iter().map(report).collect::<Result<_>>()?;
+    Ok(Places { shard_groups, nodes })
 }
 
 #[cfg(test)]

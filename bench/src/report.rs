@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    audit::{Audit, GroupReport},
+    audit::{Audit, GroupReport, NodeReport},
     stats::{Second, Summary},
 };
 
@@ -33,6 +33,8 @@ pub struct Report {
     pub audit: Option<Audit>,
     /// Acknowledgements by shard group.
     pub shard_groups: Vec<GroupReport>,
+    /// Latencies of sends by node.
+    pub nodes: Vec<NodeReport>,
     /// Second by second.
     pub seconds: Vec<Second>,
 }

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Audit, GroupReport, audit},
+    audit::{Audit, Places, audit},
     client::{Requests, Target, preflight},
     database::Database,
     drive::{Event, Pace, Settings, drive, micros},
@@ -110,11 +110,11 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         plan.ledger.display()
     );
     let measured = lasted.saturating_sub(plan.warmup).as_secs_f64();
-    let (audit, shard_groups) = match &plan.database {
-        None => (None, Vec::new()),
+    let (audit, places) = match &plan.database {
+        None => (None, Places::default()),
         Some(database) => {
-            let (audit, groups) = audit_file(database, &plan.ledger).await?;
-            (Some(audit), groups)
+            let (audit, places) = audit_file(database, &plan.ledger).await?;
+            (Some(audit), places)
         }
     };
     let seconds = stats.seconds();
@@ -127,7 +127,8 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         dropped: seconds.iter().map(|second| second.dropped).sum(),
         generator_cpu: cpu.as_secs_f64() / elapsed.as_secs_f64(),
         audit,
-        shard_groups,
+        shard_groups: places.shard_groups,
+        nodes: places.nodes,
         seconds,
     })
 }
@@ -136,7 +137,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
 ///
 /// # Errors
 /// When the ledger or a shard cannot be read.
-pub async fn audit_file(database: &Database, ledger: &Path) -> Result<(Audit, Vec<GroupReport>)> {
+pub async fn audit_file(database: &Database, ledger: &Path) -> Result<(Audit, Places)> {
     let (head, entries) = ledger::read_all(ledger)?;
     audit(database, &head, &entries).await.context("compare the ledger with the shards")
 }

@@ -40,6 +40,18 @@ pub struct Latency {
     pub max: f64,
 }
 
+impl Latency {
+    /// Of these, in microseconds.
+    ///
+    /// # Errors
+    /// When a histogram cannot be made, which takes a broken program.
+    pub fn of(latencies: impl Iterator<Item = u64>) -> Result<Self> {
+        let mut histogram = histogram::<u64>(3)?;
+        latencies.for_each(|latency| histogram.note(latency));
+        Ok(latency(&histogram))
+    }
+}
+
 /// One kind of request over a whole run, without its warm-up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {

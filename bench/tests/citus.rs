@@ -55,6 +55,13 @@ async fn every_shard_is_read_where_it_is() -> Result<()> {
         .await?
         .get(0);
     assert_eq!(node(shard), format!("localhost:{now}"));
+    let nodes: Vec<_> = report.nodes.iter().map(|node| node.node.clone()).collect();
+    let workers: std::collections::BTreeSet<_> =
+        report.shard_groups.iter().map(|group| group.node.clone()).collect();
+    assert_eq!(nodes, Vec::from_iter(workers), "{text}");
+    // Nobody was slower than the slowest of all.
+    let slowest = report.nodes.iter().map(|node| node.latency_ms.max).fold(0.0, f64::max);
+    assert!(slowest >= report.sends.latency_ms.max, "{:?}: {text}", report.nodes);
 
     // The groups are those that Citus itself puts the dialogs into.
     let (head, entries) = ledger::read_all(&path)?;

@@ -105,8 +105,9 @@ async fn under_load(bench: &Bench<'_>, api: &Service, load: Load) -> Result<(Mea
     };
     let (measured, moves) = futures::join!(measured, changes);
     let (mut measured, moves) = (measured?, moves?);
-    let (audit, groups) = audit_file(&bench.stand.database()?, &bench.ledger()).await?;
-    (measured.report.audit, measured.report.shard_groups) = (Some(audit), groups);
+    let (audit, places) = audit_file(&bench.stand.database()?, &bench.ledger()).await?;
+    let report = &mut measured.report;
+    (report.audit, report.shard_groups, report.nodes) = (Some(audit), places.shard_groups, places.nodes);
     Ok((measured, moves))
 }
 

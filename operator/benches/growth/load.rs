@@ -153,9 +153,9 @@ impl Service {
     /// Compares what was acknowledged in a load with what the shards hold.
     pub async fn audit(&self, report: &mut Report) -> Result<()> {
         let ledger = self.folder.path().join("ledger");
-        let (audit, groups) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
-        report.audit = Some(audit);
-        report.shard_groups = groups;
+        let (audit, places) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
+        (report.audit, report.shard_groups, report.nodes) =
+            (Some(audit), places.shard_groups, places.nodes);
         Ok(())
     }
 }

@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use dialog_bench::audit::GroupReport;
 use dialog_bench::report::Report;
+use dialog_bench::stats::Latency;
 use dialog_operator::names::{API_PORT, Group};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -21,6 +23,8 @@ use crate::bed::{Bed, kubectl_command, object};
 const TO_RUN: Duration = Duration::from_mins(1);
 /// Requests of a million that may fail although they were sent again with the same key.
 const FAILED: u64 = 100;
+/// How often a request is sent again.
+pub(crate) const RETRIES: u32 = 3;
 /// How long all shards may take to be read once the load has ended, in seconds.
 const TO_AUDIT: i64 = 300;
 
@@ -58,7 +62,8 @@ impl Population {
     pub(crate) async fn start(self, bed: &Bed, load: &[&str]) -> Result<Load> {
         let service = format!("--target=http://{}:{API_PORT}", bed.names.host_of_service(&bed.names.api()));
         let (users, dialogs) = (self.users(), self.dialogs());
-        let arguments = ["run", &service, &users, &dialogs, "--retries=3", "--json=-"];
+        let retries = format!("--retries={RETRIES}");
+        let arguments = ["run", &service, &users, &dialogs, &retries, "--json=-"];
         Load::begin(bed, &[&arguments, load].concat()).await
     }
 
@@ -160,6 +165,11 @@ impl Load {
     }
 }
 
+/// The longest time, in milliseconds, that sends to one of these shard groups waited for an acknowledgement.
+pub(crate) fn longest_wait<'a>(groups: impl IntoIterator<Item = &'a GroupReport>) -> f64 {
+    groups.into_iter().map(|group| group.gap.longest_wait_ms).fold(0.0, f64::max)
+}
+
 /// Prints what came of a load.
 pub(crate) fn say(bed: &Bed, when: &str, report: &Report) {
     for line in report.text().lines() {
@@ -172,9 +182,10 @@ pub(crate) fn p99(then: &Report, before: &Report) -> f64 {
     then.sends.latency_ms.p99 / before.sends.latency_ms.p99
 }
 
-/// The middle one of the latencies of sends, likewise.
-pub(crate) fn p50(then: &Report, before: &Report) -> f64 {
-    then.sends.latency_ms.p50 / before.sends.latency_ms.p50
+/// The latencies of sends to the shards of one node, `HOST:PORT`.
+pub(crate) fn latency_of(report: &Report, node: &str) -> Result<Latency> {
+    let found = report.nodes.iter().find(|of| of.node == node);
+    found.map(|of| of.latency_ms).with_context(|| format!("no shard is on {node}: {:?}", report.nodes))
 }
 
 /// Makes sure that hardly any request failed that was sent again with the same key.
@@ -182,8 +193,13 @@ pub(crate) fn ensure_answered(report: &Report) -> Result<()> {
     let Report { sends, lists, .. } = report;
     let requests = sends.requests + lists.requests;
     let failed = requests - sends.succeeded - lists.succeeded;
-    ensure!(failed * 1_000_000 <= FAILED * requests, "{failed} of {requests} failed: {}", report.text());
+    ensure!(hardly_any(failed, requests), "{failed} of {requests} failed: {}", report.text());
     Ok(())
+}
+
+/// Whether no more of these requests failed than may.
+pub(crate) fn hardly_any(failed: u64, requests: u64) -> bool {
+    failed * 1_000_000 <= FAILED * requests
 }
 
 async fn phase(bed: &Bed, pod: &str) -> Result<String> {

@@ -2,12 +2,13 @@
 //!
 //! One dialog by itself takes three small statements, each to one shard. That is quick for one and dear for a
 //! thousand: a service under load would spend more on inboxes than on messages. These two go through the coordinator,
-//! over a connection of their own, so that nobody waits behind them.
+//! over a connection of their own, so that nobody waits behind them. Whoever is in many of the dialogs gets a statement more:
+//! Citus counts what a statement does for a tenant if it is about that one alone, and who writes to everybody is found by that.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures::future::try_join;
+use futures::future::{try_join, try_join_all};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
@@ -17,6 +18,10 @@ use crate::database::connect::{Connector, Purpose};
 
 /// Longest time for both statements. On a timeout the connection is closed, and whatever they had done stays.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// With so many rows in an inbox they are a statement of their own. Who floods as fast as one user may unless it is allowed more,
+/// 100 messages a second, has five in the time that is gathered for.
+const OWN: usize = 4;
 
 /// One connection to each worker, which stays: with one for each shard, as is the default for statements on many shards,
 /// more would go into connecting than into the inboxes.
@@ -63,12 +68,23 @@ impl Together {
         marks.sort_unstable();
         let (marked, read): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
         let both = async {
-            self.client.batch_execute(&merge(&merges)).await?;
+            // One behind the other without waiting for the answers, and each a transaction: what locks rows does not wait for
+            // others. Inboxes only go forward, so it does no harm if some of them have and others have not.
+            try_join_all(divide(&merges).iter().map(|rows| self.client.batch_execute(rows))).await?;
             self.client.execute(&self.mark, &[&marked, &read]).await
         };
         timeout(LIMIT, both).await.context("no answer in time")??;
         Ok(())
     }
+}
+
+/// The statements that merge these rows, which are in the order of their users: one for each who has many, and one for all others.
+fn divide(rows: &[[Uuid; 4]]) -> Vec<String> {
+    let (own, others): (Vec<_>, Vec<_>) =
+        rows.chunk_by(|[one, ..], [other, ..]| one == other).partition(|rows| rows.len() >= OWN);
+    let others = others.concat();
+    let others = (!others.is_empty()).then(|| merge(&others));
+    own.into_iter().map(merge).chain(others).collect()
 }
 
 /// The statement that merges these rows.
@@ -92,5 +108,36 @@ fn merge(rows: &[[Uuid; 4]]) -> String {
 impl Drop for Together {
     fn drop(&mut self) {
         self.traffic.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many rows of each user.
+    fn rows(users: &[usize]) -> Vec<[Uuid; 4]> {
+        let of = |(user, count): (u128, &usize)| {
+            (0..*count as u128).map(move |peer| [user, 100 * user + peer, peer, 7].map(Uuid::from_u128))
+        };
+        (1..).zip(users).flat_map(of).collect()
+    }
+
+    #[test]
+    fn who_is_in_many_dialogs_has_a_statement_and_all_others_share_one() {
+        let rows = rows(&[1, OWN, OWN - 1, OWN + 1, 2]);
+        let own =
+            |user: u128| rows.iter().filter(|row| row[0].as_u128() == user).copied().collect::<Vec<_>>();
+        let others = [own(1), own(3), own(5)].concat();
+        assert_eq!(divide(&rows), [merge(&own(2)), merge(&own(4)), merge(&others)]);
+    }
+
+    #[test]
+    fn the_usual_mix_is_one_statement_and_one_inbox_alone_as_well() {
+        let usual = rows(&[1, 2, 1, OWN - 1]);
+        assert_eq!(divide(&usual), [merge(&usual)]);
+        let alone = rows(&[OWN]);
+        assert_eq!(divide(&alone), [merge(&alone)]);
+        assert!(divide(&[]).is_empty());
     }
 }

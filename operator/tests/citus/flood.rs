@@ -25,8 +25,8 @@ use crate::world::{World, eventually};
 pub const USERS: u64 = 1_000_000;
 /// Whom the sender writes to.
 pub const PEERS: u64 = 100_000;
-/// Messages at a time. dialog-api tells the inboxes of so few dialogs by a statement each; of many more at once it would tell
-/// them by one statement for all, which is nobody's to Citus.
+/// Messages at a time. dialog-api tells the inboxes of so few dialogs by a statement each; of many more at once by one for all
+/// of the sender's, and one for those of all others.
 const AT_ONCE: usize = 16;
 
 /// A million users, and the dialogs of one of them.

@@ -24,6 +24,7 @@ mod heat;
 mod held_up;
 mod in_a_row;
 mod in_use;
+mod inboxes;
 mod isolation;
 mod journey;
 mod killed;

@@ -74,19 +74,37 @@ pub async fn describe(sql: &Client, busy: &str) -> Result<String> {
 /// # Errors
 /// When the system does not say.
 pub fn describe_with(postgresql: &str, citus: Option<&str>, busy: &str) -> Result<String> {
+    let servers = [
+        ("PostgreSQL", postgresql.to_owned()),
+        ("Citus extension", citus.unwrap_or("not installed").to_owned()),
+    ];
+    Ok(rows(&[&hardware()?[..], &servers, &busy_and_rust(busy), &[("Go", version("go"))]].concat()))
+}
+
+/// The same of what is measured without servers.
+///
+/// # Errors
+/// When the system does not say.
+pub fn describe_alone(busy: &str) -> Result<String> {
+    Ok(rows(&[hardware()?, busy_and_rust(busy)].concat()))
+}
+
+fn hardware() -> Result<[(&'static str, String); 2]> {
     let cpu = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1));
     let processors = thread::available_parallelism().map_or(0, usize::from);
-    let lines = [
+    Ok([
         ("processors", format!("{processors} x {}", model.unwrap_or("unknown"))),
         ("system", format!("Linux {}", first_line("/proc/sys/kernel/osrelease")?)),
-        ("PostgreSQL", postgresql.to_owned()),
-        ("Citus extension", citus.unwrap_or("not installed").to_owned()),
-        ("load average before the run (1, 5, 15 minutes)", busy.to_owned()),
-        ("Rust", version("rustc")),
-        ("Go", version("go")),
-    ];
-    Ok(lines.map(|(name, value)| format!("| {name} | {value} |")).join("\n"))
+    ])
+}
+
+fn busy_and_rust(busy: &str) -> [(&'static str, String); 2] {
+    [("load average before the run (1, 5, 15 minutes)", busy.to_owned()), ("Rust", version("rustc"))]
+}
+
+fn rows(lines: &[(&str, String)]) -> String {
+    lines.iter().map(|(name, value)| format!("| {name} | {value} |")).collect::<Vec<_>>().join("\n")
 }
 
 fn first_line(path: &str) -> Result<String> {

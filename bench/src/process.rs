@@ -1,8 +1,8 @@
 //! What the operating system says about a process.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// The unit of processor times in `/proc`, which is the same on every Linux that Rust runs on.
 const TICKS_PER_SECOND: u64 = 100;
@@ -32,6 +32,21 @@ pub fn resident_kib(pid: u32) -> Result<u64> {
 /// When there is no such process.
 pub fn peak_kib(pid: u32) -> Result<u64> {
     kib(pid, "VmHWM:")
+}
+
+/// The most memory, in MB, that this program occupies when it is started once more with these arguments, by which it has to print
+/// its own [`peak_kib`] and nothing else. In a process that has done other things an allocator gives what was freed before, so
+/// what comes last would be said to be too little.
+///
+/// # Errors
+/// When it cannot be started, fails, or prints something else.
+pub fn peak_mb_of(arguments: &[&str]) -> Result<f64> {
+    let program = std::env::current_exe().context("this program")?;
+    let output = Command::new(program).args(arguments).output().context("run this program again")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).context("what it printed")?;
+    let kib: u32 = text.trim().parse().with_context(|| format!("{text:?} is no number"))?;
+    Ok(f64::from(kib) / 1024.0)
 }
 
 /// A field of what the system says about a process's memory.
@@ -70,6 +85,15 @@ mod tests {
         }
         assert!(resident_kib(std::process::id()).unwrap() > 100);
         assert!(cpu(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_program_that_prints_something_else_has_no_peak() {
+        let refused = peak_mb_of(&["--list"]).unwrap_err().to_string();
+        assert!(
+            refused.contains("a_program_that_prints_something_else") && refused.ends_with("is no number")
+        );
+        assert!(peak_mb_of(&["--no-such-flag"]).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -95,7 +96,7 @@ pub struct Page<'a> {
     pub title: &'a str,
     /// The command that measures it and writes the file.
     pub command: &'a str,
-    /// The machine, by [`crate::machine::describe`].
+    /// The machine, by [`crate::machine::describe`] or [`crate::machine::describe_alone`].
     pub machine: &'a str,
     /// What was measured, and where that is explained.
     pub note: &'a str,
@@ -104,15 +105,17 @@ pub struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// Prints it, and writes it to `path` where that is given.
+    /// Prints it, and writes it to `file` in `folder` where that is given, of the repository if it is not absolute: cargo runs
+    /// benches in the folder of their package, and who calls them is in the one above.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn publish(&self, path: Option<&Path>) -> Result<()> {
+    pub fn publish(&self, folder: Option<&Path>, file: &str) -> Result<()> {
         let text = self.text(Timestamp::now());
         println!("\n{text}");
-        let Some(path) = path else { return Ok(()) };
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))
+        let Some(folder) = folder else { return Ok(()) };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join(file);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
     fn text(&self, measured: Timestamp) -> String {
@@ -133,9 +136,33 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// How long `work` takes, in milliseconds, when it is done so many times: the median, and the slowest.
+pub fn milliseconds(runs: usize, mut work: impl FnMut()) -> (f64, f64) {
+    let times = (0..runs).map(|_| {
+        let began = Instant::now();
+        work();
+        began.elapsed().as_secs_f64() * 1e3
+    });
+    let times: Vec<f64> = times.collect();
+    let slowest = times.iter().copied().fold(f64::NAN, f64::max);
+    (median(times), slowest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_of_each_run() {
+        let mut runs = 0;
+        let (middle, slowest) = milliseconds(3, || {
+            runs += 1;
+            std::thread::sleep(std::time::Duration::from_millis(if runs == 2 { 30 } else { 1 }));
+        });
+        assert!(runs == 3 && middle >= 1.0 && slowest >= 30.0 && slowest >= middle, "{middle} {slowest}");
+        let (middle, slowest) = milliseconds(0, || {});
+        assert!(middle.is_nan() && slowest.is_nan());
+    }
 
     #[test]
     fn verdicts_are_by_the_limit() {

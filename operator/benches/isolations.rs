@@ -9,7 +9,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on ends the measurement")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -218,8 +218,5 @@ async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row])
     );
     let page =
         Page { title: "Isolations under writes", command: &command, machine: &machine, note: &note, rows };
-    // Cargo runs this in the folder of the package, and who calls it is in the one above.
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let path = arguments.results.as_ref().map(|folder| repository.join(folder).join("RESULTS-isolations.md"));
-    page.publish(path.as_deref())
+    page.publish(arguments.results.as_deref(), "RESULTS-isolations.md")
 }

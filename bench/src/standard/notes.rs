@@ -63,7 +63,7 @@ transaction and so give clients what dialog-api gives them: the limits are for t
 less than it and are shorter; they are stated, and the limits need not hold for them. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
 
 What the operator does has tables of its own: [growing and shrinking](RESULTS-growth.md), [planning](RESULTS-planning.md),
-[isolations](RESULTS-isolations.md).
+[isolations](RESULTS-isolations.md), [deciding](RESULTS-deciding.md).
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),
         machine = machine::describe(&bench.stand.coordinator().connect("dialog").await?, busy).await?,

@@ -154,8 +154,7 @@ impl Service {
     pub async fn audit(&self, report: &mut Report) -> Result<()> {
         let ledger = self.folder.path().join("ledger");
         let (audit, places) = dialog_bench::run::audit_file(&self.database, &ledger).await?;
-        (report.audit, report.shard_groups, report.nodes) =
-            (Some(audit), places.shard_groups, places.nodes);
+        (report.audit, report.shard_groups, report.nodes) = (Some(audit), places.shard_groups, places.nodes);
         Ok(())
     }
 }

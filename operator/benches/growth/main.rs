@@ -219,8 +219,7 @@ async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row])
     );
     let page =
         Page { title: "Growing and shrinking", command: &command, machine: &machine, note: &note, rows };
-    let path = arguments.results.as_ref().map(|folder| in_repository(folder).join("RESULTS-growth.md"));
-    page.publish(path.as_deref())
+    page.publish(arguments.results.as_deref(), "RESULTS-growth.md")
 }
 
 /// Grows and shrinks without a load, by the operator and by Citus, on the same data: how long the operator takes.

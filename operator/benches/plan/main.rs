@@ -11,15 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
-use std::process::{self, Command};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::process;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 use dialog_bench::machine;
-use dialog_bench::process::peak_kib;
-use dialog_bench::table::{Limit, Page, Row, markdown, median};
+use dialog_bench::process::{peak_kib, peak_mb_of};
+use dialog_bench::table::{Limit, Page, Row, markdown, milliseconds};
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::{
     Goal, HashRange, Layout, Node, Policy, Role, ShardGroup, Strategy, plan,
@@ -106,48 +105,33 @@ async fn main() -> Result<()> {
         note: &note,
         rows: &rows,
     };
-    // Cargo runs this in the folder of the package, and who calls it is in the one above.
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let path = arguments.results.map(|folder| repository.join(folder).join("RESULTS-planning.md"));
-    page.publish(path.as_deref())
+    page.publish(arguments.results.as_deref(), "RESULTS-planning.md")
 }
 
 /// How long a plan takes.
 fn time(case: Case, (workers, groups): (u32, u32)) -> Row {
     let cluster = Cluster::new(case, workers, groups);
     let moves = cluster.moves().plan.moves.len();
-    let times: Vec<f64> = (0..RUNS)
-        .map(|_| {
-            let began = Instant::now();
-            black_box(black_box(&cluster).plan());
-            began.elapsed().as_secs_f64() * 1000.0
-        })
-        .collect();
-    let slowest = times.iter().copied().fold(0.0, f64::max);
+    let (time, slowest) = milliseconds(RUNS, || {
+        black_box(black_box(&cluster).plan());
+    });
     Row::ratio(
         format!("time for a plan, in ms, {workers} workers: {}", case.describe()),
         format!("{groups} shard groups, {moves} moves; the slowest {slowest:.1} ms"),
-        median(times),
+        time,
         Limit::AtMost(TIME),
     )
 }
 
-/// How much memory a process occupies that does nothing else: an allocator gives what was freed before to the plan, so what the
-/// plan adds by itself would be said to be too little.
+/// How much memory a process occupies that does nothing else.
 fn memory(case: Case) -> Result<Row> {
     let name = case.to_possible_value().context("it has no name")?;
-    let output = Command::new(std::env::current_exe().context("this program")?)
-        .args(["--memory-of", name.get_name()])
-        .output()
-        .context("run this program again")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).context("what it printed")?;
-    let kib: u32 = text.trim().parse().with_context(|| format!("{text:?} is no number"))?;
+    let most = peak_mb_of(&["--memory-of", name.get_name()])?;
     let (workers, groups) = LARGE;
     Ok(Row::ratio(
         format!("memory of a process that makes a plan, in MB, {workers} workers: {}", case.describe()),
         format!("{groups} shard groups; with all that it is made from"),
-        f64::from(kib) / 1024.0,
+        most,
         Limit::AtMost(MEMORY),
     ))
 }

@@ -27,7 +27,9 @@ pub enum Reason {
     )]
     TooHotHere,
     /// The same of one that is pinned where it harms nobody.
-    #[error("it is more than any worker can do: give the workers more CPU, or read from standbys; it harms nobody else here")]
+    #[error(
+        "it is more than any worker can do: give the workers more CPU, or read from standbys; it harms nobody else here"
+    )]
     TooHotAlone,
     /// No node can take it besides what it does.
     #[error("no other worker has so much CPU time and room to spare: add a worker")]

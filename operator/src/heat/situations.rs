@@ -98,8 +98,7 @@ fn a_tenant_that_is_too_much_for_any_worker_is_moved_once_to_where_it_is_alone()
     assert!(actions(&decisions).iter().all(Option::is_none), "{decisions:?}");
     assert_eq!(decisions[99].refused, [refused(7, Reason::TooHotAlone)]);
     // Beside somebody else who is pinned there, or whoever else is on a shared worker, it harms others and stays all the same.
-    let beside =
-        |minute| Period { pins: vec![tenant(7).pin(home), tenant(8).pin(home)], ..at_home(minute) };
+    let beside = |minute| Period { pins: vec![tenant(7).pin(home), tenant(8).pin(home)], ..at_home(minute) };
     let on_shared = |minute| {
         let own = TenantLoad { alone: true, ..load(7, 0, 90) };
         Period { pins: vec![tenant(7).pin(Group::Worker(0))], tenants: vec![own], ..among_others(minute) }

@@ -364,7 +364,8 @@ pub(in crate::shards) async fn ask(
 /// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. The coordinator's
 /// clock says when that was: that of an operator may be far ahead, or behind.
 pub(super) async fn before(session: &Session, action: Action) -> Result<Option<Figures>, pg::Error> {
-    let last = "SELECT period, seen, clock_timestamp() FROM dialog_operator.periods ORDER BY seen DESC LIMIT 1";
+    let last =
+        "SELECT period, seen, clock_timestamp() FROM dialog_operator.periods ORDER BY seen DESC LIMIT 1";
     let rows = session.query(last, &[]).await?;
     // What another version has written in another form is not known.
     let read =

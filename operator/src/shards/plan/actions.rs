@@ -298,9 +298,7 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
         Action::Spread { .. } if world.wanted.rebalance.policy.strategy != Strategy::ByLoad => {
             dropped("spec.sharding.rebalance.strategy is not ByLoad any more")
         }
-        Action::Spread { .. } if moves.running.is_empty() && is_urgent(world) => {
-            dropped(URGENT)
-        }
+        Action::Spread { .. } if moves.running.is_empty() && is_urgent(world) => dropped(URGENT),
         Action::Spread { .. } => spread(moves),
         Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),
     }

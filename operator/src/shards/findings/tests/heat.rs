@@ -222,5 +222,8 @@ fn what_has_failed_hides_nobody_who_is_hot() {
     let isolation = json!({
         "kind": "Isolate", "tenant": {"colocationId": 1, "hash": 7}, "from": "worker-0", "to": "worker-1", "rest": null,
     });
-    assert_eq!(say(isolation), ("ActionFailed", format!("{who}; it was to be; it could not be done: no answer")));
+    assert_eq!(
+        say(isolation),
+        ("ActionFailed", format!("{who}; it was to be; it could not be done: no answer"))
+    );
 }

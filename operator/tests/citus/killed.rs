@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use dialog_operator::condition::BALANCED;
@@ -19,7 +19,7 @@ use crate::world::{World, condition, placements, store_messages, wanted};
 
 const ROWS: i64 = 5_000;
 /// Shards of each colocation group: half of them move when a second worker comes, and when it leaves.
-const SHARDS: i32 = 4;
+const SHARDS: i32 = 8;
 /// How long one operator may work.
 const LIMIT: Duration = Duration::from_mins(2);
 /// An operator that waits so often has come through, or never will.
@@ -50,7 +50,6 @@ fn whole_operators_that_die_while_shards_move_are_continued_by_the_next() -> Res
     for workers in [2, 1] {
         let wanted = few(workers);
         let deaths = die_until_at_rest(&outside, &world, &wanted)?;
-        println!("with {workers} workers to be: {deaths:?}");
         outside.block_on(assert_at_rest(&world, &wanted))?;
         ensure!(outside.block_on(rows(&world))? == before, "rows were lost or doubled");
         ensure!(deaths.moving >= 3, "too few died while a shard was moved: {deaths:?}");
@@ -66,19 +65,24 @@ fn few(workers: u32) -> Wanted {
 fn die_until_at_rest(outside: &Runtime, world: &World, wanted: &Wanted) -> Result<Deaths> {
     let moving = "SELECT count(*) FROM pg_stat_activity
                   WHERE application_name LIKE 'dialog-operator: move %' AND state <> 'idle'";
-    let mut deaths = Deaths::default();
+    let (mut deaths, started) = (Deaths::default(), Instant::now());
     let mut most = 1;
     while most < MOST {
         let mut operator = Operator::default();
         let process = Process::new(most)?;
         if let Some(ended) = process.run(operator.settle(world, wanted, LIMIT)) {
             ended?;
+            println!(
+                "{} workers after {:?}, at last after {most} waits at most: {deaths:?}",
+                wanted.workers,
+                started.elapsed()
+            );
             return Ok(deaths);
         }
         deaths.all += 1;
         deaths.moving += usize::from(outside.block_on(world.number(Group::Coordinator, moving))? > 0);
         drop(process);
-        most += most / 4 + 1;
+        most += most / 8 + 1;
     }
     anyhow::bail!("never at rest: {deaths:?}")
 }

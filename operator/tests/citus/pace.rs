@@ -112,7 +112,7 @@ async fn a_move_under_way_is_told_of_with_its_phase_its_bytes_and_its_end() -> R
         (now.shard_id, &now.from, &now.to),
         (first.shard_id, &first.from.to_string(), &first.to.to_string())
     );
-    assert_eq!(now.phase, "Catching Up");
+    assert_eq!(now.phase, "Final Catchup");
     assert!(now.bytes_done > 0 && now.bytes_total > 0, "{told:?}");
     let total = i64::try_from(plan.moves.len())?;
     assert_eq!((told.moves_done, told.moves_total, told.bytes_done), (0, total, 0), "{told:?}");

@@ -181,17 +181,17 @@ async fn are_made(bed: &Bed, planned: &PlanStatus, made: usize) -> Result<()> {
 /// What the status says of the first move of `planned`, which is under way with everything copied.
 async fn is_told_of(bed: &Bed, planned: &PlanStatus) -> Result<RebalanceStatus> {
     let shown = |cluster: &DialogCluster| cluster.status.as_ref()?.rebalance.clone();
-    // Bytes have arrived, and from what was seen of that the end is foreseen.
+    // Bytes have arrived, and from what was seen of that the end is foreseen. It is held up in this phase.
     let is_foreseen = |shown: &RebalanceStatus| {
         let [now] = &shown.current[..] else { return false };
-        now.bytes_done > 0 && shown.eta.is_some()
+        now.phase == "Final Catchup" && now.bytes_done > 0 && shown.eta.is_some()
     };
     let told = |cluster: &DialogCluster| shown(cluster).is_some_and(|shown| is_foreseen(&shown));
     let cluster = bed.until("told of", OPEN, told).await?;
     let shown = shown(&cluster).context("it was there a moment ago")?;
     let (now, first) = (&shown.current[0], &planned.steps[0]);
     ensure!((now.shard_id, &now.from, &now.to) == (first.shard, &first.from, &first.to), "{shown:?}");
-    ensure!(now.phase == "Catching Up" && now.bytes_total > 0, "{shown:?}");
+    ensure!(now.bytes_total > 0, "{shown:?}");
     let (begun, left) = (shown.moves_done, usize::try_from(shown.moves_total - shown.moves_done)?);
     ensure!(begun == 0 && left == planned.steps.len() && shown.bytes_done == 0, "{shown:?}");
     let times = shown.started_at.as_ref().zip(shown.last_progress_at.as_ref()).zip(shown.eta.as_ref());

@@ -388,6 +388,7 @@ impl Reconciler for Controller {
             identity,
             handover: Handover::of(&wanted, &round),
             present: self.present(&names),
+            stop: self.context.stop.clone(),
         }));
         jobs.start(&round.long);
         self.tell_begun(cluster, &key, &jobs.begun(), &plans).await;

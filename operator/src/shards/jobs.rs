@@ -158,6 +158,14 @@ impl Jobs {
         self.state().under_way.iter().all(|one| one.task.is_finished())
     }
 
+    /// The steps that are being carried out, or about to be.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<Step> {
+        let state = self.state();
+        let under_way = state.under_way.iter().filter(|one| !one.task.is_finished());
+        under_way.map(|one| one.step.clone()).collect()
+    }
+
     /// Takes the list of the steps that have begun, in order.
     #[must_use]
     pub fn begun(&self) -> Vec<Step> {

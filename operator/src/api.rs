@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub use heat::{
     ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
     IsolatedTenant, LargeShardStatus, PinSpec, SizeStatus, StatisticsSpec,
 };
-pub use progress::{MoveStatus, NodeState, NodeStatus, RebalanceStatus, SplitStatus};
+pub use progress::{HeldMovesStatus, MoveStatus, NodeState, NodeStatus, RebalanceStatus, SplitStatus};
 pub use quantity::Amount;
 pub use rebalance::{
     ForeignStrategy, PlanStatus, PlannedMove, RebalanceMode, RebalanceSpec, RebalanceStrategy,
@@ -371,6 +371,12 @@ pub struct DialogClusterStatus {
     /// The split of a shard that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitStatus>,
+    /// Since when no move or split of a shard begins, because a server is about to be restarted, or is not back yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_moves: Option<MicroTime>,
+    /// What is still under way since then; absent until it is known, and where nothing is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_moves: Option<HeldMovesStatus>,
     /// The value of the annotation `dialogcluster.io/rebalance`, or in the mode `Approve` of
     /// `dialogcluster.io/approve-plan`, whose rebalance has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,5 @@
 //! The controller of Kubernetes objects: observe → validate → build → apply → one step of an update → status.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::api::{DialogCluster, Phase};
 use crate::condition::{self, CLUSTER_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
+use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Names};
 use crate::reconcile::{Outcome, Reconciler, owners};
 use crate::shards::topology::Topology;
 use crate::status;
@@ -89,14 +88,13 @@ impl Controller {
         target: &Target,
         observed: &Observed,
         certificates: &Certificates,
-        moving: &BTreeSet<Group>,
+        step: Step,
         is_behind: bool,
         now: Timestamp,
     ) -> Result<Step, Error> {
         retire::forget(&self.context, target, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
-        let step = act::next(target, observed, moving, now);
         let step = act::act(&self.context, target, observed, certificates, step, is_behind, now).await?;
         // Nothing else is held up by a group that cannot leave yet.
         let topology = Topology::of_services(&target.names);
@@ -146,12 +144,12 @@ impl Controller {
         };
         let groups = target.groups.keys().copied().collect();
         let certificates = Certificates::ensure(&observed.secrets, &names, &groups, now)?;
-        let moving = rollout::moving(cluster.status.as_ref());
+        let (next, hold) = act::next(&target, &observed, cluster.status.as_ref(), now);
         let changed = if cluster.spec.paused {
-            Ok(act::next(&target, &observed, &moving, now))
+            Ok(next)
         } else {
             let is_behind = rollout::is_behind(cluster.status.as_ref());
-            self.change(&target, &observed, &certificates, &moving, is_behind, now).await
+            self.change(&target, &observed, &certificates, next, is_behind, now).await
         };
         let mut problems = problems::problems(cluster, &target, &observed, now);
         let (step, failure) = match changed {
@@ -161,8 +159,12 @@ impl Controller {
         if let Some(error) = &failure {
             problems.insert(0, problems::Problem::failed(error));
         }
-        let report = report::report(cluster, &target, &observed, &certificates, &problems, &step, now);
-        self.report(cluster, report).await?;
+        let (mut status, findings) =
+            report::report(cluster, &target, &observed, &certificates, &problems, &step, now);
+        // Nothing is restarted of what is paused, nor where a restart would not help.
+        let restarts = !cluster.spec.paused && !matches!(step, Step::Helpless { .. });
+        status.hold_moves = hold.filter(|_| restarts);
+        self.report(cluster, (status, findings)).await?;
         Ok(match (failure, problems.first(), step) {
             (Some(error), ..) => Err(error),
             _ if cluster.spec.paused => Ok(Outcome::Done),

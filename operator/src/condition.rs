@@ -12,7 +12,7 @@ pub const SHARDS_MANAGER: &str = "dialog-operator-shards";
 pub const READY: &str = "Ready";
 /// Cluster: a change of the objects is under way.
 pub const PROGRESSING: &str = "Progressing";
-/// A reason of [`PROGRESSING`]: an update waits for moves of shards to end, and no other may begin before it has gone on.
+/// A reason of [`PROGRESSING`]: an update waits until no move or split of a shard needs the server that is next.
 pub const AFTER_MOVES: &str = "WaitingForMoves";
 /// Cluster: every certificate is within its validity.
 pub const CERTIFICATES_VALID: &str = "CertificatesValid";

@@ -5,6 +5,7 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::DialogCluster;
 use crate::metrics::Metrics;
@@ -71,15 +72,23 @@ pub struct Context {
     pub settings: Settings,
     /// The operator's metrics.
     pub metrics: Metrics,
+    /// Is cancelled when this operator is to end: nothing that takes long begins any more.
+    pub stop: CancellationToken,
     wakes: broadcast::Sender<(&'static str, ObjectRef<DialogCluster>)>,
 }
 
 impl Context {
-    /// A context around two clients; see [`Context::client`] and [`Context::watcher`].
+    /// A context around two clients until `stop` is cancelled; see [`Context::client`] and [`Context::watcher`].
     #[must_use]
-    pub fn new(client: Client, watcher: Client, settings: Settings, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        watcher: Client,
+        settings: Settings,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> Self {
         let recorder = Recorder::new(client.clone(), Reporter::from("dialog-operator"));
-        Self { client, watcher, recorder, settings, metrics, wakes: broadcast::Sender::new(WAKES) }
+        Self { client, watcher, recorder, settings, metrics, stop, wakes: broadcast::Sender::new(WAKES) }
     }
 
     /// Tells the other controllers that the controller with this field manager has changed something of a cluster.

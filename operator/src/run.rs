@@ -46,7 +46,7 @@ pub async fn run(arguments: Run) -> anyhow::Result<()> {
         namespace: arguments.watch_namespace,
     };
     let (metrics, health) = (Metrics::new(), Health::default());
-    let context = Context::new(client.clone(), watcher, settings, metrics.clone());
+    let context = Context::new(client.clone(), watcher, settings, metrics.clone(), stop.clone());
 
     let serving =
         tokio::spawn(health::serve(arguments.listen, health.clone(), metrics.clone(), stop.clone()));

@@ -1,6 +1,6 @@
 //! How far nodes and the moves of shards are, for the status.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -98,4 +98,16 @@ pub struct SplitStatus {
     pub since: Time,
     /// What it is doing: `Setting Up`, `Copying Data`, `Creating Constraints` or `Catching Up`.
     pub phase: String,
+}
+
+/// What is under way since no move or split of a shard begins any more.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldMovesStatus {
+    /// The `holdMoves` that this answers.
+    pub since: MicroTime,
+    /// The groups that moves and splits under way need: none of their servers is restarted before these have ended.
+    #[serde(default)]
+    #[schemars(length(max = 100))]
+    pub busy: Vec<String>,
 }

@@ -1,9 +1,8 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
-use std::collections::BTreeSet;
-
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -18,6 +17,7 @@ use super::patroni::client::{Address, Client};
 use super::patroni::config;
 use super::rollout::{self, Step};
 use super::target::Target;
+use crate::api::DialogClusterStatus;
 use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
@@ -32,15 +32,23 @@ const NOTICED: SignedDuration = SignedDuration::from_secs(15);
 /// Groups that are spoken to at the same time.
 const PARALLEL: usize = 8;
 
-/// The next step of an update, with shards `moving` from and to some groups.
+/// The next step of an update, by what the status says of shards that move, and since when none may begin to for its sake.
 #[must_use]
-pub fn next(target: &Target, observed: &Observed, moving: &BTreeSet<Group>, now: Timestamp) -> Step {
+pub fn next(
+    target: &Target,
+    observed: &Observed,
+    status: Option<&DialogClusterStatus>,
+    now: Timestamp,
+) -> (Step, Option<MicroTime>) {
     let groups = observed
         .groups
         .iter()
         .map(|(&group, there)| (group, (there, target.group(group).instances)))
         .collect();
-    rollout::next(&groups, moving, now)
+    let step = rollout::next(&groups, rollout::busy(status, now).as_ref(), now);
+    let since = || status.and_then(|status| status.hold_moves.clone()).unwrap_or(MicroTime(now));
+    let hold = rollout::holds(&step, &groups).then(since);
+    (step, hold)
 }
 
 /// Brings Patroni's dynamic configuration up to date, or else takes the step; where there is none and a server is behind what
@@ -91,14 +99,15 @@ pub async fn act(
         reload(&patroni, target, observed).await?;
         return Ok(Step::Wait("Patroni to look again what a restart is needed for".to_owned()));
     }
-    if let Step::Restart { group, pod, parameters } = &step {
+    let next = if let Step::AfterMoves { then, .. } = &step { then.as_ref() } else { &step };
+    if let Step::Restart { group, pod, parameters } = next {
         let instance = address(names, *group, pod);
         let report = patroni.report(&instance).await?;
         let configured = observed.groups.get(group).and_then(|group| group.configured);
         if report.pending_restart && restarted_since(report.started(), configured) {
             return Ok(Step::Helpless { pod: pod.clone(), parameters: parameters.clone() });
         }
-        if report.pending_restart {
+        if report.pending_restart && *next == step {
             info!(%pod, namespace = names.namespace(), ?parameters, "restarting PostgreSQL");
             patroni.restart(&instance).await?;
         }

@@ -16,7 +16,7 @@ use crate::status::Part;
 /// The part of the status that this controller owns.
 pub const PART: Part = Part {
     manager: CLUSTER_MANAGER,
-    fields: &["observedGeneration", "phase", "workers", "selector", "url"],
+    fields: &["observedGeneration", "phase", "workers", "selector", "url", "holdMoves"],
     conditions: &[READY, PROGRESSING, CERTIFICATES_VALID],
 };
 
@@ -64,7 +64,7 @@ pub fn report(
         (Some(text), _) if matches!(step, Step::ScaleIn(_)) => {
             Finding::new(PROGRESSING, true, "ScalingIn", text)
         }
-        (Some(text), _) if matches!(step, Step::AfterMoves(_)) => {
+        (Some(text), _) if matches!(step, Step::AfterMoves { .. }) => {
             Finding::new(PROGRESSING, true, AFTER_MOVES, text)
         }
         (Some(step), _) => Finding::new(PROGRESSING, true, "Updating", step),

@@ -12,11 +12,13 @@ use k8s_openapi::jiff::Timestamp;
 use super::instance::{Change, Instance};
 use super::observe::ObservedGroup;
 use crate::api::DialogClusterStatus;
-use crate::condition::{self, BALANCED, Holds, WAL_LEVEL_LOGICAL};
+use crate::condition::{self, Holds, WAL_LEVEL_LOGICAL};
 use crate::names::Group;
 
 /// An instance that is out of date and not ready for this long is taken for stuck.
 const STUCK: Duration = Duration::from_mins(2);
+/// How long an update waits for what moves to be known: a look at the shards takes half as long at most.
+const UNANSWERED: Duration = Duration::from_mins(10);
 
 /// Parameters that a standby must not have smaller than its primary: lowering them begins with the primary.
 const PRIMARY_FIRST: [&str; 5] = [
@@ -34,8 +36,13 @@ pub enum Step {
     Nothing,
     /// Something is out of date, and this has to be ready first.
     Wait(String),
-    /// A server is out of date, and a shard is being moved from or to its group: a restart would undo what was copied.
-    AfterMoves(Group),
+    /// A server is out of date, and moves or splits of shards need its group, or may: a restart would undo what was copied.
+    AfterMoves {
+        /// The group.
+        group: Group,
+        /// What follows.
+        then: Box<Step>,
+    },
     /// Everything is up to date, and groups that are not asked for any more leave; the sentence says how far they are.
     ScaleIn(String),
     /// Delete a pod, so that it comes back as its StatefulSet wants it now.
@@ -79,8 +86,9 @@ impl Step {
         match self {
             Self::Nothing => None,
             Self::Wait(what) => Some(format!("an update waits for {what}")),
-            Self::AfterMoves(group) => Some(format!(
-                "an update waits for the moves and splits of shards that are under way and need {group}; no other begins before"
+            Self::AfterMoves { group, .. } => Some(format!(
+                "an update goes on with {group} once no move or split of a shard is under way that needs it; no other begins \
+                 before"
             )),
             Self::ScaleIn(how_far) => Some(how_far.clone()),
             Self::Replace { pod, why } => Some(format!("{pod} is replaced because {why}")),
@@ -98,21 +106,16 @@ impl Step {
     }
 }
 
-/// The groups that the moves and the split under way need: sources, targets, and the coordinator, whose sessions carry them
-/// out. What was seen before the database stopped answering counts no more.
+/// The groups that moves and splits of shards still need, as was answered since no other begins; `None` while that is not
+/// known. What nobody answers keeps no update for good.
 #[must_use]
-pub fn moving(status: Option<&DialogClusterStatus>) -> BTreeSet<Group> {
-    let Some(status) = status else { return BTreeSet::new() };
-    let known = condition::find(&status.conditions, BALANCED).is_some_and(|found| found.status != "Unknown");
-    if !known {
-        return BTreeSet::new();
+pub fn busy(status: Option<&DialogClusterStatus>, now: Timestamp) -> Option<BTreeSet<Group>> {
+    let status = status?;
+    let since = status.hold_moves.as_ref()?;
+    match status.held_moves.as_ref().filter(|held| held.since == *since) {
+        Some(held) => Some(held.busy.iter().filter_map(|group| Group::parse(group)).collect()),
+        None => (now.duration_since(since.0).unsigned_abs() > UNANSWERED).then(BTreeSet::new),
     }
-    let moves = status.rebalance.iter().flat_map(|rebalance| &rebalance.current);
-    let moves = moves.flat_map(|one| [Group::parse(&one.from), Group::parse(&one.to)]);
-    let splits = status.split.iter().flat_map(|split| split.to.iter().chain([&split.from]));
-    let ends: BTreeSet<Group> = moves.chain(splits.map(|group| Group::parse(group))).flatten().collect();
-    let coordinator = (!ends.is_empty()).then_some(Group::Coordinator);
-    ends.into_iter().chain(coordinator).collect()
 }
 
 /// Whether a server was found at another `wal_level` than the declared one, by what is known of the databases. Where the
@@ -125,12 +128,33 @@ pub fn is_behind(status: Option<&DialogClusterStatus>) -> bool {
     found.is_some_and(|found| found.status == Holds::False.as_str())
 }
 
-/// The next step for groups, each with the instances that are asked for; nothing that works is touched in the groups that
-/// are `moving` shards.
+/// Whether no move or split of a shard may begin while `step` is the next one: a server is about to be restarted, or is not back
+/// yet. What waits for anything else may wait for long, and shards may have to move for it.
+#[must_use]
+pub fn holds(step: &Step, groups: &BTreeMap<Group, (&ObservedGroup, i32)>) -> bool {
+    let any = |is_so: &dyn Fn(&ObservedGroup) -> bool| groups.values().any(|(group, _)| is_so(group));
+    let ends = |group: &ObservedGroup| {
+        let outdated = |instance: &Instance| group.revision.is_some() && instance.revision != group.revision;
+        group.instances.iter().any(|instance| instance.is_terminating && outdated(instance))
+    };
+    let is_away = |group: &ObservedGroup| {
+        group.is_initialized() && group.primary().is_none_or(|primary| !primary.is_ready)
+    };
+    match step {
+        Step::Replace { .. } | Step::SwitchOver { .. } | Step::Restart { .. } | Step::AfterMoves { .. } => {
+            true
+        }
+        Step::Wait(_) => any(&ends) || any(&is_away),
+        Step::Nothing | Step::ScaleIn(_) | Step::Helpless { .. } => any(&ends),
+    }
+}
+
+/// The next step for groups, each with the instances that are asked for; nothing that works is touched in groups that are
+/// `busy` moving shards, or may be.
 #[must_use]
 pub fn next(
     groups: &BTreeMap<Group, (&ObservedGroup, i32)>,
-    moving: &BTreeSet<Group>,
+    busy: Option<&BTreeSet<Group>>,
     now: Timestamp,
 ) -> Step {
     let broken = groups.values().find_map(|(group, _)| {
@@ -156,7 +180,10 @@ pub fn next(
     };
     match groups.iter().find_map(|(group, (observed, _))| unready(*group, observed)) {
         Some(unready) => Step::Wait(unready),
-        None if moving.contains(&group) => Step::AfterMoves(group),
+        None if matches!(step, Step::Wait(_)) => step,
+        None if busy.is_none_or(|busy| busy.contains(&group)) => {
+            Step::AfterMoves { group, then: Box::new(step) }
+        }
         None => step,
     }
 }

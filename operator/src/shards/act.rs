@@ -17,7 +17,7 @@ use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 mod awake;
 mod cleanup;
 pub(in crate::shards) mod moves;
-mod split;
+pub(in crate::shards) mod split;
 
 /// How long a change of Citus' catalogs may take: a new node is sent all of them. What copies rows has no limit, in
 /// sessions of its own.

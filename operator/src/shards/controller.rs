@@ -26,7 +26,7 @@ use super::observed::Stall;
 use super::rebalance::MovePlan;
 use super::round::{Brief, Handover, Round, round};
 use super::sessions::Sessions;
-use super::status::{PART, got_on, status};
+use super::status::{PART, got_on, held_moves, status};
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
@@ -295,7 +295,8 @@ impl Controller {
     /// Says that nothing can be known yet.
     async fn wait_for(&self, cluster: &DialogCluster, why: String) -> Result<Outcome, Error> {
         let finding = |kind: &&'static str| Finding::new(kind, Holds::Unknown, "NotObserved", why.clone());
-        let before = cluster.status.clone().unwrap_or_default();
+        let mut before = cluster.status.clone().unwrap_or_default();
+        before.held_moves = held_moves(cluster.status.as_ref(), None, &[]);
         let findings = PART.conditions.iter().map(finding).collect();
         status::write(&self.context, cluster, PART, &before, findings).await?;
         Ok(Outcome::Wait(SOON, why))
@@ -387,11 +388,14 @@ impl Reconciler for Controller {
             identity,
             handover: Handover::of(&wanted, &round),
             present: self.present(&names),
+            stop: self.context.stop.clone(),
         }));
         jobs.start(&round.long);
 
         let mut facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
         self.foresee(&key, &mut facts, now);
+        // A step that has ended since the look has had the next begin before it ended.
+        facts.held_moves = held_moves(cluster.status.as_ref(), Some(&round.observed), &jobs.under_way());
         self.tell_of(cluster, facts.plan.as_ref()).await;
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);

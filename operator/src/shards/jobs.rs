@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::act;
 use super::round::{Carried, Handover, carry_out, following};
@@ -45,6 +46,9 @@ pub struct Job {
     /// Tells what is asked for now, before each step begins and before each look for the next: no round need have been made
     /// since somebody changed the resource.
     pub present: Present,
+    /// Once it is cancelled nothing begins any more: this process ends, and with it go who looks after what moves and who wakes
+    /// it up.
+    pub stop: CancellationToken,
 }
 
 impl Job {
@@ -71,7 +75,7 @@ impl Job {
     /// This, with what is asked for now; `None` where nothing may be begun.
     async fn now(mut self) -> Option<Self> {
         self.handover.ask_for((self.present)().await?);
-        Some(self)
+        (!self.stop.is_cancelled()).then_some(self)
     }
 }
 
@@ -106,7 +110,7 @@ impl Jobs {
     /// As [`Jobs::start`]; the first that begins goes on with what `open` has open.
     fn go_on(&self, steps: &[Step], open: Option<&Sessions>) {
         let mut state = self.state();
-        let Some(job) = state.job.clone() else { return };
+        let Some(job) = state.job.clone().filter(|job| !job.stop.is_cancelled()) else { return };
         let mut open = open;
         for step in steps {
             let under_way = state.under_way.iter().any(|one| one.step == *step);
@@ -156,6 +160,14 @@ impl Jobs {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.state().under_way.iter().all(|one| one.task.is_finished())
+    }
+
+    /// The steps that are being carried out, or about to be.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<Step> {
+        let state = self.state();
+        let under_way = state.under_way.iter().filter(|one| !one.task.is_finished());
+        under_way.map(|one| one.step.clone()).collect()
     }
 
     /// Takes the list of the steps that have begun, in order: those that were still asked for under the lock.
@@ -208,8 +220,8 @@ mod tests {
     use crate::shards::findings::tests::wanted;
     use crate::shards::round::tests::{of, uneven};
 
-    #[tokio::test]
-    async fn what_has_just_failed_does_not_follow_another_before_the_next_round() {
+    /// A job of which the database is out of reach, and the move that it is for.
+    fn job() -> (Job, Step) {
         let authority = testbed::certificates::Authority::new().unwrap();
         let own = authority.client("dialog_operator").unwrap();
         let pem = [&authority.certificate(), &own.certificate, &own.key].map(|text| text.as_bytes().to_vec());
@@ -224,10 +236,13 @@ mod tests {
             identity: Identity::from_pem(&pem[0], &pem[1], &pem[2]).unwrap(),
             handover: Handover::of(&wanted(), &round),
             present: Arc::new(|| ready(Some(wanted())).boxed()),
+            stop: CancellationToken::new(),
         };
-        let jobs = Jobs::default();
-        jobs.set(Some(job.clone()));
-        jobs.start(std::slice::from_ref(&step));
+        (job, step)
+    }
+
+    /// What has come of the steps under way, once one has ended.
+    async fn ended(jobs: &Jobs) -> Vec<(Step, Ended, Duration)> {
         let ended = tokio::time::timeout(Duration::from_mins(1), async {
             loop {
                 let ended = jobs.ended();
@@ -237,7 +252,16 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
-        let ended = ended.await.expect("a port at which nobody listens answers at once");
+        ended.await.expect("a port at which nobody listens answers at once")
+    }
+
+    #[tokio::test]
+    async fn what_has_just_failed_does_not_follow_another_before_the_next_round() {
+        let (job, step) = job();
+        let jobs = Jobs::default();
+        jobs.set(Some(job.clone()));
+        jobs.start(std::slice::from_ref(&step));
+        let ended = ended(&jobs).await;
         assert!(matches!(&ended[..], [(one, Err(_), _)] if *one == step), "{ended:?}");
         // Another one has ended, and this would be next: the round that has its result has not come to its end.
         jobs.start(std::slice::from_ref(&step));
@@ -245,5 +269,23 @@ mod tests {
         jobs.set(Some(job));
         jobs.start(std::slice::from_ref(&step));
         assert!(jobs.has(&step), "the round says that it may be tried again");
+    }
+
+    #[tokio::test]
+    async fn once_this_process_is_to_end_nothing_begins_that_takes_long() {
+        let (mut job, step) = job();
+        let token = job.stop.clone();
+        // It is told while the step is about to begin.
+        job.present = Arc::new(move || {
+            token.cancel();
+            ready(Some(wanted())).boxed()
+        });
+        let jobs = Jobs::default();
+        jobs.set(Some(job));
+        jobs.start(std::slice::from_ref(&step));
+        let ended = ended(&jobs).await;
+        assert!(matches!(&ended[..], [(one, Ok(Carried::Needless), _)] if *one == step), "{ended:?}");
+        jobs.start(std::slice::from_ref(&step));
+        assert!(!jobs.has(&step), "nor does what a round or another step would begin after that");
     }
 }

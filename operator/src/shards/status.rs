@@ -24,6 +24,10 @@ use crate::heat::Action;
 use crate::names::Group;
 use crate::status::Part;
 
+mod held;
+
+pub use held::held_moves;
+
 /// What of the status is written here.
 pub const PART: Part = Part {
     manager: SHARDS_MANAGER,
@@ -35,6 +39,7 @@ pub const PART: Part = Part {
         "plan",
         "rebalance",
         "split",
+        "heldMoves",
         "lastHandledRebalance",
         "hot",
         "isolated",
@@ -308,12 +313,7 @@ fn underway(running: &RunningMove, catalog: &Catalog) -> MoveStatus {
 fn split(observed: &Observed, before: Option<&SplitStatus>) -> Option<SplitStatus> {
     let Some(catalog) = &observed.catalog else { return before.cloned() };
     let running = catalog.splits.first()?;
-    let to: BTreeSet<Group> = match observed.kept.open().map(|act| act.action) {
-        // Where there is no place for the rest it stays.
-        Some(Action::Isolate { to, rest, .. }) => BTreeSet::from([to, rest.unwrap_or(running.from)]),
-        Some(Action::Split { to, .. }) => BTreeSet::from(to),
-        _ => BTreeSet::new(),
-    };
+    let to = parts(observed, running.from);
     Some(SplitStatus {
         shard_id: running.shard_id,
         from: running.from.to_string(),
@@ -321,6 +321,16 @@ fn split(observed: &Observed, before: Option<&SplitStatus>) -> Option<SplitStatu
         since: Time(running.since),
         phase: running.phase.to_owned(),
     })
+}
+
+/// Where the parts go of what is split on `from`.
+fn parts(observed: &Observed, from: Group) -> BTreeSet<Group> {
+    match observed.kept.open().map(|act| act.action) {
+        // Where there is no place for the rest it stays.
+        Some(Action::Isolate { to, rest, .. }) => BTreeSet::from([to, rest.unwrap_or(from)]),
+        Some(Action::Split { to, .. }) => BTreeSet::from(to),
+        _ => BTreeSet::new(),
+    }
 }
 
 /// A move that is about to begin.

@@ -12,7 +12,6 @@ use crate::api::{
     Amount, DialogCluster, DialogClusterSpec, ForeignStrategy, HotTenantsMode, PinSpec, RebalanceMode,
     RebalanceSpec, ResourcesSpec, Table,
 };
-use crate::condition::{self, AFTER_MOVES, PROGRESSING};
 use crate::heat;
 
 /// The annotation whose value is the hash of the plan that may be carried out.
@@ -49,11 +48,9 @@ impl Wanted {
         let spec = &cluster.spec.sharding.rebalance;
         let status = cluster.status.as_ref();
         let handled = status.and_then(|status| status.last_handled_rebalance.as_deref());
-        let conditions = status.map_or(&[][..], |status| &status.conditions);
         wanted.rebalance.gate = gate(spec, cluster.annotations(), handled, now);
         wanted.rebalance.request = request(spec, cluster.annotations());
-        wanted.rebalance.hold =
-            condition::find(conditions, PROGRESSING).is_some_and(|found| found.reason == AFTER_MOVES);
+        wanted.rebalance.hold = status.is_some_and(|status| status.hold_moves.is_some());
         wanted
     }
 
@@ -106,7 +103,7 @@ pub struct Rebalance {
     pub policy: rebalance::Policy,
     /// Whether moves that only make the spread more even may be made now.
     pub gate: Gate,
-    /// Whether an update of servers waits for the moves under way: no other begins before it has gone on.
+    /// Whether a server is about to be restarted, or is not back yet: no move begins before.
     pub hold: bool,
     /// How long a move may make no progress.
     pub stall_timeout: Duration,
@@ -235,7 +232,7 @@ pub fn gate(
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
     use serde_json::json;
 
     use super::*;
@@ -273,11 +270,8 @@ mod tests {
         });
         assert_eq!(answered, says(3, "AwaitingApproval", false));
         let held = begun(|cluster| {
-            let waits = json!([{
-                "type": PROGRESSING, "status": "True", "reason": AFTER_MOVES, "message": "",
-                "lastTransitionTime": "2026-03-03T02:30:00Z",
-            }]);
-            cluster.status.as_mut().unwrap().conditions = serde_json::from_value(waits).unwrap();
+            let since = "2026-03-03T02:30:00Z".parse().unwrap();
+            cluster.status.as_mut().unwrap().hold_moves = Some(MicroTime(since));
         });
         assert_eq!(held, says(3, "0123456789abcdef", true));
         assert_eq!(begun(|cluster| cluster.spec.paused = true), None);

@@ -19,6 +19,7 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, Config, CustomResourceExt};
 use serde_json::{Value, json};
 use testbed::apiserver::ApiServer;
+use tokio_util::sync::CancellationToken;
 
 /// Longest wait for anything.
 pub const LIMIT: Duration = Duration::from_mins(1);
@@ -56,7 +57,8 @@ impl Bed {
             pull: Pull::default(),
             namespace: Some(namespace.to_owned()),
         };
-        let context = Context::new(client.clone(), watcher, settings, Metrics::new());
+        let context =
+            Context::new(client.clone(), watcher, settings, Metrics::new(), CancellationToken::new());
         Ok(Self { client, context, namespace: namespace.to_owned(), server })
     }
 

@@ -15,6 +15,7 @@ use dialog_operator::shards::round::{Brief, Handover, Round, round};
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready};
+use tokio_util::sync::CancellationToken;
 
 use crate::world::{World, brief, eventually};
 
@@ -105,6 +106,7 @@ impl Operator {
             identity: world.identity("dialog-operator")?,
             handover: Handover::of(wanted, &round),
             present: self.present.clone().unwrap_or_else(|| always(wanted)),
+            stop: CancellationToken::new(),
         }));
         self.jobs.start(&round.long);
         Ok(round)

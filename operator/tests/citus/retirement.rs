@@ -17,6 +17,7 @@ use kube::{Api, Client, Config, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use testbed::apiserver::ApiServer;
+use tokio_util::sync::CancellationToken;
 
 use crate::killer::{Killer, killed_after};
 use crate::needs_citus;
@@ -122,7 +123,8 @@ impl Kubernetes {
             "spec": {"workers": {"count": 1}},
         }))?;
         let target = target(&cluster, &settings)?;
-        let context = Context::new(client.clone(), watcher, settings, Metrics::new());
+        let context =
+            Context::new(client.clone(), watcher, settings, Metrics::new(), CancellationToken::new());
         let kubernetes = Self { client, names, target, context };
         kubernetes.create_objects(world).await?;
         Ok(kubernetes)

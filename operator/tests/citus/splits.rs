@@ -9,14 +9,16 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::act::perform;
 use dialog_operator::shards::heat::actions::Outcome;
 use dialog_operator::shards::observe::{Sizes, splits};
+use dialog_operator::shards::observed::RunningSplit;
 use dialog_operator::shards::rebalance::HashRange;
 use dialog_operator::shards::status::status;
-use dialog_operator::shards::step::Step;
+use dialog_operator::shards::step::{Split, Step};
 use dialog_operator::shards::supervise::Splits;
 use jiff::Timestamp;
 
 use crate::acting::{DIALOG, decide_while_written, make_large, planned, settle};
-use crate::isolation::{assert_nothing_is_left, covering, hash, isolating, outcome};
+use crate::held_up::HeldUp;
+use crate::isolation::{assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::traffic::Traffic;
@@ -32,7 +34,7 @@ async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
     world.serve(&wanted).await?;
     let traffic = Traffic::start(&world).await?;
     let shard = covering(&world, 0).await?;
-    let split = dialog_operator::shards::step::Split {
+    let split = Split {
         action: 0,
         shard_id: shard.shard_id,
         from: shard.node,
@@ -120,6 +122,65 @@ async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that
     operator.settle(&world, &isolating(3), Duration::from_mins(5)).await?;
     let cancelled = |step: &&Step| matches!(step, Step::CancelMove { .. });
     assert_eq!(operator.done.iter().filter(cancelled).count(), 1, "{:?}", operator.done);
+    assert_eq!(covering(&world, large).await?.range, HashRange { min: large, max: large });
+    let act = outcome(&world.round(&wanted).await?, id).await?;
+    assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);
+    assert_nothing_is_left(&world, 3).await
+}
+
+/// At its end a split takes the lock that all share who write to its shard, on the coordinator as well. So does the quick way, by
+/// a statement that ends by itself.
+#[tokio::test]
+async fn a_split_that_keeps_writers_waiting_at_its_end_is_cancelled_and_the_quick_way_is_not() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let wanted = isolating(3);
+    world.serve(&wanted).await?;
+    make_large(&world, DIALOG).await?;
+    let large = hash(&world, DIALOG).await?;
+    let id = decide(&world, isolation(&world, large).await?).await?;
+    let writer = HeldUp::every(&world).await?;
+
+    let Step::SplitShard(split) = planned(&world, &wanted).await? else { panic!("nothing is split") };
+    let quick = Step::SplitShard(Split { action: 0, blocking: true, ..split });
+    eventually("the quick way is seen to wait", async || {
+        let sessions = world.long_sessions(&quick)?;
+        let task = tokio::spawn({
+            let step = quick.clone();
+            async move { perform(&step, &sessions).await }
+        });
+        let mut seen = false;
+        while !task.is_finished() {
+            let catalog = world.look(&wanted, Sizes::Skip).await?.observed.catalog.context("no catalog")?;
+            let waits = |split: &&RunningSplit| split.blocking && catalog.blocking.contains(&split.pid);
+            seen |= catalog.splits.iter().find(waits).is_some();
+        }
+        ensure!(task.await?.is_err(), "nobody kept it");
+        Ok(seen)
+    })
+    .await?;
+
+    let mut operator = Operator::default();
+    let started = Instant::now();
+    let message = loop {
+        let round = operator.round(&world, &wanted).await?;
+        let (_, reason, message) = condition(&round, HOT_TENANT);
+        if reason == "SplitStalled" {
+            break message;
+        }
+        ensure!(operator.failed.is_empty(), "it failed by itself: {message}");
+        ensure!(started.elapsed() < Duration::from_mins(3), "nobody has noticed: {message}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let who = format!("(pid {}, open for", writer.pid());
+    assert!(message.contains("all who write to its shard") && message.contains(&who), "{message}");
+    while operator.failed.is_empty() {
+        operator.round(&world, &wanted).await?;
+        ensure!(started.elapsed() < Duration::from_mins(4), "it was not ended");
+        operator.take_results();
+    }
+    writer.end().await?;
+    operator.settle(&world, &wanted, Duration::from_mins(5)).await?;
     assert_eq!(covering(&world, large).await?.range, HashRange { min: large, max: large });
     let act = outcome(&world.round(&wanted).await?, id).await?;
     assert_eq!((act.outcome, act.attempts), (Some(Outcome::Done), 2), "{:?}", act.note);

@@ -86,7 +86,8 @@ fn what_is_held_back_or_did_not_help_is_no_progress() {
     let (_, findings) = reported(&cluster(None, false), &[], &leave, start());
     assert_eq!((findings[1].holds, findings[1].reason), (Holds::True, "ScalingIn"));
     assert_eq!(findings[1].message, "worker-1 leaves", "it is no update");
-    let (_, findings) = reported(&cluster(None, false), &[], &Step::AfterMoves(Group::Coordinator), start());
+    let after = Step::AfterMoves { group: Group::Coordinator, then: Box::new(Step::Nothing) };
+    let (_, findings) = reported(&cluster(None, false), &[], &after, start());
     assert_eq!((findings[1].holds, findings[1].reason), (Holds::True, AFTER_MOVES));
     let helpless =
         Step::Helpless { pod: "chat-worker-0-0".to_owned(), parameters: vec!["work_mem".to_owned()] };

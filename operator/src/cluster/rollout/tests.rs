@@ -1,5 +1,11 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
 use super::*;
+use crate::api::HeldMovesStatus;
 use crate::cluster::instance::{Member, Trouble};
+use crate::shards::observed::{Catalog, Observed};
+use crate::shards::status::held_moves;
+use crate::shards::step;
 
 const NEW: &str = "new";
 const OLD: &str = "old";
@@ -35,7 +41,7 @@ fn group(name: Group, revisions: &[&str]) -> ObservedGroup {
 
 fn step(groups: &[(Group, ObservedGroup)]) -> Step {
     let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
-    next(&groups, &BTreeSet::new(), now())
+    next(&groups, Some(&BTreeSet::new()), now())
 }
 
 fn replaced(step: &Step) -> &str {
@@ -43,6 +49,12 @@ fn replaced(step: &Step) -> &str {
         Step::Replace { pod, .. } => pod,
         other => panic!("{other:?} replaces nothing"),
     }
+}
+
+/// Workers with one instance each, by its revision.
+fn workers(revisions: [&str; 3]) -> Vec<(Group, ObservedGroup)> {
+    let names = (0..3).map(Group::Worker);
+    names.zip(revisions).map(|(name, revision)| (name, group(name, &[revision]))).collect()
 }
 
 #[test]
@@ -60,54 +72,137 @@ fn a_server_is_behind_that_was_found_at_another_level_and_not_one_that_could_not
 
 #[test]
 fn who_gives_or_takes_a_shard_is_restarted_after_that() {
-    let status = |balanced: &str| -> DialogClusterStatus {
-        serde_json::from_value(serde_json::json!({
-            "conditions": [{"type": "Balanced", "status": balanced, "reason": "Moving", "message": "",
-                            "lastTransitionTime": "2026-03-01T00:00:00Z"}],
-            "rebalance": {"movesDone": 0, "movesTotal": 1, "bytesDone": 0, "bytesLeft": 9, "current": [
-                {"shardId": 102_008, "from": "worker-0", "to": "worker-2", "phase": "", "bytesDone": 0, "bytesTotal": 9}]},
-        }))
-        .unwrap()
-    };
-    let moving = moving(Some(&status("False")));
-    assert_eq!(moving, BTreeSet::from([Group::Coordinator, Group::Worker(0), Group::Worker(2)]));
-    assert_eq!(
-        super::moving(Some(&status("Unknown"))),
-        BTreeSet::new(),
-        "nobody knows whether it still runs"
-    );
-
-    let splitting = DialogClusterStatus {
-        rebalance: None,
-        split: serde_json::from_value(serde_json::json!({
-            "shardId": 102_008, "from": "worker-0", "to": ["worker-2"], "since": "2026-03-01T00:00:00Z", "phase": "Setting Up",
-        }))
-        .unwrap(),
-        ..status("True")
-    };
-    assert_eq!(super::moving(Some(&splitting)), moving, "a split is as a move");
-    let calm = DialogClusterStatus { rebalance: None, ..status("True") };
-    assert_eq!(super::moving(Some(&calm)), BTreeSet::new());
-
-    let workers = |revisions: [&'static str; 3]| -> Vec<(Group, ObservedGroup)> {
-        (0..3)
-            .map(Group::Worker)
-            .zip(revisions)
-            .map(|(name, revision)| (name, group(name, &[revision])))
-            .collect()
-    };
-    let step = |groups: &[(Group, ObservedGroup)]| {
+    let needed = BTreeSet::from([Group::Coordinator, Group::Worker(0), Group::Worker(2)]);
+    let step = |groups: &[(Group, ObservedGroup)], busy| {
         let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
-        next(&groups, &moving, now())
+        next(&groups, busy, now())
     };
-    assert_eq!(step(&workers([OLD, OLD, OLD])), Step::AfterMoves(Group::Worker(0)));
-    assert_eq!(replaced(&step(&workers([NEW, OLD, NEW]))), "chat-worker-1-0", "it has no part in a move");
-    assert_eq!(step(&workers([NEW, NEW, OLD])), Step::AfterMoves(Group::Worker(2)));
+    let after = |step| match step {
+        Step::AfterMoves { group, then } => (group, replaced(&then).to_owned()),
+        other => panic!("{other:?} waits for no move"),
+    };
+    let first = || (Group::Worker(0), "chat-worker-0-0".to_owned());
+    assert_eq!(after(step(&workers([OLD, OLD, OLD]), Some(&needed))), first());
+    assert_eq!(
+        replaced(&step(&workers([NEW, OLD, NEW]), Some(&needed))),
+        "chat-worker-1-0",
+        "it has no part in a move"
+    );
+    assert_eq!(after(step(&workers([NEW, NEW, OLD]), Some(&needed))).0, Group::Worker(2));
+    assert_eq!(after(step(&workers([OLD, OLD, OLD]), None)), first(), "nobody knows yet");
     // One that does not serve is of no use to the move.
     let mut broken = workers([OLD, NEW, NEW]);
     broken[0].1.instances[0].is_ready = false;
     broken[0].1.instances[0].trouble = Some(Trouble::Crash("exit code 1".to_owned()));
-    assert_eq!(replaced(&step(&broken)), "chat-worker-0-0");
+    assert_eq!(replaced(&step(&broken, None)), "chat-worker-0-0");
+    assert_eq!(step(&workers([NEW, NEW, NEW]), None), Step::Nothing);
+}
+
+#[test]
+fn who_moves_shards_is_known_by_an_answer_to_the_same_question() {
+    let minutes = |minutes: i64| Timestamp::from_second(1_000_000 + minutes * 60).unwrap();
+    let held = |at, busy: &[&str]| {
+        let busy = busy.iter().map(ToString::to_string).collect();
+        Some(HeldMovesStatus { since: MicroTime(minutes(at)), busy })
+    };
+    let status = |asked: Option<i64>, held_moves| DialogClusterStatus {
+        hold_moves: asked.map(|at| MicroTime(minutes(at))),
+        held_moves,
+        ..DialogClusterStatus::default()
+    };
+    let busy = |status: &DialogClusterStatus, at| busy(Some(status), minutes(at));
+    let needed = || Some(BTreeSet::from([Group::Coordinator, Group::Worker(0)]));
+    assert_eq!(busy(&status(None, None), 5), None, "nobody was asked");
+    assert_eq!(busy(&status(Some(5), None), 6), None);
+    assert_eq!(busy(&status(Some(5), held(4, &[])), 6), None, "moves have begun since");
+    assert_eq!(busy(&status(Some(5), held(5, &["coordinator", "worker-0"])), 600), needed());
+    assert_eq!(busy(&status(Some(5), held(5, &[])), 6), Some(BTreeSet::new()));
+    assert_eq!(busy(&status(Some(5), held(4, &["worker-0"])), 16), Some(BTreeSet::new()), "nobody answers");
+    assert_eq!(super::busy(None, minutes(6)), None);
+}
+
+#[test]
+fn shards_move_while_an_update_waits_for_something_else() {
+    let holds = |groups: &[(Group, ObservedGroup)]| {
+        let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
+        holds(&next(&groups, None, now()), &groups)
+    };
+    assert!(!holds(&workers([NEW, NEW, NEW])) && holds(&workers([NEW, NEW, OLD])));
+    // The server of the one is replaced, then away, and then back.
+    for others in [NEW, OLD] {
+        let mut groups = workers([NEW, others, others]);
+        groups[0].1.instances[0].is_terminating = true;
+        groups[0].1.instances[0].revision = Some(OLD.to_owned());
+        assert!(holds(&groups), "it ends");
+        groups[0].1 = group(Group::Worker(0), &[NEW]);
+        groups[0].1.instances[0].is_ready = false;
+        groups[0].1.instances[0].created = Some(now());
+        assert_eq!(holds(&groups), others == OLD, "others follow once it is back");
+    }
+    // A standby that does not come back may keep the update for days; moves do not need it.
+    let mut groups = workers([NEW, OLD, OLD]);
+    groups[0].1 = group(Group::Worker(0), &[NEW, NEW]);
+    groups[0].1.instances[1].is_ready = false;
+    assert!(!holds(&groups));
+    // Nor does a worker that is only being made.
+    groups[0].1 = group(Group::Worker(0), &[NEW]);
+    groups[0].1.instances[0].is_ready = false;
+    groups[0].1.system_identifier = None;
+    assert!(!holds(&groups));
+}
+
+/// Plays an update while shards move without a pause: they are small, and each time one is there the next begins, unless the
+/// status said some time ago that none may.
+#[test]
+fn an_update_in_the_middle_of_many_moves_meets_none_and_comes_to_its_end() {
+    let mut groups: BTreeMap<Group, ObservedGroup> = workers([OLD, OLD, OLD]).into_iter().collect();
+    groups.insert(Group::Coordinator, group(Group::Coordinator, &[OLD]));
+    let mut status = DialogClusterStatus::default();
+    let observed = Observed { catalog: Some(Catalog::default()), ..Observed::default() };
+    // What moves, and until when; and which pod comes back when.
+    let mut moves: Vec<(step::Step, u32)> = Vec::new();
+    let mut back: Option<(Group, u32)> = None;
+    let (mut begun, mut restarts) = (0, Vec::new());
+    for second in 0..400_u32 {
+        let now = Timestamp::from_second(second.into()).unwrap();
+        let read = status.clone();
+        moves.retain(|(_, until)| *until > second);
+        if let Some((name, _)) = back.take_if(|(_, at)| *at == second) {
+            groups.insert(name, group(name, &[NEW]));
+        }
+        if second % 2 == 0 {
+            let there = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
+            let step = next(&there, busy(Some(&status), now).as_ref(), now);
+            let since = || read.hold_moves.clone().unwrap_or(MicroTime(now));
+            status.hold_moves = holds(&step, &there).then(since);
+            if let Step::Replace { pod, .. } = &step {
+                let name = *groups.iter().find(|(_, group)| group.instances[0].pod == *pod).unwrap().0;
+                let needs = |one: &step::Step| {
+                    let step::Step::MoveShard { from, to, .. } = one else { return false };
+                    [*from, *to, Group::Coordinator].contains(&name)
+                };
+                assert!(!moves.iter().any(|(one, _)| needs(one)), "{pod} at {second} in {moves:?}");
+                groups.get_mut(&name).unwrap().instances[0].is_terminating = true;
+                back = Some((name, second + 7));
+                restarts.push(name);
+            }
+        }
+        // Who begins has read what was so before.
+        let serves = |group: Group| back.is_none_or(|(away, _)| away != group && away != Group::Coordinator);
+        let (from, to) = (Group::Worker(second % 3), Group::Worker((second + 1) % 3));
+        if read.hold_moves.is_none() && moves.len() < 2 && serves(from) && serves(to) {
+            moves.push((step::Step::MoveShard { shard_id: second.into(), from, to }, second + 4));
+            begun += 1;
+        }
+        if second % 3 == 0 {
+            let own: Vec<step::Step> = moves.iter().map(|(step, _)| step.clone()).collect();
+            status.held_moves = held_moves(Some(&read), Some(&observed), &own);
+        }
+    }
+    let order = [0, 1, 2].map(Group::Worker).into_iter().chain([Group::Coordinator]);
+    assert_eq!(restarts, order.collect::<Vec<_>>());
+    assert_eq!((status.hold_moves, status.held_moves), (None, None));
+    assert!(begun > 100, "{begun}: they go on afterwards");
 }
 
 #[test]
@@ -226,7 +321,7 @@ fn a_primary_that_is_to_go_hands_over_first() {
     coordinator.leader = Some("chat-coordinator-1".to_owned());
     let groups = BTreeMap::from([(Group::Coordinator, (&coordinator, 1))]);
     assert_eq!(
-        next(&groups, &BTreeSet::new(), now()),
+        next(&groups, Some(&BTreeSet::new()), now()),
         Step::SwitchOver {
             group: Group::Coordinator,
             from: "chat-coordinator-1".to_owned(),

@@ -153,10 +153,15 @@ fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
     let splits = || world.catalog().into_iter().flat_map(|catalog| &catalog.splits);
     // By the time that it is said, it may have ended.
     let of_a_split = |stall: &&Stall| stall.operation().split().is_some();
-    if let Some(Stall { pid, seconds, cause, .. }) = world.observed.stalls.iter().find(of_a_split) {
+    let stall = world.observed.stalls.iter().find(of_a_split);
+    if let Some(Stall { pid, seconds, blocks_writers, cause, .. }) = stall {
+        let what = if *blocks_writers {
+            format!("has kept all who write to its shard waiting for {seconds} s, since it waits itself")
+        } else {
+            format!("has made no progress for {seconds} s")
+        };
         let message = format!(
-            "{}; its split (pid {pid} on the coordinator) has made no progress for {seconds} s: {cause}; it is ended, and \
-             tried again",
+            "{}; its split (pid {pid} on the coordinator) {what}: {cause}; it is ended, and tried again",
             open.why
         );
         return Some(("SplitStalled", message));

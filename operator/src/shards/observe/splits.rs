@@ -6,6 +6,7 @@ use super::moves::LOCKED;
 use super::stall::{self, Blocker, Cause};
 use crate::names::Group;
 use crate::pg;
+use crate::shards::act::split::BLOCKING;
 use crate::shards::observed::{Catalog, RunningSplit, Stall, StallKind};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::StalledSplit;
@@ -57,7 +58,9 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
     for operation in &catalog.operations {
         let Some((shard_id, from)) = operation.split() else { continue };
         // It may have ended meanwhile.
-        let Ok(Some((since, operations))) = begun(sessions, operation.pid).await else { continue };
+        let Ok(Some(Begun { since, operations, blocking })) = begun(sessions, operation.pid).await else {
+            continue;
+        };
         let nodes: Vec<Group> = catalog.groups(sessions.topology()).collect();
         let mut shown = Vec::new();
         for group in &nodes {
@@ -75,21 +78,35 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
             errors: shown.iter().map(|shown| shown.errors).sum(),
             waits: shown.iter().any(|shown| shown.waits),
             progress: shown.into_iter().map(|shown| shown.progress).collect(),
+            blocking,
         });
     }
     running
 }
 
-/// When the statement of the process `pid` on the coordinator began, and the numbers of its operations. There is none until
-/// Citus begins to make anything for the split.
-async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<(jiff::Timestamp, Vec<String>)>, pg::Error> {
+/// What the coordinator shows of a split.
+struct Begun {
+    /// When its statement began.
+    since: jiff::Timestamp,
+    /// The numbers of its operations. There is none until Citus begins to make anything for it.
+    operations: Vec<String>,
+    /// Whether it copies while writers wait.
+    blocking: bool,
+}
+
+/// What the coordinator shows of the split of its process `pid`.
+async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<Begun>, pg::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let statement = format!(
-        "SELECT query_start, ARRAY (SELECT operation_id FROM ({LOCKED}) AS locked WHERE pid = $1)::text[]
+        "SELECT query_start, ARRAY (SELECT operation_id FROM ({LOCKED}) AS locked WHERE pid = $1)::text[],
+                position('{BLOCKING}' IN query) > 0
          FROM pg_stat_activity WHERE pid = $1"
     );
     let rows = session.query(&statement, &[(&pid, Type::INT4)]).await?;
-    Ok(rows.first().and_then(|row| Some((row.get::<_, Option<_>>(0)?, row.get(1)))))
+    Ok(rows.first().and_then(|row| {
+        let since = row.get::<_, Option<_>>(0)?;
+        Some(Begun { since, operations: row.get(1), blocking: row.get(2) })
+    }))
 }
 
 async fn of(sessions: &Sessions, group: Group, pid: i32, operations: &[String]) -> Result<Shown, pg::Error> {
@@ -117,6 +134,9 @@ impl Phase {
     }
 }
 
+/// What is said where nothing is known to keep a split.
+const NOTHING_KNOWN: &str = "nothing that is known keeps it: look at the logs of its nodes";
+
 /// What keeps `stalled`, with the process to look at; `None` if it is at work all the same.
 pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Stall> {
     let running = &stalled.running;
@@ -126,14 +146,18 @@ pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Sta
             running.errors
         );
         (StallKind::ReplicationFailed, message)
+    } else if stalled.blocking.is_some() {
+        // Writers wait while it is looked for, whatever is found.
+        let unknown = || (StallKind::Unknown, NOTHING_KNOWN.to_owned());
+        stall::in_time(async { cause(sessions, stalled).await.unwrap_or_else(unknown) }).await
     } else {
         cause(sessions, stalled).await?
     };
     Some(Stall {
         pid: running.pid,
         application: running.application.clone(),
-        seconds: stalled.idle.as_secs(),
-        blocks_writers: false,
+        seconds: stalled.blocking.unwrap_or(stalled.idle).as_secs(),
+        blocks_writers: stalled.blocking.is_some(),
         kind,
         cause,
         end: stalled.end,
@@ -157,6 +181,5 @@ async fn cause(sessions: &Sessions, stalled: &StalledSplit) -> Option<Cause> {
     if away.is_none() && builds {
         return None;
     }
-    let cause = "nothing is copied or followed: look at the logs of its nodes";
-    Some(away.unwrap_or_else(|| (StallKind::Unknown, cause.to_owned())))
+    Some(away.unwrap_or_else(|| (StallKind::Unknown, NOTHING_KNOWN.to_owned())))
 }

@@ -65,7 +65,7 @@ const BUILDS: &str = "
                    WHERE (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2)
                      AND wait_event_type IS DISTINCT FROM 'Lock')";
 
-/// How long it may take to find out what keeps a move for which writers wait: a server that is cut off from another one says so
+/// How long it may take to find out what keeps a move or a split for which writers wait: a server that is cut off from another one says so
 /// after five seconds.
 const DIAGNOSIS: Duration = Duration::from_secs(8);
 
@@ -83,12 +83,7 @@ pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
         Some(slot) => lost(running.from, running.to, slot),
         None if stalled.blocking.is_some() => {
             // Writers wait while it is looked for.
-            let found = tokio::time::timeout(DIAGNOSIS, cause(sessions, stalled)).await;
-            found.unwrap_or_else(|_| {
-                let message =
-                    format!("what keeps it could not be found out within {} s", DIAGNOSIS.as_secs());
-                (StallKind::NotDiagnosed, message)
-            })
+            in_time(cause(sessions, stalled)).await
         }
         None if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) => return None,
         None => cause(sessions, stalled).await,
@@ -102,6 +97,14 @@ pub async fn diagnose(sessions: &Sessions, stalled: &Stalled) -> Option<Stall> {
         kind,
         cause,
         end: stalled.end,
+    })
+}
+
+/// What `looking` finds, if that is soon enough for writers who wait.
+pub(super) async fn in_time(looking: impl Future<Output = Cause>) -> Cause {
+    tokio::time::timeout(DIAGNOSIS, looking).await.unwrap_or_else(|_| {
+        let message = format!("what keeps it could not be found out within {} s", DIAGNOSIS.as_secs());
+        (StallKind::NotDiagnosed, message)
     })
 }
 

@@ -56,6 +56,8 @@ pub struct RunningSplit {
     pub errors: i64,
     /// One of its sessions waits for a lock. What its targets are sent meanwhile is what others write, and no progress.
     pub waits: bool,
+    /// It copies while writers wait: the time that its statement may take is limited, however far it gets.
+    pub blocking: bool,
 }
 
 /// A move that is running.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::Endings;
+use super::{Endings, WRITERS_WAIT};
 use crate::shards::observed::{Catalog, End, RunningSplit};
 
 /// Failures to follow a change after which a split is hopeless: the same change is tried again and again, and a connection
@@ -26,6 +26,8 @@ struct Seen {
     running: RunningSplit,
     since: Instant,
     looked: Instant,
+    /// Since when writers were seen to wait for its end.
+    blocking: Option<Instant>,
     failing: Option<Failing>,
     endings: Endings,
 }
@@ -64,6 +66,8 @@ pub struct StalledSplit {
     pub running: RunningSplit,
     /// How long there has been no progress.
     pub idle: Duration,
+    /// How long writers have waited for it, if that is longer than they are to.
+    pub blocking: Option<Duration>,
     /// Whether it will make none.
     pub hopeless: bool,
     /// How it is to be ended now; `None` while it is given time to.
@@ -83,24 +87,38 @@ impl Splits {
             let (known, earlier) =
                 before.as_ref().map_or((None, 0), |before| (before.failing, before.running.errors));
             let failing = Failing::next(known, earlier, running.errors, now);
+            // One that copies while they wait is ended by its own statement's limit.
+            let blocks = !running.blocking && catalog.blocking.contains(&running.pid);
+            let blocked = before.as_ref().and_then(|before| before.blocking);
+            let blocking = blocks.then(|| blocked.unwrap_or(now));
             let same = |before: &Seen| {
                 before.running.progress == running.progress || (before.running.waits && running.waits)
             };
             let since = before.filter(same).map_or(now, |before| before.since);
-            seen.insert(running.pid, Seen { running: running.clone(), since, looked: now, failing, endings });
+            let running = running.clone();
+            seen.insert(running.pid, Seen { running, since, looked: now, blocking, failing, endings });
         }
         self.seen = seen;
     }
 
-    /// The splits that had made no progress for `limit` when they were last looked at, and those that will make none.
+    /// The splits that had made no progress for `limit` when they were last looked at, those that had kept writers waiting at
+    /// their end for [`WRITERS_WAIT`], and those that will make none.
     #[must_use]
     pub fn stalled(&self, limit: Duration) -> Vec<StalledSplit> {
         let stalled = |seen: &Seen| {
             let idle = seen.looked.saturating_duration_since(seen.since);
+            let blocking = seen.blocking.map(|since| seen.looked.saturating_duration_since(since));
+            let blocking = blocking.filter(|waited| *waited >= WRITERS_WAIT);
             let hopeless = seen.failing.is_some_and(|failing| failing.is_hopeless(seen.running.errors));
             let end = seen.endings.next(seen.looked);
             let running = seen.running.clone();
-            (hopeless || idle >= limit).then_some(StalledSplit { running, idle, hopeless, end })
+            (hopeless || blocking.is_some() || idle >= limit).then_some(StalledSplit {
+                running,
+                idle,
+                blocking,
+                hopeless,
+                end,
+            })
         };
         self.seen.values().filter_map(stalled).collect()
     }
@@ -131,6 +149,7 @@ mod tests {
             progress: vec![progress.to_owned()],
             errors,
             waits,
+            blocking: false,
         };
         Catalog { splits: vec![split], ..Catalog::default() }
     }
@@ -160,6 +179,28 @@ mod tests {
         assert_eq!(watch.stalled(limit)[0].end, None, "it is given time to end");
         watch.look(Some(&Catalog::default()), at(200));
         assert_eq!(watch.stalled(Duration::ZERO), [], "it has ended");
+    }
+
+    #[test]
+    fn writers_wait_for_a_split_only_as_long_as_its_end_takes() {
+        let start = Instant::now();
+        let looks = |quick: bool, looks: &[(u64, bool)]| -> Vec<Option<(Duration, Option<End>)>> {
+            let mut watch = Splits::default();
+            let look = |(second, blocks): &(u64, bool)| {
+                // It gets on all the time, as far as anything shows.
+                let mut catalog = catalog(&second.to_string(), false, 0);
+                catalog.splits[0].blocking = quick;
+                catalog.blocking = blocks.then_some(7).into_iter().collect();
+                watch.look(Some(&catalog), start + Duration::from_secs(*second));
+                let stalled = watch.stalled(Duration::from_mins(10)).into_iter().next();
+                stalled.and_then(|stalled| Some((stalled.blocking?, stalled.end)))
+            };
+            looks.iter().map(look).collect()
+        };
+        let wait = [(0, true), (4, true), (5, false), (6, true), (10, true), (11, true), (12, false)];
+        let cancelled = Some((WRITERS_WAIT, Some(End::Cancel)));
+        assert_eq!(looks(false, &wait), [None, None, None, None, None, cancelled, None]);
+        assert_eq!(looks(true, &wait), [const { None }; 7], "its own statement ends it");
     }
 
     #[test]

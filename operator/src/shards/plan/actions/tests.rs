@@ -9,7 +9,8 @@ use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
 use crate::shards::heat::{ENOUGH, Heat};
 use crate::shards::observed::{
-    Foreign, Hashes, Member, Name, Node, Observed, Operation, Placement, Resources, RunningSplit,
+    End, Foreign, Hashes, Member, Name, Node, Observed, Operation, Placement, Resources, RunningSplit, Stall,
+    StallKind,
 };
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
@@ -106,6 +107,7 @@ fn running_split() -> RunningSplit {
         progress: Vec::new(),
         errors: 0,
         waits: false,
+        blocking: false,
     }
 }
 
@@ -391,6 +393,24 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
     catalog(&mut observed).operations = vec![Operation { pid: split.pid, application }];
     catalog(&mut observed).splits = vec![split];
     assert_eq!(says(&observed), ("Acting", "it is hot".to_owned()));
+    let mut stall = |blocks_writers| {
+        observed.stalls = vec![Stall {
+            pid: 7,
+            application: catalog(&mut observed).splits[0].application.clone(),
+            seconds: 6,
+            blocks_writers,
+            kind: StallKind::Blocked,
+            cause: "somebody writes".to_owned(),
+            end: Some(End::Cancel),
+        }];
+        says(&observed)
+    };
+    let said = |what: &str| {
+        let split = "it is hot; its split (pid 7 on the coordinator)";
+        ("SplitStalled", format!("{split} has {what}: somebody writes; it is ended, and tried again"))
+    };
+    assert_eq!(stall(false), said("made no progress for 6 s"));
+    assert_eq!(stall(true), said("kept all who write to its shard waiting for 6 s, since it waits itself"));
 }
 
 #[test]

@@ -128,6 +128,21 @@ fn what_is_too_hot_for_any_worker_stays_where_it_is() {
 }
 
 #[test]
+fn what_is_too_hot_for_any_worker_goes_once_to_the_one_that_is_kept_free() {
+    let outcome = outcome("too-hot-alone.yaml");
+    assert_eq!(kinds(&outcome), [("isolate", 1)]);
+    assert!(matches!(outcome.actions[0].action, Action::Isolate { to: Group::Worker(0), .. }));
+    // It has no more than before there, and the others have.
+    let reasons: Vec<Reason> = outcome.refused.iter().map(|spell| spell.reason).collect();
+    assert_eq!(reasons, [Reason::TooHotAlone]);
+    let shared = |outcome: &Outcome| {
+        let busy = |group| outcome.demand[&group].iter().filter(|demand| **demand > 0.8).count();
+        (1..4).map(Group::Worker).map(busy).sum::<usize>()
+    };
+    assert!(shared(&outcome) * 10 < shared(&simulate(&scenario("too-hot.yaml"))));
+}
+
+#[test]
 fn incidents_delay_what_is_done_and_do_not_confuse_it() {
     let outcome = outcome("incidents.yaml");
     assert_eq!(outcome.counts()["isolate"], 2);

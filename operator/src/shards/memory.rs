@@ -33,8 +33,8 @@ pub struct Memory {
     measured: Option<Instant>,
     /// A server that answers has shards of unknown size.
     unmeasured: bool,
-    /// How long a step that has failed for the first time is put off.
-    first_retry: Duration,
+    /// How long a step that has failed is put off, at first and at most.
+    retries: [Duration; 2],
     /// The step that could not begin, since somebody else has the topology lock, and who.
     locked: Option<(Step, Holder)>,
     /// Since when nothing was done, and nothing goes on.
@@ -70,7 +70,7 @@ impl Default for Memory {
         Self {
             measured: None,
             unmeasured: false,
-            first_retry: FIRST_RETRY,
+            retries: [FIRST_RETRY, LAST_RETRY],
             locked: None,
             idle: None,
             shown: Vec::new(),
@@ -123,17 +123,17 @@ struct Setback {
 }
 
 impl Setback {
-    /// How long the step is put off, if it is for as long as `first` at first.
-    fn delay(&self, first: Duration) -> Duration {
-        first.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(LAST_RETRY)
+    /// How long the step is put off, at `first` and at most.
+    fn delay(&self, [first, last]: [Duration; 2]) -> Duration {
+        first.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(last)
     }
 }
 
 impl Memory {
-    /// That of an operator which tries again this long after a first failure.
+    /// That of an operator which tries again this long after each failure.
     #[must_use]
-    pub fn trying_again_after(first_retry: Duration) -> Self {
-        Self { first_retry, ..Self::default() }
+    pub fn trying_again_after(delay: Duration) -> Self {
+        Self { retries: [delay; 2], ..Self::default() }
     }
 
     /// Takes what has come of the long steps that have ended.
@@ -191,7 +191,7 @@ impl Memory {
     /// Remembers that a step found others about what it is for, and puts it off as it was put off last.
     fn put_off_again(&mut self, step: &Step, error: &act::Error) {
         match self.failures.get_mut(step) {
-            Some(setback) => setback.not_before = Instant::now() + setback.delay(self.first_retry),
+            Some(setback) => setback.not_before = Instant::now() + setback.delay(self.retries),
             None => drop(self.put_off(step, error)),
         }
     }
@@ -201,7 +201,7 @@ impl Memory {
         let count = self.failures.get(step).map_or(0, |setback| setback.count).saturating_add(1);
         let now = Instant::now();
         let mut setback = Setback { count, not_before: now, failure: error.into() };
-        setback.not_before = now + setback.delay(self.first_retry);
+        setback.not_before = now + setback.delay(self.retries);
         self.failures.insert(step.clone(), setback);
         count
     }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::{World, brief, eventually};
 
-/// How long a step that failed once is put off.
+/// How long a step that failed is put off.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// As long as nobody asks for anything else.

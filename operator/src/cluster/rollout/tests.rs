@@ -155,8 +155,15 @@ fn shards_move_while_an_update_waits_for_something_else() {
 /// status said some time ago that none may.
 #[test]
 fn an_update_in_the_middle_of_many_moves_meets_none_and_comes_to_its_end() {
-    let mut groups: BTreeMap<Group, ObservedGroup> = workers([OLD, OLD, OLD]).into_iter().collect();
-    groups.insert(Group::Coordinator, group(Group::Coordinator, &[OLD]));
+    for begins in 50..62 {
+        play(begins);
+    }
+}
+
+/// Plays it with an update that begins at this second.
+fn play(begins: u32) {
+    let mut groups: BTreeMap<Group, ObservedGroup> = workers([NEW, NEW, NEW]).into_iter().collect();
+    groups.insert(Group::Coordinator, group(Group::Coordinator, &[NEW]));
     let mut status = DialogClusterStatus::default();
     let observed = Observed { catalog: Some(Catalog::default()), ..Observed::default() };
     // What moves, and until when; and which pod comes back when.
@@ -167,6 +174,11 @@ fn an_update_in_the_middle_of_many_moves_meets_none_and_comes_to_its_end() {
         let now = Timestamp::from_second(second.into()).unwrap();
         let read = status.clone();
         moves.retain(|(_, until)| *until > second);
+        if second == begins {
+            for group in groups.values_mut() {
+                group.instances[0].revision = Some(OLD.to_owned());
+            }
+        }
         if let Some((name, _)) = back.take_if(|(_, at)| *at == second) {
             groups.insert(name, group(name, &[NEW]));
         }

@@ -121,9 +121,7 @@ async fn publish(bed: &Bed, messages: u32, busy: &str, rows: &[Row]) -> Result<(
         rows,
     };
     let folder = std::env::var_os(RESULTS);
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let path = folder.map(|folder| repository.join(folder).join("RESULTS-scaling.md"));
-    page.publish(path.as_deref())
+    page.publish(folder.as_ref().map(Path::new), "RESULTS-scaling.md")
 }
 
 /// Asks for `count` workers as people do, and waits until they hold the shards and nobody else is left: how long that took.
@@ -150,8 +148,8 @@ async fn scale(bed: &Bed, count: usize) -> Result<Row> {
     })
     .await?;
     let took = began.elapsed().as_secs_f64();
-    let shards = shards_of_messages(bed).await?.replace('\n', "/");
-    let figures = format!("from `kubectl scale` until the shards are at {shards} and nobody else is left");
+    let found = shards_of_messages(bed).await?.replace('\n', "/");
+    let figures = format!("from `kubectl scale` until the shards are at {found} and nobody else is left");
     Ok(Row::ratio("seconds", figures, took, Limit::None))
 }
 

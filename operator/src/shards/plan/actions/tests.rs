@@ -3,20 +3,22 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::*;
-use crate::api::{DialogClusterStatus, IsolatedTenant, PinSpec};
+use crate::api::{DialogClusterStatus, IsolatedTenant};
 use crate::condition::{BALANCED, HOT_TENANT};
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
 use crate::shards::heat::{ENOUGH, Heat};
 use crate::shards::observed::{
-    End, Foreign, Hashes, Member, Name, Node, Observed, Operation, Placement, Resources, RunningSplit, Stall,
-    StallKind,
+    End, Foreign, Member, Node, Observed, Operation, Placement, Resources, RunningSplit, Stall, StallKind,
 };
 use crate::shards::plan::{Plan, plan};
 use crate::shards::rebalance::HashRange;
 use crate::shards::status::isolated;
 use crate::shards::strategy::{NAME, Seen, Strategy};
 use crate::shards::wanted::{Gate, Rebalance, Wanted};
+
+mod decided;
+mod pins;
 
 const TENANT: Tenant = Tenant { colocation_id: 1, hash: 4750 };
 
@@ -142,6 +144,13 @@ fn pin(node: Group) -> KeptPin {
         key: Some("seven".to_owned()),
         since: "2026-01-05T09:00:00Z".parse().unwrap(),
     }
+}
+
+/// The steps, and what the condition says.
+fn steps(observed: &Observed, wanted: &Wanted) -> (Vec<Step>, &'static str) {
+    let plan = plan(wanted, &topology(), observed);
+    let finding = plan.findings.iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+    (plan.steps, finding.reason)
 }
 
 #[test]
@@ -433,301 +442,4 @@ fn no_move_begins_while_one_keeps_a_hot_tenant_from_being_isolated() {
     let blind = Heat { failure: Some("no answer".to_owned()), ..urgent() };
     assert_eq!(moves(blind, &wanted(3)), (true, false));
     assert_eq!(moves(urgent(), &Wanted { watch: None, ..wanted(3) }), (true, false));
-}
-
-#[test]
-fn a_tenant_is_pinned_and_stays_where_it_is_pinned() {
-    let mut observed = with(vec![isolation(TENANT.hash)]);
-    cut_out(&mut observed, 1);
-    let home = TENANT.pin(Group::Worker(0));
-    let steps = planned(&observed, 3).steps;
-    let [Step::SetPin { pin: set, author: Author::Policy, .. }] = &steps[..] else { panic!("{steps:?}") };
-    assert_eq!(*set, home);
-    observed.kept.pins = vec![pin(Group::Worker(0))];
-    let done = Step::EndAction { id: 5, outcome: Outcome::Done, note: None };
-    assert_eq!(planned(&observed, 3).steps, [done]);
-    observed.kept.acts.clear();
-    // Somebody moves it away: it comes back, whatever the windows say.
-    for at in catalog(&mut observed).placements.iter_mut().filter(|at| at.shard_id == 3001) {
-        at.group_id = 3;
-    }
-    let steps = planned(&observed, 3).steps;
-    assert_eq!(steps, [Step::MoveShard { shard_id: 3001, from: Group::Worker(2), to: Group::Worker(0) }]);
-}
-
-#[test]
-fn pins_are_retargeted_before_their_node_is_drained() {
-    let mut observed = observed();
-    cut_out(&mut observed, 3);
-    observed.kept.pins = vec![pin(Group::Worker(2))];
-    let steps = planned(&observed, 2).steps;
-    let position = |kind: &str| steps.iter().position(|step| step.kind() == kind);
-    let refused =
-        planned(&observed, 2).findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
-    assert!(
-        position("Retarget").is_some() && position("MoveShard").is_none(),
-        "{steps:?}: {}",
-        refused.message
-    );
-    let found = steps.iter().find_map(|step| match step {
-        Step::Retarget { pin, from, .. } => Some((pin, *from)),
-        _ => None,
-    });
-    let Some((next, Group::Worker(2))) = found else { panic!("{steps:?}") };
-    assert!([Group::Worker(0), Group::Worker(1)].contains(&next.node));
-    let said: Vec<String> = steps.iter().map(ToString::to_string).collect();
-    assert!(said.contains(&format!("pin dialog seven to {}, as worker-2 leaves", next.node)), "{said:?}");
-}
-
-#[test]
-fn who_is_pinned_goes_where_there_is_time_for_what_it_does() {
-    let mut observed = observed();
-    cut_out(&mut observed, 3);
-    observed.kept.pins = vec![pin(Group::Worker(2))];
-    let node = |cpu| NodeLoad {
-        role: Role::Shared,
-        queries: 0,
-        writes: 0,
-        cpu,
-        cpu_limit: 100,
-        free_bytes: None,
-        unseen: 0,
-        unlisted: 0,
-    };
-    let nodes = BTreeMap::from([(Group::Worker(0), node(75)), (Group::Worker(1), node(10))]);
-    let wanted = Wanted { dedicated: 1, ..wanted(2) };
-    // The dedicated worker comes first, if it can bear it.
-    for (cpu, expected) in [(5, Group::Worker(0)), (50, Group::Worker(1))] {
-        let pinned = vec![(TENANT, cpu)];
-        observed.heat = Some(Heat { nodes: nodes.clone(), pinned, ..Heat::default() });
-        let (steps, _) = steps(&observed, &wanted);
-        let retargeted = steps.iter().find_map(|step| match step {
-            Step::Retarget { pin, .. } => Some(pin.node),
-            _ => None,
-        });
-        assert_eq!(retargeted, Some(expected), "{cpu}: {steps:?}");
-    }
-}
-
-#[test]
-fn who_is_pinned_is_shown_by_name_and_no_more_of_them_than_the_schema_allows() {
-    let mut observed = observed();
-    observed.kept.now = Some("2026-01-05T10:00:00Z".parse().unwrap());
-    let since = |minute: i32| pin(Group::Worker(0)).since + jiff::SignedDuration::from_mins(minute.into());
-    let unknown = |number: i32| KeptPin {
-        tenant: Tenant { hash: number, ..TENANT },
-        key: None,
-        since: since(number),
-        author: Author::Spec,
-        ..pin(Group::Worker(1))
-    };
-    observed.kept.pins = (1..100).rev().map(unknown).chain([pin(Group::Worker(0))]).collect();
-    let (wanted, topology) = (wanted(3), topology());
-    let shown = |observed: &Observed, before| {
-        isolated(&World { wanted: &wanted, topology: &topology, observed }, before)
-    };
-    let (list, count) = shown(&observed, None);
-    assert_eq!((list.len(), count), (64, Some(100)));
-    let said = |one: &IsolatedTenant| format!("{} {} {} {}", one.group, one.tenant, one.worker, one.asked_by);
-    assert_eq!(said(&list[0]), "dialog seven worker-0 policy");
-    assert_eq!((said(&list[1]), list[1].since.0), ("dialog hash 1 worker-1 spec".to_owned(), since(1)));
-    // What nobody could read is not over.
-    let before = DialogClusterStatus { isolated: list.clone(), isolated_count: count, ..Default::default() };
-    observed.kept = Kept::default();
-    assert_eq!(shown(&observed, Some(&before)), (list, count));
-    observed.kept.now = Some(since(0));
-    assert_eq!(shown(&observed, Some(&before)), (Vec::new(), None));
-}
-
-#[test]
-fn a_pin_of_a_shard_that_covers_more_means_nothing() {
-    let mut observed = observed();
-    observed.kept.pins = vec![pin(Group::Worker(0))];
-    assert_eq!(planned(&observed, 3).steps, []);
-}
-
-#[test]
-fn nothing_is_begun_while_a_worker_is_away() {
-    let mut observed = with(vec![isolation(4750)]);
-    observed.nodes.insert(Group::Worker(1), Node::Down("connection refused".to_owned()));
-    let steps: BTreeSet<&str> = planned(&observed, 3).steps.iter().map(Step::kind).collect();
-    assert!(!steps.contains("SplitShard"), "{steps:?}");
-}
-
-/// Somebody has decided about the tenant.
-fn decided(worker: Option<i32>) -> Wanted {
-    let pin = PinSpec { group: "dialog".to_owned(), tenant: "seven".to_owned(), worker };
-    Wanted { pins: vec![pin], ..wanted(3) }
-}
-
-/// It is known who is meant.
-fn named(observed: Observed) -> Observed {
-    let name = Name { type_name: "uuid".to_owned(), tenant: "seven".to_owned() };
-    Observed { hashes: Hashes::from([(name, Ok(TENANT.hash))]), ..observed }
-}
-
-/// The steps, and what the condition says.
-fn steps(observed: &Observed, wanted: &Wanted) -> (Vec<Step>, &'static str) {
-    let plan = plan(wanted, &topology(), observed);
-    let finding = plan.findings.iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
-    (plan.steps, finding.reason)
-}
-
-#[test]
-fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
-    let (begun, _) = steps(&named(observed()), &decided(Some(0)));
-    let [Step::BeginIsolation { tenant, from, to, rest, .. }] = &begun[..] else { panic!("{begun:?}") };
-    let expected = (TENANT, Group::Worker(2), Group::Worker(0), Some(Group::Worker(1)));
-    assert_eq!((*tenant, *from, *to, *rest), expected);
-    // Before anybody knows who is meant nothing is done, nor undone.
-    let mut pinned = observed();
-    cut_out(&mut pinned, 1);
-    pinned.kept.pins = vec![KeptPin { author: Author::Spec, ..pin(Group::Worker(0)) }];
-    assert_eq!(steps(&pinned, &decided(Some(0))).0, []);
-    let (gone, _) = steps(&pinned, &wanted(3));
-    assert!(matches!(gone[..], [Step::RemovePin { tenant: TENANT, .. }]), "{gone:?}");
-
-    // Nor is anything kept for tables that are gone, whoever asked for it; catalogs that nobody could read say nothing.
-    let nowhere = Tenant { colocation_id: 9, ..TENANT };
-    for author in [Author::Policy, Author::Spec] {
-        let mut dropped = observed();
-        dropped.kept.pins = vec![KeptPin { tenant: nowhere, author, ..pin(Group::Worker(0)) }];
-        let (gone, _) = steps(&named(dropped.clone()), &decided(None));
-        assert!(
-            matches!(&gone[..], [Step::RemovePin { tenant, why, .. }] if *tenant == nowhere && why == "its tables are gone"),
-            "{gone:?}"
-        );
-        dropped.catalog = None;
-        let (unread, _) = steps(&named(dropped), &decided(None));
-        assert!(!unread.iter().any(|step| matches!(step, Step::RemovePin { .. })), "{unread:?}");
-    }
-
-    // What the policy has begun is not done, nor what is not asked for any more.
-    let policy = named(with(vec![isolation(TENANT.hash)]));
-    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
-    let is_dropped = |steps: &[Step]| matches!(steps, [Step::EndAction { outcome: Outcome::Dropped, .. }]);
-    for (observed, wanted) in [
-        (policy.clone(), decided(Some(1))),
-        (policy.clone(), decided(None)),
-        (named(with(vec![by_hand.clone()])), wanted(3)),
-    ] {
-        let (steps, _) = steps(&observed, &wanted);
-        assert!(is_dropped(&steps), "{steps:?}");
-    }
-    // What is asked for is done in every mode.
-    let observing = Wanted { watch: None, ..decided(Some(0)) };
-    let (split, _) = steps(&named(with(vec![by_hand.clone()])), &observing);
-    assert!(split.iter().any(|step| matches!(step, Step::SplitShard(_))), "{split:?}");
-
-    // It is not tried again at once.
-    let ended = "2026-01-05T09:10:00Z".parse().unwrap();
-    let failed = Act { ended: Some(ended), outcome: Some(Outcome::Failed), ..by_hand };
-    let mut tried = named(with(vec![failed]));
-    for (now, expected) in [("2026-01-05T09:19:00Z", 0), ("2026-01-05T09:21:00Z", 1)] {
-        tried.kept.now = Some(now.parse().unwrap());
-        let (steps, reason) = steps(&tried, &decided(Some(0)));
-        assert_eq!(steps.len(), expected, "{steps:?}");
-        assert_eq!(reason == "PinNotPossible", expected == 0);
-    }
-    // A large shard is not cut with a part left where it is.
-    let mut large = named(observed());
-    facts(&mut large, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
-    let (moves, reason) = steps(&large, &decided(Some(2)));
-    assert!(moves.iter().all(|step| step.kind() == "MoveShard"), "{moves:?}");
-    assert_eq!(reason, "PinNotPossible");
-}
-
-#[test]
-fn what_waits_for_an_hour_is_given_up_in_every_mode() {
-    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
-    let mut waiting = named(with(vec![by_hand]));
-    facts(&mut waiting, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 20);
-    facts(&mut waiting, Group::Worker(0)).resources.as_mut().unwrap().free_bytes = 0;
-    let off = Wanted { watch: None, ..decided(Some(0)) };
-    let given_up = |observed: &Observed, wanted: &Wanted| {
-        let steps = steps(observed, wanted).0;
-        let fails = |step: &Step| matches!(step, Step::EndAction { id: 5, outcome: Outcome::Failed, note: Some(note) } if note.contains("no room"));
-        steps.iter().any(fails)
-    };
-    for (now, expected) in [("2026-01-05T09:59:00Z", false), ("2026-01-05T10:01:00Z", true)] {
-        waiting.kept.now = Some(now.parse().unwrap());
-        assert_eq!(given_up(&waiting, &decided(Some(0))), expected, "{now}");
-        assert_eq!(given_up(&waiting, &off), expected, "{now}, mode Off");
-    }
-    // So is what has to wait for its writers again and again, as a part of its shard stays and there is no other way.
-    let stays = Action::Isolate { tenant: TENANT, from: Group::Worker(2), to: Group::Worker(0), rest: None };
-    let why = "canceling statement due to lock timeout";
-    let mut kept = with(vec![Act { note: Some(why.to_owned()), ..act(stays) }]);
-    for (now, expected) in [("2026-01-05T09:59:00Z", "SplitShard"), ("2026-01-05T10:01:00Z", "EndAction")] {
-        kept.kept.now = Some(now.parse().unwrap());
-        let planned = steps(&kept, &wanted(3)).0;
-        assert_eq!(planned.iter().map(Step::kind).collect::<Vec<_>>(), [expected], "{now}");
-        if let Step::EndAction { outcome, note, .. } = &planned[0] {
-            assert_eq!(
-                (*outcome, note.as_deref()),
-                (Outcome::Failed, Some(&*format!("not within an hour: {why}")))
-            );
-        }
-    }
-    // While shards move it may be these that it waits for.
-    catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
-    assert!(!given_up(&waiting, &off));
-}
-
-#[test]
-fn what_has_waited_for_others_alone_begins_however_long_that_took() {
-    let late = |act: Act, now: &str| {
-        let mut observed = with(vec![act]);
-        observed.kept.now = Some(now.parse().unwrap());
-        observed
-    };
-    let kinds = |observed: &Observed, wanted: &Wanted| {
-        steps(observed, wanted).0.iter().map(Step::kind).collect::<Vec<_>>()
-    };
-    let mut held_up = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
-    catalog(&mut held_up).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
-    assert!(kinds(&held_up, &wanted(3)).is_empty());
-    catalog(&mut held_up).foreign.clear();
-    assert_eq!(kinds(&held_up, &wanted(3)), ["SplitShard"]);
-    let updated = Wanted { rebalance: Rebalance { hold: true, ..wanted(3).rebalance }, ..wanted(3) };
-    assert!(kinds(&held_up, &updated).is_empty(), "servers are updated");
-
-    // The hour of what fails and counts as no attempt begins with its first failure.
-    let begun = Some("2026-01-05T10:10:00Z".parse().unwrap());
-    let failed = Act { begun, note: Some("lock timeout".to_owned()), ..isolation(TENANT.hash) };
-    for (now, expected) in [("2026-01-05T11:09:00Z", "SplitShard"), ("2026-01-05T11:11:00Z", "EndAction")] {
-        assert_eq!(kinds(&late(failed.clone(), now), &wanted(3)), [expected], "{now}");
-    }
-
-    // So does a move, unless something else is in its way.
-    let mut moved = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
-    cut_out(&mut moved, 3);
-    moved.kept.pins = vec![pin(Group::Worker(0))];
-    let back = Step::MoveShard { shard_id: 3001, from: Group::Worker(2), to: Group::Worker(0) };
-    assert_eq!(steps(&moved, &wanted(3)).0, std::slice::from_ref(&back));
-    let is_given_up = |observed: &Observed| {
-        let failed = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Failed, .. });
-        steps(observed, &wanted(3)).0.iter().any(failed)
-    };
-    moved.deferred = vec![back];
-    assert!(is_given_up(&moved), "it failed");
-    moved.deferred.clear();
-    facts(&mut moved, Group::Worker(0)).resources.as_mut().unwrap().free_slots = 0;
-    facts(&mut moved, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
-    assert!(is_given_up(&moved), "it has no slot");
-}
-
-#[test]
-fn a_dedicated_worker_is_emptied_of_what_is_not_pinned_there() {
-    let mut observed = observed();
-    cut_out(&mut observed, 1);
-    observed.kept.pins = vec![pin(Group::Worker(0))];
-    let dedicated = Wanted { dedicated: 1, ..wanted(3) };
-    let (steps, _) = steps(&observed, &dedicated);
-    assert!(matches!(&steps[0], Step::SetStrategy { strategy, .. } if strategy.dedicated.len() == 1));
-    let moves = plan(&dedicated, &topology(), &observed).moves.unwrap().plan.moves;
-    // Two colocation groups, of which it held a third each.
-    let leaving = moves.iter().filter(|next| next.from == Group::Worker(0));
-    assert_eq!(leaving.filter(|next| next.shard_id != 3001).count(), 32);
-    assert!(moves.iter().all(|next| next.to != Group::Worker(0) && next.shard_id != 3001), "{moves:?}");
 }

@@ -1,0 +1,161 @@
+//! What somebody has decided about a tenant, and what comes of it in time.
+
+use super::*;
+use crate::api::PinSpec;
+use crate::shards::observed::{Hashes, Name};
+
+/// Somebody has decided about the tenant.
+fn decided(worker: Option<i32>) -> Wanted {
+    let pin = PinSpec { group: "dialog".to_owned(), tenant: "seven".to_owned(), worker };
+    Wanted { pins: vec![pin], ..wanted(3) }
+}
+
+/// It is known who is meant.
+fn named(observed: Observed) -> Observed {
+    let name = Name { type_name: "uuid".to_owned(), tenant: "seven".to_owned() };
+    Observed { hashes: Hashes::from([(name, Ok(TENANT.hash))]), ..observed }
+}
+
+#[test]
+fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
+    let (begun, _) = steps(&named(observed()), &decided(Some(0)));
+    let [Step::BeginIsolation { tenant, from, to, rest, .. }] = &begun[..] else { panic!("{begun:?}") };
+    let expected = (TENANT, Group::Worker(2), Group::Worker(0), Some(Group::Worker(1)));
+    assert_eq!((*tenant, *from, *to, *rest), expected);
+    // Before anybody knows who is meant nothing is done, nor undone.
+    let mut pinned = observed();
+    cut_out(&mut pinned, 1);
+    pinned.kept.pins = vec![KeptPin { author: Author::Spec, ..pin(Group::Worker(0)) }];
+    assert_eq!(steps(&pinned, &decided(Some(0))).0, []);
+    let (gone, _) = steps(&pinned, &wanted(3));
+    assert!(matches!(gone[..], [Step::RemovePin { tenant: TENANT, .. }]), "{gone:?}");
+
+    // Nor is anything kept for tables that are gone, whoever asked for it; catalogs that nobody could read say nothing.
+    let nowhere = Tenant { colocation_id: 9, ..TENANT };
+    for author in [Author::Policy, Author::Spec] {
+        let mut dropped = observed();
+        dropped.kept.pins = vec![KeptPin { tenant: nowhere, author, ..pin(Group::Worker(0)) }];
+        let (gone, _) = steps(&named(dropped.clone()), &decided(None));
+        assert!(
+            matches!(&gone[..], [Step::RemovePin { tenant, why, .. }] if *tenant == nowhere && why == "its tables are gone"),
+            "{gone:?}"
+        );
+        dropped.catalog = None;
+        let (unread, _) = steps(&named(dropped), &decided(None));
+        assert!(!unread.iter().any(|step| matches!(step, Step::RemovePin { .. })), "{unread:?}");
+    }
+
+    // What the policy has begun is not done, nor what is not asked for any more.
+    let policy = named(with(vec![isolation(TENANT.hash)]));
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let is_dropped = |steps: &[Step]| matches!(steps, [Step::EndAction { outcome: Outcome::Dropped, .. }]);
+    for (observed, wanted) in [
+        (policy.clone(), decided(Some(1))),
+        (policy.clone(), decided(None)),
+        (named(with(vec![by_hand.clone()])), wanted(3)),
+    ] {
+        let (steps, _) = steps(&observed, &wanted);
+        assert!(is_dropped(&steps), "{steps:?}");
+    }
+    // What is asked for is done in every mode.
+    let observing = Wanted { watch: None, ..decided(Some(0)) };
+    let (split, _) = steps(&named(with(vec![by_hand.clone()])), &observing);
+    assert!(split.iter().any(|step| matches!(step, Step::SplitShard(_))), "{split:?}");
+
+    // It is not tried again at once.
+    let ended = "2026-01-05T09:10:00Z".parse().unwrap();
+    let failed = Act { ended: Some(ended), outcome: Some(Outcome::Failed), ..by_hand };
+    let mut tried = named(with(vec![failed]));
+    for (now, expected) in [("2026-01-05T09:19:00Z", 0), ("2026-01-05T09:21:00Z", 1)] {
+        tried.kept.now = Some(now.parse().unwrap());
+        let (steps, reason) = steps(&tried, &decided(Some(0)));
+        assert_eq!(steps.len(), expected, "{steps:?}");
+        assert_eq!(reason == "PinNotPossible", expected == 0);
+    }
+    // A large shard is not cut with a part left where it is.
+    let mut large = named(observed());
+    facts(&mut large, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
+    let (moves, reason) = steps(&large, &decided(Some(2)));
+    assert!(moves.iter().all(|step| step.kind() == "MoveShard"), "{moves:?}");
+    assert_eq!(reason, "PinNotPossible");
+}
+
+#[test]
+fn what_waits_for_an_hour_is_given_up_in_every_mode() {
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let mut waiting = named(with(vec![by_hand]));
+    facts(&mut waiting, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 20);
+    facts(&mut waiting, Group::Worker(0)).resources.as_mut().unwrap().free_bytes = 0;
+    let off = Wanted { watch: None, ..decided(Some(0)) };
+    let given_up = |observed: &Observed, wanted: &Wanted| {
+        let steps = steps(observed, wanted).0;
+        let fails = |step: &Step| matches!(step, Step::EndAction { id: 5, outcome: Outcome::Failed, note: Some(note) } if note.contains("no room"));
+        steps.iter().any(fails)
+    };
+    for (now, expected) in [("2026-01-05T09:59:00Z", false), ("2026-01-05T10:01:00Z", true)] {
+        waiting.kept.now = Some(now.parse().unwrap());
+        assert_eq!(given_up(&waiting, &decided(Some(0))), expected, "{now}");
+        assert_eq!(given_up(&waiting, &off), expected, "{now}, mode Off");
+    }
+    // So is what has to wait for its writers again and again, as a part of its shard stays and there is no other way.
+    let stays = Action::Isolate { tenant: TENANT, from: Group::Worker(2), to: Group::Worker(0), rest: None };
+    let why = "canceling statement due to lock timeout";
+    let mut kept = with(vec![Act { note: Some(why.to_owned()), ..act(stays) }]);
+    for (now, expected) in [("2026-01-05T09:59:00Z", "SplitShard"), ("2026-01-05T10:01:00Z", "EndAction")] {
+        kept.kept.now = Some(now.parse().unwrap());
+        let planned = steps(&kept, &wanted(3)).0;
+        assert_eq!(planned.iter().map(Step::kind).collect::<Vec<_>>(), [expected], "{now}");
+        if let Step::EndAction { outcome, note, .. } = &planned[0] {
+            assert_eq!(
+                (*outcome, note.as_deref()),
+                (Outcome::Failed, Some(&*format!("not within an hour: {why}")))
+            );
+        }
+    }
+    // While shards move it may be these that it waits for.
+    catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(!given_up(&waiting, &off));
+}
+
+#[test]
+fn what_has_waited_for_others_alone_begins_however_long_that_took() {
+    let late = |act: Act, now: &str| {
+        let mut observed = with(vec![act]);
+        observed.kept.now = Some(now.parse().unwrap());
+        observed
+    };
+    let kinds = |observed: &Observed, wanted: &Wanted| {
+        steps(observed, wanted).0.iter().map(Step::kind).collect::<Vec<_>>()
+    };
+    let mut held_up = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
+    catalog(&mut held_up).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+    assert!(kinds(&held_up, &wanted(3)).is_empty());
+    catalog(&mut held_up).foreign.clear();
+    assert_eq!(kinds(&held_up, &wanted(3)), ["SplitShard"]);
+    let updated = Wanted { rebalance: Rebalance { hold: true, ..wanted(3).rebalance }, ..wanted(3) };
+    assert!(kinds(&held_up, &updated).is_empty(), "servers are updated");
+
+    // The hour of what fails and counts as no attempt begins with its first failure.
+    let begun = Some("2026-01-05T10:10:00Z".parse().unwrap());
+    let failed = Act { begun, note: Some("lock timeout".to_owned()), ..isolation(TENANT.hash) };
+    for (now, expected) in [("2026-01-05T11:09:00Z", "SplitShard"), ("2026-01-05T11:11:00Z", "EndAction")] {
+        assert_eq!(kinds(&late(failed.clone(), now), &wanted(3)), [expected], "{now}");
+    }
+
+    // So does a move, unless something else is in its way.
+    let mut moved = late(isolation(TENANT.hash), "2026-01-05T10:10:00Z");
+    cut_out(&mut moved, 3);
+    moved.kept.pins = vec![pin(Group::Worker(0))];
+    let back = Step::MoveShard { shard_id: 3001, from: Group::Worker(2), to: Group::Worker(0) };
+    assert_eq!(steps(&moved, &wanted(3)).0, std::slice::from_ref(&back));
+    let is_given_up = |observed: &Observed| {
+        let failed = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Failed, .. });
+        steps(observed, &wanted(3)).0.iter().any(failed)
+    };
+    moved.deferred = vec![back];
+    assert!(is_given_up(&moved), "it failed");
+    moved.deferred.clear();
+    facts(&mut moved, Group::Worker(0)).resources.as_mut().unwrap().free_slots = 0;
+    facts(&mut moved, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    assert!(is_given_up(&moved), "it has no slot");
+}

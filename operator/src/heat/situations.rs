@@ -214,6 +214,18 @@ fn nothing_begins_while_something_is_under_way() {
     assert_eq!(urgent, [false, false, true, true, true, false]);
     let none = Policy { max_isolated: 0, ..policy() };
     assert!(run(&none, (0..6).map(busy)).iter().all(|decision| !decision.urgent));
+    // Nobody is harmed by a large shard.
+    let grown = |minute| Period { large: vec![large(1, 21, Some(1))], ..busy(minute) };
+    assert!(run(&none, (0..6).map(grown)).iter().all(|decision| !decision.urgent));
+    // Nor is anything kept from beginning for an isolation that cools down.
+    let next = |minute| match minute {
+        0..3 => period(minute, &three(), &[load(7, 0, 40)]),
+        _ => Period { underway: true, ..period(minute, &three(), &[load(8, 0, 40)]) },
+    };
+    let decisions = run(&policy(), (0..12).map(next));
+    assert!(matches!(decisions[2].action, Some(Action::Isolate { .. })), "{decisions:?}");
+    assert!(decisions[11].hot.iter().any(|hot| hot.tenant == tenant(8)), "{decisions:?}");
+    assert!(decisions.iter().all(|decision| !decision.urgent), "{decisions:?}");
 }
 
 fn large(shard_id: i64, gigabytes: u64, median: Option<i32>) -> LargeShard {

@@ -167,7 +167,7 @@ impl Inbox {
         failures.is_empty()
     }
 
-    /// Brings these up to date by two statements. Returns whether that succeeded.
+    /// Brings these up to date by a few statements. Returns whether that succeeded.
     async fn update_together(&self, behind: &[Behind]) -> bool {
         let mut shared = self.shared.lock().await;
         if shared.not_before.is_some_and(|moment| Instant::now() < moment) {

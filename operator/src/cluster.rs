@@ -144,11 +144,11 @@ impl Controller {
         };
         let groups = target.groups.keys().copied().collect();
         let certificates = Certificates::ensure(&observed.secrets, &names, &groups, now)?;
-        let (next, hold) = act::next(&target, &observed, cluster.status.as_ref(), now);
+        let next = act::next(&target, &observed, cluster.status.as_ref(), now);
+        let is_behind = rollout::is_behind(cluster.status.as_ref());
         let changed = if cluster.spec.paused {
             Ok(next)
         } else {
-            let is_behind = rollout::is_behind(cluster.status.as_ref());
             self.change(&target, &observed, &certificates, next, is_behind, now).await
         };
         let mut problems = problems::problems(cluster, &target, &observed, now);
@@ -161,14 +161,17 @@ impl Controller {
         }
         let (mut status, findings) =
             report::report(cluster, &target, &observed, &certificates, &problems, &step, now);
-        // Nothing is restarted of what is paused, nor where a restart would not help.
-        let restarts = !cluster.spec.paused && !matches!(step, Step::Helpless { .. });
-        status.hold_moves = hold.filter(|_| restarts);
+        // Nothing is restarted of what is paused.
+        let hold = || act::hold(&target, &observed, cluster.status.as_ref(), &step, now);
+        status.hold_moves = (!cluster.spec.paused).then(hold).flatten();
         self.report(cluster, (status, findings)).await?;
         Ok(match (failure, problems.first(), step) {
             (Some(error), ..) => Err(error),
             _ if cluster.spec.paused => Ok(Outcome::Done),
             (None, None, Step::Helpless { pod, .. }) => Ok(Outcome::Wait(LATER, pod)),
+            (None, None, Step::Nothing) if is_behind => {
+                Ok(Outcome::Wait(LATER, "Patroni looks again what a restart is needed for".to_owned()))
+            }
             (None, None, Step::Nothing) => Ok(Outcome::Done),
             (None, None, step) => Ok(Outcome::Wait(SOON, step.describe().unwrap_or_default())),
             (None, Some(problem), _) => {

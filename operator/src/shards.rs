@@ -5,7 +5,7 @@
 
 pub mod act;
 mod controller;
-mod findings;
+pub(crate) mod findings;
 pub mod heat;
 pub mod jobs;
 pub mod lock;

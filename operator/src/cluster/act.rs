@@ -1,5 +1,7 @@
 //! What is done to running databases: Patroni's dynamic configuration, and one step of an update at a time.
 
+use std::collections::BTreeMap;
+
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -12,7 +14,7 @@ use tracing::{info, warn};
 use super::bootstrap::{Bootstrap, bootstrap};
 use super::certificates::Certificates;
 use super::instance::Instance;
-use super::observe::Observed;
+use super::observe::{Observed, ObservedGroup};
 use super::patroni::client::{Address, Client};
 use super::patroni::config;
 use super::rollout::{self, Step};
@@ -32,23 +34,35 @@ const NOTICED: SignedDuration = SignedDuration::from_secs(15);
 /// Groups that are spoken to at the same time.
 const PARALLEL: usize = 8;
 
-/// The next step of an update, by what the status says of shards that move, and since when none may begin to for its sake.
+/// The next step of an update, by what the status says of shards that move.
 #[must_use]
 pub fn next(
     target: &Target,
     observed: &Observed,
     status: Option<&DialogClusterStatus>,
     now: Timestamp,
-) -> (Step, Option<MicroTime>) {
-    let groups = observed
-        .groups
-        .iter()
-        .map(|(&group, there)| (group, (there, target.group(group).instances)))
-        .collect();
-    let step = rollout::next(&groups, rollout::busy(status, now).as_ref(), now);
-    let since = || status.and_then(|status| status.hold_moves.clone()).unwrap_or(MicroTime(now));
-    let hold = rollout::holds(&step, &groups).then(since);
-    (step, hold)
+) -> Step {
+    rollout::next(&groups(target, observed), rollout::busy(status, now).as_ref(), now)
+}
+
+/// Since when no shard may begin to move for the sake of the `step` that is under way; `None` where any may.
+#[must_use]
+pub fn hold(
+    target: &Target,
+    observed: &Observed,
+    status: Option<&DialogClusterStatus>,
+    step: &Step,
+    now: Timestamp,
+) -> Option<MicroTime> {
+    let since = status.and_then(|status| status.hold_moves.clone());
+    let holds = rollout::holds(step, &groups(target, observed), since.is_some(), now);
+    holds.then(|| since.unwrap_or(MicroTime(now)))
+}
+
+/// The groups, each with the instances that are asked for.
+fn groups<'a>(target: &Target, observed: &'a Observed) -> BTreeMap<Group, (&'a ObservedGroup, i32)> {
+    let there = observed.groups.iter();
+    there.map(|(&group, there)| (group, (there, target.group(group).instances))).collect()
 }
 
 /// Brings Patroni's dynamic configuration up to date, or else takes the step; where there is none and a server is behind what
@@ -96,8 +110,10 @@ pub async fn act(
         return Ok(Step::Wait("Patroni to take up its configuration".to_owned()));
     }
     if step == Step::Nothing && is_behind {
-        reload(&patroni, target, observed).await?;
-        return Ok(Step::Wait("Patroni to look again what a restart is needed for".to_owned()));
+        // Nothing else waits for this. It is asked again as long as it has not helped.
+        if let Err(error) = reload(&patroni, target, observed).await {
+            warn!(%error, namespace = names.namespace(), "Patroni could not be told to look again");
+        }
     }
     let next = if let Step::AfterMoves { then, .. } = &step { then.as_ref() } else { &step };
     if let Step::Restart { group, pod, parameters } = next {

@@ -12,13 +12,15 @@ use k8s_openapi::jiff::Timestamp;
 use super::instance::{Change, Instance};
 use super::observe::ObservedGroup;
 use crate::api::DialogClusterStatus;
-use crate::condition::{self, Holds, WAL_LEVEL_LOGICAL};
+use crate::condition::{self, BALANCED, Holds, WAL_LEVEL_LOGICAL};
 use crate::names::Group;
 
 /// An instance that is out of date and not ready for this long is taken for stuck.
 const STUCK: Duration = Duration::from_mins(2);
-/// How long an update waits for what moves to be known: a look at the shards takes half as long at most.
+/// How long an update waits for what moves to be known where nobody can say it.
 const UNANSWERED: Duration = Duration::from_mins(10);
+/// How long after the start or the end of a server moves are still held back for what follows it.
+const RESTARTED: Duration = Duration::from_mins(3);
 
 /// Parameters that a standby must not have smaller than its primary: lowering them begins with the primary.
 const PRIMARY_FIRST: [&str; 5] = [
@@ -107,14 +109,19 @@ impl Step {
 }
 
 /// The groups that moves and splits of shards still need, as was answered since no other begins; `None` while that is not
-/// known. What nobody answers keeps no update for good.
+/// known. What nobody answers keeps no update for good, nor what was answered before the databases fell silent.
 #[must_use]
 pub fn busy(status: Option<&DialogClusterStatus>, now: Timestamp) -> Option<BTreeSet<Group>> {
     let status = status?;
     let since = status.hold_moves.as_ref()?;
+    let is_long = |at: Timestamp| now.duration_since(at).unsigned_abs() > UNANSWERED;
+    let silent = condition::find(&status.conditions, BALANCED)
+        .filter(|found| found.status == Holds::Unknown.as_str())
+        .map(|found| found.last_transition_time.0);
     match status.held_moves.as_ref().filter(|held| held.since == *since) {
+        Some(_) if silent.is_some_and(is_long) => Some(BTreeSet::new()),
         Some(held) => Some(held.busy.iter().filter_map(|group| Group::parse(group)).collect()),
-        None => (now.duration_since(since.0).unsigned_abs() > UNANSWERED).then(BTreeSet::new),
+        None => is_long(since.0).then(BTreeSet::new),
     }
 }
 
@@ -128,24 +135,37 @@ pub fn is_behind(status: Option<&DialogClusterStatus>) -> bool {
     found.is_some_and(|found| found.status == Holds::False.as_str())
 }
 
-/// Whether no move or split of a shard may begin while `step` is the next one: a server is about to be restarted, or is not back
-/// yet. What waits for anything else may wait for long, and shards may have to move for it.
+/// Whether no move or split of a shard may begin while `step` is under way: a server is about to be restarted. Where that was so
+/// (`held`), it goes on for a time until the server is back and the next one follows, but not for as long as an update may wait for
+/// something else: shards may have to move meanwhile.
 #[must_use]
-pub fn holds(step: &Step, groups: &BTreeMap<Group, (&ObservedGroup, i32)>) -> bool {
-    let any = |is_so: &dyn Fn(&ObservedGroup) -> bool| groups.values().any(|(group, _)| is_so(group));
-    let ends = |group: &ObservedGroup| {
-        let outdated = |instance: &Instance| group.revision.is_some() && instance.revision != group.revision;
-        group.instances.iter().any(|instance| instance.is_terminating && outdated(instance))
+pub fn holds(
+    step: &Step,
+    groups: &BTreeMap<Group, (&ObservedGroup, i32)>,
+    held: bool,
+    now: Timestamp,
+) -> bool {
+    let instances = || groups.values().flat_map(|(group, _)| &group.instances);
+    let lately = |instance: &&Instance| {
+        let Instance { created, started, stopped, .. } = instance;
+        let recent = |at: &Timestamp| now.duration_since(*at).unsigned_abs() < RESTARTED;
+        instance.is_terminating && instance.is_ready
+            || [created, started, stopped].into_iter().flatten().any(recent)
     };
-    let is_away = |group: &ObservedGroup| {
-        group.is_initialized() && group.primary().is_none_or(|primary| !primary.is_ready)
+    let is_short = |group: &ObservedGroup| {
+        group.is_initialized()
+            && i32::try_from(group.instances.len()).is_ok_and(|there| there < group.replicas)
     };
+    let is_away = |instance: &&Instance| !instance.is_ready || instance.is_terminating;
     match step {
         Step::Replace { .. } | Step::SwitchOver { .. } | Step::Restart { .. } | Step::AfterMoves { .. } => {
             true
         }
-        Step::Wait(_) => any(&ends) || any(&is_away),
-        Step::Nothing | Step::ScaleIn(_) | Step::Helpless { .. } => any(&ends),
+        Step::Wait(_) => {
+            held && (instances().any(|one| lately(&one)) || groups.values().any(|(group, _)| is_short(group)))
+        }
+        Step::Nothing | Step::ScaleIn(_) => held && instances().any(|one| is_away(&one) && lately(&one)),
+        Step::Helpless { .. } => false,
     }
 }
 

@@ -287,4 +287,4 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

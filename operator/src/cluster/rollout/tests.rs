@@ -1,9 +1,11 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::SignedDuration;
 
 use super::*;
 use crate::api::HeldMovesStatus;
 use crate::cluster::instance::{Member, Trouble};
-use crate::shards::observed::{Catalog, Observed};
+use crate::shards::findings::tests::at_rest;
+use crate::shards::observed::Observed;
 use crate::shards::status::held_moves;
 use crate::shards::step;
 
@@ -119,36 +121,63 @@ fn who_moves_shards_is_known_by_an_answer_to_the_same_question() {
     assert_eq!(busy(&status(Some(5), held(5, &[])), 6), Some(BTreeSet::new()));
     assert_eq!(busy(&status(Some(5), held(4, &["worker-0"])), 16), Some(BTreeSet::new()), "nobody answers");
     assert_eq!(super::busy(None, minutes(6)), None);
+    let silent: DialogClusterStatus = serde_json::from_value(serde_json::json!({"conditions": [
+        {"type": "Balanced", "status": "Unknown", "reason": "", "message": "", "lastTransitionTime": minutes(20).to_string()}]}))
+    .unwrap();
+    let silent =
+        DialogClusterStatus { conditions: silent.conditions, ..status(Some(5), held(5, &["worker-0"])) };
+    assert_eq!(busy(&silent, 21), Some(BTreeSet::from([Group::Worker(0)])));
+    assert_eq!(busy(&silent, 31), Some(BTreeSet::new()), "nobody knows whether it still runs");
 }
 
 #[test]
 fn shards_move_while_an_update_waits_for_something_else() {
-    let holds = |groups: &[(Group, ObservedGroup)]| {
+    let holds = |groups: &[(Group, ObservedGroup)], held| {
         let groups = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
-        holds(&next(&groups, None, now()), &groups)
+        holds(&next(&groups, None, now()), &groups, held, now())
     };
-    assert!(!holds(&workers([NEW, NEW, NEW])) && holds(&workers([NEW, NEW, OLD])));
+    let ago = |minutes: i64| now() - SignedDuration::from_mins(minutes);
+    assert!(!holds(&workers([NEW, NEW, NEW]), true) && holds(&workers([NEW, NEW, OLD]), false));
     // The server of the one is replaced, then away, and then back.
     for others in [NEW, OLD] {
         let mut groups = workers([NEW, others, others]);
-        groups[0].1.instances[0].is_terminating = true;
-        groups[0].1.instances[0].revision = Some(OLD.to_owned());
-        assert!(holds(&groups), "it ends");
+        let ending = &mut groups[0].1.instances[0];
+        (ending.is_terminating, ending.revision) = (true, Some(OLD.to_owned()));
+        assert!(holds(&groups, true), "it ends");
+        let ending = &mut groups[0].1.instances[0];
+        (ending.is_ready, ending.stopped) = (false, Some(ago(5)));
+        assert!(!holds(&groups, true), "its node is dead");
+        groups[0].1.instances.clear();
+        assert_eq!(holds(&groups, true), others == OLD, "others follow once it is back");
         groups[0].1 = group(Group::Worker(0), &[NEW]);
         groups[0].1.instances[0].is_ready = false;
         groups[0].1.instances[0].created = Some(now());
-        assert_eq!(holds(&groups), others == OLD, "others follow once it is back");
+        assert!(holds(&groups, true), "it comes");
+        groups[0].1.instances[0].is_ready = true;
+        assert_eq!(holds(&groups, true), others == OLD, "it is back");
     }
-    // A standby that does not come back may keep the update for days; moves do not need it.
-    let mut groups = workers([NEW, OLD, OLD]);
-    groups[0].1 = group(Group::Worker(0), &[NEW, NEW]);
-    groups[0].1.instances[1].is_ready = false;
-    assert!(!holds(&groups));
-    // Nor does a worker that is only being made.
-    groups[0].1 = group(Group::Worker(0), &[NEW]);
-    groups[0].1.instances[0].is_ready = false;
-    groups[0].1.system_identifier = None;
-    assert!(!holds(&groups));
+    // One that does not come back may keep the update for days; and nobody holds moves for one that has gone by itself.
+    for ordinal in [0, 1] {
+        let mut groups = workers([NEW, OLD, OLD]);
+        groups[0].1 = group(Group::Worker(0), &[NEW, NEW]);
+        let away = &mut groups[0].1.instances[ordinal];
+        (away.is_ready, away.created, away.stopped) = (false, Some(ago(60)), Some(ago(1)));
+        assert!(holds(&groups, true) && !holds(&groups, false));
+        groups[0].1.instances[ordinal].stopped = Some(ago(4));
+        assert!(!holds(&groups, true));
+    }
+}
+
+#[test]
+fn between_two_standbys_of_an_update_no_move_begins() {
+    let mut worker = group(Group::Worker(0), &[OLD, NEW]);
+    worker.instances[1].created = Some(now());
+    let groups = BTreeMap::from([(Group::Worker(0), (&worker, 2))]);
+    // The standby is back, and Patroni does not let it take over before it has caught up.
+    let refused = Step::Wait("chat-worker-0-1 to be able to take over".to_owned());
+    assert!(holds(&refused, &groups, true, now()));
+    let later = now() + SignedDuration::from_mins(4);
+    assert!(!holds(&refused, &groups, true, later), "it lags for long");
 }
 
 /// Plays an update while shards move without a pause: they are small, and each time one is there the next begins, unless the
@@ -165,7 +194,7 @@ fn play(begins: u32) {
     let mut groups: BTreeMap<Group, ObservedGroup> = workers([NEW, NEW, NEW]).into_iter().collect();
     groups.insert(Group::Coordinator, group(Group::Coordinator, &[NEW]));
     let mut status = DialogClusterStatus::default();
-    let observed = Observed { catalog: Some(Catalog::default()), ..Observed::default() };
+    let (observed, silent) = (at_rest(), Observed::default());
     // What moves, and until when; and which pod comes back when.
     let mut moves: Vec<(step::Step, u32)> = Vec::new();
     let mut back: Option<(Group, u32)> = None;
@@ -186,7 +215,7 @@ fn play(begins: u32) {
             let there = groups.iter().map(|(name, group)| (*name, (group, group.replicas))).collect();
             let step = next(&there, busy(Some(&status), now).as_ref(), now);
             let since = || read.hold_moves.clone().unwrap_or(MicroTime(now));
-            status.hold_moves = holds(&step, &there).then(since);
+            status.hold_moves = holds(&step, &there, read.hold_moves.is_some(), now).then(since);
             if let Step::Replace { pod, .. } = &step {
                 let name = *groups.iter().find(|(_, group)| group.instances[0].pod == *pod).unwrap().0;
                 let needs = |one: &step::Step| {
@@ -194,7 +223,8 @@ fn play(begins: u32) {
                     [*from, *to, Group::Coordinator].contains(&name)
                 };
                 assert!(!moves.iter().any(|(one, _)| needs(one)), "{pod} at {second} in {moves:?}");
-                groups.get_mut(&name).unwrap().instances[0].is_terminating = true;
+                let ending = &mut groups.get_mut(&name).unwrap().instances[0];
+                (ending.is_terminating, ending.is_ready, ending.stopped) = (true, false, Some(now));
                 back = Some((name, second + 7));
                 restarts.push(name);
             }
@@ -208,7 +238,9 @@ fn play(begins: u32) {
         }
         if second % 3 == 0 {
             let own: Vec<step::Step> = moves.iter().map(|(step, _)| step.clone()).collect();
-            status.held_moves = held_moves(Some(&read), Some(&observed), &own);
+            // Every other look at the databases fails.
+            let looked = if second % 2 == 0 { &observed } else { &silent };
+            status.held_moves = held_moves(Some(&read), Some(looked), &own);
         }
     }
     let order = [0, 1, 2].map(Group::Worker).into_iter().chain([Group::Coordinator]);

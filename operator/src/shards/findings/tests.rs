@@ -27,7 +27,7 @@ mod order;
 mod orphans;
 
 /// A cluster at rest with one worker.
-pub(in crate::shards) fn at_rest() -> Observed {
+pub(crate) fn at_rest() -> Observed {
     let topology = topology();
     let facts = Facts {
         version: "15.20".to_owned(),

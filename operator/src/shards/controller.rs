@@ -381,6 +381,7 @@ impl Reconciler for Controller {
         let held = round.held_plan();
         let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
         self.account(cluster, &key, &round, &plans, &lasted).await;
+        self.memory(&key, Memory::told);
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),

@@ -43,6 +43,8 @@ pub struct Memory {
     pub(super) shown: Vec<String>,
     /// The steps that take long and are being carried out by this process.
     pub jobs: Jobs,
+    /// The long steps that were done and not told of yet, and how long each lasted.
+    done: Vec<(Step, Duration)>,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
     /// Of the steps of a plan that were begun and have not ended, which of which plan each is.
@@ -75,6 +77,7 @@ impl Default for Memory {
             idle: None,
             shown: Vec::new(),
             jobs: Jobs::default(),
+            done: Vec::new(),
             failures: BTreeMap::new(),
             begun: BTreeMap::new(),
             watch: Watch::default(),
@@ -92,7 +95,8 @@ impl Default for Memory {
 /// What has come of the steps that take long and have ended.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// Those that were done, in the order in which they began, and how long each lasted.
+    /// Those that were done, in the order in which they began, and how long each lasted: until [`Memory::told`], as a round may
+    /// not come to its end.
     pub done: Vec<(Step, Duration)>,
     /// Those that have failed and are put off, why, and how often they have by now.
     pub failed: Vec<(Step, act::Error, u32)>,
@@ -142,7 +146,7 @@ impl Memory {
         for (step, ended, lasted) in self.jobs.ended() {
             self.locked = None;
             match ended {
-                Ok(Carried::Out) => results.done.push((step, lasted)),
+                Ok(Carried::Out) => self.done.push((step, lasted)),
                 Ok(Carried::Needless) => debug!(%step, "not asked for any more"),
                 Ok(Carried::Held(holder)) => {
                     debug!(%step, %holder, "put off");
@@ -154,7 +158,13 @@ impl Memory {
                 }
             }
         }
+        results.done.clone_from(&self.done);
         results
+    }
+
+    /// Forgets the long steps that were done: everybody who has to know knows.
+    pub fn told(&mut self) {
+        self.done.clear();
     }
 
     /// How long nothing was done, and nothing has gone on.

@@ -146,6 +146,7 @@ impl Operator {
     pub fn take_results(&mut self) {
         let plan = self.memory.held.clone();
         let Results { done, failed } = self.memory.take_results();
+        self.memory.told();
         for step in self.jobs.begun() {
             let place = self.memory.begin(&step, plan.as_ref());
             self.begun.push((step, place));

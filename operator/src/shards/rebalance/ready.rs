@@ -37,7 +37,9 @@ impl MovePlan {
         let (mut ready, mut passed, mut last) = (Vec::new(), Vec::new(), None);
         let mut looks = limit.max(LOOKS);
         for (number, (next, item)) in self.moves.iter().zip(&items).enumerate() {
-            if under_way.len() + ready.len() >= limit || looks == 0 {
+            // A plan that is binding has no last resort: then nobody is left out.
+            let enough = looks == 0 && !(binding && ready.is_empty() && under_way.is_empty());
+            if under_way.len() + ready.len() >= limit || enough {
                 break;
             }
             let (Some(from), Some(to)) = (state.at[*item], wanted.at[*item]) else { continue };
@@ -55,7 +57,7 @@ impl MovePlan {
                 let mut then = state.clone();
                 then.put(*item, to);
                 if schedule(&mut then, &wanted, left, policy, 0).len() < count {
-                    looks -= 1;
+                    looks = looks.saturating_sub(1);
                     last = last.or(Some(*next));
                     passed.push(*item);
                     continue;

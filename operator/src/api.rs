@@ -371,7 +371,7 @@ pub struct DialogClusterStatus {
     /// The split of a shard that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitStatus>,
-    /// Since when no move or split of a shard begins, because a server is about to be restarted, or is not back yet.
+    /// Since when no move or split of a shard begins, because a server is about to be restarted, or was just now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_moves: Option<MicroTime>,
     /// What is still under way since then; absent until it is known, and where nothing is held.

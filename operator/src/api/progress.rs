@@ -106,7 +106,7 @@ pub struct SplitStatus {
 pub struct HeldMovesStatus {
     /// The `holdMoves` that this answers.
     pub since: MicroTime,
-    /// The groups that moves and splits under way need: none of their servers is restarted before these have ended.
+    /// The groups that moves and splits under way need: none of their servers that serves is restarted before these have ended.
     #[serde(default)]
     #[schemars(length(max = 100))]
     pub busy: Vec<String>,

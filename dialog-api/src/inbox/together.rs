@@ -2,8 +2,8 @@
 //!
 //! One dialog by itself takes three small statements, each to one shard. That is quick for one and dear for a
 //! thousand: a service under load would spend more on inboxes than on messages. These go through the coordinator, over
-//! a connection of their own, so that nobody waits behind them: one for inboxes, one for marks, and one for each of the few who are
-//! in most of the dialogs.
+//! a connection of their own, so that nobody waits behind them: one for inboxes, one for marks, and one for each of the few whose
+//! inboxes have a large part of the rows.
 //! Citus counts what a statement does for a tenant if it is about that one alone, and who writes to everybody is found by that.
 
 use std::time::Duration;
@@ -20,11 +20,11 @@ use crate::database::connect::{Connector, Purpose};
 /// Longest time for all statements. On a timeout the connection is closed, and whatever they had done stays.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// With so many rows in an inbox they are a statement of their own. Who floods as fast as one user may unless it is allowed more,
-/// 100 messages a second, has five in the time that is gathered for.
+/// Whose inbox has so many of the rows, and this part of all, gets a statement: each is a transaction of its own, and who has fewer is
+/// no hot one. Who floods as fast as one user may unless it is allowed more, 100 messages a second, has five in the time that is
+/// gathered for.
 const OWN: usize = 4;
-/// And no more than so many users have one, those with most rows: each is a transaction of its own, and all share [`LIMIT`].
-const MOST: usize = 8;
+const PART: usize = 8;
 
 /// One connection to each worker, which stays: with one for each shard, as is the default for statements on many shards,
 /// more would go into connecting than into the inboxes.
@@ -81,19 +81,12 @@ impl Together {
     }
 }
 
-/// The statements that merge these rows, which are in the order of their users: one for each of the few who have most, and one for
+/// The statements that merge these rows, which are in the order of their users: one for each who has a large part of them, and one for
 /// all others.
 fn divide(rows: &[[Uuid; 4]]) -> Vec<String> {
-    let of_users = || rows.chunk_by(|[one, ..], [other, ..]| one == other);
-    let mut lengths: Vec<usize> = of_users().map(<[_]>::len).filter(|length| *length >= OWN).collect();
-    lengths.sort_unstable();
-    let least = lengths.iter().rev().take(MOST).next_back().copied().unwrap_or(usize::MAX);
-    let mut left = MOST;
-    let (own, others): (Vec<_>, Vec<_>) = of_users().partition(|rows| {
-        let has_own = rows.len() >= least && left > 0;
-        left -= usize::from(has_own);
-        has_own
-    });
+    let is_large = |own: &&[[Uuid; 4]]| own.len() >= OWN && own.len() * PART >= rows.len();
+    let (own, others): (Vec<_>, Vec<_>) =
+        rows.chunk_by(|[one, ..], [other, ..]| one == other).partition(is_large);
     let others = others.concat();
     let others = (!others.is_empty()).then(|| merge(&others));
     own.into_iter().map(merge).chain(others).collect()
@@ -136,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_in_many_dialogs_has_a_statement_and_all_others_share_one() {
+    fn who_has_a_large_part_has_a_statement_and_all_others_share_one() {
         let rows = rows(&[1, OWN, OWN - 1, OWN + 1, 2]);
         let own =
             |user: u128| rows.iter().filter(|row| row[0].as_u128() == user).copied().collect::<Vec<_>>();
@@ -145,15 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_in_which_everybody_has_many_is_a_few_statements() {
+    fn a_batch_in_which_everybody_has_many_is_one_statement_and_none_is_more_than_a_few() {
         let many = rows(&[OWN; 250]);
-        assert_eq!(divide(&many).len(), MOST + 1);
-        let mut uneven = vec![OWN; 2 * MOST];
-        uneven.extend([OWN + 1; MOST]);
-        let uneven = divide(&rows(&uneven));
-        assert_eq!(uneven.len(), MOST + 1);
-        let own = uneven[..MOST].iter().map(|statement| statement.matches("('").count());
-        assert!(own.into_iter().all(|count| count == OWN + 1), "those with most have them");
+        assert_eq!(divide(&many), [merge(&many)]);
+        assert_eq!(divide(&rows(&[100; PART])).len(), PART);
+        assert_eq!(divide(&rows(&[100; PART + 1])).len(), 1);
     }
 
     #[test]

@@ -62,7 +62,8 @@ connections for {CONNECTIONS} clients. Those that keep inboxes bring those of bo
 transaction and so give clients what dialog-api gives them: the limits are for these. Those that only store the message do
 less than it and are shorter; they are stated, and the limits need not hold for them. [What is compared](../docs/benchmarks.md#the-plain-services), in full.
 
-What the operator does has tables of its own: [growing and shrinking](RESULTS-growth.md), [planning](RESULTS-planning.md),
+What the operator does has tables of its own: [growing and shrinking](RESULTS-growth.md), [the same on
+Kubernetes](RESULTS-scaling.md), [planning](RESULTS-planning.md),
 [isolations](RESULTS-isolations.md), [deciding](RESULTS-deciding.md).
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),

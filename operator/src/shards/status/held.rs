@@ -93,7 +93,11 @@ mod tests {
         assert_eq!(busy(&observed, &[]), ["coordinator", "worker-0", "worker-1", "worker-3"]);
         // It is as it was while nobody knows whether it still runs; and what runs here is known.
         let silent = Observed::default();
-        assert_eq!(held_moves(Some(&asked), Some(&silent), &[begins.clone()]), None, "nobody has ever said");
+        assert_eq!(
+            held_moves(Some(&asked), Some(&silent), std::slice::from_ref(&begins)),
+            None,
+            "nobody has ever said"
+        );
         assert_eq!(held_moves(Some(&asked), None, &[]), None);
         let held_moves_then = held_moves(Some(&asked), Some(&observed), &[]);
         let answered = DialogClusterStatus { held_moves: held_moves_then, ..asked.clone() };

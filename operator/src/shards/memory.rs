@@ -27,14 +27,34 @@ const FIRST_RETRY: Duration = Duration::from_secs(10);
 /// And for no longer than this.
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
+/// How long a step that takes long and has failed is put off.
+#[derive(Clone, Copy)]
+struct Retries {
+    first: Duration,
+    last: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { first: FIRST_RETRY, last: LAST_RETRY }
+    }
+}
+
+impl Retries {
+    /// How long after the failure of this number, from 1.
+    fn delay(self, count: u32) -> Duration {
+        self.first.saturating_mul(1 << count.saturating_sub(1).min(8)).min(self.last)
+    }
+}
+
 /// What is remembered of one cluster.
+#[derive(Default)]
 pub struct Memory {
     /// When shards were measured last.
     measured: Option<Instant>,
     /// A server that answers has shards of unknown size.
     unmeasured: bool,
-    /// How long a step that has failed is put off, at first and at most.
-    retries: [Duration; 2],
+    retries: Retries,
     /// The step that could not begin, since somebody else has the topology lock, and who.
     locked: Option<(Step, Holder)>,
     /// Since when nothing was done, and nothing goes on.
@@ -65,31 +85,6 @@ pub struct Memory {
     pub(super) heat: Option<Heat>,
     /// The last actions, as they were counted.
     pub(super) acts: Option<Vec<Act>>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self {
-            measured: None,
-            unmeasured: false,
-            retries: [FIRST_RETRY, LAST_RETRY],
-            locked: None,
-            idle: None,
-            shown: Vec::new(),
-            jobs: Jobs::default(),
-            done: Vec::new(),
-            failures: BTreeMap::new(),
-            begun: BTreeMap::new(),
-            watch: Watch::default(),
-            splits: Splits::default(),
-            pace: Pace::default(),
-            last: None,
-            held: None,
-            overtaken: None,
-            heat: None,
-            acts: None,
-        }
-    }
 }
 
 /// What has come of the steps that take long and have ended.
@@ -126,18 +121,11 @@ struct Setback {
     failure: Failure,
 }
 
-impl Setback {
-    /// How long the step is put off, at `first` and at most.
-    fn delay(&self, [first, last]: [Duration; 2]) -> Duration {
-        first.saturating_mul(1 << self.count.saturating_sub(1).min(8)).min(last)
-    }
-}
-
 impl Memory {
     /// That of an operator which tries again this long after each failure.
     #[must_use]
     pub fn trying_again_after(delay: Duration) -> Self {
-        Self { retries: [delay; 2], ..Self::default() }
+        Self { retries: Retries { first: delay, last: delay }, ..Self::default() }
     }
 
     /// Takes what has come of the long steps that have ended.
@@ -201,7 +189,7 @@ impl Memory {
     /// Remembers that a step found others about what it is for, and puts it off as it was put off last.
     fn put_off_again(&mut self, step: &Step, error: &act::Error) {
         match self.failures.get_mut(step) {
-            Some(setback) => setback.not_before = Instant::now() + setback.delay(self.retries),
+            Some(setback) => setback.not_before = Instant::now() + self.retries.delay(setback.count),
             None => drop(self.put_off(step, error)),
         }
     }
@@ -209,10 +197,8 @@ impl Memory {
     /// Remembers that a long step failed, and puts it off: the others go first. How often it has failed by now.
     fn put_off(&mut self, step: &Step, error: &act::Error) -> u32 {
         let count = self.failures.get(step).map_or(0, |setback| setback.count).saturating_add(1);
-        let now = Instant::now();
-        let mut setback = Setback { count, not_before: now, failure: error.into() };
-        setback.not_before = now + setback.delay(self.retries);
-        self.failures.insert(step.clone(), setback);
+        let not_before = Instant::now() + self.retries.delay(count);
+        self.failures.insert(step.clone(), Setback { count, not_before, failure: error.into() });
         count
     }
 

@@ -123,7 +123,9 @@ impl Operator {
         let started = Instant::now();
         loop {
             let round = self.round(world, wanted).await?;
-            if round.is_settled() && round.long.is_empty() {
+            if round.is_settled() && round.long.is_empty() && self.jobs.is_idle() {
+                // The last step may have ended after this round took what had come of those before it.
+                self.take_results();
                 return Ok(());
             }
             ensure!(started.elapsed() < limit, "not at rest: {:?}, {:?}", round.plan.steps, round.plan.waits);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use dialog_bench::sustained::Peak;
 use dialog_bench::table::{Limit, Page, Row};
 use dialog_bench::{beside, machine};
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group};
@@ -54,15 +55,20 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     people.write(&bed).await?;
     // What PostgreSQL does about new rows by itself would come at some time, and be taken for what moves do.
     bed.sql(Group::Coordinator, "VACUUM (ANALYZE) messages").await?;
-    let peak = people.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
-    load::say(&bed, "peak", &peak);
-    let peak = peak.sends.per_second + peak.lists.per_second;
+    let closed = people.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
+    load::say(&bed, "closed loop", &closed);
+    let peak = Peak::find(&closed, async |rate| {
+        let arrivals = people.run(&bed, &[&MIX[..], &[&arriving(rate), "--duration=12s"]].concat()).await?;
+        load::say(&bed, &format!("{rate:.0} a second"), &arrivals);
+        Ok(arrivals)
+    });
+    let peak = peak.await?;
 
-    let mut rows = vec![Row::ratio("peak", "sends and lists a second, 32 at a time", peak, Limit::None)];
+    let mut rows = vec![peak.row()];
     let measured = if std::env::var_os(RESULTS).is_some() { SHARES.len() } else { 1 };
     let mut old = BTreeMap::new();
     for share in &SHARES[..measured] {
-        let rate = format!("--rate={:.0}", share * peak);
+        let rate = arriving(share * peak.sustained);
         let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
         load::say(&bed, "before", &before);
         let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
@@ -97,6 +103,11 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     publish(&bed, messages, &busy, &rows).await?;
     bed.done();
     Ok(())
+}
+
+/// The flag for a load of so many arrivals a second.
+fn arriving(rate: f64) -> String {
+    format!("--rate={rate:.0}")
 }
 
 /// Prints the table, and writes it into the folder of the repository that [`RESULTS`] names.

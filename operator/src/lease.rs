@@ -178,12 +178,34 @@ impl Leader {
     /// Gives the lease back, so that the next one need not wait until it expires.
     ///
     /// # Errors
-    /// If it cannot be written, or is not ours any more.
+    /// If it cannot be read or written.
     pub async fn release(mut self) -> anyhow::Result<()> {
-        let Some((lease, _)) = self.candidate.seen.take() else { return Ok(()) };
-        let spec = LeaseSpec { holder_identity: None, ..lease.spec.clone().unwrap_or_default() };
-        self.candidate.swap(Some(lease), spec).await
+        // A renewal that was cut off may be written after all, also while this goes on: what was seen last is no evidence.
+        let mut attempts = 3;
+        loop {
+            let found =
+                tokio::time::timeout(CALL, self.candidate.leases.get_opt(&self.candidate.name)).await??;
+            let Some(spec) = given_back(found.as_ref(), &self.candidate.identity) else { return Ok(()) };
+            attempts -= 1;
+            match self.candidate.swap(found, spec).await {
+                Err(error) if attempts > 0 && is_conflict(&error) => {
+                    debug!(lease = %self.candidate.name, "written meanwhile");
+                }
+                written => return written,
+            }
+        }
     }
+}
+
+/// The lease as nobody's, if it is `me` who has it.
+fn given_back(lease: Option<&Lease>, me: &str) -> Option<LeaseSpec> {
+    let spec = lease?.spec.clone()?;
+    (spec.holder_identity.as_deref() == Some(me)).then_some(LeaseSpec { holder_identity: None, ..spec })
+}
+
+/// Whether somebody else was faster.
+fn is_conflict(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 409)
 }
 
 #[cfg(test)]

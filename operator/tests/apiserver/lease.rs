@@ -62,6 +62,25 @@ async fn of_two_candidates_one_leads_and_the_other_follows() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_lease_that_was_written_since_it_was_seen_is_given_back_and_somebody_elses_is_not() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("lease-again").await?;
+    let leases: Api<Lease> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    let write = async |patch| leases.patch("lead", &PatchParams::default(), &Patch::Merge(&patch)).await;
+    let first = tokio::time::timeout(LIMIT, candidate(&bed, "first").acquire()).await?;
+    // As a renewal does whose answer nobody has waited for.
+    write(json!({ "spec": { "renewTime": "2026-01-01T00:00:00.000000Z" } })).await?;
+    first.release().await?;
+    ensure!(holder(&bed).await?.is_none(), "it was kept");
+
+    let second = tokio::time::timeout(LIMIT, candidate(&bed, "second").acquire()).await?;
+    write(json!({ "spec": { "holderIdentity": "thief" } })).await?;
+    second.release().await?;
+    ensure!(holder(&bed).await?.as_deref() == Some("thief"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_leader_that_vanished_is_replaced_only_after_its_lease_expired() -> Result<()> {
     needs_apiserver!();
     let bed = Bed::new("lease-expiry").await?;

@@ -48,7 +48,7 @@ const LIMIT: Duration = Duration::from_hours(1);
 /// share the processors, which the first leaves little of for moves.
 const SHARES: [f64; 2] = [0.6, 0.3];
 /// Bytes of a message of a hundred characters in its table and indexes.
-const MESSAGE: u64 = 330;
+const MESSAGE: u64 = 288;
 /// Messages in each dialog before the load.
 const MESSAGES: u64 = 10;
 

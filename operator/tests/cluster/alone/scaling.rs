@@ -38,6 +38,12 @@ const SERVICE: &str = "150m";
 /// due waits for its turn as well.
 const LONGEST_WAIT: f64 = 30_000.0;
 
+/// How much more than the mean the fullest worker may hold.
+const UNEVEN: Limit = Limit::AtMost(0.1);
+/// The bytes of each worker that holds any of the messages, a line for each.
+const BYTES: &str =
+    "SELECT sum(shard_size) FROM citus_shards WHERE citus_table_type = 'distributed' GROUP BY nodename";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Result<()> {
     if !Bed::has_citus() {
@@ -72,9 +78,9 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
         load::say(&bed, "before", &before);
         let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
-        let grown = scale(&bed, 4).await?.of("2 -> 4");
+        let grown = scale(&bed, 4).await?.map(|row| row.of("2 -> 4"));
         old = volumes(&bed).await?;
-        let shrunk = scale(&bed, 2).await?.of("4 -> 2");
+        let shrunk = scale(&bed, 2).await?.map(|row| row.of("4 -> 2"));
         let during = writing.stop(&bed).await?;
         load::say(&bed, "during", &during);
         ensure!(during.is_whole(), "{}", during.text());
@@ -83,11 +89,11 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         ensure!(longest <= LONGEST_WAIT, "sends of a shard group waited for {longest} ms: {}", during.text());
         let of_peak = format!("load at {:.0} % of the peak", share * 100.0);
         let latency = beside::latency(&before, &during, beside::P99, "");
-        let met = [grown, shrunk].into_iter().chain(beside::met(&during)?).chain(latency);
+        let met = grown.into_iter().chain(shrunk).chain(beside::met(&during)?).chain(latency);
         rows.extend(met.map(|row| row.of(&of_peak)));
     }
 
-    rows.push(scale(&bed, 4).await?.of("2 -> 4, no load"));
+    rows.extend(scale(&bed, 4).await?.map(|row| row.of("2 -> 4, no load")));
     let new = volumes(&bed).await?;
     for worker in 0..4 {
         let claim = format!("data-{}-0", bed.names.group(Group::Worker(worker)));
@@ -133,8 +139,9 @@ async fn publish(bed: &Bed, messages: u32, busy: &str, rows: &[Row]) -> Result<(
     page.publish(folder.as_ref().map(Path::new), "RESULTS-scaling.md")
 }
 
-/// Asks for `count` workers as people do, and waits until they hold the shards and nobody else is left: how long that took.
-async fn scale(bed: &Bed, count: usize) -> Result<Row> {
+/// Asks for `count` workers as people do, and waits until they hold the shards and nobody else is left: how long that took, and
+/// how even the bytes are then.
+async fn scale(bed: &Bed, count: usize) -> Result<[Row; 2]> {
     let began = Instant::now();
     bed.kubectl(&["scale", "dlg", CLUSTER, &format!("--replicas={count}")])?;
     let shares = vec![(SHARDS / count).to_string(); count];
@@ -159,7 +166,19 @@ async fn scale(bed: &Bed, count: usize) -> Result<Row> {
     let took = began.elapsed().as_secs_f64();
     let found = shards_of_messages(bed).await?.replace('\n', "/");
     let figures = format!("from `kubectl scale` until the shards are at {found} and nobody else is left");
-    Ok(Row::ratio("seconds", figures, took, Limit::None))
+    let seconds = Row::ratio("seconds", figures, took, Limit::None);
+    let bytes = bed.sql(Group::Coordinator, BYTES).await?;
+    let bytes: Vec<f64> =
+        bytes.lines().map(str::parse).collect::<Result<_, _>>().context("bytes of workers")?;
+    let mean = bytes.iter().sum::<f64>() / f64::from(u32::try_from(bytes.len())?);
+    let megabytes: Vec<String> = bytes.iter().map(|bytes| format!("{:.0}", bytes / 1e6)).collect();
+    let spread = Row::ratio(
+        "bytes of the fullest worker above the mean",
+        format!("{} MB of all tables", megabytes.join("/")),
+        bytes.iter().copied().fold(0.0, f64::max) / mean - 1.0,
+        UNEVEN,
+    );
+    Ok([seconds, spread])
 }
 
 /// How many shards of the messages each worker holds that holds any, a line for each.

@@ -33,6 +33,15 @@ pub struct History {
     pub imagined: Imagined,
 }
 
+impl History {
+    /// Takes `unknown`, in which nobody looked, out of the time for which pinned tenants have been quiet.
+    pub(super) fn leave_out(&mut self, unknown: SignedDuration) {
+        for since in self.quiet.values_mut() {
+            *since = since.checked_add(unknown).unwrap_or(Timestamp::MAX);
+        }
+    }
+}
+
 /// When something was done last: what the cooldowns count from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -18,7 +18,7 @@ use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
-use crate::api::{DecisionStatus, HeatStatus, HotTenant, LargeShardStatus, SizeStatus};
+use crate::api::{ActionStatus, DecisionStatus, HeatStatus, HotTenant, LargeShardStatus, SizeStatus};
 use crate::heat::{History, Mode, NodeLoad, Reason, Tenant, decide};
 use crate::names::Group;
 use crate::pg;
@@ -34,7 +34,7 @@ mod sample;
 pub mod store;
 mod words;
 
-use actions::{Act, Begun};
+use actions::Begun;
 pub use load::{ENOUGH, Loads};
 use period::{Mark, Names, Seen};
 pub(in crate::shards) use period::{group_name, is_underway};
@@ -109,13 +109,13 @@ pub struct Refusal {
 }
 
 impl Heat {
-    /// What the status shows beside the hot tenants, with what was done.
+    /// What the status shows beside the hot tenants, with `actions`, newest first.
     #[must_use]
-    pub fn status(&self, acts: &[Act]) -> HeatStatus {
+    pub fn status(&self, actions: Vec<ActionStatus>) -> HeatStatus {
         let mut sizes: Vec<&SizeStatus> = self.sizes.iter().collect();
         sizes.sort_by_key(|size| (Reverse(size.bytes), &size.group));
         HeatStatus {
-            actions: acts.iter().rev().map(Act::status).collect(),
+            actions,
             last: self.last.clone(),
             refused: self.refused.iter().map(|refusal| refusal.message.clone()).collect(),
             cooling_until: self.cooling_until.map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time),
@@ -292,7 +292,7 @@ mod tests {
             growth_per_hour: None,
         };
         let heat = Heat { sizes: (0..66).map(size).collect(), ..Heat::default() };
-        let shown = heat.status(&[]).sizes;
+        let shown = heat.status(Vec::new()).sizes;
         assert_eq!(shown.len(), most("sizes"));
         assert_eq!((shown[0].bytes, shown[63].bytes), (65 << 20, 2 << 20));
     }

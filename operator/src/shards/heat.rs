@@ -244,7 +244,7 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     names.add(&before.names, &kept);
     let heaviest: Vec<Tenant> = seen.large.iter().filter_map(|large| Some(large.heaviest?.tenant)).collect();
     names.add(&seen.fillers, &heaviest);
-    let turned = words::turned(seen, &names, &before.real, &real.hot, &real_history);
+    let turned = words::turned(seen, &period, &names, &before.real, &real.hot, &real_history);
     let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
     let heat = Heat { turned, loads, ..heat };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {

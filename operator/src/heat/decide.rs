@@ -37,6 +37,9 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
     }
     history.seen = Some(now);
     history.acted.set_back(now);
+    if let Some(before) = &mut history.acted_before {
+        before.set_back(now);
+    }
     history.imagined.acted.set_back(now);
     if policy.mode == Mode::Isolate {
         // What was only imagined holds nobody up.
@@ -184,6 +187,8 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
         Action::Split { .. } | Action::Retarget { .. } => {}
     }
     if policy.mode == Mode::Isolate {
+        let at_once = matches!(action, Action::Release { .. });
+        history.acted_before = (!at_once).then_some(history.acted);
         history.acted.note(action, now);
         return;
     }

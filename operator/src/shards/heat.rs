@@ -34,7 +34,7 @@ mod sample;
 pub mod store;
 mod words;
 
-use actions::Begun;
+use actions::{Begun, Standing};
 pub use load::{ENOUGH, Loads};
 use period::{Mark, Names, Seen};
 pub(in crate::shards) use period::{group_name, is_underway};
@@ -190,8 +190,13 @@ pub async fn look(
     let quiet: Vec<Tenant> = before.history.quiet.keys().copied().collect();
     let empty = empty::empty(sessions, &layout, &quiet).await;
     let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large, fillers, empty };
-    let stored =
-        store::exchange(&session, end, |state, open| judge(state, open, &seen), &period::sizes(&seen)).await;
+    let stored = store::exchange(
+        &session,
+        end,
+        |state, standing| judge(state, standing, &seen),
+        &period::sizes(&seen),
+    )
+    .await;
     if stored.is_err() && session.run("ROLLBACK").await.is_err() {
         sessions.close(Group::Coordinator, Door::Dialog).await;
     }
@@ -222,8 +227,8 @@ pub fn until_next(watch: &Watch, looked: Timestamp, now: Timestamp) -> Duration 
     Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
-/// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
-fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
+/// From what was stored and what is seen to what is to be stored.
+fn judge(before: &State, standing: Standing, seen: &Seen<'_>) -> Judged {
     let (decided_from, real) = (&before.history, &before.real);
     let remembered =
         decided_from.hot.keys().chain(real.hot.keys()).chain(decided_from.imagined.pins.keys()).copied();
@@ -231,12 +236,16 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
-    period.underway |= open;
+    period.underway |= standing.open;
     if seen.watch.policy.strategy == Strategy::ByLoad && !period.underway {
         period.relief = relief(seen.world);
     }
     let policy = &seen.watch.policy;
-    let (decision, history) = decide(policy, &before.history, &period);
+    let mut known = before.history.clone();
+    if standing.undone {
+        known.undo();
+    }
+    let (decision, history) = decide(policy, &known, &period);
     let (real, mut real_history) = decide(&period::only_watching(policy), &before.real, &period);
     // Who was not seen for longer than it takes to be found is found anew.
     real_history.hot.retain(|_, streak| streak.unseen <= policy.consecutive_periods);

@@ -18,7 +18,8 @@ fn a_tenant_that_was_quiet_for_long_is_released() {
 fn a_gap_is_no_quiet_time_and_ends_none() {
     const DAY: i64 = 24 * 60;
     let policy = Policy { release_after: MINUTE * 7 * 24 * 60, ..policy() };
-    let pinned = |minute| Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &three(), &[]) };
+    let pinned =
+        |minute| Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &three(), &[]) };
     let released = |minutes: &[i64]| {
         let decisions = run(&policy, minutes.iter().map(|minute| pinned(*minute)));
         decisions.iter().position(|decision| decision.action.is_some()).map(|number| minutes[number])

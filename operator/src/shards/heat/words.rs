@@ -81,11 +81,9 @@ pub(super) fn turned(
         hot: true,
         message: format!("{} takes {} % of {}", name(hot.tenant), hot.share, hot.node),
     });
-    let told = |streak: &Streak| {
-        period.nodes.get(&streak.node).is_some_and(|node| node.role != Role::Unavailable)
-    };
-    let gone =
-        before.hot.iter().filter(|(tenant, streak)| told(streak) && !now.hot.contains_key(tenant));
+    let told =
+        |streak: &Streak| period.nodes.get(&streak.node).is_some_and(|node| node.role != Role::Unavailable);
+    let gone = before.hot.iter().filter(|(tenant, streak)| told(streak) && !now.hot.contains_key(tenant));
     let gone = gone.map(|(tenant, streak)| Turn {
         hot: false,
         message: format!(

@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::DialogClusterSpec;
+use crate::shards::heat::actions::Standing;
 use crate::shards::heat::store::Judged;
 use crate::shards::heat::{State, judge};
 use crate::shards::observed::{Catalog, Observed, Table};
@@ -93,6 +94,17 @@ impl Scene {
 
     /// What is to be stored after a period that ends so many seconds later.
     fn judge(&self, before: &State, second: i64, readings: &BTreeMap<Group, Reading>) -> Judged {
+        self.judge_after(Standing::default(), before, second, readings)
+    }
+
+    /// The same, with what was decided earlier.
+    fn judge_after(
+        &self,
+        standing: Standing,
+        before: &State,
+        second: i64,
+        readings: &BTreeMap<Group, Reading>,
+    ) -> Judged {
         let world = World { wanted: &self.wanted, topology: &self.topology, observed: &self.observed };
         let seen = Seen {
             world: &world,
@@ -104,7 +116,7 @@ impl Scene {
             fillers: Names::default(),
             empty: Vec::new(),
         };
-        judge(before, false, &seen)
+        judge(before, standing, &seen)
     }
 }
 
@@ -223,7 +235,11 @@ fn a_pinned_tenant_that_is_busy_is_not_taken_for_quiet_beside_busier_ones_and_ke
     let mut scene = Scene::new(&limited());
     scene.layout.pins = vec![tenant(0).pin(Group::Worker(0))];
     let judge = |before: &State, second: i64, reading: Reading| {
-        scene.judge(before, second, &[Group::Worker(0), Group::Worker(1)].map(|group| (group, reading.clone())).into())
+        scene.judge(
+            before,
+            second,
+            &[Group::Worker(0), Group::Worker(1)].map(|group| (group, reading.clone())).into(),
+        )
     };
     let first = judge(&State::default(), 0, reading(0, 0, 0, 0));
     let mut busy = reading(60, 100_000, 0, 10_000_000);
@@ -266,4 +282,32 @@ fn who_is_on_a_silent_worker_is_not_said_to_have_cooled_down() {
         state = judged.state;
     }
     assert_eq!(state.heat.nodes[&Group::Worker(0)].role, Role::Shared, "it has come back");
+}
+
+#[test]
+fn what_was_dropped_before_it_began_keeps_nobody_waiting() {
+    let mut spec = limited();
+    spec["sharding"] = json!({"hotTenants": {"mode": "Isolate"}});
+    let mut scene = Scene::new(&spec);
+    for node in scene.layout.nodes.values_mut() {
+        node.free_bytes = None;
+    }
+    let begun = |undone| {
+        let mut state = State::default();
+        let mut begun = Vec::new();
+        for minute in 0..10 {
+            let (second, passed) = (minute * 60, u64::try_from(minute).unwrap());
+            let tenants = vec![counted(250, "b", 30_000, 0, 3_000_000)];
+            let flooded = Reading { tenants, ..reading(second, passed * 60_000, 0, passed * 9_000_000) };
+            let readings = [(Group::Worker(0), flooded), (Group::Worker(1), reading(second, 0, 0, 0))];
+            let standing = Standing { undone, ..Standing::default() };
+            let judged = scene.judge_after(standing, &state, second, &readings.into());
+            begun.extend(judged.begun.map(|_| minute));
+            state = judged.state;
+        }
+        (begun, state.heat.cooling_until)
+    };
+    assert_eq!(begun(false), (vec![3], Some(at(63 * 60))));
+    // It is decided anew when it has been hot for long enough again.
+    assert_eq!(begun(true), (vec![3, 6, 9], None));
 }

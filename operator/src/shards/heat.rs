@@ -63,6 +63,9 @@ pub struct Heat {
     pub pinned: Vec<(Tenant, u64)>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
+    /// Those that are hot, or were when somebody could tell last.
+    #[serde(default)]
+    pub heated: Vec<Tenant>,
     /// Who became hot in that period, or has cooled down.
     #[serde(default)]
     pub turned: Vec<Turn>,
@@ -255,7 +258,8 @@ fn judge(before: &State, standing: Standing, seen: &Seen<'_>) -> Judged {
     names.add(&seen.fillers, &heaviest);
     let turned = words::turned(seen, &period, &names, &before.real, &real.hot, &real_history);
     let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
-    let heat = Heat { turned, loads, ..heat };
+    let heated = real_history.hot.keys().copied().collect();
+    let heat = Heat { heated, turned, loads, ..heat };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,
         tenant: action.tenant().map(|tenant| names.of(tenant)),

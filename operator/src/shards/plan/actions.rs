@@ -318,7 +318,8 @@ fn has_passed(world: &World<'_>, act: &Act, tenant: Tenant, node: Group) -> bool
         let load = heat.nodes.get(&node);
         heat.failure.is_none() && load.is_some_and(|load| load.role != Role::Unavailable)
     };
-    let cool = || world.observed.heat.as_ref().filter(told).is_some_and(|heat| !heat.heated.contains(&tenant));
+    let cool =
+        || world.observed.heat.as_ref().filter(told).is_some_and(|heat| !heat.heated.contains(&tenant));
     old && !act.is_by_hand() && act.begun.is_none() && cool()
 }
 

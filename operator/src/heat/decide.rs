@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::place::{FLANKS, bearable, is_kept_for, isolate, retarget, split, spread};
 use super::watch::{Seen, Untold, few, rest, watch};
@@ -17,7 +17,8 @@ const NAMED: usize = 20;
 /// Decides what to do after `period`, and what to remember.
 ///
 /// The same input gives the same answer. A period that was seen before changes nothing; after a gap, or if the clock was
-/// set back, periods are counted anew, and the cooldowns are kept in full.
+/// set back, periods are counted anew, and the cooldowns are kept in full. What pinned tenants have been quiet for is kept
+/// over a gap, which is no part of it, and begins anew if the clock was set back.
 #[must_use]
 pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision, History) {
     let mut history = history.clone();
@@ -29,10 +30,16 @@ pub fn decide(policy: &Policy, history: &History, period: &Period) -> (Decision,
         history.hot.clear();
         history.busy.clear();
         history.crowded.clear();
-        history.quiet.clear();
+    }
+    match missed(&history, period) {
+        Some(missed) => history.leave_out(missed),
+        None => history.quiet.clear(),
     }
     history.seen = Some(now);
     history.acted.set_back(now);
+    if let Some(before) = &mut history.acted_before {
+        before.set_back(now);
+    }
     history.imagined.acted.set_back(now);
     if policy.mode == Mode::Isolate {
         // What was only imagined holds nobody up.
@@ -81,6 +88,13 @@ fn follows(history: &History, period: &Period) -> bool {
         let apart = period.end.duration_since(seen);
         apart.is_positive() && apart <= period.length.saturating_mul(2)
     })
+}
+
+/// The time since the last period that is no part of `period`: nobody knows what happened then. `None` if that period did
+/// not end before this one.
+fn missed(history: &History, period: &Period) -> Option<SignedDuration> {
+    let apart = period.end.duration_since(history.seen?);
+    apart.is_positive().then(|| apart.saturating_sub(period.length).max(SignedDuration::ZERO))
 }
 
 fn named(history: &History, hot: &[Seen]) -> Vec<Hot> {
@@ -173,6 +187,8 @@ fn remember(policy: &Policy, history: &mut History, action: Action, period: &Per
         Action::Split { .. } | Action::Retarget { .. } => {}
     }
     if policy.mode == Mode::Isolate {
+        let at_once = matches!(action, Action::Release { .. });
+        history.acted_before = (!at_once).then_some(history.acted);
         history.acted.note(action, now);
         return;
     }

@@ -29,8 +29,27 @@ pub struct History {
     /// What was done last.
     #[serde(default)]
     pub acted: Acted,
+    /// The same from before the last action, unless that was done as it was decided.
+    #[serde(default)]
+    pub acted_before: Option<Acted>,
     /// What [`super::Mode::Isolate`] would have done.
     pub imagined: Imagined,
+}
+
+impl History {
+    /// Takes `unknown`, in which nobody looked, out of the time for which pinned tenants have been quiet.
+    pub(super) fn leave_out(&mut self, unknown: SignedDuration) {
+        for since in self.quiet.values_mut() {
+            *since = since.checked_add(unknown).unwrap_or(Timestamp::MAX);
+        }
+    }
+
+    /// Takes the last action never to have been decided: it was dropped before it began, and nobody waits for its sake.
+    pub(crate) fn undo(&mut self) {
+        if let Some(before) = self.acted_before.take() {
+            self.acted = before;
+        }
+    }
 }
 
 /// When something was done last: what the cooldowns count from.

@@ -164,9 +164,9 @@ fn live(policy: &Policy, periods: &[Period]) -> Vec<Answer> {
     periods.iter().map(step).collect()
 }
 
-/// The last of these answers and those before it whose periods follow each other without a gap, the last first. Of several
+/// The last of these answers and those before it whose periods end no further apart than that, the last first. Of several
 /// periods that end at once only the first counts.
-fn in_a_row(answers: &[Answer]) -> Vec<&Answer> {
+fn in_a_row(answers: &[Answer], most: SignedDuration) -> Vec<&Answer> {
     let mut row: Vec<&Answer> = Vec::new();
     for answer in answers.iter().rev() {
         let Some(last) = row.last_mut() else {
@@ -176,7 +176,7 @@ fn in_a_row(answers: &[Answer]) -> Vec<&Answer> {
         let apart = last.period.end.duration_since(answer.period.end);
         if apart.is_zero() {
             *last = answer;
-        } else if apart.is_positive() && apart <= MINUTE * 2 {
+        } else if apart.is_positive() && apart <= most {
             row.push(answer);
         } else {
             break;
@@ -311,7 +311,7 @@ proptest! {
         let lasting = policy.consecutive_periods as usize;
         for (number, Answer { period, decision, .. }) in answers.iter().enumerate() {
             let Some(action) = decision.action else { continue };
-            let row = in_a_row(&answers[..=number]);
+            let row = in_a_row(&answers[..=number], MINUTE * 2);
             match action {
                 Action::Isolate { tenant, from, to, rest } => {
                     prop_assert!(from != to && rest != Some(from));
@@ -344,17 +344,17 @@ proptest! {
                 }
                 Action::Retarget { .. } => prop_assert!(false, "it is none to decide about"),
                 Action::Release { tenant } => {
+                    // It need not have been looked at without a gap, but only the periods that were count.
+                    let row = in_a_row(&answers[..=number], SignedDuration::MAX);
                     let known: Vec<Option<u64>> =
                         row.iter().map(|earlier| most_of(&earlier.period, tenant)).collect();
                     prop_assert!(known[0].is_some(), "nobody knows");
                     let busy = |most: &Option<u64>| most.is_some_and(|most| most >= policy.min_queries);
                     let quiet = &known[..known.iter().position(busy).unwrap_or(known.len())];
                     let first = quiet.iter().rposition(Option::is_some).unwrap();
-                    // Of these nobody says that it was quiet.
-                    let unknown = quiet[..first].iter().filter(|most| most.is_none()).count();
-                    let passed = period.end.duration_since(row[first].period.end);
-                    let quiet_for = passed - period.length * i32::try_from(unknown).unwrap();
-                    prop_assert!(quiet_for >= policy.release_after, "{} of {}, {:?}", quiet_for, passed, quiet);
+                    let passed = quiet[..first].iter().flatten().count();
+                    let quiet_for = period.length * i32::try_from(passed).unwrap();
+                    prop_assert!(quiet_for >= policy.release_after, "{}, {:?}", quiet_for, quiet);
                 }
             }
         }

@@ -18,7 +18,7 @@ use super::rebalance::Strategy;
 use super::sessions::{Door, Sessions};
 use super::wanted::Watch;
 use super::world::World;
-use crate::api::{DecisionStatus, HeatStatus, HotTenant, LargeShardStatus, SizeStatus};
+use crate::api::{ActionStatus, DecisionStatus, HeatStatus, HotTenant, LargeShardStatus, SizeStatus};
 use crate::heat::{History, Mode, NodeLoad, Reason, Tenant, decide};
 use crate::names::Group;
 use crate::pg;
@@ -34,7 +34,7 @@ mod sample;
 pub mod store;
 mod words;
 
-use actions::{Act, Begun};
+use actions::{Begun, Standing};
 pub use load::{ENOUGH, Loads};
 use period::{Mark, Names, Seen};
 pub(in crate::shards) use period::{group_name, is_underway};
@@ -63,6 +63,9 @@ pub struct Heat {
     pub pinned: Vec<(Tenant, u64)>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
+    /// Those that are hot, or were when somebody could tell last.
+    #[serde(default)]
+    pub heated: Vec<Tenant>,
     /// Who became hot in that period, or has cooled down.
     #[serde(default)]
     pub turned: Vec<Turn>,
@@ -109,13 +112,13 @@ pub struct Refusal {
 }
 
 impl Heat {
-    /// What the status shows beside the hot tenants, with what was done.
+    /// What the status shows beside the hot tenants, with `actions`, newest first.
     #[must_use]
-    pub fn status(&self, acts: &[Act]) -> HeatStatus {
+    pub fn status(&self, actions: Vec<ActionStatus>) -> HeatStatus {
         let mut sizes: Vec<&SizeStatus> = self.sizes.iter().collect();
         sizes.sort_by_key(|size| (Reverse(size.bytes), &size.group));
         HeatStatus {
-            actions: acts.iter().rev().map(Act::status).collect(),
+            actions,
             last: self.last.clone(),
             refused: self.refused.iter().map(|refusal| refusal.message.clone()).collect(),
             cooling_until: self.cooling_until.map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time),
@@ -190,8 +193,13 @@ pub async fn look(
     let quiet: Vec<Tenant> = before.history.quiet.keys().copied().collect();
     let empty = empty::empty(sessions, &layout, &quiet).await;
     let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large, fillers, empty };
-    let stored =
-        store::exchange(&session, end, |state, open| judge(state, open, &seen), &period::sizes(&seen)).await;
+    let stored = store::exchange(
+        &session,
+        end,
+        |state, standing| judge(state, standing, &seen),
+        &period::sizes(&seen),
+    )
+    .await;
     if stored.is_err() && session.run("ROLLBACK").await.is_err() {
         sessions.close(Group::Coordinator, Door::Dialog).await;
     }
@@ -222,8 +230,8 @@ pub fn until_next(watch: &Watch, looked: Timestamp, now: Timestamp) -> Duration 
     Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
-/// From what was stored and what is seen to what is to be stored. `open` is whether something is still to be done.
-fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
+/// From what was stored and what is seen to what is to be stored.
+fn judge(before: &State, standing: Standing, seen: &Seen<'_>) -> Judged {
     let (decided_from, real) = (&before.history, &before.real);
     let remembered =
         decided_from.hot.keys().chain(real.hot.keys()).chain(decided_from.imagined.pins.keys()).copied();
@@ -231,12 +239,16 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
-    period.underway |= open;
+    period.underway |= standing.open;
     if seen.watch.policy.strategy == Strategy::ByLoad && !period.underway {
         period.relief = relief(seen.world);
     }
     let policy = &seen.watch.policy;
-    let (decision, history) = decide(policy, &before.history, &period);
+    let mut known = before.history.clone();
+    if standing.undone {
+        known.undo();
+    }
+    let (decision, history) = decide(policy, &known, &period);
     let (real, mut real_history) = decide(&period::only_watching(policy), &before.real, &period);
     // Who was not seen for longer than it takes to be found is found anew.
     real_history.hot.retain(|_, streak| streak.unseen <= policy.consecutive_periods);
@@ -244,9 +256,10 @@ fn judge(before: &State, open: bool, seen: &Seen<'_>) -> Judged {
     names.add(&before.names, &kept);
     let heaviest: Vec<Tenant> = seen.large.iter().filter_map(|large| Some(large.heaviest?.tenant)).collect();
     names.add(&seen.fillers, &heaviest);
-    let turned = words::turned(seen, &names, &before.real, &real.hot, &real_history);
+    let turned = words::turned(seen, &period, &names, &before.real, &real.hot, &real_history);
     let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
-    let heat = Heat { turned, loads, ..heat };
+    let heated = real_history.hot.keys().copied().collect();
+    let heat = Heat { heated, turned, loads, ..heat };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,
         tenant: action.tenant().map(|tenant| names.of(tenant)),
@@ -292,7 +305,7 @@ mod tests {
             growth_per_hour: None,
         };
         let heat = Heat { sizes: (0..66).map(size).collect(), ..Heat::default() };
-        let shown = heat.status(&[]).sizes;
+        let shown = heat.status(Vec::new()).sizes;
         assert_eq!(shown.len(), most("sizes"));
         assert_eq!((shown[0].bytes, shown[63].bytes), (65 << 20, 2 << 20));
     }

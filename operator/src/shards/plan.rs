@@ -72,7 +72,9 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
         Nodes::Complete | Nodes::Incomplete => tables::plan(&world, nodes == Nodes::Complete, &mut draft),
         Nodes::Unsettled => tables::inspect(&world),
     };
-    if nodes == Nodes::Complete {
+    // Who is yet to come keeps nobody waiting: nothing goes there before it has.
+    let takes_part = nodes == Nodes::Incomplete && membership::only_newcomers_are_missing(&world);
+    if nodes == Nodes::Complete || takes_part {
         strategy::plan(&world, &mut draft);
         actions::plan(&world, &moves, &mut draft);
     }

@@ -24,6 +24,7 @@ use crate::heat::Action;
 use crate::names::Group;
 use crate::status::Part;
 
+mod heat;
 mod held;
 
 pub use held::held_moves;
@@ -124,7 +125,7 @@ pub fn status(
         hot: observed.heat.as_ref().map(|heat| heat.hot.clone()).unwrap_or_default(),
         isolated_count: isolated.1,
         isolated: isolated.0,
-        heat: observed.heat.as_ref().map(|heat| heat.status(&observed.kept.acts)),
+        heat: heat::heat(observed, before),
         ..DialogClusterStatus::default()
     }
 }

@@ -304,6 +304,7 @@ async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
         ensure!(kinds == ["EndAction"], "{why}: {kinds:?}");
         let act = outcome(&world.round(wanted).await?, id).await?;
         ensure!(act.outcome == Some(Outcome::Dropped), "{why}: {act:?}");
+        ensure!(act.begun == act.ended, "it never began: {act:?}");
         ensure!(act.note.as_deref().is_some_and(|note| note.contains(why)), "{why}: {act:?}");
         Ok(())
     };

@@ -15,6 +15,26 @@ fn a_tenant_that_was_quiet_for_long_is_released() {
 }
 
 #[test]
+fn a_gap_is_no_quiet_time_and_ends_none() {
+    const DAY: i64 = 24 * 60;
+    let policy = Policy { release_after: MINUTE * 7 * 24 * 60, ..policy() };
+    let pinned =
+        |minute| Period { pins: vec![tenant(7).pin(Group::Worker(1))], ..period(minute, &three(), &[]) };
+    let released = |minutes: &[i64]| {
+        let decisions = run(&policy, minutes.iter().map(|minute| pinned(*minute)));
+        decisions.iter().position(|decision| decision.action.is_some()).map(|number| minutes[number])
+    };
+    let without = |first, count| (0..first).chain(first + count..8 * DAY).collect::<Vec<_>>();
+    assert_eq!(released(&without(6 * DAY, 0)), Some(7 * DAY));
+    for (first, count) in [(6 * DAY, 5), (6 * DAY, 1), (1, 60)] {
+        assert_eq!(released(&without(first, count)), Some(7 * DAY + count), "{count} minutes from {first}");
+    }
+    // Nobody knows what time has passed for a clock that goes back.
+    let back: Vec<i64> = (0..6 * DAY).chain(5 * DAY..13 * DAY).collect();
+    assert_eq!(released(&back), Some(12 * DAY));
+}
+
+#[test]
 fn one_that_was_deleted_does_not_hold_its_place_for_long() {
     let pinned = |minute: i64, queries, empty: bool| {
         let pins = (1..9).map(|number| tenant(number).pin(Group::Worker(1))).collect();

@@ -5,10 +5,11 @@ use crate::condition::{Finding, HOT_TENANT, Holds, first_of};
 use crate::heat::{Action, Mode, Reason};
 
 use crate::shards::act;
-use crate::shards::heat::Refusal;
 use crate::shards::heat::actions::{Act, Outcome};
+use crate::shards::heat::{Heat, Refusal};
 use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::Draft;
+use crate::shards::rebalance::Role;
 use crate::shards::step::Step;
 use crate::shards::wanted::Watch;
 use crate::shards::world::{Support, World};
@@ -108,7 +109,16 @@ fn of_load(world: &World<'_>) -> Finding {
         return finding(Holds::False, "Isolated", message);
     }
     if names.is_empty() {
-        return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
+        let silent = silent(world, heat);
+        if silent.is_empty() {
+            return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
+        }
+        let message = format!(
+            "nobody knows what the tenants of {} did in the last period: a server does not answer, or has just begun to \
+             count; of the others none takes a large part of its worker",
+            silent.join(", ")
+        );
+        return finding(Holds::Unknown, "NotObserved", message);
     }
     let lasts = others.iter().any(|hot| hot.periods >= lasting);
     if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
@@ -130,6 +140,13 @@ fn of_load(world: &World<'_>) -> Finding {
         }
         (None, None) => finding(Holds::True, NOTICED, who),
     }
+}
+
+/// The nodes with shards of which nobody knows what they did in the last period.
+fn silent(world: &World<'_>, heat: &Heat) -> Vec<String> {
+    let nodes = heat.nodes.iter().filter(|(_, node)| node.role == Role::Unavailable);
+    let holding = nodes.map(|(group, _)| *group).filter(|group| world.shards_on(*group) > 0);
+    holding.map(|group| group.to_string()).collect()
 }
 
 /// The last action, if it has failed: that is told for a cooldown. What was asked for by hand is told of with the pins.

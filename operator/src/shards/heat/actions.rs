@@ -237,10 +237,23 @@ impl Kept {
     }
 }
 
-/// Whether something is still to be done.
-pub(super) async fn is_open(session: &Session) -> Result<bool, pg::Error> {
-    let open = "SELECT EXISTS (SELECT FROM dialog_operator.actions WHERE ended IS NULL)";
-    Ok(session.query_one(open, &[]).await?.get(0))
+/// How what was decided earlier stands when something else is to be decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Something is still to be done.
+    pub(super) open: bool,
+    /// What the policy asked for last was dropped before it began.
+    pub(super) undone: bool,
+}
+
+/// How what was decided earlier stands. What ended without having begun has both at the same moment, see [`end`].
+pub(super) async fn standing(session: &Session) -> Result<Standing, pg::Error> {
+    let standing = "SELECT EXISTS (SELECT FROM dialog_operator.actions WHERE ended IS NULL),
+                        coalesce((SELECT outcome = 'Dropped' AND begun = ended FROM dialog_operator.actions
+                                  WHERE asked_by = $1 AND action->>'kind' IN ('Isolate', 'Split', 'Spread')
+                                  ORDER BY id DESC LIMIT 1), false)";
+    let row = session.query_one(standing, &[(&Author::Policy.name(), Type::TEXT)]).await?;
+    Ok(Standing { open: row.get(0), undone: row.get(1) })
 }
 
 /// Writes down what is to be done from now on. What needs no change of shards is done with it.
@@ -324,7 +337,8 @@ pub(in crate::shards) async fn note_failure(session: &Session, id: i64, why: &st
     session.query(failed, &[(&id, Type::INT8), (&why, Type::TEXT)]).await.map(drop)
 }
 
-/// Notes what became of it, unless somebody has. The figures after it follow.
+/// Notes what became of it, unless somebody has. The figures after it follow. What had not begun begins and ends at the same
+/// moment.
 pub(in crate::shards) async fn end(
     session: &Session,
     id: i64,
@@ -332,7 +346,8 @@ pub(in crate::shards) async fn end(
     note: Option<&str>,
 ) -> Result<(), pg::Error> {
     let statement = "UPDATE dialog_operator.actions
-                     SET ended = clock_timestamp(), begun = coalesce(begun, clock_timestamp()), outcome = $2, note = $3
+                     SET ended = moment, begun = coalesce(begun, moment), outcome = $2, note = $3
+                     FROM (SELECT clock_timestamp() AS moment) AS moments
                      WHERE id = $1 AND ended IS NULL";
     let parameters: [pg::Parameter<'_>; 3] =
         [(&id, Type::INT8), (&outcome.name(), Type::TEXT), (&note, Type::TEXT)];

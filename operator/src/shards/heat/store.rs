@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use tokio_postgres::types::{Json, Type};
 
-use super::actions::{self, Begun};
+use super::actions::{self, Begun, Standing};
 use super::period::Size;
 use super::{Heat, State};
 use crate::heat::{Action, Period, Tenant};
@@ -104,12 +104,12 @@ pub(super) struct Judged {
 }
 
 /// Replaces what is stored by what `judge` makes of it, and records the period; or does nothing if another operator has
-/// seen it before. What is shown then. `judge` is told whether something that was decided earlier is still to be done. The
-/// caller rolls back after an error.
+/// seen it before. What is shown then. `judge` is told how what was decided earlier stands. The caller rolls back
+/// after an error.
 pub(super) async fn exchange(
     session: &Session,
     end: Timestamp,
-    judge: impl Fn(&State, bool) -> Judged,
+    judge: impl Fn(&State, Standing) -> Judged,
     sizes: &[Size],
 ) -> Result<Heat, pg::Error> {
     session.run("BEGIN").await?;
@@ -119,8 +119,8 @@ pub(super) async fn exchange(
         session.run("COMMIT").await?;
         return Ok(before.heat);
     }
-    let open = actions::is_open(session).await?;
-    let Judged { state: mut next, period, begun } = judge(&before, open);
+    let standing = actions::standing(session).await?;
+    let Judged { state: mut next, period, begun } = judge(&before, standing);
     for size in sizes {
         let growth = grow(session, end, size).await?;
         if let Some(shown) = next.heat.sizes.iter_mut().find(|shown| shown.group == size.group) {
@@ -141,7 +141,7 @@ pub(super) async fn exchange(
         )
         .await?;
     actions::compare(session, &period).await?;
-    if open {
+    if standing.open {
         actions::give_up(session).await?;
     }
     if let Some(begun) = begun {

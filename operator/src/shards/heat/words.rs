@@ -8,9 +8,11 @@ use super::period::{Names, Seen, group_name, sizes};
 use super::sample::too_large;
 use super::{Heat, Refusal, Turn};
 use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, SizeStatus};
-use crate::heat::{Action, Decision, History, Hot, Mode, Period, Reason, Refused, Tenant, TenantLoad};
+use crate::heat::{
+    Action, Decision, History, Hot, Mode, Period, Reason, Refused, Streak, Tenant, TenantLoad,
+};
 use crate::names::Group;
-use crate::shards::rebalance::{Pin, ShardGroup};
+use crate::shards::rebalance::{Pin, Role, ShardGroup};
 
 /// Sizes are shown in steps of this: each write of the status is one more that others are told of.
 const STEP: i64 = 1 << 20;
@@ -42,6 +44,7 @@ pub(super) fn heat(
         nodes: period.nodes.clone(),
         pinned: pinned(period),
         hot: hot.iter().map(|hot| speaker.hot(hot)).collect(),
+        heated: Vec::new(),
         turned: Vec::new(),
         last: decided.or_else(|| before.last.clone()),
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),
@@ -63,9 +66,11 @@ fn pinned(period: &Period) -> Vec<(Tenant, u64)> {
     period.pins.iter().map(spent).filter(|(_, cpu)| *cpu > 0).collect()
 }
 
-/// Who became hot, and who has cooled down: one that wavers around the limit does neither. `hot` are those that are hot now.
+/// Who became hot, and who has cooled down: one that wavers around the limit does neither, nor does one whose node told
+/// nothing of `period`. `hot` are those that are hot now.
 pub(super) fn turned(
     seen: &Seen<'_>,
+    period: &Period,
     names: &Names,
     before: &History,
     hot: &[Hot],
@@ -77,7 +82,9 @@ pub(super) fn turned(
         hot: true,
         message: format!("{} takes {} % of {}", name(hot.tenant), hot.share, hot.node),
     });
-    let gone = before.hot.iter().filter(|(tenant, _)| !now.hot.contains_key(tenant));
+    let told =
+        |streak: &Streak| period.nodes.get(&streak.node).is_some_and(|node| node.role != Role::Unavailable);
+    let gone = before.hot.iter().filter(|(tenant, streak)| told(streak) && !now.hot.contains_key(tenant));
     let gone = gone.map(|(tenant, streak)| Turn {
         hot: false,
         message: format!(

@@ -7,7 +7,7 @@ use super::{Draft, by_hand};
 use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Relief, Tenant, TenantLoad};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome, PATIENCE};
-use crate::shards::heat::is_underway;
+use crate::shards::heat::{Heat, is_underway};
 use crate::shards::preflight;
 use crate::shards::rebalance::{Cause, Layout, Move, MovePlan, Pin, Role, ShardGroup, Strategy};
 use crate::shards::step::{Split, Step};
@@ -249,6 +249,9 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
                 return dropped("its tables are gone");
             };
             let pinned = written.contains(&tenant.pin(to));
+            if !pinned && has_passed(world, act, tenant, shard.node) {
+                return dropped("it could not begin in time, and the tenant is not hot any more");
+            }
             if shard.range.min != shard.range.max {
                 return if allowed {
                     isolate(world, layout, act, shard, (tenant.hash, to, rest))
@@ -302,6 +305,22 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
         Action::Spread { .. } => spread(moves),
         Action::Release { .. } | Action::Retarget { .. } => dropped("there is nothing left to do"),
     }
+}
+
+/// Whether the reason of what the policy has decided about a tenant on `node` has passed: it has not begun within a cooldown,
+/// and the last period tells that the tenant is not hot any more.
+fn has_passed(world: &World<'_>, act: &Act, tenant: Tenant, node: Group) -> bool {
+    let old = world.wanted.watch.is_some_and(|watch| {
+        let over = act.decided.checked_add(watch.policy.cooldown).ok();
+        world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
+    });
+    let told = |heat: &&Heat| {
+        let load = heat.nodes.get(&node);
+        heat.failure.is_none() && load.is_some_and(|load| load.role != Role::Unavailable)
+    };
+    let cool =
+        || world.observed.heat.as_ref().filter(told).is_some_and(|heat| !heat.heated.contains(&tenant));
+    old && !act.is_by_hand() && act.begun.is_none() && cool()
 }
 
 /// Load is evened out by the planner's moves. What every shard has to do was known when it was decided: if that is not so any

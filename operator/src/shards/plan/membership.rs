@@ -56,6 +56,12 @@ pub(super) fn plan(world: &World<'_>, refused: Option<&str>, draft: &mut Draft) 
     if complete { Nodes::Complete } else { Nodes::Incomplete }
 }
 
+/// Whether all that cannot take part are workers that were never registered.
+pub(super) fn only_newcomers_are_missing(world: &World<'_>) -> bool {
+    let newcomer = |group: Group| group != Group::Coordinator && world.member(group).is_none();
+    world.groups().into_iter().all(|group| usable(world, group) || newcomer(group))
+}
+
 /// Plans that every node is registered under its address; whether all that are asked for then are.
 fn registration(world: &World<'_>, catalog: &Catalog, draft: &mut Draft) -> bool {
     if world.member(Group::Coordinator).is_none_or(|member| member.group_id != 0) {

@@ -6,9 +6,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::api::{DecisionStatus, HotTenant, LargeShardStatus};
 use crate::condition::HOT_TENANT;
-use crate::heat::Reason;
+use crate::heat::{NodeLoad, Reason};
 use crate::shards::heat::Refusal;
 use crate::shards::observed::Foreign;
+use crate::shards::rebalance::Role;
 use crate::shards::step::Step;
 
 fn at(minute: i64) -> Timestamp {
@@ -113,6 +114,30 @@ fn a_hot_tenant_is_named_with_what_follows() {
     }
     let found = say(HOT_TENANT, |observed| observed.heat = None);
     assert_eq!((found.0, found.1), ("Unknown", "NotObserved"));
+}
+
+#[test]
+fn who_told_nothing_is_not_said_to_have_nobody_hot() {
+    let load = |role| NodeLoad {
+        role,
+        queries: 0,
+        writes: 0,
+        cpu: 0,
+        cpu_limit: 0,
+        free_bytes: None,
+        unseen: 0,
+        unlisted: 0,
+    };
+    let seen = |number, role| Heat { nodes: [(Group::Worker(number), load(role))].into(), ..Heat::default() };
+    let say = |heat| say(HOT_TENANT, |observed| observed.heat = Some(heat));
+    let (holds, reason, message) = say(seen(0, Role::Unavailable));
+    assert_eq!((holds, reason), ("Unknown", "NotObserved"));
+    assert!(message.contains("the tenants of worker-0 did"), "{message}");
+    assert_eq!(say(seen(0, Role::Shared)).1, "NoneHot");
+    assert_eq!(say(seen(1, Role::Unavailable)).1, "NoneHot", "it has no shards");
+    // Who is known to be hot is told whatever others do not tell.
+    let heat = Heat { hot: hot(2).hot, ..seen(0, Role::Unavailable) };
+    assert_eq!(say(heat).1, "Noticed");
 }
 
 #[test]

@@ -2,7 +2,9 @@ use serde_json::json;
 
 use super::*;
 use crate::api::DialogClusterSpec;
-use crate::shards::heat::State;
+use crate::shards::heat::actions::Standing;
+use crate::shards::heat::store::Judged;
+use crate::shards::heat::{State, judge};
 use crate::shards::observed::{Catalog, Observed, Table};
 use crate::shards::rebalance::{HashRange, Node};
 use crate::shards::topology::Topology;
@@ -88,6 +90,33 @@ impl Scene {
             empty: Vec::new(),
         };
         period(&seen, before, kept)
+    }
+
+    /// What is to be stored after a period that ends so many seconds later.
+    fn judge(&self, before: &State, second: i64, readings: &BTreeMap<Group, Reading>) -> Judged {
+        self.judge_after(Standing::default(), before, second, readings)
+    }
+
+    /// The same, with what was decided earlier.
+    fn judge_after(
+        &self,
+        standing: Standing,
+        before: &State,
+        second: i64,
+        readings: &BTreeMap<Group, Reading>,
+    ) -> Judged {
+        let world = World { wanted: &self.wanted, topology: &self.topology, observed: &self.observed };
+        let seen = Seen {
+            world: &world,
+            watch: self.wanted.watch.as_ref().unwrap(),
+            end: at(second),
+            layout: &self.layout,
+            readings,
+            large: Vec::new(),
+            fillers: Names::default(),
+            empty: Vec::new(),
+        };
+        judge(before, standing, &seen)
     }
 }
 
@@ -206,21 +235,11 @@ fn a_pinned_tenant_that_is_busy_is_not_taken_for_quiet_beside_busier_ones_and_ke
     let mut scene = Scene::new(&limited());
     scene.layout.pins = vec![tenant(0).pin(Group::Worker(0))];
     let judge = |before: &State, second: i64, reading: Reading| {
-        let world = World { wanted: &scene.wanted, topology: &scene.topology, observed: &scene.observed };
-        let watch = scene.wanted.watch.as_ref().unwrap();
-        let readings = [Group::Worker(0), Group::Worker(1)].map(|group| (group, reading.clone())).into();
-        let end = at(second);
-        let seen = Seen {
-            world: &world,
-            watch,
-            end,
-            layout: &scene.layout,
-            readings: &readings,
-            large: Vec::new(),
-            fillers: Names::default(),
-            empty: Vec::new(),
-        };
-        super::super::judge(before, false, &seen)
+        scene.judge(
+            before,
+            second,
+            &[Group::Worker(0), Group::Worker(1)].map(|group| (group, reading.clone())).into(),
+        )
     };
     let first = judge(&State::default(), 0, reading(0, 0, 0, 0));
     let mut busy = reading(60, 100_000, 0, 10_000_000);
@@ -234,4 +253,61 @@ fn a_pinned_tenant_that_is_busy_is_not_taken_for_quiet_beside_busier_ones_and_ke
     let third = judge(&second.state, 120, reading(120, 200_000, 0, 20_000_000));
     assert_eq!(third.state.history.quiet.get(&tenant(0)), Some(&at(120)));
     assert_eq!(third.state.names.of(tenant(0)), "mine");
+}
+
+#[test]
+fn who_is_on_a_silent_worker_is_not_said_to_have_cooled_down() {
+    let scene = Scene::new(&limited());
+    let only = |number, reading: Reading| BTreeMap::from([(Group::Worker(number), reading)]);
+    let step = |second: i64| {
+        let passed = u64::try_from(second).unwrap();
+        reading(second, passed * 1_000, 0, passed * 100_000)
+    };
+    let turned = |judged: &Judged| {
+        judged.state.heat.turned.iter().map(|turn| (turn.hot, turn.message.clone())).collect::<Vec<_>>()
+    };
+    let first = scene.judge(&State::default(), 0, &only(0, step(0)));
+    let flooded = Reading { tenants: vec![counted(250, "b", 30_000, 0, 0)], ..step(60) };
+    let hot = scene.judge(&first.state, 60, &only(0, flooded));
+    assert_eq!(turned(&hot), [(true, "colocation 1 b takes 50 % of worker-0".to_owned())]);
+
+    let calm = scene.judge(&hot.state, 120, &only(0, step(120)));
+    let over = "colocation 1 b does not take a large part of worker-0 any more, after 1 periods".to_owned();
+    assert_eq!(turned(&calm), [(false, over)]);
+
+    let mut state = hot.state;
+    for second in (120..=480).step_by(60) {
+        let judged = scene.judge(&state, second, &only(u32::from(second <= 300), step(second)));
+        assert_eq!(turned(&judged), [], "{second}");
+        state = judged.state;
+    }
+    assert_eq!(state.heat.nodes[&Group::Worker(0)].role, Role::Shared, "it has come back");
+}
+
+#[test]
+fn what_was_dropped_before_it_began_keeps_nobody_waiting() {
+    let mut spec = limited();
+    spec["sharding"] = json!({"hotTenants": {"mode": "Isolate"}});
+    let mut scene = Scene::new(&spec);
+    for node in scene.layout.nodes.values_mut() {
+        node.free_bytes = None;
+    }
+    let begun = |undone| {
+        let mut state = State::default();
+        let mut begun = Vec::new();
+        for minute in 0..10 {
+            let (second, passed) = (minute * 60, u64::try_from(minute).unwrap());
+            let tenants = vec![counted(250, "b", 30_000, 0, 3_000_000)];
+            let flooded = Reading { tenants, ..reading(second, passed * 60_000, 0, passed * 9_000_000) };
+            let readings = [(Group::Worker(0), flooded), (Group::Worker(1), reading(second, 0, 0, 0))];
+            let standing = Standing { undone, ..Standing::default() };
+            let judged = scene.judge_after(standing, &state, second, &readings.into());
+            begun.extend(judged.begun.map(|_| minute));
+            state = judged.state;
+        }
+        (begun, state.heat.cooling_until)
+    };
+    assert_eq!(begun(false), (vec![3], Some(at(63 * 60))));
+    // It is decided anew when it has been hot for long enough again.
+    assert_eq!(begun(true), (vec![3, 6, 9], None));
 }

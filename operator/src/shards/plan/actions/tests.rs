@@ -443,3 +443,44 @@ fn no_move_begins_while_one_keeps_a_hot_tenant_from_being_isolated() {
     assert_eq!(moves(blind, &wanted(3)), (true, false));
     assert_eq!(moves(urgent(), &Wanted { watch: None, ..wanted(3) }), (true, false));
 }
+
+#[test]
+fn what_could_not_begin_in_time_is_dropped_if_its_tenant_is_not_hot_any_more() {
+    let load = |role| NodeLoad {
+        role,
+        queries: 0,
+        writes: 0,
+        cpu: 0,
+        cpu_limit: 0,
+        free_bytes: None,
+        unseen: 0,
+        unlisted: 0,
+    };
+    let cool = |role| Heat { nodes: [(Group::Worker(2), load(role))].into(), ..Heat::default() };
+    let kinds = |act: Act, heat: Heat, now: &str| {
+        let mut observed = Observed { heat: Some(heat), ..with(vec![act]) };
+        observed.kept.now = Some(now.parse().unwrap());
+        let planned = steps(&observed, &wanted(3)).0;
+        let dropped = |step: &Step| match step {
+            Step::EndAction { outcome: Outcome::Dropped, note: Some(note), .. } => {
+                assert!(note.contains("not hot any more"), "{note}");
+                "dropped"
+            }
+            other => other.kind(),
+        };
+        planned.iter().map(dropped).collect::<Vec<_>>()
+    };
+    let (early, late) = ("2026-01-05T09:59:00Z", "2026-01-05T10:01:00Z");
+    let act = || isolation(TENANT.hash);
+    assert_eq!(kinds(act(), cool(Role::Shared), late), ["dropped"]);
+    // The cooldown is an hour.
+    assert_eq!(kinds(act(), cool(Role::Shared), early), ["SplitShard"]);
+    // It is hot; nobody knows; or it was begun.
+    let hot = Heat { heated: vec![TENANT], ..cool(Role::Shared) };
+    let failed = Heat { failure: Some("no answer".to_owned()), ..cool(Role::Shared) };
+    for heat in [hot, failed, cool(Role::Unavailable), Heat::default()] {
+        assert_eq!(kinds(act(), heat, late), ["SplitShard"]);
+    }
+    let begun = Act { attempts: 1, begun: Some(early.parse().unwrap()), ..act() };
+    assert_eq!(kinds(begun, cool(Role::Shared), late), ["SplitShard"]);
+}

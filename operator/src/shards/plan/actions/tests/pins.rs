@@ -122,6 +122,41 @@ fn nothing_is_begun_while_a_worker_is_away() {
 }
 
 #[test]
+fn a_worker_that_cannot_start_keeps_nothing_waiting() {
+    let pending = |mut observed: Observed| {
+        observed.nodes.insert(Group::Worker(3), Node::Down("it has no address".to_owned()));
+        observed
+    };
+    let kinds = |observed: &Observed| -> Vec<&'static str> {
+        planned(observed, 4).steps.iter().map(Step::kind).collect()
+    };
+    assert_eq!(kinds(&pending(with(vec![isolation(4750)]))), ["SplitShard"]);
+    let mut cut = pending(with(vec![isolation(4750)]));
+    cut_out(&mut cut, 1);
+    assert_eq!(kinds(&cut), ["SetPin"]);
+    let mut new = pending(observed());
+    catalog(&mut new).strategies = Seen::default();
+    assert_eq!(kinds(&new), ["SetStrategy"]);
+    // Nothing is cut of which a part is to go there.
+    let there = act(Action::Isolate {
+        tenant: TENANT,
+        from: Group::Worker(2),
+        to: Group::Worker(0),
+        rest: Some(Group::Worker(3)),
+    });
+    assert!(!kinds(&pending(with(vec![there]))).contains(&"SplitShard"));
+
+    // One that is registered comes back, be it active or not.
+    for active in [true, false] {
+        let mut registered = pending(with(vec![isolation(4750)]));
+        let endpoint = topology().endpoint(Group::Worker(3)).unwrap().clone();
+        let first = catalog(&mut registered).members[1].clone();
+        catalog(&mut registered).members.push(Member { endpoint, group_id: 4, node_id: 5, active, ..first });
+        assert!(!kinds(&registered).contains(&"SplitShard"), "active: {active}");
+    }
+}
+
+#[test]
 fn a_dedicated_worker_is_emptied_of_what_is_not_pinned_there() {
     let mut observed = observed();
     cut_out(&mut observed, 1);

@@ -103,26 +103,7 @@ impl Round {
     /// it until they were made: one that fails is still to be done.
     #[must_use]
     pub fn held_plan(&self) -> Option<MovePlan> {
-        let Moves { plan: rest, running, carried, .. } = self.plan.moves.as_ref()?;
-        let is_under_way = |next: &Move| {
-            let under_way =
-                |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
-            running.iter().any(under_way)
-        };
-        let mut held = rest.clone();
-        if let Some(before) = carried
-            && (rest.moves.is_empty() || rest.hash == before.hash)
-            && before.moves.iter().any(is_under_way)
-        {
-            let left = |next: &&Move| {
-                is_under_way(next) || rest.moves.iter().any(|one| one.shard_id == next.shard_id)
-            };
-            held.moves = before.moves.iter().filter(left).copied().collect();
-            held.bytes = held.moves.iter().map(|next| next.bytes).fold(0, u64::saturating_add);
-            held.hash.clone_from(&before.hash);
-            held.over.clone_from(&before.over);
-        }
-        (!held.moves.is_empty()).then_some(held)
+        self.plan.moves.as_ref()?.held()
     }
 
     /// The conditions, with what could not be done among them.

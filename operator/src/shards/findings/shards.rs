@@ -245,7 +245,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     let list = |groups: &[Group]| first_of(&groups.iter().map(Group::to_string).collect::<Vec<_>>());
     let registered: Vec<Group> =
         surplus.iter().copied().filter(|group| world.member(*group).is_some()).collect();
-    if let Some(refused) = &draft.refused {
+    if let Some(refused) = moves.and_then(|moves| moves.refused.as_ref()) {
         return finding(true, "NoPlace", format!("{} cannot leave: {refused}", list(&registered)));
     }
     let away: Vec<String> = registered

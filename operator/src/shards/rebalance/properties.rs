@@ -424,3 +424,29 @@ fn what_is_left_of_a_plan_is_refused_when_the_world_has_moved() {
     assert_eq!(refusal(&pinned), Overtaken::Harmful { shard_id: last.shard_id });
     assert_eq!(first.wave, 1);
 }
+
+#[test]
+fn what_found_no_place_is_planned_for_once_there_is_one() {
+    let mut layout = Layout {
+        nodes: nodes(&[Role::Shared, Role::Shared, Role::Draining]),
+        groups: groups(1, 6, |_| Group::Worker(2), |number| if number < 2 { 8 << 30 } else { 1 << 30 }),
+        pins: Vec::new(),
+    };
+    let room = |layout: &mut Layout, node: u32, free: u64| {
+        layout.nodes.get_mut(&Group::Worker(node)).unwrap().free_bytes = Some(free << 30);
+    };
+    room(&mut layout, 0, 3);
+    room(&mut layout, 1, 3);
+    let policy = policy(Strategy::BySize);
+    let whole = plan(&layout, &policy);
+    assert_eq!((whole.moves.len(), whole.stuck.len()), (4, 2));
+    assert_eq!(whole.rest(&layout, &policy).as_ref(), Ok(&whole));
+    room(&mut layout, 1, 7);
+    assert_eq!(whole.rest(&layout, &policy).as_ref(), Ok(&whole), "it is too little");
+    room(&mut layout, 1, 9);
+    let node = Group::Worker(1);
+    assert_eq!(whole.rest(&layout, &policy), Err(Overtaken::Room { shard_id: 10_000, node }));
+    let anew = plan(&layout, &policy);
+    assert_eq!((anew.moves.len(), anew.stuck.len()), (5, 1));
+    assert_eq!(anew.rest(&layout, &policy).as_ref(), Ok(&anew));
+}

@@ -23,6 +23,19 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
     let found = plan.findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
     assert_eq!((found.holds.as_str(), found.reason), ("True", "NoPlace"), "{}", found.message);
     assert!(found.message.contains("raise spec.workers.count"), "{}", found.message);
+
+    // The next look knows what this one knew, and so does an operator that is started anew.
+    let first = plan.moves.unwrap();
+    assert!(!first.plan.moves.is_empty() && !first.plan.stuck.is_empty(), "a part would fit");
+    (observed.held, observed.overtaken) = (first.held(), first.overtaken);
+    resources(&mut observed, Group::Coordinator).free_bytes = 90 << 30;
+    let roomy = super::plan(&none, &topology(), &observed);
+    assert_eq!((&roomy.moves.as_ref().unwrap().refused, &roomy.moves.unwrap().overtaken), (&None, &None));
+    let holder = Step::SetShouldHaveShards { group: Group::Coordinator, value: true };
+    assert_eq!(roomy.steps, [holder, flag]);
+    // Nobody is told to go by guesses.
+    facts(&mut observed, Group::Worker(0)).sizes = None;
+    assert!(!super::plan(&none, &topology(), &observed).steps.contains(&flag));
 }
 
 #[test]

@@ -426,6 +426,33 @@ fn what_is_left_of_a_plan_is_refused_when_the_world_has_moved() {
 }
 
 #[test]
+fn what_is_left_of_a_plan_is_refused_when_another_spread_is_asked_for() {
+    let layout = Layout {
+        nodes: nodes(&[Role::Shared; 3]),
+        groups: groups(1, 12, |_| Group::Worker(0), |_| 1 << 30),
+        pins: Vec::new(),
+    };
+    let of = |strategy, threshold| Policy { threshold, ..policy(strategy) };
+    let is_left = |made: &Policy, now: &Policy| {
+        let whole = plan(&layout, made);
+        // An operator that is started anew knows it from the status.
+        let shown = serde_json::to_string(&whole.status().unwrap()).unwrap();
+        let shown = MovePlan::resumed(&serde_json::from_str(&shown).unwrap(), &layout, now).unwrap();
+        assert_eq!(shown.rest(&layout, now), whole.rest(&layout, now));
+        whole.rest(&layout, now).map(|rest| rest.moves.len())
+    };
+    assert_eq!(is_left(&of(Strategy::BySize, 100), &of(Strategy::BySize, 100)), Ok(8));
+    let why = is_left(&of(Strategy::BySize, 100), &of(Strategy::BySize, 1000)).unwrap_err();
+    assert_eq!(
+        why.to_string(),
+        "the plan is for BySize with a threshold of 0.1, and the resource asks for BySize with a threshold of 1 now"
+    );
+    let why = is_left(&of(Strategy::ByCount, 0), &of(Strategy::BySize, 0)).unwrap_err();
+    assert!(matches!(why, Overtaken::Policy { .. }), "{why}");
+    assert_eq!(is_left(&of(Strategy::ByCount, 0), &of(Strategy::ByCount, 125)), Ok(8), "it has none");
+}
+
+#[test]
 fn what_found_no_place_is_planned_for_once_there_is_one() {
     let mut layout = Layout {
         nodes: nodes(&[Role::Shared, Role::Shared, Role::Draining]),

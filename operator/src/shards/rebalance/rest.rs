@@ -2,13 +2,21 @@
 //! to the same end; a plan that was approved must not.
 
 use super::state::{Fate, State};
-use super::{Layout, Move, MovePlan, Policy, Role, plan, schedule, shared};
+use super::{Layout, Move, MovePlan, Policy, Role, Spread, plan, schedule, shared};
 use crate::condition::first_of;
 use crate::names::Group;
 
 /// Why a plan cannot be continued: the world is not the one that it was made for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overtaken {
+    /// The resource asks for another spread.
+    #[error("the plan is for {planned}, and the resource asks for {now} now")]
+    Policy {
+        /// What the plan is for.
+        planned: Spread,
+        /// What is asked for now.
+        now: Spread,
+    },
     /// The set of nodes that shard groups are spread over is another.
     #[error("the plan spreads shards over {}, and now there are {}", list(planned), list(now))]
     Nodes {
@@ -69,6 +77,10 @@ impl MovePlan {
     /// # Errors
     /// If the plan does not fit `layout` any more.
     pub fn rest(&self, layout: &Layout, policy: &Policy) -> Result<Self, Overtaken> {
+        let now = policy.spread();
+        if !now.is_same(self.spread) {
+            return Err(Overtaken::Policy { planned: self.spread, now });
+        }
         let now = shared(layout);
         if now != self.over {
             return Err(Overtaken::Nodes { planned: self.over.clone(), now });
@@ -108,7 +120,7 @@ impl MovePlan {
             step.number = self.number_of(step.shard_id, step.from, step.to).unwrap_or_default();
         }
         let bytes = moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add);
-        Ok(Self { moves, bytes, hash: self.hash.clone(), stuck: self.stuck.clone(), over: self.over.clone() })
+        Ok(Self { moves, bytes, ..self.clone() })
     }
 }
 

@@ -21,6 +21,7 @@ use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
 
 mod heat;
+mod held;
 mod many;
 mod moves;
 mod order;

@@ -7,7 +7,6 @@ use crate::shards::observed::{Change, Node, Observed, Operation, Progress, Resou
 use crate::shards::plan::plan;
 use crate::shards::rebalance::Strategy;
 use crate::shards::step::Step;
-use crate::shards::wanted::{Gate, Wanted};
 
 #[test]
 fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
@@ -24,19 +23,6 @@ fn a_shrink_is_refused_before_it_begins_when_the_others_have_no_room() {
     let found = plan.findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
     assert_eq!((found.holds.as_str(), found.reason), ("True", "NoPlace"), "{}", found.message);
     assert!(found.message.contains("raise spec.workers.count"), "{}", found.message);
-
-    // The next look knows what this one knew, and so does an operator that is started anew.
-    let first = plan.moves.unwrap();
-    assert!(!first.plan.moves.is_empty() && !first.plan.stuck.is_empty(), "a part would fit");
-    (observed.held, observed.overtaken) = (first.held(), first.overtaken);
-    resources(&mut observed, Group::Coordinator).free_bytes = 90 << 30;
-    let roomy = super::plan(&none, &topology(), &observed);
-    assert_eq!((&roomy.moves.as_ref().unwrap().refused, &roomy.moves.unwrap().overtaken), (&None, &None));
-    let holder = Step::SetShouldHaveShards { group: Group::Coordinator, value: true };
-    assert_eq!(roomy.steps, [holder, flag]);
-    // Nobody is told to go by guesses.
-    facts(&mut observed, Group::Worker(0)).sizes = None;
-    assert!(!super::plan(&none, &topology(), &observed).steps.contains(&flag));
 }
 
 #[test]
@@ -394,42 +380,8 @@ fn who_was_away_for_a_moment_is_not_empty() {
     assert_eq!((found.holds.as_str(), found.reason), ("Unknown", "NotMeasured"), "{}", found.message);
 }
 
-#[test]
-fn a_plan_gives_way_when_another_spread_is_asked_for() {
-    let asked = |threshold: u32, gate: Gate| {
-        let mut two = wanted();
-        two.workers = 2;
-        (two.rebalance.policy.strategy, two.rebalance.policy.threshold) = (Strategy::BySize, threshold);
-        two.rebalance.gate = gate;
-        two
-    };
-    let mut observed = two_workers();
-    catalog(&mut observed).placements =
-        [1, 2].into_iter().flat_map(|id| ranges(id, 1, 0..30).chain(ranges(id, 2, 30..48))).collect();
-    let whole = plan(&asked(100, Gate::Open), &topology(), &observed).moves.unwrap().plan;
-    // By an operator that has made it, and by one that is started anew.
-    for observed in [
-        Observed { held: Some(whole.clone()), ..observed.clone() },
-        Observed { shown: whole.status(), ..observed.clone() },
-    ] {
-        let said = |wanted: &Wanted| {
-            let plan = plan(wanted, &topology(), &observed);
-            let found = plan.findings.into_iter().find(|finding| finding.kind == BALANCED).unwrap();
-            (plan.moves.unwrap().held(), found.reason, found.message)
-        };
-        let approved = || Gate::Approved(whole.hash.clone());
-        assert_eq!(said(&asked(100, approved())).0.as_ref(), Some(&whole));
-        let (held, reason, message) = said(&asked(1000, Gate::Open));
-        assert_eq!((held, reason), (None, "Balanced"), "{message}");
-        let (held, reason, message) = said(&asked(0, approved()));
-        assert_eq!(reason, "ApprovalOutdated", "{message}");
-        assert!(message.contains("the resource asks for BySize with a threshold of 0 now"), "{message}");
-        assert!(message.contains(&held.unwrap().hash), "{message}");
-    }
-}
-
 /// Two workers that hold the same, 4 GiB in each shard group.
-fn two_workers() -> Observed {
+pub(super) fn two_workers() -> Observed {
     let mut observed = at_rest();
     let worker = facts(&mut observed, Group::Worker(0)).clone();
     observed.nodes.insert(Group::Worker(1), Node::Up(Box::new(worker)));

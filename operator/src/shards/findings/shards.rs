@@ -1,5 +1,7 @@
 //! Whether the shards are where they belong, and who may leave.
 
+use std::collections::BTreeMap;
+
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED, first_of};
 use crate::names::Group;
@@ -248,11 +250,21 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     if let Some(refused) = moves.and_then(|moves| moves.refused.as_ref()) {
         return finding(true, "NoPlace", format!("{} cannot leave: {refused}", list(&registered)));
     }
-    let away: Vec<String> = registered
-        .iter()
-        .filter(|group| world.shards_on(**group) > 0)
-        .filter_map(|group| world.server(*group).err())
-        .collect();
+    let keeps =
+        |group: &Group| Some((*group, world.server(*group).err()?)).filter(|_| world.shards_on(*group) > 0);
+    let away: BTreeMap<Group, String> = registered.iter().filter_map(keeps).collect();
+    // Where Kubernetes does not answer, nobody has any.
+    let existing = &world.observed.existing;
+    let gone = away.keys().filter(|group| !existing.is_empty() && !existing.contains(group)).max();
+    if let Some(group @ Group::Worker(number)) = gone {
+        let message = format!(
+            "{group} holds shards and has no StatefulSet, so that nothing brings it back: raise spec.workers.count to {} or more, \
+             and its volumes are taken up again where they are still there; when it answers, lower the count again",
+            number + 1
+        );
+        return finding(true, "NodeUnreachable", message);
+    }
+    let away: Vec<String> = away.into_values().collect();
     if !away.is_empty() {
         let message = format!(
             "{}; it holds shards, and nothing but this server has them: bring it back, then it can leave",

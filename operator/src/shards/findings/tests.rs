@@ -22,6 +22,7 @@ use crate::shards::wanted::Wanted;
 
 mod heat;
 mod held;
+mod leaving;
 mod many;
 mod moves;
 mod order;

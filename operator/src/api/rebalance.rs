@@ -192,7 +192,7 @@ pub struct PlanStatus {
     /// What is then even: `sharding.rebalance.strategy` as the plan was made. A plan for another one is not carried on with.
     #[serde(default)]
     pub strategy: RebalanceStrategy,
-    /// How even that is: `sharding.rebalance.threshold` as the plan was made, the same.
+    /// How far a worker may then be from the average: `sharding.rebalance.threshold` as the plan was made, the same.
     #[serde(default = "defaults::threshold")]
     pub threshold: Threshold,
     /// The moves in order, the first 2,000 of them. An operator that is started anew carries on a plan that is shown whole.

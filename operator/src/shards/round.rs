@@ -11,7 +11,7 @@ use super::lock::{self, Holder};
 use super::observe::{Sizes, names, observe};
 use super::observed::{Dropped, Node, Observed, Stall};
 use super::plan::{Plan, plan};
-use super::rebalance::MovePlan;
+use super::rebalance::{Cause, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
@@ -106,6 +106,15 @@ impl Round {
         self.plan.moves.as_ref()?.held()
     }
 
+    /// Whether `step` takes a shard from a worker that is to leave, of which nothing worse is known than that it still has some.
+    fn drains(&self, step: &Step) -> bool {
+        let leaves = |finding: &Finding| finding.kind == SCALE_IN_BLOCKED && finding.reason == "Draining";
+        let moves = self.plan.moves.iter().flat_map(|moves| &moves.plan.moves);
+        let mut moves = moves.filter(|next| next.cause == Cause::Drain && next.from != Group::Coordinator);
+        self.plan.findings.iter().any(leaves)
+            && moves.any(|next| matches!(step, Step::MoveShard { shard_id, from, .. } if (*shard_id, *from) == (next.shard_id, next.from)))
+    }
+
     /// The conditions, with what could not be done among them.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
@@ -133,7 +142,11 @@ impl Round {
         };
         let failures: Vec<_> = failed.chain(deferred).filter(|one| !is_seen(one)).collect();
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
-            say(step.condition(), reason, format!("could not {step}: {message}"), true);
+            let message = format!("could not {step}: {message}");
+            if self.drains(step) {
+                say(SCALE_IN_BLOCKED, reason, message.clone(), true);
+            }
+            say(step.condition(), reason, message, true);
         }
         findings
     }

@@ -229,7 +229,7 @@ pub(super) async fn ask(
     session.query(statement, &parameters).await
 }
 
-/// The processes of those of `moves` that build an index on their target. A server that does not answer says nothing of it.
+/// The processes of those of `moves` that build an index on their target.
 pub(super) async fn building(sessions: &Sessions, moves: &[RunningMove]) -> BTreeSet<i32> {
     let mut building = BTreeSet::new();
     for running in moves {

@@ -60,8 +60,16 @@ pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed>
     let to_do = plan.is_some() || !even;
     let text = match output {
         Output::Json => {
-            let none =
-                PlanStatus { hash: String::new(), moves: 0, bytes: 0, over: Vec::new(), steps: Vec::new() };
+            let asked = &cluster.spec.sharding.rebalance;
+            let none = PlanStatus {
+                hash: String::new(),
+                moves: 0,
+                bytes: 0,
+                over: Vec::new(),
+                strategy: asked.strategy,
+                threshold: asked.threshold.clone(),
+                steps: Vec::new(),
+            };
             format!("{}\n", serde_json::to_string_pretty(&plan.unwrap_or(none))?)
         }
         Output::Table => {
@@ -79,7 +87,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::{DialogClusterStatus, PlannedMove};
+    use crate::api::{DialogClusterStatus, PlannedMove, RebalanceStrategy, Threshold};
     use crate::condition::{Finding, Holds};
 
     fn cluster(plan: Option<PlanStatus>, balanced: Option<(Holds, &'static str, &str)>) -> DialogCluster {
@@ -104,7 +112,15 @@ mod tests {
             cause: "balance".into(),
         };
         let over = vec!["worker-0".into(), "worker-12".into()];
-        PlanStatus { hash: "00ff00ff00ff00ff".into(), moves: 3, bytes: 4 << 30, over, steps: vec![step] }
+        PlanStatus {
+            hash: "00ff00ff00ff00ff".into(),
+            moves: 3,
+            bytes: 4 << 30,
+            over,
+            strategy: RebalanceStrategy::BySize,
+            threshold: Threshold::new("0.1"),
+            steps: vec![step],
+        }
     }
 
     #[test]

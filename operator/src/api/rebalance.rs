@@ -108,6 +108,13 @@ impl Threshold {
         &self.0
     }
 
+    /// So many thousandths, as short as it can be written.
+    #[must_use]
+    pub fn of_thousandths(thousandths: u32) -> Self {
+        let text = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
+        Self::new(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+
     /// In thousandths; what is no number is none.
     #[must_use]
     pub fn thousandths(&self) -> u32 {
@@ -182,6 +189,12 @@ pub struct PlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub over: Vec<String>,
+    /// What is then even: `sharding.rebalance.strategy` as the plan was made. A plan for another one is not carried on with.
+    #[serde(default)]
+    pub strategy: RebalanceStrategy,
+    /// How far a worker may then be from the average: `sharding.rebalance.threshold` as the plan was made, the same.
+    #[serde(default = "defaults::threshold")]
+    pub threshold: Threshold,
     /// The moves in order, the first 2,000 of them. An operator that is started anew carries on a plan that is shown whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2000))]
@@ -219,6 +232,8 @@ mod tests {
             [("0", 0), ("0.1", 100), ("0.125", 125), ("0.05", 50), ("1", 1000), ("1.0", 1000)]
         {
             assert_eq!(Threshold::new(text).thousandths(), thousandths, "{text}");
+            let shortest = if text == "1.0" { "1" } else { text };
+            assert_eq!(Threshold::of_thousandths(thousandths).as_str(), shortest);
         }
     }
 

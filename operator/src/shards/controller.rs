@@ -336,7 +336,7 @@ impl Reconciler for Controller {
         // there a second time.
         existing(&self.context.client, &names).await?;
         let before = self.memory(&key, |memory| memory.held.clone());
-        let Results { done, failed } = self.memory(&key, Memory::take_results);
+        let Results { done, uncounted, failed } = self.memory(&key, Memory::take_results);
         // What was begun since the last round was of its plan; and what has ended was begun before.
         self.tell_begun(cluster, &key, &jobs.begun(), before.as_ref()).await;
         for (step, error, failures) in &failed {
@@ -382,6 +382,8 @@ impl Reconciler for Controller {
         let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
         self.account(cluster, &key, &round, &plans, &lasted).await;
         self.memory(&key, Memory::told);
+        // What no status counts yet is counted in this one.
+        round.performed.extend(uncounted);
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),
@@ -401,6 +403,7 @@ impl Reconciler for Controller {
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
+        self.memory(&key, Memory::counted);
         let rest = wanted.watch.as_ref().map(|watch| heat::until_next(watch, now, Timestamp::now()));
         outcome(cluster, round, self.memory(&key, |memory| memory.idle()), rest)
     }

@@ -65,6 +65,8 @@ pub struct Memory {
     pub jobs: Jobs,
     /// The long steps that were done and not told of yet, and how long each lasted.
     done: Vec<(Step, Duration)>,
+    /// Those that were told of and that no status counts yet.
+    uncounted: Vec<Step>,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
     /// Of the steps of a plan that were begun and have not ended, which of which plan each is.
@@ -93,6 +95,8 @@ pub struct Results {
     /// Those that were done, in the order in which they began, and how long each lasted: until [`Memory::told`], as a round may
     /// not come to its end.
     pub done: Vec<(Step, Duration)>,
+    /// Those that were told of earlier and that no status counts yet: until [`Memory::counted`], as it may not be written.
+    pub uncounted: Vec<Step>,
     /// Those that have failed and are put off, why, and how often they have by now.
     pub failed: Vec<(Step, act::Error, u32)>,
 }
@@ -147,12 +151,18 @@ impl Memory {
             }
         }
         results.done.clone_from(&self.done);
+        results.uncounted.clone_from(&self.uncounted);
         results
     }
 
-    /// Forgets the long steps that were done: everybody who has to know knows.
+    /// Notes that the long steps that were done are in log and Events: they are not told of again.
     pub fn told(&mut self) {
-        self.done.clear();
+        self.uncounted.extend(self.done.drain(..).map(|(step, _)| step));
+    }
+
+    /// Forgets those that were told of: a status that counts them was written.
+    pub fn counted(&mut self) {
+        self.uncounted.clear();
     }
 
     /// How long nothing was done, and nothing has gone on.
@@ -295,12 +305,16 @@ fn is_left(step: &Step, round: &Round) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
+    use crate::api::DialogClusterStatus;
     use crate::names::Group;
-    use crate::shards::findings::tests::{catalog, wanted};
+    use crate::shards::findings::tests::{catalog, topology, wanted};
     use crate::shards::observed::{Node, Operation};
     use crate::shards::rebalance::Move;
     use crate::shards::round::tests::{of, place, uneven};
+    use crate::shards::status::status;
 
     fn step_of(next: &Move) -> Step {
         Step::MoveShard { shard_id: next.shard_id, from: next.from, to: next.to }
@@ -326,6 +340,43 @@ mod tests {
         assert_eq!(memory.end(&step, &[&whole]), Some(place));
         let other = Step::CleanUp;
         assert_eq!((memory.begin(&other, Some(&whole)), memory.begun.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_move_counts_until_the_status_that_counts_it_was_written() {
+        let mut observed = uneven();
+        let whole = of(&wanted(), &observed).held_plan().unwrap();
+        let [first, second, ..] = whole.moves[..] else { panic!("{whole}") };
+        observed.held = Some(whole);
+        let mut memory = Memory::default();
+        let mut written = DialogClusterStatus::default();
+        let mut told = Vec::new();
+        // A round of the controller: what it tells of and counts, if the status can be written after it.
+        let mut round = |made: Option<Move>, is_written: bool| {
+            if let Some(made) = made {
+                place(&mut observed, made.shard_id, 1);
+                memory.done.push((step_of(&made), Duration::from_secs(3)));
+            }
+            let Results { done, uncounted, .. } = memory.take_results();
+            told.extend(done.iter().map(|(step, _)| step.clone()));
+            memory.told();
+            let mut round = of(&wanted(), &observed);
+            round.performed.extend(done.into_iter().map(|(step, _)| step).chain(uncounted));
+            let now = Timestamp::from_second(0).unwrap();
+            let status = status(&wanted(), &topology(), &round, Some(&written), now);
+            let moves_done = status.rebalance.as_ref().unwrap().moves_done;
+            if is_written {
+                memory.counted();
+                written = status;
+            }
+            moves_done
+        };
+        assert_eq!(round(Some(first), true), 1);
+        assert_eq!(round(Some(second), false), 2);
+        assert_eq!(round(None, false), 2, "nobody has written it");
+        assert_eq!(round(None, true), 2);
+        assert_eq!(round(None, true), 2, "not twice");
+        assert_eq!(told, [step_of(&first), step_of(&second)], "each once");
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub async fn observe(
         if !moves.is_empty() && moves.iter().all(|running| answers(running.from) && answers(running.to)) {
             catalog.progress = moves::progress(sessions).await.unwrap_or_default();
         }
+        let reached: Vec<RunningMove> = moves.iter().copied().filter(|running| answers(running.to)).collect();
+        catalog.building = stall::building(sessions, &reached).await;
         catalog.rooms = moves.iter().flat_map(|running| rooms(*running, &observed.nodes)).collect();
         catalog.lost_slots = slots::lost(sessions, catalog).await;
         catalog.splits = splits::running(sessions, catalog).await;

@@ -239,6 +239,8 @@ pub struct Catalog {
     pub immovable: BTreeMap<i32, Vec<String>>,
     /// How far the moves are; empty while none is running.
     pub progress: Vec<Progress>,
+    /// The processes of the moves that build an index on their target, and wait for nobody.
+    pub building: BTreeSet<i32>,
     /// What is free where the moves come from and go to, of servers that answer.
     pub rooms: Vec<Room>,
     /// Moves whose target follows a replication slot that is not there.

@@ -58,11 +58,12 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
     }
     let complete = wanted_are_registered(&world);
     let moves = moves::decide(&world, complete);
-    let refused = moves::refusal(&world, &moves);
     let before = draft.steps.len();
-    let nodes = membership::plan(&world, refused.as_deref(), &mut draft);
+    // Whether the shards of one that is told to go find a place is not known while their sizes are not.
+    let unmeasured = world.surplus().iter().any(|group| moves.unmeasured.contains(group));
+    let nodes = membership::plan(&world, moves.refused.is_none() && !unmeasured, &mut draft);
     // Who cannot leave keeps all that it has.
-    draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before || refused.is_some();
+    draft.hold_moves = nodes == Nodes::Unsettled || draft.steps.len() > before || moves.refused.is_some();
     if let Some(step) = unprepared.filter(|_| !moves.plan.moves.is_empty()) {
         // Of a server that is not yet as a node has to be, its room is not known either.
         draft.hold_moves = true;
@@ -79,8 +80,7 @@ pub fn plan(wanted: &Wanted, topology: &Topology, observed: &Observed) -> Plan {
         actions::plan(&world, &moves, &mut draft);
     }
     let moves = moves::plan(&world, moves, &mut draft);
-    draft.waits.extend(refused.clone());
-    draft.refused = refused;
+    draft.waits.extend(moves.refused.clone());
     draft.finish(&world, &report, Some(moves))
 }
 
@@ -101,8 +101,6 @@ pub(super) struct Draft {
     pub(super) problems: Vec<String>,
     /// What keeps what is to be done about load or size from being begun.
     pub(super) action_waits: Option<String>,
-    /// Why surplus workers cannot leave.
-    pub(super) refused: Option<String>,
 }
 
 impl Draft {

@@ -4,14 +4,14 @@
 //! hashes. The plan is a value: it is printed, hashed, approved, and carried out as it stands.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
 use sha2::{Digest, Sha256};
 
 use self::state::{Fate, State};
-use crate::api::{RebalanceSpec, RebalanceStrategy};
+use crate::api::{RebalanceSpec, RebalanceStrategy, Threshold};
 use crate::names::Group;
 
 mod ready;
@@ -65,6 +65,7 @@ pub fn plan(layout: &Layout, policy: &Policy) -> MovePlan {
                 hash: hash(&moves),
                 stuck: stuck(&wanted),
                 over: shared(layout),
+                spread: policy.spread(),
                 moves,
             };
         }
@@ -207,6 +208,38 @@ impl Policy {
             goal,
         }
     }
+
+    /// What of it makes a spread another one.
+    #[must_use]
+    pub fn spread(&self) -> Spread {
+        Spread { strategy: self.strategy, threshold: self.threshold }
+    }
+}
+
+/// How even the shard groups are to be, and in what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spread {
+    /// What is to be even.
+    pub strategy: Strategy,
+    /// As [`Policy::threshold`].
+    pub threshold: u32,
+}
+
+impl Spread {
+    /// Whether what is even by the one is so by the other. Numbers are evened out whatever the threshold is.
+    #[must_use]
+    pub fn is_same(self, other: Self) -> bool {
+        self.strategy == other.strategy
+            && (self.strategy == Strategy::ByCount || self.threshold == other.threshold)
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let threshold = Threshold::of_thousandths(self.threshold);
+        write!(f, "{:?} with a threshold of {}", self.strategy, threshold.as_str())
+    }
 }
 
 /// What is to be even between the nodes.
@@ -226,6 +259,16 @@ impl From<RebalanceStrategy> for Strategy {
             RebalanceStrategy::BySize => Self::BySize,
             RebalanceStrategy::ByCount => Self::ByCount,
             RebalanceStrategy::ByLoad => Self::ByLoad,
+        }
+    }
+}
+
+impl From<Strategy> for RebalanceStrategy {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::BySize => Self::BySize,
+            Strategy::ByCount => Self::ByCount,
+            Strategy::ByLoad => Self::ByLoad,
         }
     }
 }
@@ -290,6 +333,8 @@ pub struct MovePlan {
     pub stuck: Vec<Stuck>,
     /// The nodes that the shard groups are spread over, in order.
     pub over: Vec<Group>,
+    /// What was to be even, and how far.
+    pub spread: Spread,
 }
 
 /// A shard group that has to move and cannot.

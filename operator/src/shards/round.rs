@@ -9,9 +9,9 @@ use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
 use super::observe::{Sizes, names, observe};
-use super::observed::{Dropped, Node, Observed, RunningMove, Stall};
-use super::plan::{Moves, Plan, plan};
-use super::rebalance::{Move, MovePlan};
+use super::observed::{Dropped, Node, Observed, Stall};
+use super::plan::{Plan, plan};
+use super::rebalance::{Cause, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
@@ -103,26 +103,16 @@ impl Round {
     /// it until they were made: one that fails is still to be done.
     #[must_use]
     pub fn held_plan(&self) -> Option<MovePlan> {
-        let Moves { plan: rest, running, carried, .. } = self.plan.moves.as_ref()?;
-        let is_under_way = |next: &Move| {
-            let under_way =
-                |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
-            running.iter().any(under_way)
-        };
-        let mut held = rest.clone();
-        if let Some(before) = carried
-            && (rest.moves.is_empty() || rest.hash == before.hash)
-            && before.moves.iter().any(is_under_way)
-        {
-            let left = |next: &&Move| {
-                is_under_way(next) || rest.moves.iter().any(|one| one.shard_id == next.shard_id)
-            };
-            held.moves = before.moves.iter().filter(left).copied().collect();
-            held.bytes = held.moves.iter().map(|next| next.bytes).fold(0, u64::saturating_add);
-            held.hash.clone_from(&before.hash);
-            held.over.clone_from(&before.over);
-        }
-        (!held.moves.is_empty()).then_some(held)
+        self.plan.moves.as_ref()?.held()
+    }
+
+    /// Whether `step` takes a shard from a worker that is to leave, of which nothing worse is known than that it still has some.
+    fn drains(&self, step: &Step) -> bool {
+        let leaves = |finding: &Finding| finding.kind == SCALE_IN_BLOCKED && finding.reason == "Draining";
+        let moves = self.plan.moves.iter().flat_map(|moves| &moves.plan.moves);
+        let mut moves = moves.filter(|next| next.cause == Cause::Drain && next.from != Group::Coordinator);
+        self.plan.findings.iter().any(leaves)
+            && moves.any(|next| matches!(step, Step::MoveShard { shard_id, from, .. } if (*shard_id, *from) == (next.shard_id, next.from)))
     }
 
     /// The conditions, with what could not be done among them.
@@ -152,7 +142,11 @@ impl Round {
         };
         let failures: Vec<_> = failed.chain(deferred).filter(|one| !is_seen(one)).collect();
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
-            say(step.condition(), reason, format!("could not {step}: {message}"), true);
+            let message = format!("could not {step}: {message}");
+            if self.drains(step) {
+                say(SCALE_IN_BLOCKED, reason, message.clone(), true);
+            }
+            say(step.condition(), reason, message, true);
         }
         findings
     }

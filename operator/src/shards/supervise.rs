@@ -149,7 +149,10 @@ impl Watch {
                 }
             });
             let endings = before.as_ref().map(|before| before.endings).unwrap_or_default();
-            self.got_on |= before.as_ref().is_some_and(|before| before.marks != marks);
+            // Of that Citus shows nothing, however long it takes.
+            let builds = catalog.building.contains(&running.pid);
+            let gets_on = |before: &Seen| builds || before.marks != marks;
+            self.got_on |= before.as_ref().is_some_and(gets_on);
             let known = before.as_ref().and_then(|before| before.blocking);
             let blocking = catalog.blocking.contains(&running.pid).then(|| known.unwrap_or(now));
             // One that was nearly full before may be the very reason to move something.
@@ -157,7 +160,7 @@ impl Watch {
             let rooms_of = || catalog.rooms.iter().filter(|room| room.pid == running.pid);
             roomy.extend(rooms_of().filter(|room| !room.is_short()).map(|room| room.group));
             let filling = rooms_of().find(|room| room.is_short() && roomy.contains(&room.group)).copied();
-            let since = before.filter(|before| before.marks == marks).map_or(now, |before| before.since);
+            let since = before.filter(|before| !gets_on(before)).map_or(now, |before| before.since);
             seen.insert(
                 running.pid,
                 Seen { running, marks, since, looked: now, blocking, roomy, filling, lost_slot, endings },
@@ -260,6 +263,26 @@ mod tests {
         assert_eq!(stalled.phase, "Copying Data");
         watch.look(Some(&Catalog::default()), at(212));
         assert_eq!(watch.stalled(Duration::ZERO), [], "it has ended");
+    }
+
+    #[test]
+    fn an_index_that_is_built_is_progress() {
+        let (start, limit) = (Instant::now(), Duration::from_mins(1));
+        let mut watch = Watch::default();
+        for (second, building, got_on, idle) in [
+            (0, true, false, 0),
+            (100, true, true, 0),
+            (200, true, true, 0),
+            // It is built, or what builds it waits for somebody.
+            (210, false, false, 10),
+            (260, false, false, 60),
+        ] {
+            let building = building.then_some(7).into_iter().collect();
+            let catalog = Catalog { building, ..catalog(0, 1, "0/1") };
+            watch.look(Some(&catalog), start + Duration::from_secs(second));
+            assert_eq!((watch.got_on(), watch.longest_idle()), (got_on, Some(Duration::from_secs(idle))));
+            assert_eq!(watch.stalled(limit).len(), usize::from(idle == 60));
+        }
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl<'a> World<'a> {
             copies: BTreeMap::new(),
             immovable: BTreeMap::new(),
             progress: Vec::new(),
+            building: BTreeSet::new(),
             rooms: Vec::new(),
             lost_slots: Vec::new(),
             splits: Vec::new(),

@@ -1,7 +1,7 @@
 //! `dialog-operator plan`, the program itself: what pipelines see of it is its exit code.
 
 use anyhow::{Context as _, Result, ensure};
-use dialog_operator::api::{DialogClusterStatus, PlanStatus, PlannedMove};
+use dialog_operator::api::{DialogClusterStatus, PlanStatus, PlannedMove, RebalanceStrategy, Threshold};
 use dialog_operator::condition::{BALANCED, Finding, Holds, SHARDS_MANAGER};
 use dialog_operator::status;
 use k8s_openapi::jiff::Timestamp;
@@ -61,6 +61,8 @@ async fn the_program_exits_with_what_is_known_of_the_latest_spec() -> Result<()>
         moves: 1,
         bytes: 1 << 20,
         over: vec![],
+        strategy: RebalanceStrategy::BySize,
+        threshold: Threshold::new("0.1"),
         steps: vec![step],
     };
     let generation = bed.clusters().get("chat").await?.metadata.generation;

@@ -147,8 +147,9 @@ impl Operator {
     /// Takes over what has come of long steps.
     pub fn take_results(&mut self) {
         let plan = self.memory.held.clone();
-        let Results { done, failed } = self.memory.take_results();
+        let Results { done, failed, .. } = self.memory.take_results();
         self.memory.told();
+        self.memory.counted();
         for step in self.jobs.begun() {
             let place = self.memory.begin(&step, plan.as_ref());
             self.begun.push((step, place));

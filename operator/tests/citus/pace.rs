@@ -35,6 +35,43 @@ fn moves_of(steps: &[Step]) -> Vec<Step> {
     steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).cloned().collect()
 }
 
+/// Citus shows nothing of it.
+#[tokio::test]
+async fn a_move_that_builds_an_index_for_long_gets_on() -> Result<()> {
+    needs_citus!();
+    let world = with_an_empty_worker().await?;
+    store_messages(&world, 100, "'text'").await?;
+    let workers = [Group::Worker(0), Group::Worker(1)];
+    for group in [Group::Coordinator, workers[0], workers[1]] {
+        let function = "SET citus.enable_ddl_propagation = off;
+            CREATE FUNCTION public.slowly(id uuid) RETURNS uuid LANGUAGE sql IMMUTABLE AS 'SELECT id'";
+        world.ask_client(group).await?.batch_execute(function).await?;
+    }
+    let index = "CREATE INDEX ON public.messages (public.slowly(message_id))";
+    world.ask_client(Group::Coordinator).await?.batch_execute(index).await?;
+    let slow = "SET citus.enable_ddl_propagation = off;
+        CREATE OR REPLACE FUNCTION public.slowly(id uuid) RETURNS uuid LANGUAGE plpgsql IMMUTABLE AS
+        'BEGIN PERFORM pg_sleep(1); RETURN id; END'";
+    world.ask_client(workers[1]).await?.batch_execute(slow).await?;
+
+    // For as long as one row takes nothing but an index that is built could have got on.
+    let mut wanted = few_shards(2);
+    wanted.rebalance.stall_timeout = Duration::from_secs(3);
+    let mut operator = Operator::default();
+    let mut building = 0;
+    eventually("every index was seen to be built", async || {
+        let round = operator.round(&world, &wanted).await?;
+        let catalog = round.observed.catalog.as_ref().context("there are no catalogs")?;
+        building += catalog.building.len();
+        let said = condition(&round, BALANCED);
+        ensure!(operator.failed.is_empty() && round.observed.stalls.is_empty(), "{said:?}");
+        Ok(round.is_settled() && round.long.is_empty() && operator.jobs.is_idle())
+    })
+    .await?;
+    ensure!(building > 0, "no index was built for long enough to be seen");
+    Ok(())
+}
+
 #[tokio::test]
 async fn one_move_follows_the_other_without_a_round_between_them_in_the_order_of_the_plan() -> Result<()> {
     needs_citus!();

@@ -1,11 +1,13 @@
 //! Whether the shards are where they belong, and who may leave.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::NO_CITUS;
 use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED, first_of};
 use crate::names::Group;
 use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
-use crate::shards::observed::{Foreign, Stall, StallKind};
+use crate::shards::observed::{Catalog, Foreign, Stall, StallKind};
 use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
@@ -51,12 +53,8 @@ fn spread(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
         let message = format!("{left} moves of shards wait: {}", check.message);
         return finding(Holds::False, check.reason, message);
     }
-    if let [foreign, ..] = catalog.foreign.as_slice() {
-        let reason = match foreign {
-            Foreign::Job { .. } => "OtherRebalance",
-            Foreign::Statement { .. } => "OtherMove",
-        };
-        return finding(Holds::False, reason, format!("the operator waits: {foreign}"));
+    if let Some(foreign) = foreign(catalog) {
+        return foreign;
     }
     let begun = moves.running.iter().map(|running| (running.shard_id, running.from, running.to));
     let next = draft.steps.iter().filter_map(|step| match step {
@@ -167,6 +165,16 @@ fn left_behind(world: &World<'_>) -> Option<String> {
     })
 }
 
+/// What is said while somebody else moves shards.
+fn foreign(catalog: &Catalog) -> Option<Finding> {
+    let foreign = catalog.foreign.first()?;
+    let reason = match foreign {
+        Foreign::Job { .. } => "OtherRebalance",
+        Foreign::Statement { .. } => "OtherMove",
+    };
+    Some(Finding::new(BALANCED, Holds::False, reason, format!("the operator waits: {foreign}")))
+}
+
 /// What is said of a move that does not get on.
 fn stalled(Stall { application, pid, seconds, blocks_writers, kind, cause, .. }: &Stall) -> Finding {
     let what = match kind {
@@ -245,14 +253,24 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     let list = |groups: &[Group]| first_of(&groups.iter().map(Group::to_string).collect::<Vec<_>>());
     let registered: Vec<Group> =
         surplus.iter().copied().filter(|group| world.member(*group).is_some()).collect();
-    if let Some(refused) = &draft.refused {
+    if let Some(refused) = moves.and_then(|moves| moves.refused.as_ref()) {
         return finding(true, "NoPlace", format!("{} cannot leave: {refused}", list(&registered)));
     }
-    let away: Vec<String> = registered
-        .iter()
-        .filter(|group| world.shards_on(**group) > 0)
-        .filter_map(|group| world.server(*group).err())
-        .collect();
+    let keeps =
+        |group: &Group| Some((*group, world.server(*group).err()?)).filter(|_| world.shards_on(*group) > 0);
+    let away: BTreeMap<Group, String> = registered.iter().filter_map(keeps).collect();
+    // Where Kubernetes does not answer, nobody has any.
+    let existing = &world.observed.existing;
+    let gone = away.keys().filter(|group| !existing.is_empty() && !existing.contains(group)).max();
+    if let Some(group @ Group::Worker(number)) = gone {
+        let message = format!(
+            "{group} holds shards and has no StatefulSet, so that nothing brings it back: raise spec.workers.count to {} or more, \
+             and its volumes are taken up again where they are still there; when it answers, lower the count again",
+            number + 1
+        );
+        return finding(true, "NodeUnreachable", message);
+    }
+    let away: Vec<String> = away.into_values().collect();
     if !away.is_empty() {
         let message = format!(
             "{}; it holds shards, and nothing but this server has them: bring it back, then it can leave",
@@ -300,7 +318,26 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
+    if let Some((reason, why)) = kept_by_others(world, &surplus) {
+        return finding(true, reason, format!("{message}; {why}"));
+    }
+    // That ends by itself.
+    let held = draft.waits.iter().filter(|_| world.wanted.rebalance.hold && shards > 0);
+    let message = held.take(1).fold(message, |message, why| format!("{message}; {why}"));
     finding(false, "Draining", message)
+}
+
+/// Why no shard moves, where it is none of those that are to move: a move that does not get on, somebody else's, or a node that
+/// stays and is away.
+fn kept_by_others(world: &World<'_>, surplus: &BTreeSet<Group>) -> Option<(&'static str, String)> {
+    let stalled = world.observed.stalls.first().map(stalled);
+    if let Some(found) = stalled.or_else(|| foreign(world.catalog()?)) {
+        return Some((found.reason, found.message));
+    }
+    let mut staying = world.groups().into_iter().filter(|group| !surplus.contains(group));
+    let away =
+        staying.find_map(|group| world.server(group).err().filter(|_| world.member(group).is_some()))?;
+    Some(("NodeUnreachable", format!("{away}; no shard moves while a node is away that is registered")))
 }
 
 /// What is said of a node that only waits for what Citus was asked to take away there and could not.

@@ -21,6 +21,8 @@ use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
 
 mod heat;
+mod held;
+mod leaving;
 mod many;
 mod moves;
 mod order;

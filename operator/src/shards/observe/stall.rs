@@ -1,5 +1,6 @@
 //! Finds out what a move that makes no progress waits for, and who keeps a split waiting.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -8,7 +9,7 @@ use tokio_postgres::types::Type;
 use crate::names::Group;
 use crate::pg::{self, Endpoint, Parameter};
 use crate::shards::act::{self, moves::reaches};
-use crate::shards::observed::{Operation, Room, Stall, StallKind, end_of_prepared};
+use crate::shards::observed::{Operation, Room, RunningMove, Stall, StallKind, end_of_prepared};
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
@@ -226,6 +227,17 @@ pub(super) async fn ask(
     let mut parameters: Vec<Parameter<'_>> = vec![(&here, Type::INT4), (&name, Type::TEXT)];
     parameters.extend_from_slice(more);
     session.query(statement, &parameters).await
+}
+
+/// The processes of those of `moves` that build an index on their target.
+pub(super) async fn building(sessions: &Sessions, moves: &[RunningMove]) -> BTreeSet<i32> {
+    let mut building = BTreeSet::new();
+    for running in moves {
+        if builds_index(sessions, running.to, running.pid).await.unwrap_or(false) {
+            building.insert(running.pid);
+        }
+    }
+    building
 }
 
 /// Whether the move or split whose process on the coordinator is `pid` builds an index on `target`.

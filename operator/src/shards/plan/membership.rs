@@ -19,8 +19,8 @@ pub(super) enum Nodes {
     Complete,
 }
 
-/// Plans who is part of the cluster. `refused` says why the surplus workers cannot leave, if they cannot.
-pub(super) fn plan(world: &World<'_>, refused: Option<&str>, draft: &mut Draft) -> Nodes {
+/// Plans who is part of the cluster. Surplus workers are told to go only if they `may_leave`.
+pub(super) fn plan(world: &World<'_>, may_leave: bool, draft: &mut Draft) -> Nodes {
     let Some(catalog) = world.catalog() else {
         draft.wait("Citus' catalogs on the coordinator cannot be read");
         return Nodes::Unsettled;
@@ -39,7 +39,7 @@ pub(super) fn plan(world: &World<'_>, refused: Option<&str>, draft: &mut Draft) 
         world.groups().into_iter().partition(|group| world.holds_shards(*group));
     for group in holders.into_iter().chain(others) {
         let leaves = group != Group::Coordinator && !world.holds_shards(group);
-        if !(leaves && refused.is_some()) {
+        if may_leave || !leaves {
             shards_allowed(world, group, &mut next);
         }
     }

@@ -37,6 +37,8 @@ pub struct Moves {
     pub carried: Option<MovePlan>,
     /// A shard group that belongs on a node that has no room for it, where nothing else is left to move.
     pub cramped: Option<Cramped>,
+    /// Why surplus workers cannot leave, if nobody can take their shards: nothing of the plan begins.
+    pub refused: Option<String>,
     /// The nodes with shard groups of unknown size: nothing is moved by guesses.
     pub unmeasured: BTreeSet<Group>,
     /// Shard groups of unknown load, where they are spread by load: until it is known nothing new is planned for its sake.
@@ -50,6 +52,34 @@ pub struct Cramped {
     pub next: Move,
     /// Bytes that may still be placed on the target.
     pub room: u64,
+}
+
+impl Moves {
+    /// The plan that is to be carried on with, those under way among it until they were made; `None` if nothing is left of it. One
+    /// of a shrink that is refused is not: nothing of it begins, and there may be room by the next look.
+    #[must_use]
+    pub fn held(&self) -> Option<MovePlan> {
+        let Self { plan: rest, running, carried, refused: None, .. } = self else { return None };
+        let is_under_way = |next: &Move| {
+            let under_way =
+                |one: &RunningMove| (one.shard_id, one.from, one.to) == (next.shard_id, next.from, next.to);
+            running.iter().any(under_way)
+        };
+        let mut held = rest.clone();
+        if let Some(before) = carried
+            && (rest.moves.is_empty() || rest.hash == before.hash)
+            && before.moves.iter().any(is_under_way)
+        {
+            let left = |next: &&Move| {
+                is_under_way(next) || rest.moves.iter().any(|one| one.shard_id == next.shard_id)
+            };
+            held.moves = before.moves.iter().filter(left).copied().collect();
+            held.bytes = held.moves.iter().map(|next| next.bytes).fold(0, u64::saturating_add);
+            held.hash.clone_from(&before.hash);
+            held.over.clone_from(&before.over);
+        }
+        (!held.moves.is_empty()).then_some(held)
+    }
 }
 
 /// Where the shards are once the moves under way have ended, and where they may go.
@@ -171,8 +201,9 @@ pub(super) fn decide(world: &World<'_>, complete: bool) -> Moves {
     let ended = ended.filter(|_| running.is_empty());
     let settled = plan.moves.is_empty() && running.is_empty();
     let cramped = if settled { cramped(&layout, &policy(goal)) } else { None };
+    let refused = refusal(world, &plan);
     let checks = Vec::new();
-    Moves { plan, open, running, checks, ended, overtaken, carried, cramped, unmeasured, unweighed }
+    Moves { plan, open, running, checks, ended, overtaken, carried, cramped, refused, unmeasured, unweighed }
 }
 
 /// Shard groups of unknown load, if that is what they are spread by.
@@ -202,11 +233,11 @@ fn cramped(layout: &Layout, policy: &Policy) -> Option<Cramped> {
 }
 
 /// Why surplus workers cannot leave, if nobody can take their shards. It is asked before any of them is told to go.
-pub(super) fn refusal(world: &World<'_>, moves: &Moves) -> Option<String> {
+fn refusal(world: &World<'_>, plan: &MovePlan) -> Option<String> {
     let surplus = world.surplus();
     // Those that were told earlier are no reason to tell more.
     let told = surplus.iter().all(|group| world.member(*group).is_none_or(|it| !it.should_have_shards));
-    let stuck: Vec<_> = moves.plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
+    let stuck: Vec<_> = plan.stuck.iter().filter(|stuck| surplus.contains(&stuck.node)).collect();
     let first = stuck.first().filter(|_| !told)?;
     let bytes: u64 = stuck.iter().map(|stuck| stuck.bytes).sum();
     Some(format!(

@@ -12,7 +12,8 @@ use super::{Plan, plan};
 use crate::api::{DialogClusterSpec, Table as Policy, TableKind};
 use crate::condition::Holds;
 use crate::names::{Group, Names};
-use crate::shards::observed::{Citus, Facts, Member, Observed, Role, Spread, Table};
+use crate::shards::observed::{Citus, Dropped, Facts, Member, Observed, Role, Spread, Table};
+use crate::shards::rebalance::MovePlan;
 use crate::shards::step::{API_ROLE, Hold, KINDS, Step};
 use crate::shards::topology::Topology;
 use crate::shards::wanted::{Gate, Wanted};
@@ -34,6 +35,13 @@ enum Luck {
     Lasts,
 }
 
+/// What an operator remembers of the plans that it has made.
+#[derive(Default)]
+struct Remembered {
+    held: Option<MovePlan>,
+    overtaken: Option<Dropped>,
+}
+
 /// Follows plans, one first step after the other, until there is none.
 fn follow(truth: &mut Truth, wanted: &Wanted) -> (Vec<Step>, Plan) {
     follow_with(truth, wanted, &[])
@@ -41,33 +49,48 @@ fn follow(truth: &mut Truth, wanted: &Wanted) -> (Vec<Step>, Plan) {
 
 /// As [`follow`], with this luck at first, and then nothing but success.
 fn follow_with(truth: &mut Truth, wanted: &Wanted, luck: &[Luck]) -> (Vec<Step>, Plan) {
-    let mut luck = luck.iter().copied();
-    let mut put_off: Vec<Step> = Vec::new();
-    let mut done = Vec::new();
-    loop {
-        let observed = Observed { deferred: put_off.clone(), ..truth.look(wanted) };
-        let next = plan(wanted, &truth.topology, &observed);
-        assert_eq!(next, plan(wanted, &truth.topology, &observed), "the same world has the same plan");
-        let kinds: Vec<&str> = next.findings.iter().map(|finding| finding.kind).collect();
-        assert_eq!(kinds, crate::shards::status::PART.conditions, "every condition, every time");
-        truth.assert_safe(&next.steps);
-        let step = next.steps.iter().find(|step| !put_off.contains(step));
-        // Nothing else goes on beside a move that needs the topology for itself.
-        let waits = step.is_none_or(|step| step.hold() == Hold::Alone) && !truth.running.is_empty();
-        match (step, luck.next().unwrap_or(Luck::Done)) {
-            (_, luck) if waits => truth.end(luck != Luck::Fails),
-            (None, _) if put_off.is_empty() => return (done, next),
-            (None, _) => put_off.clear(),
-            (Some(step), Luck::Fails) if step.is_long() => put_off.push(step.clone()),
-            (Some(_), Luck::Fails) => {}
-            (Some(step @ Step::MoveShard { .. }), Luck::Lasts) => truth.running.push(step.clone()),
-            (Some(step), _) => {
-                assert!(KINDS.contains(&step.kind()));
-                truth.apply(step);
-                done.push(step.clone());
+    Remembered::default().follow_with(truth, wanted, luck)
+}
+
+impl Remembered {
+    /// As [`follow_with`], by an operator that has been at work before.
+    fn follow_with(&mut self, truth: &mut Truth, wanted: &Wanted, luck: &[Luck]) -> (Vec<Step>, Plan) {
+        let mut luck = luck.iter().copied();
+        let mut put_off: Vec<Step> = Vec::new();
+        let mut done = Vec::new();
+        loop {
+            let observed = Observed {
+                deferred: put_off.clone(),
+                held: self.held.clone(),
+                overtaken: self.overtaken.clone(),
+                ..truth.look(wanted)
+            };
+            let next = plan(wanted, &truth.topology, &observed);
+            assert_eq!(next, plan(wanted, &truth.topology, &observed), "the same world has the same plan");
+            if let Some(moves) = &next.moves {
+                (self.held, self.overtaken) = (moves.held(), moves.overtaken.clone());
             }
+            let kinds: Vec<&str> = next.findings.iter().map(|finding| finding.kind).collect();
+            assert_eq!(kinds, crate::shards::status::PART.conditions, "every condition, every time");
+            truth.assert_safe(&next.steps);
+            let step = next.steps.iter().find(|step| !put_off.contains(step));
+            // Nothing else goes on beside a move that needs the topology for itself.
+            let waits = step.is_none_or(|step| step.hold() == Hold::Alone) && !truth.running.is_empty();
+            match (step, luck.next().unwrap_or(Luck::Done)) {
+                (_, luck) if waits => truth.end(luck != Luck::Fails),
+                (None, _) if put_off.is_empty() => return (done, next),
+                (None, _) => put_off.clear(),
+                (Some(step), Luck::Fails) if step.is_long() => put_off.push(step.clone()),
+                (Some(_), Luck::Fails) => {}
+                (Some(step @ Step::MoveShard { .. }), Luck::Lasts) => truth.running.push(step.clone()),
+                (Some(step), _) => {
+                    assert!(KINDS.contains(&step.kind()));
+                    truth.apply(step);
+                    done.push(step.clone());
+                }
+            }
+            assert!(done.len() < 1000, "no end: {:?}", &done[950..]);
         }
-        assert!(done.len() < 1000, "no end: {:?}", &done[950..]);
     }
 }
 
@@ -300,10 +323,11 @@ proptest! {
     #[test]
     fn the_count_comes_true((wanted, mut truth) in world(), counts in prop::collection::vec(0_u32..5, 1..4)) {
         without_obstacles(&wanted, &mut truth);
-        follow(&mut truth, &wanted);
+        let mut operator = Remembered::default();
+        operator.follow_with(&mut truth, &wanted, &[]);
         for workers in counts {
             let wanted = Wanted { workers, ..wanted.clone() };
-            let (_, last) = follow(&mut truth, &wanted);
+            let (_, last) = operator.follow_with(&mut truth, &wanted, &[]);
             prop_assert!(last.waits.is_empty(), "{:?}", last.waits);
             prop_assert_eq!(truth.members.len(), 1 + workers as usize);
             let balanced = last.findings.iter().find(|finding| finding.kind == crate::condition::BALANCED).unwrap();
@@ -311,5 +335,28 @@ proptest! {
             let on_coordinator = truth.placements().iter().any(|at| at.group_id == 0);
             prop_assert_eq!(on_coordinator, workers == 0);
         }
+    }
+
+    /// Who cannot leave for want of room does once there is some, by the operator that has said so.
+    #[test]
+    fn a_smaller_count_comes_true_once_there_is_room(
+        (wanted, mut truth) in world(), fewer in 0_u32..4, free in prop::collection::vec(0..1_i64 << 38, 5),
+        sizes in prop::collection::vec(1_i64 << 29..8_i64 << 30, 1..5), luck in luck(),
+    ) {
+        without_obstacles(&wanted, &mut truth);
+        let mut operator = Remembered::default();
+        operator.follow_with(&mut truth, &wanted, &[]);
+        truth.sizes = sizes;
+        for (server, free) in truth.servers.values_mut().zip(free) {
+            server.free = free;
+        }
+        let fewer = Wanted { workers: fewer.min(wanted.workers), ..wanted };
+        operator.follow_with(&mut truth, &fewer, &luck);
+        for server in truth.servers.values_mut() {
+            server.free = 1 << 40;
+        }
+        let (_, last) = operator.follow_with(&mut truth, &fewer, &[]);
+        prop_assert!(last.waits.is_empty(), "{:?}", last.waits);
+        prop_assert_eq!(truth.members.len(), 1 + fewer.workers as usize);
     }
 }

@@ -10,6 +10,7 @@ use proptest::test_runner::TestCaseError;
 
 use super::*;
 
+mod left;
 mod ready;
 mod shown;
 mod wavering;
@@ -383,44 +384,4 @@ fn a_plan_is_named_by_its_moves_and_prints_as_a_table() {
     insta::assert_snapshot!(small.to_string());
     let text = serde_json::to_string(&small).unwrap();
     assert_eq!(serde_json::from_str::<MovePlan>(&text).unwrap(), small);
-}
-
-#[test]
-fn what_is_left_of_a_plan_is_refused_when_the_world_has_moved() {
-    let layout = Layout {
-        nodes: nodes(&[Role::Shared; 3]),
-        groups: groups(1, 12, |_| Group::Worker(0), |_| 1 << 30),
-        pins: Vec::new(),
-    };
-    let policy = policy(Strategy::ByCount);
-    let whole = plan(&layout, &policy);
-    let (first, last) = (whole.moves[0], *whole.moves.last().unwrap());
-    let refusal = |change: &dyn Fn(&mut Layout)| {
-        let mut layout = after(&layout, &whole.moves[..1]);
-        change(&mut layout);
-        whole.rest(&layout, &policy).unwrap_err()
-    };
-    let by_hand = |layout: &mut Layout| {
-        layout.groups.iter_mut().for_each(|group| {
-            if group.shard_id == last.shard_id {
-                group.node = if last.to == Group::Worker(1) { Group::Worker(2) } else { Group::Worker(1) };
-            }
-        });
-    };
-    assert!(matches!(refusal(&by_hand), Overtaken::Elsewhere { shard_id, .. } if shard_id == last.shard_id));
-    let gone = |layout: &mut Layout| layout.groups.retain(|group| group.shard_id != last.shard_id);
-    assert_eq!(refusal(&gone), Overtaken::Gone { shard_id: last.shard_id });
-    let grown = |layout: &mut Layout| {
-        layout.nodes.insert(Group::Worker(3), Node { role: Role::Shared, free_bytes: None });
-    };
-    assert!(matches!(refusal(&grown), Overtaken::Nodes { .. }));
-    let full = |layout: &mut Layout| {
-        layout.nodes.insert(last.to, Node { role: Role::Shared, free_bytes: Some(1 << 20) });
-    };
-    assert_eq!(refusal(&full), Overtaken::NoRoom { node: last.to });
-    let pinned = |layout: &mut Layout| {
-        layout.pins.push(Pin { colocation_id: 1, hash: last.range.min, node: Group::Worker(0) });
-    };
-    assert_eq!(refusal(&pinned), Overtaken::Harmful { shard_id: last.shard_id });
-    assert_eq!(first.wave, 1);
 }

@@ -2,13 +2,21 @@
 //! to the same end; a plan that was approved must not.
 
 use super::state::{Fate, State};
-use super::{Layout, Move, MovePlan, Policy, Role, schedule, shared};
+use super::{Layout, Move, MovePlan, Policy, Role, Spread, plan, schedule, shared};
 use crate::condition::first_of;
 use crate::names::Group;
 
 /// Why a plan cannot be continued: the world is not the one that it was made for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overtaken {
+    /// The resource asks for another spread.
+    #[error("the plan is for {planned}, and the resource asks for {now} now")]
+    Policy {
+        /// What the plan is for.
+        planned: Spread,
+        /// What is asked for now.
+        now: Spread,
+    },
     /// The set of nodes that shard groups are spread over is another.
     #[error("the plan spreads shards over {}, and now there are {}", list(planned), list(now))]
     Nodes {
@@ -43,6 +51,14 @@ pub enum Overtaken {
         /// The shard of the plan.
         shard_id: i64,
     },
+    /// What found no place finds one now.
+    #[error("the plan found no place for shard {shard_id}, and there is one on {node} now")]
+    Room {
+        /// The shard that has to move.
+        shard_id: i64,
+        /// The node that can take it.
+        node: Group,
+    },
     /// Something else has to move by now.
     #[error("shard {shard_id} has to move by now, and the plan does not say where")]
     Incomplete {
@@ -61,6 +77,10 @@ impl MovePlan {
     /// # Errors
     /// If the plan does not fit `layout` any more.
     pub fn rest(&self, layout: &Layout, policy: &Policy) -> Result<Self, Overtaken> {
+        let now = policy.spread();
+        if !now.is_same(self.spread) {
+            return Err(Overtaken::Policy { planned: self.spread, now });
+        }
         let now = shared(layout);
         if now != self.over {
             return Err(Overtaken::Nodes { planned: self.over.clone(), now });
@@ -88,13 +108,7 @@ impl MovePlan {
             wanted.put(item, to);
             waiting.push(item);
         }
-        let known = |shard_id| self.stuck.iter().any(|stuck| stuck.shard_id == shard_id);
-        for (index, item) in wanted.items.iter().enumerate() {
-            let must = matches!(item.fate, Fate::Leave | Fate::Home(_)) && !wanted.is_displaced(index);
-            if must && !known(item.group.shard_id) {
-                return Err(Overtaken::Incomplete { shard_id: item.group.shard_id });
-            }
-        }
+        self.serves_all(&wanted, || plan(layout, policy))?;
         let left = waiting.len();
         let mut moves = schedule::schedule(&mut state, &wanted, waiting, policy, 0);
         if moves.len() < left {
@@ -106,11 +120,38 @@ impl MovePlan {
             step.number = self.number_of(step.shard_id, step.from, step.to).unwrap_or_default();
         }
         let bytes = moves.iter().map(|step| step.bytes).fold(0, u64::saturating_add);
-        Ok(Self { moves, bytes, hash: self.hash.clone(), stuck: self.stuck.clone(), over: self.over.clone() })
+        Ok(Self { moves, bytes, ..self.clone() })
     }
 }
 
 impl MovePlan {
+    /// Whether all that has to move does so where everything is as `wanted`, or finds no place in a plan made now either, which
+    /// `anew` makes.
+    fn serves_all(&self, wanted: &State, anew: impl FnOnce() -> Self) -> Result<(), Overtaken> {
+        let known = |shard_id| self.stuck.iter().any(|stuck| stuck.shard_id == shard_id);
+        let mut stays = Vec::new();
+        for (index, item) in wanted.items.iter().enumerate() {
+            let shard_id = item.group.shard_id;
+            match item.fate {
+                Fate::Leave | Fate::Home(_) if wanted.is_displaced(index) => {}
+                Fate::Leave | Fate::Home(_) if !known(shard_id) => {
+                    return Err(Overtaken::Incomplete { shard_id });
+                }
+                Fate::Leave | Fate::Home(_) | Fate::Stuck(_) => stays.push(shard_id),
+                Fate::Free | Fate::Fixed => {}
+            }
+        }
+        if stays.is_empty() {
+            return Ok(());
+        }
+        let anew = anew();
+        let found = anew.moves.iter().find(|step| stays.contains(&step.shard_id));
+        match found.filter(|_| anew.stuck.len() < stays.len()) {
+            Some(Move { shard_id, to, .. }) => Err(Overtaken::Room { shard_id: *shard_id, node: *to }),
+            None => Ok(()),
+        }
+    }
+
     /// The number of this move, if it is one of the plan.
     #[must_use]
     pub fn number_of(&self, shard_id: i64, from: Group, to: Group) -> Option<u32> {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Cause, Layout, Move, MovePlan, Obstacle, Policy, ShardGroup, Stuck, plan};
-use crate::api::{PlanStatus, PlannedMove};
+use super::{Cause, Layout, Move, MovePlan, Obstacle, Policy, ShardGroup, Spread, Stuck, plan};
+use crate::api::{PlanStatus, PlannedMove, Threshold};
 use crate::names::Group;
 
 /// Moves that are shown in a status: some 250 kB, of the 1.5 MB that an object may have.
@@ -47,6 +47,7 @@ impl MovePlan {
             hash: shown.hash.clone(),
             stuck: plan(layout, policy).stuck,
             over: shown.over.iter().map(|group| Group::parse(group)).collect::<Option<_>>()?,
+            spread: Spread { strategy: shown.strategy.into(), threshold: shown.threshold.thousandths() },
         })
     }
 
@@ -56,6 +57,8 @@ impl MovePlan {
             moves: i64::try_from(self.moves.len()).unwrap_or(i64::MAX),
             bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
             over: self.over.iter().map(ToString::to_string).collect(),
+            strategy: self.spread.strategy.into(),
+            threshold: Threshold::of_thousandths(self.spread.threshold),
             steps: self.moves.iter().take(most).map(PlannedMove::from).collect(),
         }
     }

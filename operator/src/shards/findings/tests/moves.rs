@@ -381,7 +381,7 @@ fn who_was_away_for_a_moment_is_not_empty() {
 }
 
 /// Two workers that hold the same, 4 GiB in each shard group.
-fn two_workers() -> Observed {
+pub(super) fn two_workers() -> Observed {
     let mut observed = at_rest();
     let worker = facts(&mut observed, Group::Worker(0)).clone();
     observed.nodes.insert(Group::Worker(1), Node::Up(Box::new(worker)));

@@ -19,7 +19,8 @@ fn listed(layout: &Layout, moves: &[(i64, u32)]) -> MovePlan {
         }
     };
     let moves: Vec<Move> = moves.iter().zip(1..).map(step).collect();
-    MovePlan { bytes: 0, hash: hash(&moves), stuck: Vec::new(), over: shared(layout), moves }
+    let spread = policy(Strategy::ByCount).spread();
+    MovePlan { bytes: 0, hash: hash(&moves), stuck: Vec::new(), over: shared(layout), spread, moves }
 }
 
 /// Four nodes with so many shard groups each, which are numbered node by node.

@@ -1,0 +1,92 @@
+//! What keeps workers that are not asked for any more.
+
+use std::collections::BTreeSet;
+
+use super::moves::two_workers;
+use super::{catalog, topology, wanted};
+use crate::condition::SCALE_IN_BLOCKED;
+use crate::names::Group;
+use crate::shards::observed::{End, Foreign, Node, Observed, Stall, StallKind};
+use crate::shards::plan::plan;
+use crate::shards::round::tests::of;
+use crate::shards::round::{Failure, Round};
+use crate::shards::step::Step;
+
+/// What is said of who is to leave.
+fn blocked(observed: &Observed) -> (&'static str, &'static str, String) {
+    let findings = plan(&wanted(), &topology(), observed).findings;
+    let found = findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+    (found.holds.as_str(), found.reason, found.message)
+}
+
+#[test]
+fn what_keeps_every_move_keeps_who_is_to_leave() {
+    let observed = two_workers();
+    let (holds, reason, message) = blocked(&observed);
+    assert_eq!((holds, reason), ("False", "Draining"), "{message}");
+
+    let mut stalled = observed.clone();
+    stalled.stalls = vec![Stall {
+        pid: 7,
+        application: "dialog-operator: move 1024 worker-1>worker-0".to_owned(),
+        seconds: 600,
+        blocks_writers: false,
+        kind: StallKind::Blocked,
+        cause: "somebody waits".to_owned(),
+        end: Some(End::Cancel),
+    }];
+    let (holds, reason, message) = blocked(&stalled);
+    assert_eq!((holds, reason), ("True", "MoveBlocked"), "{message}");
+    assert!(message.contains("worker-1 leave") && message.contains("somebody waits"), "{message}");
+
+    let mut theirs = observed.clone();
+    catalog(&mut theirs).foreign = vec![Foreign::Job { id: 3, description: "Rebalance".to_owned() }];
+    assert_eq!(blocked(&theirs).1, "OtherRebalance");
+
+    let mut away = observed.clone();
+    away.nodes.insert(Group::Worker(0), Node::Down("connection refused".to_owned()));
+    let (holds, reason, message) = blocked(&away);
+    assert_eq!((holds, reason), ("True", "NodeUnreachable"), "{message}");
+    assert!(message.contains("connection refused") && message.contains("no shard moves"), "{message}");
+
+    // An update ends by itself.
+    let mut updated = wanted();
+    updated.rebalance.hold = true;
+    let findings = plan(&updated, &topology(), &observed).findings;
+    let found = findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+    assert_eq!((found.holds.as_str(), found.reason), ("False", "Draining"), "{}", found.message);
+    assert!(found.message.contains("updated first"), "{}", found.message);
+}
+
+#[test]
+fn a_move_that_fails_keeps_who_is_to_leave() {
+    let mut observed = two_workers();
+    catalog(&mut observed).members[2].should_have_shards = false;
+    let mut round = of(&wanted(), &observed);
+    let [step @ Step::MoveShard { .. }] = &round.plan.steps[..] else { panic!("{:?}", round.plan.steps) };
+    let step = step.clone();
+    let say = |round: &Round| {
+        let found = round.findings().into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+        (found.holds.as_str(), found.reason)
+    };
+    assert_eq!(say(&round), ("False", "Draining"));
+    let failure = Failure { reason: "StepFailed", message: "permission denied".to_owned() };
+    round.deferred = vec![(step, failure)];
+    assert_eq!(say(&round), ("True", "StepFailed"));
+}
+
+#[test]
+fn who_has_no_server_comes_back_with_a_larger_count() {
+    let mut observed = two_workers();
+    observed.nodes.insert(Group::Worker(1), Node::Down("no such host".to_owned()));
+    let (holds, reason, message) = blocked(&observed);
+    assert_eq!((holds, reason), ("True", "NodeUnreachable"), "{message}");
+    assert!(message.contains("bring it back"), "{message}");
+    observed.existing.remove(&Group::Worker(1));
+    let (holds, reason, message) = blocked(&observed);
+    assert_eq!((holds, reason), ("True", "NodeUnreachable"), "{message}");
+    assert!(message.contains("raise spec.workers.count to 2 or more"), "{message}");
+    // Where Kubernetes does not say who has a server, it is not said that somebody has none.
+    observed.existing = BTreeSet::new();
+    assert!(blocked(&observed).2.contains("bring it back"));
+}

@@ -42,6 +42,7 @@ mod restored;
 mod retirement;
 mod seeds;
 mod sends;
+mod sooner;
 mod splits;
 mod stalls;
 mod steady;

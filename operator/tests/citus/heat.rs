@@ -160,7 +160,7 @@ impl<'a> Operator<'a> {
 }
 
 /// The periods that were recorded.
-async fn recorded(world: &World) -> Result<Vec<Period>> {
+pub async fn recorded(world: &World) -> Result<Vec<Period>> {
     let sessions = world.sessions()?;
     let door = dialog_operator::shards::sessions::Door::Dialog;
     Ok(store::periods(&*sessions.session(Group::Coordinator, door).await?).await?)

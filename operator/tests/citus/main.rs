@@ -46,6 +46,7 @@ mod sooner;
 mod splits;
 mod stalls;
 mod steady;
+mod too_hot;
 mod traffic;
 mod world;
 

@@ -64,9 +64,10 @@ pub enum Event {
     Send(Entry),
     /// A list ended.
     List(Outcome),
-    /// An arrival found the queue full, or still waited in it when the load was stopped; it was due then, in microseconds
-    /// after the start.
+    /// An arrival found the queue full; it was due then, in microseconds after the start.
     Dropped(u64),
+    /// An arrival still waited in the queue when the load was stopped.
+    Left,
 }
 
 /// A request that is to be made.
@@ -83,7 +84,7 @@ enum Jobs {
     Loop { workload: Mutex<Workload>, end: Instant },
 }
 
-/// Makes the load and tells `events` about every request, until its time is over or `stop` is set, which drops what waits in
+/// Makes the load and tells `events` about every request, until its time is over or `stop` is set, which leaves what waits in
 /// the queue. Returns when the last one has ended.
 ///
 /// # Errors
@@ -216,10 +217,7 @@ impl Worker {
                 match *self.jobs {
                     // A service that hardly answers would have whoever stopped the load wait for the whole queue.
                     Jobs::Queue(_) => {
-                        self.events
-                            .send(Event::Dropped(intended))
-                            .await
-                            .context("report a dropped arrival")?;
+                        self.events.send(Event::Left).await.context("report an arrival that is left")?;
                         continue;
                     }
                     Jobs::Loop { .. } => break,
@@ -270,4 +268,56 @@ impl From<Entry> for Outcome {
 #[must_use]
 pub fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{population::Population, workload::Skew};
+
+    /// One connection to a service that takes requests and does not answer: the first arrival is asked, as many as there is
+    /// room for wait, and all others find no room until the load is stopped.
+    #[tokio::test]
+    async fn who_finds_the_queue_full_is_told_from_who_waits_when_the_load_is_stopped() {
+        const ROOM: usize = 3;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let targets = [format!("http://{}", listener.local_addr().unwrap()).parse().unwrap()];
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=").unwrap();
+        let population = Population::new(10, 10, 1).unwrap();
+        let requests = Arc::new(Requests::new(population, &key, Uuid::from_u128(5), 100, true).unwrap());
+        let workload = Workload::new(population, Skew::Uniform, 0.0, 1).unwrap();
+        let settings = Settings {
+            pace: Pace::Open { schedule: Schedule::new(1_000.0).unwrap(), queue: ROOM },
+            duration: Duration::from_hours(1),
+            connections: 1,
+            timeout: Duration::from_mins(1),
+            retries: 0,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, events) = async_channel::unbounded();
+        let load = drive(settings, &targets, &requests, workload, Instant::now(), sender, &stop);
+        let end = async {
+            let (service, _) = listener.accept().await.unwrap();
+            let first = events.recv().await.unwrap();
+            assert!(matches!(first, Event::Dropped(_)), "{first:?}");
+            stop.store(true, Ordering::Relaxed);
+            drop(service);
+        };
+        let (driven, ()) = tokio::join!(load, end);
+        driven.unwrap();
+        let mut rest = Vec::new();
+        while let Ok(event) = events.recv().await {
+            rest.push(event);
+        }
+        let count = |of: fn(&Event) -> bool| rest.iter().filter(|event| of(event)).count();
+        // One more may have been due just then.
+        let left = count(|event| matches!(event, Event::Left));
+        assert!((ROOM..=ROOM + 1).contains(&left), "{rest:?}");
+        assert_eq!(count(|event| matches!(event, Event::Send(_))), 1, "{rest:?}");
+    }
 }

@@ -26,6 +26,8 @@ pub struct Report {
     pub lists: Summary,
     /// Arrivals that found the queue full and were not made, in the whole run.
     pub dropped: u64,
+    /// Arrivals that still waited for a connection when the load was stopped, and were not made: no fault of the service.
+    pub left: u64,
     /// Share of one processor that the generator itself used, 1 being all of it. A generator short of processors
     /// measures itself.
     pub generator_cpu: f64,
@@ -107,7 +109,12 @@ impl Report {
                 }
             }
         }
-        line(&mut text, "dropped", &format!("{} arrivals", self.dropped));
+        let stopped = if self.left == 0 {
+            String::new()
+        } else {
+            format!(", and {} that still waited when the load was stopped", self.left)
+        };
+        line(&mut text, "dropped", &format!("{} arrivals found the queue full{stopped}", self.dropped));
         line(&mut text, "generator", &format!("{:.2} processors", self.generator_cpu));
         match &self.audit {
             None => line(&mut text, "ledger", "not compared with the shards: no --database-host was given"),

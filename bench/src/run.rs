@@ -125,6 +125,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         sends: stats.summary(Kind::Send, measured),
         lists: stats.summary(Kind::List, measured),
         dropped: seconds.iter().map(|second| second.dropped).sum(),
+        left: stats.left(),
         generator_cpu: cpu.as_secs_f64() / elapsed.as_secs_f64(),
         audit,
         shard_groups: places.shard_groups,
@@ -181,6 +182,10 @@ fn collect(
             Event::List(outcome) => outcome,
             Event::Dropped(intended) => {
                 stats.drop_arrival(intended)?;
+                continue;
+            }
+            Event::Left => {
+                stats.leave_arrival();
                 continue;
             }
         };

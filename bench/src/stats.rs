@@ -93,6 +93,7 @@ pub struct Stats {
     warmup: u64,
     kinds: BTreeMap<Kind, Total>,
     seconds: Vec<Bucket>,
+    left: u64,
 }
 
 struct Total {
@@ -113,7 +114,7 @@ impl Stats {
     /// Requests that were due before `warmup`, in microseconds, count only in their second.
     #[must_use]
     pub fn new(warmup: u64) -> Self {
-        Self { warmup, kinds: BTreeMap::new(), seconds: Vec::new() }
+        Self { warmup, kinds: BTreeMap::new(), seconds: Vec::new(), left: 0 }
     }
 
     /// Takes in the end of a request.
@@ -153,6 +154,17 @@ impl Stats {
     pub fn drop_arrival(&mut self, intended: u64) -> Result<()> {
         self.second(intended)?.dropped += 1;
         Ok(())
+    }
+
+    /// Takes in an arrival that was not made because the load was stopped while it waited: nobody kept it waiting for long.
+    pub fn leave_arrival(&mut self) {
+        self.left += 1;
+    }
+
+    /// Arrivals that still waited when the load was stopped.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
     }
 
     /// One kind of request; `seconds` is how long the run was without its warm-up.

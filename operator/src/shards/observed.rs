@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use super::heat::Heat;
 use super::heat::actions::Kept;
 use super::rebalance::{HashRange, MovePlan};
@@ -53,6 +55,8 @@ pub struct Observed {
     pub uncleaned: Option<String>,
     /// Why what was done cannot be noted as ended, as it was said last: what it has left is not gone.
     pub unended: Option<String>,
+    /// When others were last seen to keep what is to be done about load from being done, by the coordinator's clock.
+    pub held_up: Option<Timestamp>,
 }
 
 impl Observed {
@@ -86,6 +90,12 @@ impl Observed {
         let noted = self.catalog.as_ref().is_none_or(|catalog| !catalog.cleanup.is_empty());
         self.uncleaned = before.uncleaned.clone().filter(|_| noted);
         self.unended = before.unended.clone().filter(|_| noted);
+    }
+
+    /// Notes that others keep what is to be done about load from being done, if they do now: as of now, or of `before`.
+    pub fn keep_held_up(&mut self, before: Option<&Self>, now: bool) {
+        let known = before.and_then(|before| before.held_up).filter(|_| self.kept.open().is_some());
+        self.held_up = if now { self.kept.now.or(known) } else { known };
     }
 
     /// Bytes of each shard group that was measured, by its lowest shard id, wherever it was measured.

@@ -19,7 +19,7 @@ mod prepare;
 mod strategy;
 mod tables;
 
-pub(super) use actions::relief;
+pub(super) use actions::{held_by_others, relief};
 pub use moves::{Cramped, Moves};
 pub(super) use moves::{layout, obstacle};
 pub use tables::{Problem, Report};

@@ -10,12 +10,13 @@ use super::heat::Heat;
 use super::lock::{self, Holder};
 use super::observe::{Sizes, names, observe};
 use super::observed::{Dropped, Node, Observed, Stall};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, held_by_others, plan};
 use super::rebalance::{Cause, MovePlan};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
 use super::wanted::Wanted;
+use super::world::World;
 use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, Holds, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
@@ -407,6 +408,9 @@ async fn look(
     observed.hashes = names::hashes(sessions, brief.wanted, &observed, known).await;
     let existing = (brief.existing)().await;
     remember(&mut observed, brief, existing);
+    let world = World { wanted: brief.wanted, topology: sessions.topology(), observed: &observed };
+    let held_up = held_by_others(&world);
+    observed.keep_held_up(before, held_up);
     observed
 }
 

@@ -18,7 +18,8 @@ use tokio_postgres::Client;
 
 use crate::heat::Operator;
 use crate::isolation::{
-    assert_nothing_is_left, colocation, covering, decide, hash, isolating, isolation, outcome, with_mode,
+    assert_nothing_is_left, colocation, covering, decide, hash, isolating, isolation, outcome, serving,
+    with_mode,
 };
 use crate::needs_citus;
 use crate::traffic::Traffic;
@@ -40,9 +41,7 @@ pub async fn settle(world: &World, wanted: &Wanted) -> Result<Vec<&'static str>>
 #[tokio::test]
 async fn every_hash_of_a_shard_gets_its_own_under_writes_and_stays_where_it_is_pinned() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     let traffic = Traffic::start(&world).await?;
     let shards = covering(&world, 0).await?.shards;
     // The lowest of all, the highest of all, both ends of one range, and one between.
@@ -115,6 +114,14 @@ pub async fn make_large(world: &World, dialog: &str) -> Result<()> {
 
 pub const DIALOG: &str = "00000000-0000-4000-8000-000000000007";
 
+/// As [`serving`], with the dialog [`DIALOG`] in a shard that the quick way is not for, and its hash.
+pub async fn with_a_large_shard() -> Result<(World, Wanted, i32)> {
+    let (world, wanted) = serving().await?;
+    make_large(&world, DIALOG).await?;
+    let large = hash(&world, DIALOG).await?;
+    Ok((world, wanted, large))
+}
+
 /// The only step of a round that does nothing.
 pub async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
     let round = world.round_of(wanted, 0).await?;
@@ -126,11 +133,7 @@ pub async fn planned(world: &World, wanted: &Wanted) -> Result<Step> {
 async fn a_large_shard_is_cut_while_its_dialog_is_written_to_and_a_small_one_where_writers_do_not_let_go()
 -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
+    let (world, wanted, large) = with_a_large_shard().await?;
     let traffic = Traffic::start(&world).await?;
     let id = decide(&world, isolation(&world, large).await?).await?;
     let Step::SplitShard(split) = planned(&world, &wanted).await? else { panic!("nothing is split") };
@@ -216,9 +219,7 @@ async fn try_while_written(world: &World, wanted: &Wanted, step: &Step, dialog: 
 async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longer_than_one_on_the_coordinator()
 -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     let dialog = "00000000-0000-4000-8000-000000000001";
     let own = hash(&world, dialog).await?;
     let owner = covering(&world, own).await?.node;
@@ -249,9 +250,7 @@ async fn a_writer_on_the_owner_who_does_not_let_go_keeps_others_waiting_no_longe
 #[tokio::test]
 async fn a_copy_that_takes_long_keeps_nobody_waiting_as_long_as_there_is_another_way() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     let own = hash(&world, DIALOG).await?;
     let id = decide(&world, isolation(&world, own).await?).await?;
     let step = planned(&world, &wanted).await?;
@@ -291,9 +290,7 @@ async fn a_copy_that_takes_long_keeps_nobody_waiting_as_long_as_there_is_another
 #[tokio::test]
 async fn what_is_not_to_be_done_any_more_is_not_begun() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     let shards = "SELECT count(*) FROM pg_dist_shard";
     let before = world.number(Group::Coordinator, shards).await?;
     let dropped = async |wanted: &Wanted, action: Action, why: &str| -> Result<()> {

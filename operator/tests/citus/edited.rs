@@ -15,7 +15,7 @@ use crate::heat::{
     Crowd, MANY, Operator as Watcher, millicores_of_the_spammer, spammer, start, uuid, watched,
 };
 use crate::isolation::{
-    assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome, with_mode,
+    assert_nothing_is_left, covering, decide, hash, isolation, outcome, serving, with_mode,
 };
 use crate::needs_citus;
 use crate::operator::Operator;
@@ -56,9 +56,7 @@ async fn shards(world: &World) -> Result<i64> {
 #[tokio::test]
 async fn a_policy_that_is_edited_in_the_middle_of_a_split_leaves_nothing_half_done() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     let before = shards(&world).await?;
     let mut operator = Operator::default();
 

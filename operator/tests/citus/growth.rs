@@ -15,7 +15,7 @@ use crate::traffic::Traffic;
 use crate::world::{SHARDS, World, brief, condition, few_shards as wanted, placements};
 
 /// Shard groups on each registered node, workers by number.
-async fn groups(world: &World) -> Result<Vec<(Group, i64)>> {
+pub async fn groups(world: &World) -> Result<Vec<(Group, i64)>> {
     let rows = world
         .ask(
             Group::Coordinator,

@@ -45,20 +45,25 @@ pub fn watched(workers: u32, millicores: u64) -> Wanted {
 
 /// Servers that count as such a resource has them count.
 pub async fn start(workers: u32, wanted: &Wanted, limit: i32) -> Result<World> {
-    let spec = serde_json::from_value(
-        json!({"mode": "Observe", "statistics": {"period": format!("{PERIOD}s"), "limit": limit}}),
-    )?;
     let mut world = World::empty()?;
     for group in (0..workers).map(Group::Worker).chain([Group::Coordinator]) {
-        world.add_with(group, |mut builder| {
-            for (name, value) in statistics(&spec) {
-                builder = builder.parameter(name, &value);
-            }
-            builder
-        })?;
+        add(&mut world, group, limit)?;
     }
     world.serve(wanted).await?;
     Ok(world)
+}
+
+/// Starts one more of these.
+pub fn add(world: &mut World, group: Group, limit: i32) -> Result<()> {
+    let spec = serde_json::from_value(
+        json!({"mode": "Observe", "statistics": {"period": format!("{PERIOD}s"), "limit": limit}}),
+    )?;
+    world.add_with(group, |mut builder| {
+        for (name, value) in statistics(&spec) {
+            builder = builder.parameter(name, &value);
+        }
+        builder
+    })
 }
 
 /// People who write to dialogs: each session to one of `dialogs` after the other.
@@ -155,7 +160,7 @@ impl<'a> Operator<'a> {
 }
 
 /// The periods that were recorded.
-async fn recorded(world: &World) -> Result<Vec<Period>> {
+pub async fn recorded(world: &World) -> Result<Vec<Period>> {
     let sessions = world.sessions()?;
     let door = dialog_operator::shards::sessions::Door::Dialog;
     Ok(store::periods(&*sessions.session(Group::Coordinator, door).await?).await?)

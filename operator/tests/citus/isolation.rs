@@ -23,6 +23,13 @@ pub fn with_mode(mut wanted: Wanted, mode: Mode) -> Wanted {
     wanted
 }
 
+/// Three workers that serve, and what is asked for: that hot tenants are isolated.
+pub async fn serving() -> Result<(World, Wanted)> {
+    let (world, wanted) = (World::start(3)?, isolating(3));
+    world.serve(&wanted).await?;
+    Ok((world, wanted))
+}
+
 /// A shard group, as the catalogs say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {

@@ -8,11 +8,11 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::heat::actions::Outcome;
 use testbed::postgres::Shutdown;
 
-use crate::acting::{DIALOG, decide_while_written, make_large};
-use crate::isolation::{assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome};
+use crate::acting::{DIALOG, decide_while_written, with_a_large_shard};
+use crate::isolation::{assert_nothing_is_left, covering, decide, hash, isolation, outcome, serving};
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, condition};
+use crate::world::condition;
 
 /// What a split needs, with the names that Citus gives, and no note of any of it.
 const LEFT: [&str; 5] = [
@@ -38,9 +38,7 @@ const REMEDIES: [&str; 5] = [
 #[tokio::test]
 async fn what_somebody_else_has_left_is_named_and_left_and_in_nobodys_way() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     assert_eq!(condition(&world.round(&wanted).await?, BALANCED).1, "Balanced");
     let client = world.ask_client(Group::Worker(1)).await?;
     for statement in LEFT {
@@ -73,11 +71,7 @@ async fn what_somebody_else_has_left_is_named_and_left_and_in_nobodys_way() -> R
 #[tokio::test]
 async fn a_split_whose_coordinator_ends_is_made_anew_and_its_parts_are_nobodys_orphans() -> Result<()> {
     needs_citus!();
-    let mut world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
+    let (mut world, wanted, large) = with_a_large_shard().await?;
     let source = covering(&world, large).await?.node;
     let (id, writer) = decide_while_written(&world, large).await?;
     let mut operator = Operator::default();

@@ -42,9 +42,11 @@ mod restored;
 mod retirement;
 mod seeds;
 mod sends;
+mod sooner;
 mod splits;
 mod stalls;
 mod steady;
+mod too_hot;
 mod traffic;
 mod world;
 

@@ -16,9 +16,9 @@ use dialog_operator::shards::step::{Split, Step};
 use dialog_operator::shards::supervise::Splits;
 use jiff::Timestamp;
 
-use crate::acting::{DIALOG, decide_while_written, make_large, planned, settle};
+use crate::acting::{decide_while_written, planned, settle, with_a_large_shard};
 use crate::held_up::HeldUp;
-use crate::isolation::{assert_nothing_is_left, covering, decide, hash, isolating, isolation, outcome};
+use crate::isolation::{assert_nothing_is_left, covering, decide, isolating, isolation, outcome};
 use crate::needs_citus;
 use crate::operator::Operator;
 use crate::traffic::Traffic;
@@ -78,11 +78,7 @@ async fn a_split_that_hangs_is_ended_and_leaves_nothing() -> Result<()> {
 #[tokio::test]
 async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that_has_gone() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let mut wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
+    let (world, mut wanted, large) = with_a_large_shard().await?;
     let source = covering(&world, large).await?.node;
     let (id, writer) = decide_while_written(&world, large).await?;
     let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
@@ -133,11 +129,7 @@ async fn a_split_that_waits_for_somebody_on_a_worker_is_ended_and_made_when_that
 #[tokio::test]
 async fn a_split_that_keeps_writers_waiting_at_its_end_is_cancelled_and_the_quick_way_is_not() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
+    let (world, wanted, large) = with_a_large_shard().await?;
     let id = decide(&world, isolation(&world, large).await?).await?;
     let writer = HeldUp::every(&world).await?;
 
@@ -234,11 +226,7 @@ const LEFT: &str = "citus_shard_split_subscription_10_4711";
 #[tokio::test]
 async fn what_another_split_has_left_and_fails_does_not_end_one_that_gets_on() -> Result<()> {
     needs_citus!();
-    let mut world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
+    let (mut world, wanted, large) = with_a_large_shard().await?;
     let source = covering(&world, large).await?.node;
     let other = (0..3).map(Group::Worker).find(|group| *group != source).context("there are three")?;
     leave_failing(&mut world, source, other).await?;
@@ -268,11 +256,7 @@ async fn what_another_split_has_left_and_fails_does_not_end_one_that_gets_on() -
 #[tokio::test]
 async fn an_attempt_that_nobody_sees_the_end_of_counts() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
-    make_large(&world, DIALOG).await?;
-    let large = hash(&world, DIALOG).await?;
+    let (world, wanted, large) = with_a_large_shard().await?;
     let before = covering(&world, large).await?;
     let (id, writer) = decide_while_written(&world, large).await?;
     for attempt in 1..=3 {

@@ -17,7 +17,10 @@ use crate::pg::{self, Endpoint, Session};
 
 /// What waits for longer than this since it was decided, or since it was first tried, is given up: everything else waits for
 /// it.
-pub(in crate::shards) const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
+const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
+/// What others have kept from being done is not given up within this time after they let go of it: what it lacks may be what
+/// they have just used, such as a slot that is about to be free.
+const FURTHER: SignedDuration = SignedDuration::from_mins(10);
 
 /// Who asks for what is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -135,6 +138,14 @@ impl Act {
     #[must_use]
     pub fn is_by_hand(&self) -> bool {
         self.asked_by == Author::Spec.name()
+    }
+
+    /// When it is given up if it still lacks something; `held_up` is when others were last seen to keep it from being done.
+    #[must_use]
+    pub(in crate::shards) fn given_up(&self, held_up: Option<Timestamp>) -> Option<Timestamp> {
+        let own = self.begun.unwrap_or(self.decided).checked_add(PATIENCE).ok()?;
+        let further = held_up.and_then(|at| at.checked_add(FURTHER).ok());
+        Some(further.map_or(own, |further| further.max(own)))
     }
 
     /// How long it took, from the first attempt, or from the pin where a shard of its own is moved, to its end.

@@ -6,10 +6,11 @@ use super::moves::{self, Moves, layout};
 use super::{Draft, by_hand};
 use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Relief, Tenant, TenantLoad};
 use crate::names::Group;
-use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome, PATIENCE};
+use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
 use crate::shards::heat::{Heat, is_underway};
+use crate::shards::observed::Placement;
 use crate::shards::preflight;
-use crate::shards::rebalance::{Cause, Layout, Move, MovePlan, Pin, Role, ShardGroup, Strategy};
+use crate::shards::rebalance::{Cause, HashRange, Layout, Move, MovePlan, Pin, Role, ShardGroup, Strategy};
 use crate::shards::step::{Split, Step};
 use crate::shards::world::World;
 
@@ -195,7 +196,7 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
     // Nothing can begin while shards are moved or split, or servers are updated.
     let held_up = is_underway(world) || world.wanted.rebalance.hold;
     let late = || {
-        let over = act.begun.unwrap_or(act.decided).checked_add(PATIENCE).ok();
+        let over = act.given_up(world.observed.held_up);
         !held_up && world.observed.kept.now.zip(over).is_some_and(|(now, over)| now > over)
     };
     let given_up = |why: &str| Next::End(Outcome::Failed, Some(format!("not within an hour: {why}")));
@@ -208,6 +209,25 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
         }
         (next, _) => next,
     }
+}
+
+/// Whether others keep what is open from being done: whoever changes shards, but for what is done for its sake, or an update of
+/// servers.
+pub(in crate::shards) fn held_by_others(world: &World<'_>) -> bool {
+    let Some(act) = world.observed.kept.open() else { return false };
+    let Some(catalog) = world.catalog() else { return true };
+    let its_own = |shard_id: i64| match act.action.tenant() {
+        Some(tenant) => {
+            let range = HashRange { min: tenant.hash, max: tenant.hash };
+            let its = |at: &Placement| (at.colocation_id, at.range) == (tenant.colocation_id, range);
+            catalog.placements.iter().any(|at| at.shard_id == shard_id && its(at))
+        }
+        // What evens out load is a move like others.
+        None => matches!(act.action, Action::Spread { .. }),
+    };
+    world.wanted.rebalance.hold
+        || !catalog.foreign.is_empty()
+        || catalog.moves().any(|running| !its_own(running.shard_id))
 }
 
 /// Whether one of the moves that do it may begin now.

@@ -12,10 +12,10 @@ use jiff::Timestamp;
 
 use crate::heat::{MANY, Operator, PERIOD, start, watched};
 use crate::in_a_row::{Isolation, Stretch, Waits, isolate};
-use crate::isolation::{assert_nothing_is_left, covering, isolating, with_mode};
+use crate::isolation::{assert_nothing_is_left, covering, serving, with_mode};
 use crate::needs_citus;
 use crate::sends::{Ledger, Load, Sends};
-use crate::world::{World, condition};
+use crate::world::condition;
 
 /// Longest time that the dialog that is moved may stand still, and any other.
 const OWN_GAP: Duration = Duration::from_secs(2);
@@ -143,9 +143,7 @@ const BEFORE: Duration = Duration::from_secs(3);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn isolations_in_a_row_under_writes_never_hang_and_leave_nothing() -> Result<()> {
     needs_citus!();
-    let world = World::start(3)?;
-    let wanted = isolating(3);
-    world.serve(&wanted).await?;
+    let (world, wanted) = serving().await?;
     let sends = Sends::start(&world, Load { dialogs: 400, messages: 0, rate: 200.0, one_in: 5 }).await?;
     let hot = sends.heat(0)?;
     let before = Stretch::begin(&world, &sends, hot).await?;

@@ -89,6 +89,8 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     load::say(&bed, "during", &during);
     ensure!(during.is_whole(), "{}", during.text());
     load::ensure_answered(&during)?;
+    // Who waits for seconds has others wait behind them, until nobody finds room any more.
+    ensure!(during.dropped == 0, "{} arrivals found the queue full: {}", during.dropped, during.text());
 
     // The parts of the shard that was cut have other numbers.
     let others = || during.shard_groups.iter().filter(|group| shards.contains(&group.shard));

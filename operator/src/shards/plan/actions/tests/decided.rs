@@ -159,3 +159,57 @@ fn what_has_waited_for_others_alone_begins_however_long_that_took() {
     facts(&mut moved, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
     assert!(is_given_up(&moved), "it has no slot");
 }
+
+/// A slot that somebody else's move has used is free a moment after its end.
+#[test]
+fn what_lacks_something_when_others_let_go_of_it_late_has_some_time_left() {
+    let others = Foreign::Job { id: 4, description: "Rebalance all".to_owned() };
+    let mut waiting = with(vec![isolation(TENANT.hash)]);
+    facts(&mut waiting, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 30);
+    facts(&mut waiting, Group::Worker(2)).resources.as_mut().unwrap().free_slots = 0;
+    let mut last: Option<Observed> = None;
+    let mut look = |now: &str, foreign: &[Foreign], hold: bool| {
+        let wanted = Wanted { rebalance: Rebalance { hold, ..wanted(3).rebalance }, ..wanted(3) };
+        let mut seen = waiting.clone();
+        seen.kept.now = Some(now.parse().unwrap());
+        catalog(&mut seen).foreign = foreign.to_vec();
+        let held = held_by_others(&World { wanted: &wanted, topology: &topology(), observed: &seen });
+        seen.keep_held_up(last.as_ref(), held);
+        let fails = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Failed, .. });
+        let given_up = steps(&seen, &wanted).0.iter().any(fails);
+        last = Some(seen);
+        given_up
+    };
+    assert!(!look("2026-01-05T09:30:00Z", std::slice::from_ref(&others), false));
+    assert!(!look("2026-01-05T10:05:00Z", std::slice::from_ref(&others), false));
+    assert!(!look("2026-01-05T10:05:10Z", &[], false), "they have just let go of it");
+    assert!(!look("2026-01-05T10:14:00Z", &[], false));
+    assert!(look("2026-01-05T10:16:00Z", &[], false), "ten minutes are over");
+    // So does an update of servers.
+    assert!(!look("2026-01-05T10:17:00Z", &[], true));
+    assert!(!look("2026-01-05T10:18:00Z", &[], false));
+    assert!(look("2026-01-05T10:28:00Z", &[], false));
+}
+
+/// Who tries in vain gains no time by that.
+#[test]
+fn what_is_done_for_the_sake_of_an_action_is_nobody_elses() {
+    let held = |act: Option<Act>, applications: &[String]| {
+        let mut observed = with(act.into_iter().collect());
+        cut_out(&mut observed, 3);
+        let operation = |application: &String| Operation { pid: 7, application: application.clone() };
+        catalog(&mut observed).operations = applications.iter().map(operation).collect();
+        held_by_others(&World { wanted: &wanted(3), topology: &topology(), observed: &observed })
+    };
+    let spread = act(Action::Spread { from: Group::Worker(0), to: Group::Worker(1) });
+    let moved = |shard_id| Operation::name_of(shard_id, Group::Worker(2), Group::Worker(0));
+    for (act, application, expected) in [
+        (Some(isolation(TENANT.hash)), running_split().application, false),
+        (Some(isolation(TENANT.hash)), moved(3001), false),
+        (Some(isolation(TENANT.hash)), moved(3002), true),
+        (Some(spread), moved(3002), false),
+        (None, moved(3002), false),
+    ] {
+        assert_eq!(held(act.clone(), std::slice::from_ref(&application)), expected, "{act:?}: {application}");
+    }
+}

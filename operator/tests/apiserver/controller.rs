@@ -153,7 +153,7 @@ async fn everything_is_created_and_then_left_alone() -> Result<()> {
 }
 
 /// Waits until the controller has reconciled `more` times.
-async fn looks(bed: &Bed, more: u64) -> Result<()> {
+pub async fn looks(bed: &Bed, more: u64) -> Result<()> {
     let goal = reconciliations(bed) + more;
     eventually(&format!("{more} reconciliations"), async || Ok((reconciliations(bed) >= goal).then_some(())))
         .await

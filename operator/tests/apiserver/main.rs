@@ -12,6 +12,8 @@ mod refusals;
 mod resource;
 mod rest;
 mod rights;
+mod servers;
+mod updates;
 
 /// Ends a test on a machine where it cannot run, by name.
 macro_rules! needs_apiserver {

@@ -96,6 +96,7 @@ mod tests {
             sends: of(0.2),
             lists: of(0.8),
             dropped: 0,
+            left: 0,
             generator_cpu: 0.1,
             audit: None,
             shard_groups: Vec::new(),

@@ -220,7 +220,7 @@ impl Handover {
 
 /// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
 pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
-    let observed = look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes).await;
+    let observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     let mut round = Round {
         observed,
@@ -337,7 +337,7 @@ pub async fn carry_out(
 /// round. Moves of another plan than the one that is being carried out are none of them: they wait for a round, and so are in
 /// the status, an Event and the log before they are made.
 pub async fn following(brief: &Brief<'_>, sessions: &Sessions) -> Vec<Step> {
-    let observed = look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes).await;
+    let observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     if !carries_on(brief.held.as_ref(), &plan) {
         return Vec::new();
@@ -427,7 +427,7 @@ fn remember(observed: &mut Observed, brief: &Brief<'_>, existing: BTreeSet<Group
 
 async fn look_again(round: &mut Round, brief: &Brief<'_>, sessions: &Sessions, sizes: Sizes) {
     let silent = silent(&round.observed, sessions.topology());
-    round.observed = look(brief, Some(&round.observed), &silent, sessions, sizes).await;
+    round.observed = Box::pin(look(brief, Some(&round.observed), &silent, sessions, sizes)).await;
     round.plan = plan(brief.wanted, sessions.topology(), &round.observed);
 }
 

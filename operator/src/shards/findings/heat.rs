@@ -109,16 +109,7 @@ fn of_load(world: &World<'_>) -> Finding {
         return finding(Holds::False, "Isolated", message);
     }
     if names.is_empty() {
-        let silent = silent(world, heat);
-        if silent.is_empty() {
-            return finding(Holds::False, "NoneHot", "no tenant takes a large part of its worker".to_owned());
-        }
-        let message = format!(
-            "nobody knows what the tenants of {} did in the last period: a server does not answer, or has just begun to \
-             count; of the others none takes a large part of its worker",
-            silent.join(", ")
-        );
-        return finding(Holds::Unknown, "NotObserved", message);
+        return nobody(world, heat);
     }
     let lasts = others.iter().any(|hot| hot.periods >= lasting);
     if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
@@ -142,11 +133,21 @@ fn of_load(world: &World<'_>) -> Finding {
     }
 }
 
-/// The nodes with shards of which nobody knows what they did in the last period.
-fn silent(world: &World<'_>, heat: &Heat) -> Vec<String> {
+/// Nobody is known to be hot: who of the nodes with shards told nothing of the last period is named.
+fn nobody(world: &World<'_>, heat: &Heat) -> Finding {
     let nodes = heat.nodes.iter().filter(|(_, node)| node.role == Role::Unavailable);
-    let holding = nodes.map(|(group, _)| *group).filter(|group| world.shards_on(*group) > 0);
-    holding.map(|group| group.to_string()).collect()
+    let silent = nodes.map(|(group, _)| *group).filter(|group| world.shards_on(*group) > 0);
+    let silent: Vec<String> = silent.map(|group| group.to_string()).collect();
+    if silent.is_empty() {
+        let message = "no tenant takes a large part of its worker";
+        return Finding::new(HOT_TENANT, Holds::False, "NoneHot", message);
+    }
+    let message = format!(
+        "nobody knows what the tenants of {} did in the last period: a server does not answer, or has just begun to count; of the \
+         others none takes a large part of its worker",
+        silent.join(", ")
+    );
+    Finding::new(HOT_TENANT, Holds::Unknown, "NotObserved", message)
 }
 
 /// The last action, if it has failed: that is told for a cooldown. What was asked for by hand is told of with the pins.

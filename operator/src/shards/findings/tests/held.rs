@@ -26,7 +26,7 @@ fn a_shrink_that_was_refused_begins_once_there_is_room() {
     free(&mut observed, 900 << 30);
     let roomy = plan(&wanted(), &topology(), &observed);
     let flag = Step::SetShouldHaveShards { group: Group::Worker(1), value: false };
-    assert_eq!(roomy.steps, [flag.clone()]);
+    assert_eq!(roomy.steps, std::slice::from_ref(&flag));
     let moves = roomy.moves.unwrap();
     assert_eq!((moves.refused, moves.overtaken), (None, None), "nobody was shown a plan");
     // Nobody is told to go by guesses.

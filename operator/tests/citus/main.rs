@@ -38,6 +38,7 @@ mod pins;
 mod planner;
 mod records;
 mod released;
+mod resource;
 mod restored;
 mod retirement;
 mod seeds;
@@ -46,6 +47,7 @@ mod splits;
 mod stalls;
 mod steady;
 mod traffic;
+mod updates;
 mod world;
 
 /// Ends a test on a machine where it cannot run, by name.

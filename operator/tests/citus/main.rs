@@ -38,6 +38,7 @@ mod pins;
 mod planner;
 mod records;
 mod released;
+mod resource;
 mod restored;
 mod retirement;
 mod seeds;
@@ -48,6 +49,7 @@ mod stalls;
 mod steady;
 mod too_hot;
 mod traffic;
+mod updates;
 mod world;
 
 /// Ends a test on a machine where it cannot run, by name.

@@ -1,18 +1,15 @@
 //! How moves follow each other.
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::api::{DialogCluster, RebalanceMode, RebalanceSpec};
 use dialog_operator::condition::BALANCED;
 use dialog_operator::names::Group;
-use dialog_operator::shards::jobs::Present;
 use dialog_operator::shards::observed::RunningMove;
 use dialog_operator::shards::status::{self, status};
 use dialog_operator::shards::step::Step;
-use dialog_operator::shards::wanted::{APPROVE_ANNOTATION, Gate, Wanted};
-use futures::future::ready;
+use dialog_operator::shards::wanted::{APPROVE_ANNOTATION, Gate};
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::tz::TimeZone;
 use kube::ResourceExt as _;
@@ -22,16 +19,17 @@ use sha2::{Digest as _, Sha256};
 use crate::held_up::HeldUp;
 use crate::needs_citus;
 use crate::operator::Operator;
+use crate::resource::Resource;
 use crate::world::{
-    SHARDS, World, closed, condition, eventually, few_shards, gated, store_messages, with_an_empty_worker,
+    World, closed, condition, eventually, few_shards, gated, store_messages, with_an_empty_worker,
 };
 
 /// How long the moves of a test may take.
-const LIMIT: Duration = Duration::from_mins(5);
+pub const LIMIT: Duration = Duration::from_mins(5);
 /// How long a window stays open: a round has to begin a move in it.
 const OPEN: Duration = Duration::from_secs(15);
 
-fn moves_of(steps: &[Step]) -> Vec<Step> {
+pub fn moves_of(steps: &[Step]) -> Vec<Step> {
     steps.iter().filter(|step| matches!(step, Step::MoveShard { .. })).cloned().collect()
 }
 
@@ -259,37 +257,6 @@ async fn one_move_and_no_other(
     let made = moves_of(&operator.done).split_off(before);
     ensure!(made == round.long && operator.failed.is_empty(), "{made:?}, failed: {:?}", operator.failed);
     Ok(())
-}
-
-/// What is stored in Kubernetes of a cluster, with two workers at first.
-#[derive(Clone)]
-struct Resource(Arc<Mutex<DialogCluster>>);
-
-impl Resource {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new(Self::automatic())))
-    }
-
-    /// As it is where nothing is said.
-    fn automatic() -> DialogCluster {
-        let spec = json!({"workers": {"count": 2}, "sharding": {"shardCount": SHARDS}});
-        DialogCluster::new("chat", serde_json::from_value(spec).unwrap())
-    }
-
-    fn change(&self, change: impl FnOnce(&mut DialogCluster)) {
-        change(&mut self.0.lock().unwrap());
-    }
-
-    /// What a round is given.
-    fn wanted(&self) -> Wanted {
-        Wanted::of(&self.0.lock().unwrap(), Timestamp::now())
-    }
-
-    /// What is asked before a step begins.
-    fn present(&self) -> Present {
-        let resource = self.clone();
-        Arc::new(move || Box::pin(ready(Wanted::to_begin(&resource.0.lock().unwrap(), Timestamp::now()))))
-    }
 }
 
 /// A window that opened with this minute and closes soon.

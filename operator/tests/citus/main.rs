@@ -45,6 +45,7 @@ mod sends;
 mod splits;
 mod stalls;
 mod steady;
+mod told;
 mod traffic;
 mod world;
 

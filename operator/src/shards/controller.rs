@@ -11,26 +11,24 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, ObjectMeta, PartialObjectMeta};
-use kube::runtime::events::{Event, EventType};
 use kube::runtime::predicates;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, Client, Resource, ResourceExt};
-use tracing::{debug, info, warn};
+use kube::{Api, Client, ResourceExt};
+use tracing::debug;
 
-use super::act;
 use super::heat;
 use super::jobs::{Existing, Job, Present, Wake};
-use super::memory::{Memory, Place, Results};
+use super::memory::{Memory, Results};
 use super::observe::{Sizes, splits, stall};
 use super::observed::Stall;
 use super::rebalance::MovePlan;
-use super::round::{Brief, Handover, Round, round};
+use super::round::{Brief, Handover, round};
 use super::sessions::Sessions;
 use super::status::{PART, got_on, held_moves, status};
 use super::step::Step;
 use super::topology::Topology;
 use super::wanted::Wanted;
-use crate::api::{DialogCluster, DialogClusterStatus, PlanStatus};
+use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::cluster::certificates::identity;
 use crate::cluster::report;
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
@@ -38,11 +36,12 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::names::{CLUSTER_LABEL, GROUP_LABEL, Group, Names};
 use crate::pg::Identity;
-use crate::reconcile::{ACTION, NOTE, Outcome, Reconciler, owners, shorten};
+use crate::reconcile::{Outcome, Reconciler, owners};
 use crate::status;
 use again::{SOON, outcome};
 
 mod again;
+mod telling;
 mod watching;
 
 /// Steps after which the status is written, however many are left.
@@ -155,96 +154,6 @@ impl Controller {
         stalls
     }
 
-    /// Makes known, in the log and by an Event, that a step was `begun` or `done`, which of which plan it is, and the `figures` of
-    /// one that took long.
-    async fn tell(
-        &self,
-        cluster: &DialogCluster,
-        what: &'static str,
-        step: &Step,
-        place: Option<Place>,
-        figures: Option<String>,
-    ) {
-        let (plan, number) = place.map(|Place { hash, number }| (hash, number)).unzip();
-        info!(
-            cluster = %cluster.name_any(), namespace = cluster.namespace(), kind = step.kind(), %step, plan, number, figures,
-            "{what}"
-        );
-        let place = plan.zip(number).map(|(plan, number)| format!(" (move {number} of plan {plan})"));
-        let figures = figures.map(|figures| format!(": {figures}")).unwrap_or_default();
-        let more = place.unwrap_or_default() + &figures;
-        self.publish(cluster, EventType::Normal, step.kind(), &format!("{what}: {step}"), &more).await;
-    }
-
-    /// Makes known what was begun of `plan`.
-    async fn tell_begun(
-        &self,
-        cluster: &DialogCluster,
-        key: &ObjectRef<DialogCluster>,
-        begun: &[Step],
-        plan: Option<&MovePlan>,
-    ) {
-        for step in begun {
-            let place = self.memory(key, |memory| memory.begin(step, plan));
-            self.tell(cluster, "begun", step, place, None).await;
-        }
-    }
-
-    /// Publishes an Event about a plan that was not shown before: who approves by Events hears of it, whatever the conditions
-    /// said meanwhile.
-    async fn tell_of(&self, cluster: &DialogCluster, plan: Option<&PlanStatus>) {
-        let shown = cluster.status.as_ref().and_then(|status| status.plan.as_ref());
-        if let Some(PlanStatus { hash, moves, bytes, over, .. }) = plan
-            && shown.is_none_or(|shown| shown.hash != *hash)
-        {
-            let what = format!("plan {hash}");
-            let more = format!(": {moves} moves, {bytes} bytes, over {}", over.join(", "));
-            self.publish(cluster, EventType::Normal, "MovesPlanned", &what, &more).await;
-        }
-    }
-
-    /// Makes known that a long step failed, and how often it has by now.
-    async fn complain(
-        &self,
-        cluster: &DialogCluster,
-        key: &ObjectRef<DialogCluster>,
-        step: &Step,
-        error: &act::Error,
-        failures: u32,
-    ) {
-        self.memory(key, |memory| memory.end(step, &[]));
-        self.context.metrics.shards.step(step, false);
-        warn!(cluster = %key, kind = step.kind(), %step, failures, %error, "failed");
-        let what = format!("could not {step}");
-        self.publish(cluster, EventType::Warning, "StepFailed", &what, &format!(": {error}")).await;
-    }
-
-    /// Says in log, Events and metrics what a round has done of `plans`, how long what was long has `lasted`, and what it has not
-    /// done.
-    async fn account(
-        &self,
-        cluster: &DialogCluster,
-        key: &ObjectRef<DialogCluster>,
-        round: &Round,
-        plans: &[&MovePlan],
-        lasted: &BTreeMap<Step, Duration>,
-    ) {
-        let sizes = round.observed.sizes();
-        for step in &round.performed {
-            self.context.metrics.shards.step(step, true);
-            let place = self.memory(key, |memory| memory.end(step, plans));
-            let figures = lasted.get(step).map(|lasted| step.figures(&sizes, *lasted));
-            self.tell(cluster, "done", step, place, figures).await;
-        }
-        for (step, error) in &round.partly {
-            self.postpone(key, step, error);
-        }
-        for (step, _) in &round.failed {
-            // Log and Event are made of the error that is returned.
-            self.context.metrics.shards.step(step, false);
-        }
-    }
-
     /// Adds when moves got on last, and when they will have ended.
     fn foresee(&self, key: &ObjectRef<DialogCluster>, facts: &mut DialogClusterStatus, now: Timestamp) {
         if self.memory(key, |memory| memory.watch.got_on()) {
@@ -253,31 +162,6 @@ impl Controller {
         let eta = self.memory(key, |memory| memory.pace.look(facts.rebalance.as_ref(), now));
         if let Some(rebalance) = &mut facts.rebalance {
             rebalance.eta = eta;
-        }
-    }
-
-    /// Puts off a step that could be done in part only.
-    fn postpone(&self, key: &ObjectRef<DialogCluster>, step: &Step, error: &act::Error) {
-        if !self.memory(key, |memory| memory.postpone(step, error)) {
-            debug!(cluster = %key, kind = step.kind(), %step, %error, "put off");
-            return;
-        }
-        self.context.metrics.shards.step(step, false);
-        info!(cluster = %key, kind = step.kind(), %step, %error, "done in part, and put off");
-    }
-
-    /// Publishes an Event about a cluster. Those of the same action are one within six minutes, with the first note: `what`
-    /// has to say which move is meant.
-    async fn publish(&self, cluster: &DialogCluster, type_: EventType, reason: &str, what: &str, more: &str) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(shorten(&format!("{what}{more}"), NOTE)),
-            action: shorten(what, ACTION),
-            secondary: None,
-        };
-        if let Err(error) = self.context.recorder.publish(&event, &cluster.object_ref(&())).await {
-            debug!(cluster = %cluster.name_any(), %error, "could not publish an Event");
         }
     }
 
@@ -337,8 +221,10 @@ impl Reconciler for Controller {
         existing(&self.context.client, &names).await?;
         let before = self.memory(&key, |memory| memory.held.clone());
         let Results { done, uncounted, failed } = self.memory(&key, Memory::take_results);
+        let (done, lasted): (Vec<Step>, BTreeMap<Step, Duration>) =
+            done.into_iter().map(|(step, lasted)| (step.clone(), (step, lasted))).unzip();
         // What was begun since the last round was of its plan; and what has ended was begun before.
-        self.tell_begun(cluster, &key, &jobs.begun(), before.as_ref()).await;
+        self.tell_begun(cluster, &key, &jobs.begun(), &done, before.as_ref()).await;
         for (step, error, failures) in &failed {
             self.complain(cluster, &key, step, error, *failures).await;
         }
@@ -349,8 +235,6 @@ impl Reconciler for Controller {
         let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };
         let last = self.memory(&key, |memory| memory.last.clone());
         let heat = self.watch(cluster, &key, &wanted, &sessions).await;
-        let (done, lasted): (Vec<Step>, BTreeMap<Step, Duration>) =
-            done.into_iter().map(|(step, lasted)| (step.clone(), (step, lasted))).unzip();
         // Shards that a long step has made were never measured.
         let made = done.iter().any(Step::makes_shards);
         let sizes = if made { Sizes::Measure } else { self.memory(&key, |memory| memory.sizes()) };
@@ -378,12 +262,6 @@ impl Reconciler for Controller {
             memory.remember(&mut round);
         });
         round.performed.extend(done);
-        let held = round.held_plan();
-        let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
-        self.account(cluster, &key, &round, &plans, &lasted).await;
-        self.memory(&key, Memory::told);
-        // What no status counts yet is counted in this one.
-        round.performed.extend(uncounted);
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),
@@ -395,10 +273,19 @@ impl Reconciler for Controller {
         }));
         jobs.start(&round.long);
 
+        // What no status counts yet is counted in this one; it was told of before.
+        let news = round.performed.len();
+        round.performed.extend(uncounted);
         let mut facts = status(&wanted, &topology, &round, cluster.status.as_ref(), now);
+        round.performed.truncate(news);
         self.foresee(&key, &mut facts, now);
         // A step that has ended since the look has had the next begin before it ended.
         facts.held_moves = held_moves(cluster.status.as_ref(), Some(&round.observed), &jobs.under_way());
+        let held = round.held_plan();
+        let plans: Vec<&MovePlan> = [&held, &before].into_iter().flatten().collect();
+        self.account(cluster, &key, &round, &plans, &lasted, facts.rebalance.as_ref()).await;
+        self.memory(&key, Memory::told);
+        self.tell_phases(cluster, &key, &plans, facts.rebalance.as_ref(), now).await;
         self.tell_of(cluster, facts.plan.as_ref()).await;
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);

@@ -228,6 +228,12 @@ impl Memory {
         Some(place)
     }
 
+    /// Which of which plan a step is that is under way. Of one that another operator has begun, `plans` tell.
+    #[must_use]
+    pub fn place(&self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {
+        self.begun.get(step).cloned().or_else(|| Place::of(step, plans))
+    }
+
     /// Which of which plan a step is that has ended: what it was when it was begun, since a plan that was made meanwhile need not
     /// have it any more. Of one that another operator has begun, `plans` tell.
     pub fn end(&mut self, step: &Step, plans: &[&MovePlan]) -> Option<Place> {

@@ -26,8 +26,10 @@ use crate::status::Part;
 
 mod heat;
 mod held;
+mod how_far;
 
 pub use held::held_moves;
+pub use how_far::{HowFar, in_phase};
 
 /// What of the status is written here.
 pub const PART: Part = Part {
@@ -214,10 +216,7 @@ fn rebalance(round: &Round, before: Option<&RebalanceStatus>, now: Timestamp) ->
     let bytes_done = before.bytes_done.saturating_add(made.iter().sum());
     // One that waits for the lock is not begun by being tried.
     let held = round.held.as_ref().map(|(step, _)| step);
-    let is_held = |running: &&RunningMove| {
-        let RunningMove { shard_id, from, to, .. } = **running;
-        held == Some(&Step::MoveShard { shard_id, from, to })
-    };
+    let is_held = |running: &&RunningMove| held == Some(&running.step());
     let running = moves.running.iter().filter(|running| !is_held(running));
     let running: Vec<MoveStatus> = running.map(|running| underway(running, catalog)).collect();
     let on_the_way: i64 = running.iter().map(|one| (one.bytes_total - one.bytes_done).max(0)).sum();

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use super::observed::{Catalog, End, Progress, Room, RunningMove};
 use crate::names::Group;
 
+mod phases;
 mod splits;
 
+use phases::Phases;
+pub use phases::{Entered, TOLD_AFTER};
 pub use splits::{Splits, StalledSplit};
 
 /// How long a move may keep writers of its shard group waiting: what it does then takes less than a second, and whatever it
@@ -80,6 +83,7 @@ struct Seen {
     filling: Option<Room>,
     lost_slot: Option<Lost>,
     endings: Endings,
+    phases: Phases,
 }
 
 /// How often a session was cancelled or terminated, and when last.
@@ -160,10 +164,12 @@ impl Watch {
             let rooms_of = || catalog.rooms.iter().filter(|room| room.pid == running.pid);
             roomy.extend(rooms_of().filter(|room| !room.is_short()).map(|room| room.group));
             let filling = rooms_of().find(|room| room.is_short() && roomy.contains(&room.group)).copied();
-            let since = before.filter(|before| !gets_on(before)).map_or(now, |before| before.since);
+            let since = before.as_ref().filter(|before| !gets_on(before)).map_or(now, |before| before.since);
+            let phases = before.map_or_else(|| Phases::new(now), |before| before.phases);
+            let looked = now;
             seen.insert(
                 running.pid,
-                Seen { running, marks, since, looked: now, blocking, roomy, filling, lost_slot, endings },
+                Seen { running, marks, since, looked, blocking, roomy, filling, lost_slot, endings, phases },
             );
         }
         self.seen = seen;
@@ -177,7 +183,7 @@ impl Watch {
             let idle = seen.idle();
             let lost_slot =
                 seen.lost_slot.as_ref().filter(|lost| lost.looks >= LOOKS).map(|lost| lost.slot.clone());
-            let phase = seen.marks.first().map(|mark| mark.phase.clone()).unwrap_or_default();
+            let phase = seen.phase().to_owned();
             let end = seen.endings.next(seen.looked);
             let blocking = seen.blocking.map(|since| seen.looked.saturating_duration_since(since));
             let blocking = blocking.filter(|waited| *waited >= WRITERS_WAIT);
@@ -217,6 +223,11 @@ impl Watch {
 }
 
 impl Seen {
+    /// What Citus calls the phase; empty before the first.
+    fn phase(&self) -> &str {
+        self.marks.first().map_or("", |mark| &mark.phase)
+    }
+
     fn idle(&self) -> Duration {
         self.looked.saturating_duration_since(self.since)
     }
@@ -228,7 +239,7 @@ mod tests {
     use crate::shards::observed::{LostSlot, Operation};
 
     /// Somebody writes on the source all the time.
-    fn catalog(source: i64, target_bytes: i64, lsn: &str) -> Catalog {
+    pub(super) fn catalog(source: i64, target_bytes: i64, lsn: &str) -> Catalog {
         let application = "dialog-operator: move 102008 worker-0>worker-1".to_owned();
         let progress = Progress {
             pid: 7,

@@ -47,6 +47,7 @@ mod sooner;
 mod splits;
 mod stalls;
 mod steady;
+mod told;
 mod too_hot;
 mod traffic;
 mod updates;

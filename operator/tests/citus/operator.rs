@@ -13,6 +13,7 @@ use dialog_operator::shards::memory::{Memory, Place, Results};
 use dialog_operator::shards::observe::{splits, stall};
 use dialog_operator::shards::round::{Brief, Handover, Round, round};
 use dialog_operator::shards::step::Step;
+use dialog_operator::shards::supervise::Entered;
 use dialog_operator::shards::wanted::Wanted;
 use futures::future::{BoxFuture, ready};
 use tokio_util::sync::CancellationToken;
@@ -44,13 +45,15 @@ pub struct Operator {
     pub present: Option<Present>,
     /// What was begun of which plan, in order.
     pub begun: Vec<(Step, Option<Place>)>,
+    /// The phases of moves that take long, in order.
+    pub entered: Vec<Entered>,
     memory: Memory,
 }
 
 impl Default for Operator {
     fn default() -> Self {
         let memory = Memory::trying_again_after(RETRY);
-        let (done, failed, begun) = (Vec::new(), Vec::new(), Vec::new());
+        let (done, failed) = (Vec::new(), Vec::new());
         Self {
             jobs: memory.jobs.clone(),
             done,
@@ -58,7 +61,8 @@ impl Default for Operator {
             paused: false,
             heat: None,
             present: None,
-            begun,
+            begun: Vec::new(),
+            entered: Vec::new(),
             memory,
         }
     }
@@ -93,6 +97,7 @@ impl Operator {
         )
         .await;
         self.memory.remember(&mut round);
+        self.entered.extend(self.memory.watch.entered());
         for (step, error) in &round.partly {
             self.memory.postpone(step, error);
         }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::names::Group;
 use crate::pg::{APPLICATION, identifier, literal};
-use crate::shards::step::Split;
+use crate::shards::step::{Split, Step};
 
 /// A session of the operator that moves data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,13 @@ impl RunningMove {
     #[must_use]
     pub fn purpose(shard_id: i64, from: Group, to: Group) -> String {
         format!("move {shard_id} {from}>{to}")
+    }
+
+    /// The step that makes it.
+    #[must_use]
+    pub fn step(&self) -> Step {
+        let Self { shard_id, from, to, .. } = *self;
+        Step::MoveShard { shard_id, from, to }
     }
 
     /// The move that `operation` carries out, if it is one.
@@ -315,7 +322,6 @@ pub fn end_of_prepared(gid: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shards::step::Step;
 
     #[test]
     fn a_move_is_read_from_the_name_that_it_was_given() {

@@ -125,8 +125,8 @@ fn hash(steps: &[PlannedMove]) -> String {
     digest.iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// The moves of the plan that Events tell of, by their numbers: `begun: move shard 1 from a to b (move 1 of plan x)`, and those
-/// that are done with how much was copied in what time (`: 21.4 MiB in 3.2 s`).
+/// The moves of the plan that Events tell of, by their numbers: `begun: move shard 1 from a to b (move 1 of plan x): 0 of 2 moves
+/// and 0 B made, 43 MiB left`, and those that are done with how much was copied in what time before that (`: 21.4 MiB in 3.2 s; `).
 async fn told(bed: &Bed, what: &str, hash: &str) -> Result<Vec<PlannedMove>> {
     let of = format!(" of plan {hash})");
     let mut told = Vec::new();
@@ -134,7 +134,9 @@ async fn told(bed: &Bed, what: &str, hash: &str) -> Result<Vec<PlannedMove>> {
         let note = event.note.filter(|_| event.reason.as_deref() == Some("MoveShard")).unwrap_or_default();
         let Some(text) = note.strip_prefix(&format!("{what}: move shard ")) else { continue };
         let (text, figures) = text.split_once(": ").unwrap_or((text, ""));
-        ensure!((what == "done") == (figures.contains("B in ") && figures.ends_with(" s")), "{note}");
+        let (copied, far) = figures.split_once("; ").unwrap_or(("", figures));
+        ensure!((what == "done") == (copied.contains("B in ") && copied.ends_with(" s")), "{note}");
+        ensure!(far.contains(" moves and ") && far.contains(" made, ") && far.contains(" left"), "{note}");
         let words = text.strip_suffix(&of).with_context(|| format!("of no plan, or another: {note}"))?;
         let [shard, "from", from, "to", to, "(move", number] = words.split(' ').collect::<Vec<_>>()[..]
         else {

@@ -66,8 +66,8 @@ pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed>
                 moves: 0,
                 bytes: 0,
                 over: Vec::new(),
-                strategy: asked.strategy,
-                threshold: asked.threshold.clone(),
+                strategy: Some(asked.strategy),
+                threshold: Some(asked.threshold.clone()),
                 steps: Vec::new(),
             };
             format!("{}\n", serde_json::to_string_pretty(&plan.unwrap_or(none))?)
@@ -117,8 +117,8 @@ mod tests {
             moves: 3,
             bytes: 4 << 30,
             over,
-            strategy: RebalanceStrategy::BySize,
-            threshold: Threshold::new("0.1"),
+            strategy: Some(RebalanceStrategy::BySize),
+            threshold: Some(Threshold::new("0.1")),
             steps: vec![step],
         }
     }

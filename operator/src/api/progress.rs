@@ -25,6 +25,8 @@ pub struct NodeStatus {
 /// How far a node is.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum NodeState {
+    /// It is asked for, and has neither answered nor been part of the Citus cluster yet: none of the data is there.
+    Awaited,
     /// It does not answer.
     Unreachable,
     /// It answers and is not part of the Citus cluster (yet, or because the image has no Citus).

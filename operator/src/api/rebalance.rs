@@ -190,11 +190,11 @@ pub struct PlanStatus {
     #[schemars(length(max = 100))]
     pub over: Vec<String>,
     /// What is then even: `sharding.rebalance.strategy` as the plan was made. A plan for another one is not carried on with.
-    #[serde(default)]
-    pub strategy: RebalanceStrategy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<RebalanceStrategy>,
     /// How far a worker may then be from the average: `sharding.rebalance.threshold` as the plan was made, the same.
-    #[serde(default = "defaults::threshold")]
-    pub threshold: Threshold,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<Threshold>,
     /// The moves in order, the first 2,000 of them. An operator that is started anew carries on a plan that is shown whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2000))]

@@ -63,9 +63,9 @@ pub struct Heat {
     pub pinned: Vec<(Tenant, u64)>,
     /// The hot tenants, the hottest first.
     pub hot: Vec<HotTenant>,
-    /// Those that are hot, or were when somebody could tell last.
+    /// Those that are hot, or were when somebody could tell last; `None` where that was not written down.
     #[serde(default)]
-    pub heated: Vec<Tenant>,
+    pub heated: Option<Vec<Tenant>>,
     /// Who became hot in that period, or has cooled down.
     #[serde(default)]
     pub turned: Vec<Turn>,
@@ -258,7 +258,7 @@ fn judge(before: &State, standing: Standing, seen: &Seen<'_>) -> Judged {
     names.add(&seen.fillers, &heaviest);
     let turned = words::turned(seen, &period, &names, &before.real, &real.hot, &real_history);
     let heat = words::heat(seen, &period, &names, &decision, &real.hot, &before.heat);
-    let heated = real_history.hot.keys().copied().collect();
+    let heated = Some(real_history.hot.keys().copied().collect());
     let heat = Heat { heated, turned, loads, ..heat };
     let begun = decision.action.filter(|_| policy.mode == Mode::Isolate).map(|action| Begun {
         action,

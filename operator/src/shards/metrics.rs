@@ -84,7 +84,11 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self { heat: heat::Metrics::register(registry), ..Self::default() };
         registry.register("steps", "Changes of databases by kind and result", metrics.steps.clone());
-        registry.register("node_up", "1 while the group's primary answers", metrics.up.clone());
+        registry.register(
+            "node_up",
+            "1 while the group's primary answers; absent before it has done so",
+            metrics.up.clone(),
+        );
         registry.register("node_shards", "Shards of distributed tables on the node", metrics.shards.clone());
         let bytes = "Bytes of these shards, indexes and TOAST included";
         registry.register_with_unit("node_shards_size", bytes, Unit::Bytes, metrics.bytes.clone());
@@ -209,7 +213,12 @@ impl Metrics {
         }
         for node in nodes {
             let node_label = label(&node.group);
-            self.up.get_or_create(&node_label).set(i64::from(node.state != NodeState::Unreachable));
+            if node.state == NodeState::Awaited {
+                // Nobody misses it.
+                self.up.remove(&node_label);
+            } else {
+                self.up.get_or_create(&node_label).set(i64::from(node.state != NodeState::Unreachable));
+            }
             self.shards.get_or_create(&node_label).set(node.shards);
             if let Some(bytes) = node.bytes {
                 self.bytes.get_or_create(&node_label).set(bytes);
@@ -262,8 +271,10 @@ mod tests {
             text
         };
         metrics.nodes("ns", "chat", &[], &nodes);
+        metrics.nodes("ns", "chat", &[], &[node("worker-2", NodeState::Awaited)]);
         metrics.step(&Step::AddNode { group: Group::Worker(0) }, true);
         let both = text(&registry);
+        assert!(!both.contains("node_up{namespace=\"ns\",cluster=\"chat\",group=\"worker-2\"}"), "{both}");
         for line in [
             "node_up{namespace=\"ns\",cluster=\"chat\",group=\"worker-0\"} 1",
             "node_up{namespace=\"ns\",cluster=\"chat\",group=\"worker-1\"} 0",

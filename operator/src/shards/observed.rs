@@ -94,7 +94,10 @@ impl Observed {
 
     /// Notes that others keep what is to be done about load from being done, if they do now: as of now, or of `before`.
     pub fn keep_held_up(&mut self, before: Option<&Self>, now: bool) {
-        let known = before.and_then(|before| before.held_up).filter(|_| self.kept.open().is_some());
+        let known = before.and_then(|before| before.held_up).filter(|_| {
+            // Who could not read what is open does not know.
+            self.kept.now.is_none() || self.kept.open().is_some()
+        });
         self.held_up = if now { self.kept.now.or(known) } else { known };
     }
 

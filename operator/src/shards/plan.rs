@@ -21,7 +21,7 @@ mod tables;
 
 pub(super) use actions::{held_by_others, relief};
 pub use moves::{Cramped, Moves};
-pub(super) use moves::{layout, obstacle};
+pub(super) use moves::{UPDATED_FIRST, layout, obstacle};
 pub use tables::{Problem, Report};
 
 /// What is to be done, what is waited for, and what is so.

@@ -84,7 +84,8 @@ pub fn status(
         let facts = observed.facts(group);
         let last = before_nodes.iter().find(|node| node.group == group.to_string());
         let state = match (facts, member) {
-            (None, _) => NodeState::Unreachable,
+            (None, Some(_)) => NodeState::Unreachable,
+            (None, None) => absent(observed.catalog.is_some() && group != Group::Coordinator, last),
             (Some(_), None) => NodeState::Standalone,
             (Some(_), Some(member)) if member.active && member.synced => NodeState::Active,
             (Some(_), Some(_)) => NodeState::Syncing,
@@ -129,6 +130,15 @@ pub fn status(
         isolated: isolated.0,
         heat: heat::heat(observed, before),
         ..DialogClusterStatus::default()
+    }
+}
+
+/// The state of one that does not answer and is not registered, by catalogs that are `known`, or by what it was `last`.
+fn absent(known: bool, last: Option<&NodeStatus>) -> NodeState {
+    if known || last.is_some_and(|last| last.state == NodeState::Awaited) {
+        NodeState::Awaited
+    } else {
+        NodeState::Unreachable
     }
 }
 

@@ -56,6 +56,8 @@ impl<'a> Update<'a> {
         ensure!(at_rest.hold_moves.is_none() && servers.replaced.is_empty(), "{at_rest:?}");
         bed.apply("chat", &spec(2)).await?;
         let since = held(&mut servers, bed).await?;
+        // A look that began before it would write what it has read.
+        settle(bed).await?;
         Ok(Self { bed, servers, controller, since })
     }
 

@@ -49,12 +49,12 @@ async fn a_move_that_builds_an_index_for_long_gets_on() -> Result<()> {
     world.ask_client(Group::Coordinator).await?.batch_execute(index).await?;
     let slow = "SET citus.enable_ddl_propagation = off;
         CREATE OR REPLACE FUNCTION public.slowly(id uuid) RETURNS uuid LANGUAGE plpgsql IMMUTABLE AS
-        'BEGIN PERFORM pg_sleep(1); RETURN id; END'";
+        'BEGIN PERFORM pg_sleep(4); RETURN id; END'";
     world.ask_client(workers[1]).await?.batch_execute(slow).await?;
 
     // For as long as one row takes nothing but an index that is built could have got on.
     let mut wanted = few_shards(2);
-    wanted.rebalance.stall_timeout = Duration::from_secs(3);
+    wanted.rebalance.stall_timeout = Duration::from_secs(10);
     let mut operator = Operator::default();
     let mut building = 0;
     eventually("every index was seen to be built", async || {

@@ -69,6 +69,7 @@ async fn a_dialog_that_becomes_hot_while_a_cluster_grows_is_isolated_between_two
     }
     let spammer = spammer(&world).await?;
     while round.observed.kept.acts.is_empty() {
+        ensure!(started.elapsed() < LIMIT, "nothing is decided: {:?}", operator.heat);
         ensure!(!round.is_settled(), "everything was moved before: {:?}", operator.heat);
         round = go_on(&world, &wanted, &mut operator, &round).await?;
     }

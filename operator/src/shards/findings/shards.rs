@@ -8,7 +8,7 @@ use crate::names::Group;
 use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Catalog, Foreign, Stall, StallKind};
-use crate::shards::plan::{Cramped, Draft, Moves, obstacle};
+use crate::shards::plan::{Cramped, Draft, Moves, UPDATED_FIRST, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
 use crate::shards::strategy::{NAME, Seen};
@@ -238,7 +238,7 @@ fn not_weighed(moves: &Moves) -> Option<Finding> {
     (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
-pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: &Draft) -> Finding {
+pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     let surplus = world.surplus();
@@ -253,6 +253,20 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     let list = |groups: &[Group]| first_of(&groups.iter().map(Group::to_string).collect::<Vec<_>>());
     let registered: Vec<Group> =
         surplus.iter().copied().filter(|group| world.member(*group).is_some()).collect();
+    // Who is away may have room.
+    if let Some(away) = staying_away(world, &surplus) {
+        let message = format!("{} cannot leave: {away}", list(&registered));
+        // One that is updated comes back by itself.
+        return if world.wanted.rebalance.hold {
+            finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"))
+        } else {
+            finding(
+                true,
+                "NodeUnreachable",
+                format!("{message}; no shard moves while a node is away that is registered"),
+            )
+        };
+    }
     if let Some(refused) = moves.and_then(|moves| moves.refused.as_ref()) {
         return finding(true, "NoPlace", format!("{} cannot leave: {refused}", list(&registered)));
     }
@@ -318,26 +332,27 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, draft: 
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
-    if let Some((reason, why)) = kept_by_others(world, &surplus) {
+    if let Some((reason, why)) = kept_by_others(world) {
         return finding(true, reason, format!("{message}; {why}"));
     }
-    // That ends by itself.
-    let held = draft.waits.iter().filter(|_| world.wanted.rebalance.hold && shards > 0);
-    let message = held.take(1).fold(message, |message, why| format!("{message}; {why}"));
+    if world.wanted.rebalance.hold && shards > 0 {
+        // That ends by itself.
+        return finding(false, "Draining", format!("{message}; {}", UPDATED_FIRST));
+    }
     finding(false, "Draining", message)
 }
 
-/// Why no shard moves, where it is none of those that are to move: a move that does not get on, somebody else's, or a node that
-/// stays and is away.
-fn kept_by_others(world: &World<'_>, surplus: &BTreeSet<Group>) -> Option<(&'static str, String)> {
-    let stalled = world.observed.stalls.first().map(stalled);
-    if let Some(found) = stalled.or_else(|| foreign(world.catalog()?)) {
-        return Some((found.reason, found.message));
-    }
+/// A node that stays, is registered and does not answer.
+fn staying_away(world: &World<'_>, surplus: &BTreeSet<Group>) -> Option<String> {
     let mut staying = world.groups().into_iter().filter(|group| !surplus.contains(group));
-    let away =
-        staying.find_map(|group| world.server(group).err().filter(|_| world.member(group).is_some()))?;
-    Some(("NodeUnreachable", format!("{away}; no shard moves while a node is away that is registered")))
+    staying.find_map(|group| world.server(group).err().filter(|_| world.member(group).is_some()))
+}
+
+/// Why no shard moves, where it is none of those that are to move: a move that does not get on, or somebody else's.
+fn kept_by_others(world: &World<'_>) -> Option<(&'static str, String)> {
+    let stalled = world.observed.stalls.first().map(stalled);
+    let found = stalled.or_else(|| foreign(world.catalog()?))?;
+    Some((found.reason, found.message))
 }
 
 /// What is said of a node that only waits for what Citus was asked to take away there and could not.

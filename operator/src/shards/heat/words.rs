@@ -44,7 +44,7 @@ pub(super) fn heat(
         nodes: period.nodes.clone(),
         pinned: pinned(period),
         hot: hot.iter().map(|hot| speaker.hot(hot)).collect(),
-        heated: Vec::new(),
+        heated: None,
         turned: Vec::new(),
         last: decided.or_else(|| before.last.clone()),
         refused: decision.refused.iter().map(|refused| speaker.refused(refused)).collect(),

@@ -214,8 +214,7 @@ fn next(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
 /// Whether others keep what is open from being done: whoever changes shards, but for what is done for its sake, or an update of
 /// servers.
 pub(in crate::shards) fn held_by_others(world: &World<'_>) -> bool {
-    let Some(act) = world.observed.kept.open() else { return false };
-    let Some(catalog) = world.catalog() else { return true };
+    let (Some(act), Some(catalog)) = (world.observed.kept.open(), world.catalog()) else { return false };
     let its_own = |shard_id: i64| match act.action.tenant() {
         Some(tenant) => {
             let range = HashRange { min: tenant.hash, max: tenant.hash };
@@ -338,8 +337,8 @@ fn has_passed(world: &World<'_>, act: &Act, tenant: Tenant, node: Group) -> bool
         let load = heat.nodes.get(&node);
         heat.failure.is_none() && load.is_some_and(|load| load.role != Role::Unavailable)
     };
-    let cool =
-        || world.observed.heat.as_ref().filter(told).is_some_and(|heat| !heat.heated.contains(&tenant));
+    let heated = || world.observed.heat.as_ref().filter(told)?.heated.as_ref();
+    let cool = || heated().is_some_and(|heated| !heated.contains(&tenant));
     old && !act.is_by_hand() && act.begun.is_none() && cool()
 }
 

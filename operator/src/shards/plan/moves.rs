@@ -14,6 +14,9 @@ use crate::shards::step::Step;
 use crate::shards::wanted::Gate;
 use crate::shards::world::World;
 
+/// What moves wait for while servers are updated.
+pub(in crate::shards) const UPDATED_FIRST: &str = "servers are updated first: see the condition Progressing";
+
 /// A node is left with this share of its volume free, as Citus asks before each move
 /// (`citus.desired_percent_disk_available_after_move`).
 const HEADROOM_PERCENT: u64 = 10;
@@ -277,7 +280,7 @@ pub(super) fn plan(world: &World<'_>, mut moves: Moves, draft: &mut Draft) -> Mo
         return moves;
     }
     if world.wanted.rebalance.hold {
-        draft.wait("servers are updated first: see the condition Progressing");
+        draft.wait(UPDATED_FIRST);
         return moves;
     }
     if draft.hold_moves {

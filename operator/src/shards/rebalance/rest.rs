@@ -2,7 +2,7 @@
 //! to the same end; a plan that was approved must not.
 
 use super::state::{Fate, State};
-use super::{Layout, Move, MovePlan, Policy, Role, Spread, plan, schedule, shared};
+use super::{Layout, Move, MovePlan, Policy, Role, Spread, schedule, shared};
 use crate::condition::first_of;
 use crate::names::Group;
 
@@ -50,14 +50,6 @@ pub enum Overtaken {
     Harmful {
         /// The shard of the plan.
         shard_id: i64,
-    },
-    /// What found no place finds one now.
-    #[error("the plan found no place for shard {shard_id}, and there is one on {node} now")]
-    Room {
-        /// The shard that has to move.
-        shard_id: i64,
-        /// The node that can take it.
-        node: Group,
     },
     /// Something else has to move by now.
     #[error("shard {shard_id} has to move by now, and the plan does not say where")]
@@ -108,7 +100,7 @@ impl MovePlan {
             wanted.put(item, to);
             waiting.push(item);
         }
-        self.serves_all(&wanted, || plan(layout, policy))?;
+        self.serves_all(&wanted)?;
         let left = waiting.len();
         let mut moves = schedule::schedule(&mut state, &wanted, waiting, policy, 0);
         if moves.len() < left {
@@ -125,31 +117,16 @@ impl MovePlan {
 }
 
 impl MovePlan {
-    /// Whether all that has to move does so where everything is as `wanted`, or finds no place in a plan made now either, which
-    /// `anew` makes.
-    fn serves_all(&self, wanted: &State, anew: impl FnOnce() -> Self) -> Result<(), Overtaken> {
+    /// Whether all that has to move does so where everything is as `wanted`, but for what found no place when the plan was made:
+    /// whether it finds one by now is asked when the rest was moved.
+    fn serves_all(&self, wanted: &State) -> Result<(), Overtaken> {
         let known = |shard_id| self.stuck.iter().any(|stuck| stuck.shard_id == shard_id);
-        let mut stays = Vec::new();
-        for (index, item) in wanted.items.iter().enumerate() {
-            let shard_id = item.group.shard_id;
-            match item.fate {
-                Fate::Leave | Fate::Home(_) if wanted.is_displaced(index) => {}
-                Fate::Leave | Fate::Home(_) if !known(shard_id) => {
-                    return Err(Overtaken::Incomplete { shard_id });
-                }
-                Fate::Leave | Fate::Home(_) | Fate::Stuck(_) => stays.push(shard_id),
-                Fate::Free | Fate::Fixed => {}
-            }
-        }
-        if stays.is_empty() {
-            return Ok(());
-        }
-        let anew = anew();
-        let found = anew.moves.iter().find(|step| stays.contains(&step.shard_id));
-        match found.filter(|_| anew.stuck.len() < stays.len()) {
-            Some(Move { shard_id, to, .. }) => Err(Overtaken::Room { shard_id: *shard_id, node: *to }),
-            None => Ok(()),
-        }
+        let missing = wanted.items.iter().enumerate().find(|(index, item)| {
+            matches!(item.fate, Fate::Leave | Fate::Home(_))
+                && !wanted.is_displaced(*index)
+                && !known(item.group.shard_id)
+        });
+        missing.map_or(Ok(()), |(_, item)| Err(Overtaken::Incomplete { shard_id: item.group.shard_id }))
     }
 
     /// The number of this move, if it is one of the plan.

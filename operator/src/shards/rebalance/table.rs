@@ -47,7 +47,10 @@ impl MovePlan {
             hash: shown.hash.clone(),
             stuck: plan(layout, policy).stuck,
             over: shown.over.iter().map(|group| Group::parse(group)).collect::<Option<_>>()?,
-            spread: Spread { strategy: shown.strategy.into(), threshold: shown.threshold.thousandths() },
+            spread: Spread {
+                strategy: shown.strategy.map_or(policy.strategy, Into::into),
+                threshold: shown.threshold.as_ref().map_or(policy.threshold, Threshold::thousandths),
+            },
         })
     }
 
@@ -57,8 +60,8 @@ impl MovePlan {
             moves: i64::try_from(self.moves.len()).unwrap_or(i64::MAX),
             bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
             over: self.over.iter().map(ToString::to_string).collect(),
-            strategy: self.spread.strategy.into(),
-            threshold: Threshold::of_thousandths(self.spread.threshold),
+            strategy: Some(self.spread.strategy.into()),
+            threshold: Some(Threshold::of_thousandths(self.spread.threshold)),
             steps: self.moves.iter().take(most).map(PlannedMove::from).collect(),
         }
     }

@@ -456,7 +456,11 @@ fn what_could_not_begin_in_time_is_dropped_if_its_tenant_is_not_hot_any_more() {
         unseen: 0,
         unlisted: 0,
     };
-    let cool = |role| Heat { nodes: [(Group::Worker(2), load(role))].into(), ..Heat::default() };
+    let cool = |role| Heat {
+        heated: Some(Vec::new()),
+        nodes: [(Group::Worker(2), load(role))].into(),
+        ..Heat::default()
+    };
     let kinds = |act: Act, heat: Heat, now: &str| {
         let mut observed = Observed { heat: Some(heat), ..with(vec![act]) };
         observed.kept.now = Some(now.parse().unwrap());
@@ -476,9 +480,10 @@ fn what_could_not_begin_in_time_is_dropped_if_its_tenant_is_not_hot_any_more() {
     // The cooldown is an hour.
     assert_eq!(kinds(act(), cool(Role::Shared), early), ["SplitShard"]);
     // It is hot; nobody knows; or it was begun.
-    let hot = Heat { heated: vec![TENANT], ..cool(Role::Shared) };
+    let hot = Heat { heated: Some(vec![TENANT]), ..cool(Role::Shared) };
+    let unknown = Heat { heated: None, ..cool(Role::Shared) };
     let failed = Heat { failure: Some("no answer".to_owned()), ..cool(Role::Shared) };
-    for heat in [hot, failed, cool(Role::Unavailable), Heat::default()] {
+    for heat in [hot, unknown, failed, cool(Role::Unavailable), Heat::default()] {
         assert_eq!(kinds(act(), heat, late), ["SplitShard"]);
     }
     let begun = Act { attempts: 1, begun: Some(early.parse().unwrap()), ..act() };

@@ -4,6 +4,7 @@
 //! the servers say, so an operator that ends between any two statements is continued by the next.
 
 pub mod act;
+pub mod adopted;
 mod controller;
 pub(crate) mod findings;
 pub mod heat;

@@ -14,7 +14,7 @@ use crate::heat::Action;
 use crate::names::{DATABASE, Group, MAP_CHANNEL};
 use crate::pg::{self, Endpoint, Parameter, Session, identifier};
 
-mod awake;
+pub(in crate::shards) mod awake;
 mod cleanup;
 pub(in crate::shards) mod moves;
 pub(in crate::shards) mod split;

@@ -262,11 +262,13 @@ impl Reconciler for Controller {
             memory.remember(&mut round);
         });
         round.performed.extend(done);
+        let sessions = || Sessions::new(topology.clone(), identity.clone());
+        self.memory(&key, |memory| memory.adopt(&round.observed, sessions));
         jobs.set((!cluster.spec.paused).then(|| Job {
             existing: self.existing(&names),
             wake: self.wake(&key),
             topology: topology.clone(),
-            identity,
+            identity: identity.clone(),
             handover: Handover::of(&wanted, &round),
             present: self.present(&names),
             stop: self.context.stop.clone(),

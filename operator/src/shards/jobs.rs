@@ -13,13 +13,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::act;
+use super::observed::Operation;
 use super::round::{Carried, Handover, carry_out, following};
 use super::sessions::Sessions;
 use super::step::{Hold, Step};
 use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::names::Group;
-use crate::pg::Identity;
+use crate::pg::{Identity, Limits};
 
 /// What came of a step that takes long.
 pub type Ended = Result<Carried, act::Error>;
@@ -154,6 +155,13 @@ impl Jobs {
     #[must_use]
     pub fn has(&self, step: &Step) -> bool {
         self.state().under_way.iter().any(|one| one.step == *step)
+    }
+
+    /// Whether the session that carries out `operation` is one of this process: of a step as in [`Jobs::has`].
+    #[must_use]
+    pub fn is_own(&self, operation: &Operation) -> bool {
+        let is_its = |one: &UnderWay| Limits::long(&one.step.purpose()).application == operation.application;
+        self.state().under_way.iter().any(is_its)
     }
 
     /// Whether no step is being carried out.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::act;
+use super::adopted::Adopted;
 use super::heat::Heat;
 use super::heat::actions::Act;
 use super::jobs::Jobs;
@@ -15,6 +16,7 @@ use super::observe::Sizes;
 use super::observed::{Dropped, Observed, RunningMove};
 use super::rebalance::MovePlan;
 use super::round::{Carried, Failure, Round};
+use super::sessions::Sessions;
 use super::status::Pace;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
@@ -63,6 +65,8 @@ pub struct Memory {
     pub(super) shown: Vec<String>,
     /// The steps that take long and are being carried out by this process.
     pub jobs: Jobs,
+    /// Those that go on without it, and that it wakes up.
+    adopted: Adopted,
     /// The long steps that were done and not told of yet, and how long each lasted.
     done: Vec<(Step, Duration)>,
     /// Those that were told of and that no status counts yet.
@@ -218,6 +222,14 @@ impl Memory {
         let now = Instant::now();
         let off = self.failures.iter().filter(|(_, setback)| setback.not_before > now);
         off.map(|(step, setback)| (step.clone(), setback.failure.clone())).collect()
+    }
+
+    /// Wakes up what `observed` shows to be under way and no step of this process carries out, each by `sessions` of its own. While
+    /// catalogs cannot be read it is what it was.
+    pub fn adopt(&mut self, observed: &Observed, sessions: impl Fn() -> Sessions) {
+        if let Some(catalog) = &observed.catalog {
+            self.adopted.look(&catalog.operations, |operation| self.jobs.is_own(operation), sessions);
+        }
     }
 
     /// Which of `plan` a step is that was begun by it.

@@ -12,6 +12,7 @@ use dialog_operator::shards::jobs::{Existing, Job, Jobs, Present};
 use dialog_operator::shards::memory::{Memory, Place, Results};
 use dialog_operator::shards::observe::{splits, stall};
 use dialog_operator::shards::round::{Brief, Handover, Round, round};
+use dialog_operator::shards::sessions::Sessions;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::supervise::Entered;
 use dialog_operator::shards::wanted::Wanted;
@@ -102,13 +103,15 @@ impl Operator {
             self.memory.postpone(step, error);
         }
         self.done.extend(round.performed.iter().cloned());
+        let (topology, identity) = (world.topology(), world.identity("dialog-operator")?);
+        self.memory.adopt(&round.observed, || Sessions::new(topology.clone(), identity.clone()));
         let groups = world.existing();
         let existing: Existing = Arc::new(move || Box::pin(ready(groups.clone())));
         self.jobs.set((!self.paused).then_some(Job {
             existing,
             wake: Arc::new(|| {}),
-            topology: world.topology(),
-            identity: world.identity("dialog-operator")?,
+            topology,
+            identity,
             handover: Handover::of(wanted, &round),
             present: self.present.clone().unwrap_or_else(|| always(wanted)),
             stop: CancellationToken::new(),

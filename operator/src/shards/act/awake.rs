@@ -24,29 +24,36 @@ const PART: u32 = 50;
 const SLEEP: Duration = Duration::from_secs(1);
 
 /// Wakes the session until this is dropped.
-pub(super) struct Awake {
+pub(in crate::shards) struct Awake {
     _task: JoinSet<()>,
+}
+
+impl Awake {
+    /// Wakes the coordinator's session `pid` from now on, if it listens, by a session of `sessions`: nobody may look with these
+    /// meanwhile. It need not have a client any more: it goes on by itself until its statement has ended, and listens for as long.
+    pub(in crate::shards) fn new(sessions: Sessions, pid: i32) -> Self {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let begun = Instant::now();
+            // Whoever is not woken sleeps for a second: nothing is lost by a failure, and the next session may do.
+            loop {
+                let Err(error) = wake(&sessions, pid, begun).await;
+                debug!(pid, %error, "it is not woken for a moment");
+                tokio::time::sleep(SLEEP).await;
+            }
+        });
+        Self { _task: task }
+    }
 }
 
 /// Wakes `session`, the coordinator's, from now on. It must be in no transaction, and nobody may look with the sessions meanwhile.
 pub(super) async fn awake(sessions: &Sessions, session: &Session) -> Result<Awake, pg::Error> {
     session.run(&format!("LISTEN {WAKE_CHANNEL}")).await?;
     let pid = session.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-    let sessions = sessions.looking();
-    let mut task = JoinSet::new();
-    task.spawn(async move {
-        let begun = Instant::now();
-        // Whoever is not woken sleeps for a second: nothing is lost by a failure, and the next session may do.
-        loop {
-            let Err(error) = wake(&sessions, pid, begun).await;
-            debug!(pid, %error, "it is not woken for a moment");
-            tokio::time::sleep(SLEEP).await;
-        }
-    });
-    Ok(Awake { _task: task })
+    Ok(Awake::new(sessions.looking(), pid))
 }
 
-/// Wakes the session `pid`, which was told to move at `begun`, for as long as the database answers.
+/// Wakes the session `pid`, which has been at work since `begun` or longer, for as long as the database answers.
 async fn wake(sessions: &Sessions, pid: i32, begun: Instant) -> Result<Infallible, pg::Error> {
     let waker = sessions.session(Group::Coordinator, Door::Dialog).await?;
     // What is said here need not outlive the server, nor be on a standby.

@@ -171,7 +171,7 @@ async fn writers_go_on(
 }
 
 /// The next move that takes messages along, and where it comes from; those before it are made.
-async fn next_move(world: &World, wanted: &Wanted) -> Result<(Step, Group)> {
+pub(super) async fn next_move(world: &World, wanted: &Wanted) -> Result<(Step, Group)> {
     loop {
         let planned = world.round_of(wanted, 0).await?.plan.steps;
         let step = planned.into_iter().find(|step| matches!(step, Step::MoveShard { .. }));
@@ -185,7 +185,7 @@ async fn next_move(world: &World, wanted: &Wanted) -> Result<(Step, Group)> {
 }
 
 /// Two dialogs that move together with the shard `shard_id`.
-async fn dialogs(world: &World, shard_id: i64) -> Result<[String; 2]> {
+pub(super) async fn dialogs(world: &World, shard_id: i64) -> Result<[String; 2]> {
     let shard = shard_of_messages(world, shard_id).await?.context("it moves no messages")?;
     let rows = format!(
         "SELECT dialog_id::text FROM public.messages
@@ -197,7 +197,7 @@ async fn dialogs(world: &World, shard_id: i64) -> Result<[String; 2]> {
 }
 
 /// Changes the messages of a dialog.
-fn change(dialog: &str) -> String {
+pub(super) fn change(dialog: &str) -> String {
     format!("UPDATE public.messages SET edited_at = now() WHERE dialog_id = '{dialog}'")
 }
 

@@ -61,8 +61,8 @@ async fn the_program_exits_with_what_is_known_of_the_latest_spec() -> Result<()>
         moves: 1,
         bytes: 1 << 20,
         over: vec![],
-        strategy: RebalanceStrategy::BySize,
-        threshold: Threshold::new("0.1"),
+        strategy: Some(RebalanceStrategy::BySize),
+        threshold: Some(Threshold::new("0.1")),
         steps: vec![step],
     };
     let generation = bed.clusters().get("chat").await?.metadata.generation;

@@ -337,7 +337,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Find
     }
     if world.wanted.rebalance.hold && shards > 0 {
         // That ends by itself.
-        return finding(false, "Draining", format!("{message}; {}", UPDATED_FIRST));
+        return finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"));
     }
     finding(false, "Draining", message)
 }

@@ -91,5 +91,6 @@ fn what_found_no_place_is_planned_for_when_the_rest_was_moved() {
     let made = after(&layout, &whole.moves);
     assert_eq!(whole.rest(&made, &policy).map(|rest| rest.moves), Ok(Vec::new()));
     let anew = plan(&made, &policy);
-    assert_eq!((anew.moves.len(), anew.stuck.len()), (1, 1));
+    let large = anew.moves.iter().filter(|step| step.bytes == 8 << 30);
+    assert_eq!((large.count(), anew.stuck.len()), (1, 1));
 }

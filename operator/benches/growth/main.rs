@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use dialog_bench::sustained::Peak;
 use dialog_bench::table::{Limit, Page, Row};
 use dialog_bench::{beside, machine};
 use dialog_operator::names::Group;
@@ -121,11 +120,8 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
 
     say("the peak");
     let length = Duration::from_secs(arguments.seconds);
-    let closed = service.load(None, length, &Arc::default()).await?.report;
-    let probe = async |rate| Ok(service.load(Some(rate), length, &Arc::default()).await?.report);
-    let peak = Peak::find(&closed, probe).await?;
-    rows.push(peak.row());
-    let peak = peak.sustained;
+    let peak = service.load(None, length, &Arc::default()).await?.report;
+    let peak = peak.sends.per_second + peak.lists.per_second;
     let mut first = None;
     for share in SHARES {
         let before =

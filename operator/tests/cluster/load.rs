@@ -95,6 +95,8 @@ impl Load {
                     "image": image,
                     "args": arguments,
                     "workingDir": "/work",
+                    // Whoever makes a load and waits for a processor measures himself.
+                    "resources": {"requests": {"cpu": "200m"}},
                     "env": [
                         {"name": "DIALOG_API_DATABASE_HOST", "value": names.host(Group::Coordinator)},
                         {"name": "DIALOG_API_TLS_CA", "value": "/tls/ca.crt"},

@@ -33,6 +33,9 @@ const SHARES: [f64; 2] = [0.6, 0.3];
 /// Processor time of the service, whose limit the peak then is: of two processors that all nodes, the service and the load share, a
 /// peak of the databases leaves nothing to move shards with.
 const SERVICE: &str = "150m";
+/// Processor time that is reserved for each server: with the service and the load as much as Kubernetes' own parts leave of two
+/// processors. Who reserves little is served last when all are busy.
+const SERVER: &str = "120m";
 /// Longest time in which no send of a shard group that waited was acknowledged, in milliseconds. What is asked for is
 /// half a second; here all nodes share two processors and a disk with the load, and when those are busy with moves, what is
 /// due waits for its turn as well.
@@ -52,7 +55,13 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     }
     let busy = machine::load_average()?;
     let bed = Bed::new("scaling").await?;
-    bed.create(2, |spec| spec["api"]["resources"] = json!({"limits": {"cpu": SERVICE}})).await?;
+    bed.create(2, |spec| {
+        spec["api"]["resources"] = json!({"limits": {"cpu": SERVICE}});
+        for group in ["coordinator", "workers"] {
+            spec[group]["resources"]["requests"]["cpu"] = json!(SERVER);
+        }
+    })
+    .await?;
     bed.ready().await?;
     let first = started(&bed).await?;
     let messages = std::env::var("DIALOG_SCALING_MESSAGES").ok().map(|number| number.parse()).transpose();

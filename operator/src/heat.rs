@@ -204,6 +204,14 @@ pub struct NodeLoad {
     pub unlisted: u64,
 }
 
+impl NodeLoad {
+    /// Of a node of which nothing is known but what it is for.
+    #[must_use]
+    pub fn unknown(role: Role) -> Self {
+        Self { role, queries: 0, writes: 0, cpu: 0, cpu_limit: 0, free_bytes: None, unseen: 0, unlisted: 0 }
+    }
+}
+
 /// Whose rows are meant: those whose distribution column has this hash. Isolation can tell no closer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -199,7 +199,7 @@ impl World {
             node.read = answers.then_some(node.counters);
             let mut list = tenants.remove(group).unwrap_or_default();
             let Some(counted) = counted else {
-                seen.nodes.insert(*group, unavailable());
+                seen.nodes.insert(*group, NodeLoad::unknown(Role::Unavailable));
                 continue;
             };
             let asked = demand.get(group).copied().unwrap_or(0.0);
@@ -340,20 +340,6 @@ impl World {
             Some(name) => format!("{name} ({table} {})", tenant.hash),
             None => format!("{table} {}", tenant.hash),
         }
-    }
-}
-
-/// What is known of a node that says nothing.
-fn unavailable() -> NodeLoad {
-    NodeLoad {
-        role: Role::Unavailable,
-        queries: 0,
-        writes: 0,
-        cpu: 0,
-        cpu_limit: 0,
-        free_bytes: None,
-        unseen: 0,
-        unlisted: 0,
     }
 }
 

@@ -141,16 +141,7 @@ pub(super) fn period(
         if aside {
             continue;
         }
-        let unavailable = NodeLoad {
-            role: Role::Unavailable,
-            queries: 0,
-            writes: 0,
-            cpu: 0,
-            cpu_limit: 0,
-            free_bytes: node.free_bytes,
-            unseen: 0,
-            unlisted: 0,
-        };
+        let unavailable = NodeLoad { free_bytes: node.free_bytes, ..NodeLoad::unknown(Role::Unavailable) };
         let reading = seen.readings.get(group);
         let counted = reading.and_then(|reading| figures(seen.watch, *group, reading, before.get(group)));
         let (Some(reading), Some((mut load, true))) =

@@ -44,16 +44,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
     let heat = world.observed.heat.as_ref();
     let nodes = layout.nodes.iter().map(|(group, node)| {
         let known = heat.and_then(|heat| heat.nodes.get(group)).copied();
-        let load = known.unwrap_or(NodeLoad {
-            role: node.role,
-            queries: 0,
-            writes: 0,
-            cpu: 0,
-            cpu_limit: 0,
-            free_bytes: None,
-            unseen: 0,
-            unlisted: 0,
-        });
+        let load = known.unwrap_or_else(|| NodeLoad::unknown(node.role));
         (*group, NodeLoad { role: node.role, free_bytes: node.free_bytes, ..load })
     });
     let spent: BTreeMap<Tenant, u64> = heat.iter().flat_map(|heat| heat.pinned.iter().copied()).collect();

@@ -118,17 +118,10 @@ fn a_hot_tenant_is_named_with_what_follows() {
 
 #[test]
 fn who_told_nothing_is_not_said_to_have_nobody_hot() {
-    let load = |role| NodeLoad {
-        role,
-        queries: 0,
-        writes: 0,
-        cpu: 0,
-        cpu_limit: 0,
-        free_bytes: None,
-        unseen: 0,
-        unlisted: 0,
+    let seen = |number, role| Heat {
+        nodes: [(Group::Worker(number), NodeLoad::unknown(role))].into(),
+        ..Heat::default()
     };
-    let seen = |number, role| Heat { nodes: [(Group::Worker(number), load(role))].into(), ..Heat::default() };
     let say = |heat| say(HOT_TENANT, |observed| observed.heat = Some(heat));
     let (holds, reason, message) = say(seen(0, Role::Unavailable));
     assert_eq!((holds, reason), ("Unknown", "NotObserved"));

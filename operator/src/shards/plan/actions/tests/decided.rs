@@ -217,3 +217,39 @@ fn what_is_done_for_the_sake_of_an_action_is_nobody_elses() {
         assert_eq!(held(act.clone(), std::slice::from_ref(&application)), expected, "{act:?}: {application}");
     }
 }
+
+#[test]
+fn what_could_not_begin_in_time_is_dropped_if_its_tenant_is_not_hot_any_more() {
+    let cool = |role| Heat {
+        heated: Some(Vec::new()),
+        nodes: [(Group::Worker(2), NodeLoad::unknown(role))].into(),
+        ..Heat::default()
+    };
+    let kinds = |act: Act, heat: Heat, now: &str| {
+        let mut observed = Observed { heat: Some(heat), ..with(vec![act]) };
+        observed.kept.now = Some(now.parse().unwrap());
+        let planned = steps(&observed, &wanted(3)).0;
+        let dropped = |step: &Step| match step {
+            Step::EndAction { outcome: Outcome::Dropped, note: Some(note), .. } => {
+                assert!(note.contains("not hot any more"), "{note}");
+                "dropped"
+            }
+            other => other.kind(),
+        };
+        planned.iter().map(dropped).collect::<Vec<_>>()
+    };
+    let (early, late) = ("2026-01-05T09:59:00Z", "2026-01-05T10:01:00Z");
+    let act = || isolation(TENANT.hash);
+    assert_eq!(kinds(act(), cool(Role::Shared), late), ["dropped"]);
+    // The cooldown is an hour.
+    assert_eq!(kinds(act(), cool(Role::Shared), early), ["SplitShard"]);
+    // It is hot; nobody knows; or it was begun.
+    let hot = Heat { heated: Some(vec![TENANT]), ..cool(Role::Shared) };
+    let unknown = Heat { heated: None, ..cool(Role::Shared) };
+    let failed = Heat { failure: Some("no answer".to_owned()), ..cool(Role::Shared) };
+    for heat in [hot, unknown, failed, cool(Role::Unavailable), Heat::default()] {
+        assert_eq!(kinds(act(), heat, late), ["SplitShard"]);
+    }
+    let begun = Act { attempts: 1, begun: Some(early.parse().unwrap()), ..act() };
+    assert_eq!(kinds(begun, cool(Role::Shared), late), ["SplitShard"]);
+}

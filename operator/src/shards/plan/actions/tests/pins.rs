@@ -51,16 +51,7 @@ fn who_is_pinned_goes_where_there_is_time_for_what_it_does() {
     let mut observed = observed();
     cut_out(&mut observed, 3);
     observed.kept.pins = vec![pin(Group::Worker(2))];
-    let node = |cpu| NodeLoad {
-        role: Role::Shared,
-        queries: 0,
-        writes: 0,
-        cpu,
-        cpu_limit: 100,
-        free_bytes: None,
-        unseen: 0,
-        unlisted: 0,
-    };
+    let node = |cpu| NodeLoad { cpu, cpu_limit: 100, ..NodeLoad::unknown(Role::Shared) };
     let nodes = BTreeMap::from([(Group::Worker(0), node(75)), (Group::Worker(1), node(10))]);
     let wanted = Wanted { dedicated: 1, ..wanted(2) };
     // The dedicated worker comes first, if it can bear it.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, ready};
+use futures::future::BoxFuture;
 
 use super::act::{self, perform};
 use super::heat::Heat;
@@ -21,6 +21,10 @@ use crate::api::PlanStatus;
 use crate::condition::{BALANCED, Finding, HOT_TENANT, Holds, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
 use crate::pg::{self, Session};
+
+mod handover;
+
+pub use handover::Handover;
 
 /// How often the lock is taken in one round: again only where the session that held it broke.
 const ATTEMPTS: u32 = 3;
@@ -150,71 +154,6 @@ impl Round {
             say(step.condition(), reason, message, true);
         }
         findings
-    }
-}
-
-/// What a round leaves to the steps that take long: they are judged by what it knew.
-#[derive(Clone, Debug)]
-pub struct Handover {
-    wanted: Wanted,
-    before: Arc<Observed>,
-    deferred: Vec<(Step, Failure)>,
-    held: Option<MovePlan>,
-}
-
-impl Handover {
-    /// What `round` leaves.
-    #[must_use]
-    pub fn of(wanted: &Wanted, round: &Round) -> Self {
-        Self {
-            wanted: wanted.clone(),
-            before: Arc::new(round.observed.clone()),
-            deferred: round.deferred.clone(),
-            held: round.held_plan(),
-        }
-    }
-
-    /// Replaces what is asked for.
-    pub fn ask_for(&mut self, wanted: Wanted) {
-        self.wanted = wanted;
-    }
-
-    /// Puts off a step that has failed since that round.
-    pub fn put_off(&mut self, step: &Step, error: &act::Error) {
-        if !self.puts_off(step) {
-            self.deferred.push((step.clone(), error.into()));
-        }
-    }
-
-    /// Whether `step` is put off.
-    #[must_use]
-    pub fn puts_off(&self, step: &Step) -> bool {
-        self.deferred.iter().any(|(one, _)| one == step)
-    }
-
-    /// What [`carry_out`] is given. A step that is put off has to stay so: if it counted again, the plan would begin with
-    /// it, and not ask for the one that goes first meanwhile.
-    #[must_use]
-    pub fn brief<'a>(
-        &'a self,
-        existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
-    ) -> Brief<'a> {
-        Brief {
-            wanted: &self.wanted,
-            // It is for one step. The next round replaces what is left here.
-            unchanged: &|| Box::pin(ready(true)),
-            existing,
-            sizes: Sizes::Skip,
-            before: Some(&self.before),
-            most: 1,
-            paused: false,
-            deferred: &self.deferred,
-            stalls: &[],
-            held: self.held.clone(),
-            shown: None,
-            overtaken: None,
-            heat: self.before.heat.as_ref(),
-        }
     }
 }
 

@@ -125,7 +125,7 @@ async fn who_keeps_a_move_for_longest_is_named_and_not_a_transaction_that_is_pre
     let (younger, held_up) = (HeldUp::every(&scene.world).await?, HeldUp::every(&scene.world).await?);
     scene.begin(&held_up).await?;
     younger.prepare("younger").await?;
-    let message = scene.until_said("MoveBlocked", "has made no progress").await?;
+    let message = scene.until_said("MoveBlocked", CANCELLED).await?;
     let who = format!("(pid {}, open for", held_up.pid());
     assert!(message.contains("on coordinator its process") && message.contains(&who), "{message}");
     scene.until_cancelled().await?;
@@ -285,7 +285,7 @@ impl Scene {
         })
         .await?;
         held_up.end().await?;
-        let message = self.until_said("NoReplicationWorker", "has made no progress").await?;
+        let message = self.until_said("NoReplicationWorker", CANCELLED).await?;
         assert!(message.contains("on worker-1 has no background worker"), "{message}");
         assert!(
             message.contains("all 2 logical replication workers there are taken, by idle_1, idle_2"),
@@ -306,7 +306,7 @@ impl Scene {
         self.begin(&held_up).await?;
         self.conflict(1).await?;
         held_up.end().await?;
-        let message = self.until_said("ReplicationFailed", "has made no progress").await?;
+        let message = self.until_said("ReplicationFailed", CANCELLED).await?;
         assert!(message.contains("the subscription citus_shard_move_subscription"), "{message}");
         assert!(message.contains("the log of worker-1 says why"), "{message}");
         let held_up = HeldUp::every(&self.world).await?;
@@ -323,7 +323,7 @@ impl Scene {
         let rename = "ALTER VIEW pg_catalog.pg_stat_subscription_stats RENAME TO hidden";
         target.batch_execute(rename).await?;
         held_up.end().await?;
-        let message = self.until_said("DiagnosisFailed", "has made no progress").await?;
+        let message = self.until_said("DiagnosisFailed", CANCELLED).await?;
         assert!(message.contains("worker-1 answers and refuses the question"), "{message}");
         assert!(message.contains("\"pg_stat_subscription_stats\" does not exist"), "{message}");
         let rename = "ALTER VIEW pg_catalog.hidden RENAME TO pg_stat_subscription_stats";
@@ -337,7 +337,7 @@ impl Scene {
     async fn a_prepared_transaction_is_forgotten(&mut self, held_up: HeldUp) -> Result<()> {
         self.begin(&held_up).await?;
         held_up.prepare("forgotten").await?;
-        let message = self.until_said("MoveBlocked", "has made no progress").await?;
+        let message = self.until_said("MoveBlocked", CANCELLED).await?;
         for part in [
             "on coordinator its process",
             "waits for a lock of the prepared transaction 'forgotten' of postgres in database dialog (since 2",

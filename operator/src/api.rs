@@ -21,7 +21,7 @@ mod table;
 
 pub use heat::{
     ActionFigures, ActionStatus, DecisionStatus, HeatStatus, HotTenant, HotTenantsMode, HotTenantsSpec,
-    IsolatedTenant, LargeShardStatus, PinSpec, SizeStatus, StatisticsSpec,
+    IsolatedTenant, LargeShardStatus, PinSpec, ShareOf, SizeStatus, StatisticsSpec,
 };
 pub use progress::{HeldMovesStatus, MoveStatus, NodeState, NodeStatus, RebalanceStatus, SplitStatus};
 pub use quantity::Amount;

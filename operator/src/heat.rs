@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::api::{Amount, HotTenantsMode, ShardingSpec};
+use crate::api::{Amount, HotTenantsMode, ShardingSpec, ShareOf};
 use crate::names::Group;
 use crate::shards::rebalance::{Pin, Role, Strategy};
 
@@ -315,6 +315,8 @@ pub struct Hot {
     pub node: Group,
     /// Its part of what the node does, in percent.
     pub share: u32,
+    /// Of what.
+    pub of: ShareOf,
     /// Periods in a row.
     pub periods: u32,
 }

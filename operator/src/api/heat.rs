@@ -1,5 +1,6 @@
 //! What is watched of tenants, and what was found.
 
+use std::fmt;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -155,15 +156,44 @@ pub struct HotTenant {
     pub node: String,
     /// Its part of what the worker does, in percent: of queries, writes or CPU time, whichever is most.
     pub share_percent: i32,
+    /// Of which of them.
+    #[serde(default)]
+    pub share_of: ShareOf,
     /// Queries per second in the last period.
     pub queries_per_second: i64,
     /// Those of them that write.
     pub writes_per_second: i64,
+    /// CPU time that it took of the worker, in thousandths of a core.
+    #[serde(default)]
+    pub cpu_millicores: i64,
     /// Periods in a row that it has been hot.
     pub periods: i32,
     /// Whether it has a shard of its own, and is pinned to a worker.
     #[serde(default)]
     pub pinned: bool,
+}
+
+/// What a tenant takes a part of.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum ShareOf {
+    /// The queries that the worker answers.
+    #[default]
+    Queries,
+    /// The rows that it writes.
+    Writes,
+    /// The CPU time that it spends.
+    Cpu,
+}
+
+impl fmt::Display for ShareOf {
+    /// In the words of a message.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queries => "queries",
+            Self::Writes => "writes",
+            Self::Cpu => "CPU time",
+        })
+    }
 }
 
 /// A tenant with a shard of its own that is pinned to a worker.

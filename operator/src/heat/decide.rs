@@ -102,6 +102,7 @@ fn named(history: &History, hot: &[Seen]) -> Vec<Hot> {
         tenant: seen.load.tenant,
         node: seen.load.node,
         share: u32::try_from(seen.share / 100).unwrap_or(100),
+        of: seen.of,
         periods: history.hot.get(&seen.load.tenant).map_or(0, |streak| streak.periods),
     };
     hot.iter().take(NAMED).map(name).collect()

@@ -24,6 +24,29 @@ fn a_tenant_that_stays_hot_is_isolated_where_most_is_to_spare() {
 }
 
 #[test]
+fn of_what_a_tenant_takes_most_is_said() {
+    let busy = node(Role::Shared, 50);
+    let part = |whole: u64, percent: u64| whole * percent / 100;
+    let does = |queries: u64, writes: u64, cpu: u64| TenantLoad {
+        queries: part(busy.queries, queries),
+        writes: part(busy.writes, writes),
+        cpu: part(busy.cpu, cpu),
+        ..load(7, 0, 0)
+    };
+    for (shares, expected) in [
+        ([40, 30, 20], (40, ShareOf::Queries)),
+        ([30, 40, 20], (40, ShareOf::Writes)),
+        ([20, 30, 40], (40, ShareOf::Cpu)),
+        ([40, 40, 40], (40, ShareOf::Queries)),
+    ] {
+        let [queries, writes, cpu] = shares;
+        let decisions = run(&policy(), [period(0, &[busy; 3], &[does(queries, writes, cpu)])]);
+        let hot = &decisions[0].hot[0];
+        assert_eq!((hot.share, hot.of), expected, "{shares:?}");
+    }
+}
+
+#[test]
 fn a_dedicated_worker_comes_before_a_shared_one() {
     let mut nodes = three();
     nodes[2].role = Role::Dedicated;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::place::bearable;
 use super::{History, NodeLoad, Period, Policy, Streak, Tenant, TenantLoad};
+use crate::api::ShareOf;
 use crate::names::Group;
 use crate::shards::rebalance::Role;
 
@@ -21,6 +22,8 @@ pub(super) struct Seen {
     pub(super) load: TenantLoad,
     /// In hundredths of a percent, so that close ones have an order.
     pub(super) share: u64,
+    /// Of what.
+    pub(super) of: ShareOf,
 }
 
 /// How hot a tenant is.
@@ -46,7 +49,7 @@ pub(super) fn watch(policy: &Policy, history: &mut History, period: &Period) -> 
     let mut bound: BTreeMap<Group, u64> = BTreeMap::new();
     for load in notable(policy, period) {
         let Some(node) = period.nodes.get(&load.node) else { continue };
-        let (heat, share) = heat(policy, node, &load);
+        let (heat, (share, of)) = heat(policy, node, &load);
         let before = history.hot.get(&load.tenant).map_or(0, |streak| streak.periods);
         let periods = match heat {
             Heat::Hot => before.saturating_add(1),
@@ -61,7 +64,7 @@ pub(super) fn watch(policy: &Policy, history: &mut History, period: &Period) -> 
             blamed.insert(load.node);
         }
         if heat == Heat::Hot {
-            hot.push(Seen { load, share });
+            hot.push(Seen { load, share, of });
         }
     }
     streaks.extend(unseen(policy, history, period));
@@ -199,10 +202,10 @@ fn is_calm(policy: &Policy, node: &NodeLoad) -> bool {
     idle || node.role == Role::Unavailable
 }
 
-/// How hot a tenant is, and its largest share, in hundredths of a percent.
-fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
+/// How hot a tenant is, and its largest share, in hundredths of a percent, with what it is of.
+fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, (u64, ShareOf)) {
     if load.queries < policy.min_queries || is_calm(policy, node) {
-        return (Heat::Cold, 0);
+        return (Heat::Cold, (0, ShareOf::Queries));
     }
     // A tenant's figures can be fresher than its node's.
     let share = |part: u64, whole: u64| {
@@ -213,7 +216,13 @@ fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
         }
     };
     let writes = if load.writes < policy.min_queries { 0 } else { share(load.writes, node.writes) };
-    let share = share(load.queries, node.queries).max(writes).max(share(load.cpu, node.cpu));
+    let mut most = (share(load.queries, node.queries), ShareOf::Queries);
+    for other in [(writes, ShareOf::Writes), (share(load.cpu, node.cpu), ShareOf::Cpu)] {
+        if other.0 > most.0 {
+            most = other;
+        }
+    }
+    let share = most.0;
     let limit = u64::from(policy.share_percent) * 100;
     let heat = if share >= limit {
         Heat::Hot
@@ -222,7 +231,7 @@ fn heat(policy: &Policy, node: &NodeLoad, load: &TenantLoad) -> (Heat, u64) {
     } else {
         Heat::Cold
     };
-    (heat, share)
+    (heat, most)
 }
 
 /// Those that were hot and about whom this period says nothing: nobody is acquitted for want of evidence, nor blamed for

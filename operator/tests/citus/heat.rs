@@ -224,9 +224,12 @@ async fn a_dialog_that_takes_its_worker_is_found_in_time_and_it_is_said_what_wou
         ensure!(periods <= 3, "not found within consecutivePeriods + 1 periods: {heat:?}");
     }
     let [hot] = &heat.hot[..] else { panic!("{heat:?}") };
-    let HotTenant { tenant, group, node, share_percent, writes_per_second, .. } = hot;
+    let HotTenant { tenant, group, node, share_percent, share_of, writes_per_second, cpu_millicores, .. } =
+        hot;
     assert_eq!((tenant.as_str(), group.as_str()), (uuid(0).as_str(), "dialog"));
-    assert!(*share_percent >= 50 && *writes_per_second > 20, "{hot:?}");
+    assert!(*share_percent >= 50 && *writes_per_second > 20 && *cpu_millicores > 0, "{hot:?}");
+    let (_, _, message) = condition(&operator.round(&heat).await, HOT_TENANT);
+    assert!(message.contains(&format!("{share_percent} % of the {share_of} of {node}")), "{message}");
     // The worker that has it, by Citus' own word.
     let owner = "SELECT nodeport FROM citus_shards WHERE shardid = get_shard_id_for_distribution_column('public.messages', \
                  '00000000-0000-4000-8000-000000000000'::uuid)";
@@ -279,9 +282,11 @@ async fn what_is_kept_stays_small_and_survives_what_is_found_in_it() -> Result<(
     assert_eq!(world.number(Group::Coordinator, tables).await?, 6);
     assert_eq!(world.number(Group::Worker(0), tables).await?, 0, "they are the coordinator's");
 
-    // More periods and hours than are kept, and a state of another version.
+    // More periods and hours than are kept, and a state of another version. The clock of whoever recorded the periods was days
+    // ahead.
     let past = "INSERT INTO dialog_operator.periods
-                SELECT now() - n * interval '1 minute', '{}' FROM generate_series(1, 3000) AS n;
+                SELECT seen + interval '5 days', '{}', seen
+                FROM (SELECT now() - n * interval '1 minute' AS seen FROM generate_series(1, 3000) AS n) AS moments;
                 INSERT INTO dialog_operator.sizes
                 SELECT date_trunc('hour', now()) - n * interval '1 hour', c.colocationid, now() - n * interval '1 hour', 0
                 FROM generate_series(1, 1000) AS n, pg_dist_colocation AS c;
@@ -301,6 +306,8 @@ async fn what_is_kept_stays_small_and_survives_what_is_found_in_it() -> Result<(
         world.number(Group::Coordinator, &format!("SELECT count(*) FROM dialog_operator.{table}")).await
     };
     assert_eq!((count("heat").await?, count("periods").await?), (1, 1440));
+    let newest = "SELECT count(*) FROM dialog_operator.periods WHERE ended < now() AND period <> '{}'";
+    assert_eq!(world.number(Group::Coordinator, newest).await?, 1, "the true period is not kept");
     let groups = world.number(Group::Coordinator, "SELECT count(*) FROM pg_dist_colocation").await?;
     assert!(count("sizes").await? <= 336 * groups + 2, "{}", count("sizes").await?);
     let sizes: BTreeMap<&str, _> = heat.sizes.iter().map(|size| (size.group.as_str(), size)).collect();

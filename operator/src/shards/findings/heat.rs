@@ -52,8 +52,10 @@ fn of_load(world: &World<'_>) -> Finding {
     if let Some(failure) = &heat.failure {
         return finding(Holds::Unknown, "NotObserved", failure.clone());
     }
-    let name =
-        |hot: &HotTenant| format!("{} {} ({} % of {})", hot.group, hot.tenant, hot.share_percent, hot.node);
+    let name = |hot: &HotTenant| {
+        let HotTenant { group, tenant, share_percent, share_of, node, .. } = hot;
+        format!("{group} {tenant} ({share_percent} % of the {share_of} of {node})")
+    };
     // Nothing is left to do about those that are pinned; where they are too much for their worker, that is refused.
     let (pinned, others): (Vec<&HotTenant>, Vec<&HotTenant>) = heat.hot.iter().partition(|hot| hot.pinned);
     let names: Vec<String> = others.iter().copied().map(name).collect();

@@ -384,7 +384,15 @@ pub(in crate::shards) async fn ask(
         (&why, Type::TEXT),
         (&before.map(Json), Type::JSONB),
     ];
-    session.query(statement, &parameters).await.map(drop)
+    session.query(statement, &parameters).await?;
+    trim(session).await
+}
+
+/// Forgets all but the last thousand.
+pub(super) async fn trim(session: &Session) -> Result<(), pg::Error> {
+    let old = "DELETE FROM dialog_operator.actions WHERE id <= (
+                   SELECT id FROM dialog_operator.actions ORDER BY id DESC OFFSET 1000 LIMIT 1)";
+    session.query(old, &[]).await.map(drop)
 }
 
 /// What was so before something that nobody decided after a period; `None` if nobody has looked for a while. The coordinator's

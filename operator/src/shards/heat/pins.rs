@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::{Json, Type};
 
-use super::actions::{Author, Called, before};
+use super::actions::{Author, Called, before, trim};
 use crate::heat::{Action, Tenant};
 use crate::names::Group;
 use crate::pg::{self, Endpoint, Session};
@@ -74,8 +74,8 @@ pub(in crate::shards) async fn retarget(
                 (&before.map(Json), Type::JSONB),
             ],
         )
-        .await
-        .map(drop)
+        .await?;
+    trim(session).await
 }
 
 /// Takes a tenant's pin away because the resource says so, and writes that down.
@@ -104,8 +104,8 @@ pub(in crate::shards) async fn release(
                 (&before.map(Json), Type::JSONB),
             ],
         )
-        .await
-        .map(drop)
+        .await?;
+    trim(session).await
 }
 
 /// Takes a tenant's pin away.

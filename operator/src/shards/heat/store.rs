@@ -147,15 +147,15 @@ pub(super) async fn exchange(
     if let Some(begun) = begun {
         actions::begin(session, &period, &begun).await?;
     }
-    // A day of minutes, two weeks of hours, and a thousand actions.
+    actions::trim(session).await?;
+    // A day of minutes, and two weeks of hours. Those that were seen last stay, by the coordinator's clock: an operator whose
+    // clock was ahead for a while has left periods that end later than those of now.
     session
         .run(
-            "DELETE FROM dialog_operator.periods WHERE ended <= (
-                 SELECT ended FROM dialog_operator.periods ORDER BY ended DESC OFFSET 1440 LIMIT 1);
+            "DELETE FROM dialog_operator.periods WHERE seen <= (
+                 SELECT seen FROM dialog_operator.periods ORDER BY seen DESC OFFSET 1440 LIMIT 1);
              DELETE FROM dialog_operator.sizes WHERE hour <= (
                  SELECT DISTINCT hour FROM dialog_operator.sizes ORDER BY hour DESC OFFSET 336 LIMIT 1);
-             DELETE FROM dialog_operator.actions WHERE id <= (
-                 SELECT id FROM dialog_operator.actions ORDER BY id DESC OFFSET 1000 LIMIT 1);
              COMMIT",
         )
         .await?;

@@ -80,7 +80,7 @@ pub(super) fn turned(
         |tenant: Tenant| format!("{} {}", group_name(seen.world, tenant.colocation_id), names.of(tenant));
     let came = hot.iter().filter(|hot| !before.hot.contains_key(&hot.tenant)).map(|hot| Turn {
         hot: true,
-        message: format!("{} takes {} % of {}", name(hot.tenant), hot.share, hot.node),
+        message: format!("{} takes {} % of the {} of {}", name(hot.tenant), hot.share, hot.of, hot.node),
     });
     let told =
         |streak: &Streak| period.nodes.get(&streak.node).is_some_and(|node| node.role != Role::Unavailable);
@@ -138,8 +138,11 @@ impl Speaker<'_> {
             group: self.group(hot.tenant),
             node: hot.node.to_string(),
             share_percent: i32::try_from(hot.share).unwrap_or(100),
+            share_of: hot.of,
             queries_per_second: per_second(loads().map(|load| load.queries).sum()),
             writes_per_second: per_second(loads().map(|load| load.writes).sum()),
+            // Microseconds in a second are thousandths of a core, a thousand times.
+            cpu_millicores: per_second(loads().map(|load| load.cpu / 1000).sum()),
             periods: i32::try_from(hot.periods).unwrap_or(i32::MAX),
             pinned: self.period.pins.iter().any(|pin| Tenant::from(pin) == hot.tenant),
         }
@@ -178,7 +181,9 @@ impl Speaker<'_> {
         match action {
             Action::Isolate { tenant, from, to, rest } => {
                 let hot = decision.hot.iter().find(|hot| hot.tenant == tenant);
-                let why = hot.map_or_else(String::new, |hot| format!(" takes {} % of {from} and", hot.share));
+                let why = hot.map_or_else(String::new, |hot| {
+                    format!(" takes {} % of the {} of {from} and", hot.share, hot.of)
+                });
                 let alone = self.period.tenants.iter().any(|load| load.tenant == tenant && load.alone);
                 let name = self.name(tenant);
                 let gets = say("gets", "would get");

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::{DecisionStatus, HotTenant, LargeShardStatus};
+use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, ShareOf};
 use crate::condition::HOT_TENANT;
 use crate::heat::{NodeLoad, Reason};
 use crate::shards::heat::Refusal;
@@ -22,8 +22,10 @@ fn hot(periods: i32) -> Heat {
         group: "dialog".to_owned(),
         node: "worker-0".to_owned(),
         share_percent: 52,
+        share_of: ShareOf::Writes,
         queries_per_second: 610,
         writes_per_second: 540,
+        cpu_millicores: 310,
         periods,
         pinned: false,
     };
@@ -53,7 +55,7 @@ fn decided(minute: i64) -> DecisionStatus {
 
 #[test]
 fn a_hot_tenant_is_named_with_what_follows() {
-    let who = "hot: dialog 7 (52 % of worker-0)";
+    let who = "hot: dialog 7 (52 % of the writes of worker-0)";
     let lasting = || Heat { last: Some(decided(8)), ..hot(5) };
     let too_hot = || vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
     let filled = || vec![Refusal { reason: Reason::Indivisible, message: "full".to_owned() }];
@@ -94,7 +96,7 @@ fn a_hot_tenant_is_named_with_what_follows() {
             (
                 "False",
                 "Isolated",
-                "pinned, with a shard of its own each: dialog 8 (99 % of worker-0)".to_owned(),
+                "pinned, with a shard of its own each: dialog 8 (99 % of the writes of worker-0)".to_owned(),
             ),
         ),
         (
@@ -177,7 +179,7 @@ fn a_pin_that_is_not_possible_hides_nobody_who_harms_others() {
         (finding.holds.as_str(), finding.reason, finding.message)
     };
     let problem = "spec.sharding.pins: no table of the group tags is distributed yet, or there is none";
-    let who = "hot: dialog 7 (52 % of worker-0)";
+    let who = "hot: dialog 7 (52 % of the writes of worker-0)";
     let refused = vec![Refusal { reason: Reason::Budget, message: "it stays".to_owned() }];
     for (heat, reason, message) in [
         (Heat::default(), "PinNotPossible", problem.to_owned()),
@@ -232,7 +234,7 @@ fn what_has_failed_hides_nobody_who_is_hot() {
         let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
         (finding.reason, finding.message)
     };
-    let who = "hot: dialog 7 (52 % of worker-0)";
+    let who = "hot: dialog 7 (52 % of the writes of worker-0)";
     let split = json!({
         "kind": "Split", "colocationId": 1, "shardId": 7, "from": "worker-0", "at": 5, "to": ["worker-1", "worker-2"],
     });

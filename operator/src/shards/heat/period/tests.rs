@@ -269,7 +269,7 @@ fn who_is_on_a_silent_worker_is_not_said_to_have_cooled_down() {
     let first = scene.judge(&State::default(), 0, &only(0, step(0)));
     let flooded = Reading { tenants: vec![counted(250, "b", 30_000, 0, 0)], ..step(60) };
     let hot = scene.judge(&first.state, 60, &only(0, flooded));
-    assert_eq!(turned(&hot), [(true, "colocation 1 b takes 50 % of worker-0".to_owned())]);
+    assert_eq!(turned(&hot), [(true, "colocation 1 b takes 50 % of the queries of worker-0".to_owned())]);
 
     let calm = scene.judge(&hot.state, 120, &only(0, step(120)));
     let over = "colocation 1 b does not take a large part of worker-0 any more, after 1 periods".to_owned();

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use jiff::SignedDuration;
 
 use super::*;
+use crate::api::ShareOf;
 use crate::shards::heat::Refusal;
 use crate::shards::rebalance::Role;
 
@@ -78,8 +79,10 @@ fn what_is_over_is_not_shown() {
         group: "dialog".to_owned(),
         node: "worker-0".to_owned(),
         share_percent: 52,
+        share_of: ShareOf::Queries,
         queries_per_second: 50,
         writes_per_second: 10,
+        cpu_millicores: 130,
         periods: 3,
         pinned: false,
     };

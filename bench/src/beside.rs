@@ -50,6 +50,13 @@ pub fn met(during: &Report) -> Result<[Row; 3]> {
     Ok([kept, answered, waited])
 }
 
+/// How busy the processors were `then`, held against `before`, each a share of the time from 0 to 1: how much there was to share.
+/// It ends the figures of a row.
+#[must_use]
+pub fn busy(before: f64, then: f64) -> String {
+    format!("; processors busy {:.0} % of the time against {:.0} %", then * 100.0, before * 100.0)
+}
+
 /// The p99 of sends and of lists `then`, held against those `before`; `else_said` ends each row's figures.
 #[must_use]
 pub fn latency(before: &Report, then: &Report, limit: Limit, else_said: &str) -> [Row; 2] {

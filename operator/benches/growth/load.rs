@@ -161,12 +161,7 @@ impl Service {
 
 /// How the latency is, held against that `before`.
 pub fn compare(before: &Loaded, then: &Loaded, limit: Limit) -> [Row; 2] {
-    let busy = format!(
-        "; processors busy {:.0} % of the time against {:.0} %",
-        then.busy * 100.0,
-        before.busy * 100.0
-    );
-    beside::latency(&before.report, &then.report, limit, &busy)
+    beside::latency(&before.report, &then.report, limit, &beside::busy(before.busy, then.busy))
 }
 
 impl Drop for Service {

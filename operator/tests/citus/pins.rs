@@ -287,8 +287,22 @@ async fn what_somebody_has_decided_about_a_dialog_is_done_in_every_mode_and_take
     let off = Wanted { watch: None, ..on(second) };
     assert_eq!(kinds(&world, &off).await?, [""; 0]);
 
-    // An entry without a worker has it as one like the others, and one that goes takes its pin with it.
+    // An entry without a worker has it as one like the others, and one that goes takes its pin with it. What is written down
+    // about that is no more for those who watch no load.
     let like_others = Wanted { pins: vec![entry(&dialog, None)], ..observing.clone() };
+    let past = "INSERT INTO dialog_operator.actions (decided, ended, action, asked_by, why, outcome)
+                SELECT now(), now(), '{}', 'spec', 'of another version', 'Done' FROM generate_series(1, 1500)";
+    world.ask(Group::Coordinator, past).await?;
+    let written = "SELECT count(*) FROM dialog_operator.actions";
+    assert!(world.number(Group::Coordinator, written).await? > 1500);
+    assert_eq!(
+        kinds(&world, &Wanted { watch: None, ..like_others.clone() }).await?,
+        ["RemovePin", "DropStrategy"]
+    );
+    assert_eq!(world.number(Group::Coordinator, written).await?, 1000);
+    world.ask(Group::Coordinator, past).await?;
+    kinds(&world, &Wanted { watch: None, ..on(second) }).await?;
+    assert_eq!(world.number(Group::Coordinator, written).await?, 1000);
     assert_eq!(kinds(&world, &like_others).await?, ["RemovePin", "DropStrategy"]);
     assert_eq!(last(&world, &like_others).await?, done("Release", Outcome::Done));
     kinds(&world, &on(second)).await?;

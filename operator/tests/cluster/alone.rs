@@ -2,8 +2,10 @@
 
 mod approval;
 mod flapping;
+mod flood;
 mod held_up;
 mod hot_pair;
+mod hot_user;
 mod interrupted;
 mod killed;
 mod obstacles;

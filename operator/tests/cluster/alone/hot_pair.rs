@@ -1,19 +1,19 @@
 //! One pair floods a worker that others use, who notice, until it has a worker of its own.
 
 use std::collections::BTreeSet;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_bench::report::Report;
-use dialog_operator::api::{ActionStatus, DialogCluster};
+use dialog_operator::api::DialogCluster;
 use dialog_operator::heat::Action;
-use dialog_operator::names::{DATABASE, Group};
+use dialog_operator::names::Group;
 use dialog_operator::simulate::{Scenario, simulate};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
-use crate::bed::{Bed, CLUSTER, kubectl_command};
+use super::flood::{Flood, isolation};
+use crate::bed::{Bed, CLUSTER};
 use crate::load::{self, Population, RETRIES};
 
 const PEOPLE: Population = Population { users: 5_000, dialogs: 5_000, messages: 5 };
@@ -21,8 +21,6 @@ const MIX: [&str; 3] = ["--lists=0.5", "--skew=uniform", "--connections=16"];
 /// Of the peak: a worker that may use no more than its part of a processor, in each tenth of a second, keeps people waiting
 /// long before it is busy all the time.
 const SHARE: f64 = 0.25;
-/// Sessions that flood at the same time.
-const SESSIONS: usize = 4;
 /// How long the servers count.
 const PERIOD: Duration = Duration::from_secs(10);
 /// Periods that the pair has to be hot.
@@ -74,9 +72,9 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     let (pair, shards) = (Pair::find(&bed).await?, shards(&bed).await?);
     let load = PEOPLE.start(&bed, &[&MIX[..], &[&rate, "--duration=1h", "--warmup=0s"]].concat()).await?;
     let begun = Instant::now();
-    let flood = Flood::begin(&bed, &pair).await?;
+    let flood = pair.flood(&bed).await?;
     let by_clock = Timestamp::now();
-    let isolated = |cluster: &DialogCluster| isolated(cluster, &pair.dialog);
+    let isolated = |cluster: &DialogCluster| isolation(cluster, &pair.dialog);
     let cluster = bed.until("the pair isolated", TO_ACT, |cluster| isolated(cluster).is_some()).await?;
     let action = isolated(&cluster).context("it was there a moment ago")?;
     bed.say(format!("{:.1} s after the flood began: {action:?}", begun.elapsed().as_secs_f64()));
@@ -121,7 +119,8 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
         relieved.push(p99(&after)?);
         bed.say(format!("after: everybody's p99 {:.2} x", load::p99(&after, &before)));
     }
-    let flooded = flood.end(&bed).await?;
+    flood.end(&bed).await?;
+    let flooded = pair.flooded(&bed).await?;
     bed.say(format!("the pair, of whom {} attempts were refused: {flooded:?}", flooded.refused));
     ensure!(
         flooded.written == flooded.acknowledged,
@@ -162,17 +161,6 @@ fn replay(bed: &Bed, dialog: &str) -> Result<()> {
     Ok(())
 }
 
-/// What was done about this dialog, once it is done.
-fn isolated(cluster: &DialogCluster, dialog: &str) -> Option<ActionStatus> {
-    let actions = &cluster.status.as_ref()?.heat.as_ref()?.actions;
-    let is_done = |action: &&ActionStatus| {
-        action.kind == "Isolate"
-            && action.tenant.as_deref() == Some(dialog)
-            && action.outcome.as_deref() == Some("Done")
-    };
-    actions.iter().find(is_done).cloned()
-}
-
 /// The shards of the messages.
 async fn shards(bed: &Bed) -> Result<BTreeSet<i64>> {
     let shards = "SELECT shardid FROM pg_dist_shard WHERE logicalrelid = 'messages'::regclass";
@@ -205,13 +193,6 @@ impl Pair {
     }
 }
 
-/// Sessions on the coordinator that write into one dialog without a pause. dialog-api would let nobody do that: it takes
-/// 50 messages a second from one user to another.
-struct Flood<'a> {
-    pair: &'a Pair,
-    sessions: Vec<Child>,
-}
-
 /// What a flood has written.
 #[derive(Debug)]
 struct Flooded {
@@ -227,50 +208,31 @@ struct Flooded {
     failed: u64,
 }
 
-impl<'a> Flood<'a> {
-    async fn begin(bed: &Bed, pair: &'a Pair) -> Result<Self> {
-        let Pair { dialog, one, other, .. } = pair;
+impl Pair {
+    /// Has them write into their dialog.
+    async fn flood(&self, bed: &Bed) -> Result<Flood> {
+        let Self { dialog, one, other, .. } = self;
         // Whoever is told to try again, because the shard is replaced just then, does so with the same number, and says in the
         // message how often that was.
-        let flood = |session: usize| {
+        let write = |session: usize| {
             format!(
-                "DO $flood$ DECLARE number bigint := 1; refused bigint := 0; BEGIN LOOP
-                    BEGIN
-                        INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
-                        VALUES ('{dialog}', gen_random_uuid(), '{one}', '{other}',
-                                'flood {session} ' || number || ' ' || refused, clock_timestamp());
-                        number := number + 1;
-                        refused := 0;
-                    EXCEPTION WHEN serialization_failure THEN refused := refused + 1;
-                    END;
-                    COMMIT;
-                 END LOOP; END $flood$"
+                "BEGIN
+                    INSERT INTO messages (dialog_id, message_id, from_user_id, to_user_id, text, created_at)
+                    VALUES ('{dialog}', gen_random_uuid(), '{one}', '{other}',
+                            'flood {session} ' || number || ' ' || refused, clock_timestamp());
+                    number := number + 1;
+                    refused := 0;
+                 EXCEPTION WHEN serialization_failure THEN refused := refused + 1;
+                 END;
+                 COMMIT;"
             )
         };
-        let pod = bed.primary(Group::Coordinator).await?;
-        let sessions = (0..SESSIONS).map(|session| {
-            kubectl_command()
-                .args(["--namespace", bed.names.namespace(), "exec", &pod, "--"])
-                .args(["psql", "-XAtq", "-U", "postgres", "-d", DATABASE, "-c", &flood(session)])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .context("cannot run kubectl")
-        });
-        let sessions = sessions.collect::<Result<_>>()?;
-        Ok(Self { pair, sessions })
+        Flood::begin(bed, write).await
     }
 
-    /// Ends it, if it has not ended by itself.
-    async fn end(mut self, bed: &Bed) -> Result<Flooded> {
-        let end =
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'DO $flood$%'";
-        let ended = bed.sql(Group::Coordinator, end).await?;
-        ensure!(ended == SESSIONS.to_string(), "{ended} of {SESSIONS} sessions still wrote");
-        for session in &mut self.sessions {
-            session.wait()?;
-        }
-        // Each counts from 1 without leaving one out: what it wrote last is how many it wrote.
+    /// What their flood has written, once it has ended.
+    async fn flooded(&self, bed: &Bed) -> Result<Flooded> {
+        // Each session counts from 1 without leaving one out: what it wrote last is how many it wrote.
         let written = format!(
             "WITH flood AS (
                 SELECT split_part(text, ' ', 2) AS session, split_part(text, ' ', 3)::bigint AS number,
@@ -280,7 +242,7 @@ impl<'a> Flood<'a> {
              SELECT (SELECT count(*) FROM flood), (SELECT sum(last) FROM (SELECT max(number) AS last FROM flood GROUP BY session) AS each),
                     (SELECT (1000 * extract(epoch FROM max(gap)))::bigint FROM gaps),
                     (SELECT sum(refused) FROM flood), (SELECT count(*) FROM flood WHERE refused > {RETRIES})",
-            self.pair.dialog
+            self.dialog
         );
         let flooded = bed.sql(Group::Coordinator, &written).await?;
         let numbers: Vec<u64> = flooded.split('|').map(str::parse).collect::<Result<_, _>>()?;
@@ -288,14 +250,5 @@ impl<'a> Flood<'a> {
             bail!("{flooded} are no five numbers");
         };
         Ok(Flooded { written, acknowledged, gap: Duration::from_millis(gap), refused, failed })
-    }
-}
-
-impl Drop for Flood<'_> {
-    fn drop(&mut self) {
-        for session in &mut self.sessions {
-            // They may have ended.
-            let _ = session.kill();
-        }
     }
 }

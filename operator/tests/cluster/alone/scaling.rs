@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use dialog_bench::beside;
+use dialog_bench::machine::{self, Processors};
 use dialog_bench::sustained::Peak;
 use dialog_bench::table::{Limit, Page, Row};
-use dialog_bench::{beside, machine};
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -32,7 +33,7 @@ const SHARDS: usize = 48;
 const SHARES: [f64; 2] = [0.6, 0.3];
 /// Processor time of the service, whose limit the peak then is: of two processors that all nodes, the service and the load share, a
 /// peak of the databases leaves nothing to move shards with.
-const SERVICE: &str = "150m";
+const SERVICE: &str = "75m";
 /// Processor time that is reserved for each server: with the service and the load as much as Kubernetes' own parts leave of two
 /// processors. Who reserves little is served last when all are busy.
 const SERVER: &str = "120m";
@@ -83,12 +84,16 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     let mut old = BTreeMap::new();
     for share in &SHARES[..measured] {
         let rate = arriving(share * peak.sustained);
+        let processors = Processors::now()?;
         let before = people.run(&bed, &[&MIX[..], &[&rate, "--duration=22s"]].concat()).await?;
+        let busy_before = processors.busy_since()?;
         load::say(&bed, "before", &before);
+        let processors = Processors::now()?;
         let writing = people.start(&bed, &[&MIX[..], &[&rate, "--duration=1h"]].concat()).await?;
         let grown = scale(&bed, 4).await?.map(|row| row.of("2 -> 4"));
         old = volumes(&bed).await?;
         let shrunk = scale(&bed, 2).await?.map(|row| row.of("4 -> 2"));
+        let busy = beside::busy(busy_before, processors.busy_since()?);
         let during = writing.stop(&bed).await?;
         load::say(&bed, "during", &during);
         ensure!(during.is_whole(), "{}", during.text());
@@ -96,7 +101,7 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         let longest = during.longest_wait().context("no shard group")?.gap.longest_wait_ms;
         ensure!(longest <= LONGEST_WAIT, "sends of a shard group waited for {longest} ms: {}", during.text());
         let of_peak = format!("load at {:.0} % of the peak", share * 100.0);
-        let latency = beside::latency(&before, &during, beside::P99, "");
+        let latency = beside::latency(&before, &during, beside::P99, &busy);
         let met = grown.into_iter().chain(shrunk).chain(beside::met(&during)?).chain(latency);
         rows.extend(met.map(|row| row.of(&of_peak)));
     }

@@ -292,7 +292,7 @@ impl Reconciler for Controller {
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
-        self.memory(&key, Memory::counted);
+        self.memory(&key, |memory| memory.counted(&round));
         let rest = wanted.watch.as_ref().map(|watch| heat::until_next(watch, now, Timestamp::now()));
         outcome(cluster, round, self.memory(&key, |memory| memory.idle()), rest)
     }

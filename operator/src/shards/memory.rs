@@ -69,7 +69,7 @@ pub struct Memory {
     adopted: Adopted,
     /// The long steps that were done and not told of yet, and how long each lasted.
     done: Vec<(Step, Duration)>,
-    /// Those that were told of and that no status counts yet.
+    /// Those that were told of and that no status counts yet: it could not be written, or the catalogs not be read.
     uncounted: Vec<Step>,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
@@ -99,7 +99,8 @@ pub struct Results {
     /// Those that were done, in the order in which they began, and how long each lasted: until [`Memory::told`], as a round may
     /// not come to its end.
     pub done: Vec<(Step, Duration)>,
-    /// Those that were told of earlier and that no status counts yet: until [`Memory::counted`], as it may not be written.
+    /// Those that were told of earlier and that no status counts yet: until [`Memory::counted`], as it may not be written, or
+    /// be one of a round that could not read the catalogs.
     pub uncounted: Vec<Step>,
     /// Those that have failed and are put off, why, and how often they have by now.
     pub failed: Vec<(Step, act::Error, u32)>,
@@ -164,9 +165,12 @@ impl Memory {
         self.uncounted.extend(self.done.drain(..).map(|(step, _)| step));
     }
 
-    /// Forgets those that were told of: a status that counts them was written.
-    pub fn counted(&mut self) {
-        self.uncounted.clear();
+    /// Forgets those that were told of: the status after `round` was written, which counts them. Where that could not read the
+    /// catalogs it says what was said before, and they are for a later one.
+    pub fn counted(&mut self, round: &Round) {
+        if round.plan.moves.is_some() {
+            self.uncounted.clear();
+        }
     }
 
     /// How long nothing was done, and nothing has gone on.
@@ -364,13 +368,13 @@ mod tests {
     fn a_move_counts_until_the_status_that_counts_it_was_written() {
         let mut observed = uneven();
         let whole = of(&wanted(), &observed).held_plan().unwrap();
-        let [first, second, ..] = whole.moves[..] else { panic!("{whole}") };
+        let [first, second, third, ..] = whole.moves[..] else { panic!("{whole}") };
         observed.held = Some(whole);
         let mut memory = Memory::default();
         let mut written = DialogClusterStatus::default();
         let mut told = Vec::new();
         // A round of the controller: what it tells of and counts, if the status can be written after it.
-        let mut round = |made: Option<Move>, is_written: bool| {
+        let mut round = |made: Option<Move>, is_read: bool, is_written: bool| {
             if let Some(made) = made {
                 place(&mut observed, made.shard_id, 1);
                 memory.done.push((step_of(&made), Duration::from_secs(3)));
@@ -378,23 +382,29 @@ mod tests {
             let Results { done, uncounted, .. } = memory.take_results();
             told.extend(done.iter().map(|(step, _)| step.clone()));
             memory.told();
-            let mut round = of(&wanted(), &observed);
+            let seen =
+                if is_read { observed.clone() } else { Observed { catalog: None, ..observed.clone() } };
+            let mut round = of(&wanted(), &seen);
             round.performed.extend(done.into_iter().map(|(step, _)| step).chain(uncounted));
             let now = Timestamp::from_second(0).unwrap();
             let status = status(&wanted(), &topology(), &round, Some(&written), now);
             let moves_done = status.rebalance.as_ref().unwrap().moves_done;
             if is_written {
-                memory.counted();
+                memory.counted(&round);
                 written = status;
             }
             moves_done
         };
-        assert_eq!(round(Some(first), true), 1);
-        assert_eq!(round(Some(second), false), 2);
-        assert_eq!(round(None, false), 2, "nobody has written it");
-        assert_eq!(round(None, true), 2);
-        assert_eq!(round(None, true), 2, "not twice");
-        assert_eq!(told, [step_of(&first), step_of(&second)], "each once");
+        assert_eq!(round(Some(first), true, true), 1);
+        assert_eq!(round(Some(second), true, false), 2);
+        assert_eq!(round(None, true, false), 2, "nobody has written it");
+        assert_eq!(round(None, true, true), 2);
+        assert_eq!(round(None, true, true), 2, "not twice");
+        assert_eq!(round(Some(third), false, true), 2, "nobody knows what is left");
+        assert_eq!(round(None, false, true), 2);
+        assert_eq!(round(None, true, true), 3);
+        assert_eq!(round(None, true, true), 3, "not twice");
+        assert_eq!(told, [first, second, third].map(|made| step_of(&made)), "each once");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A message is written to its dialog's shard and nowhere else, so sending costs one statement on one node. The two
 //! inboxes, which live on other shards, follow: a replica remembers which dialogs it has written to and brings their
 //! inboxes up to date in the background, many messages of one dialog by one update and, under load, many dialogs
-//! [together]. What a replica that dies had remembered is found by the sweep ([`crate::jobs`]), since each dialog notes how far its inboxes have followed.
+//! together. What a replica that dies had remembered is found by the sweep ([`crate::jobs`]), since each dialog notes how
+//! far its inboxes have followed.
 //! Updates only ever go forward, so their order does not matter.
 
 mod together;

@@ -1,6 +1,5 @@
 //! Dialogs between two users: which dialog a pair has ([`pair`]), sending, listing ([`page`], and where it goes on in
-//! the [`archive`]),
-//! changing what one has said ([`change`]), and who has read how far ([`marks`]).
+//! the archive), changing what one has said ([`change`]), and who has read how far ([`marks`]).
 
 mod archive;
 pub mod change;

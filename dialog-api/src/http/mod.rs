@@ -1,4 +1,4 @@
-//! HTTP: routes, what surrounds every request ([`observe`]), and the server itself ([`serve`]).
+//! HTTP: routes, what surrounds every request (`observe`), and the server itself ([`serve`]).
 
 mod account;
 mod answer;

@@ -2,7 +2,7 @@
 //!
 //! The order of ids is not the order of commits: a message whose transaction was slow, or whose replica has a late
 //! clock, appears behind messages that were delivered already. So a stretch behind the newest message is read again and
-//! again, and what is known there is dropped ([`Window`]).
+//! again, and what is known there is dropped (`Window`).
 
 use std::{
     collections::{BTreeSet, VecDeque},

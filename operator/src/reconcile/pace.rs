@@ -20,8 +20,8 @@ const FIRST: Duration = Duration::from_secs(1);
 /// named as soon, and what was mended is noticed.
 const LONGEST: Duration = RESYNC;
 
-/// The pace of one cluster: a few reconciliations at once while things change, one in [`INTERVAL`] on average, one in
-/// [`URGENT`] as long as somebody is kept waiting, and growing delays after failures.
+/// The pace of one cluster: a few reconciliations at once while things change, one in `INTERVAL` on average, one in
+/// `URGENT` as long as somebody is kept waiting, and growing delays after failures.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// The instant up to which the allowance is used up.

@@ -247,6 +247,7 @@ impl Reconciler for Controller {
             most: MOST_STEPS,
             paused: cluster.spec.paused,
             deferred: &self.memory(&key, |memory| memory.deferred()),
+            failed_moves: &self.memory(&key, |memory| memory.failed_moves()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
             held: before.clone(),
             shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),
@@ -292,7 +293,7 @@ impl Reconciler for Controller {
         self.show(&key, &facts);
         self.show_actions(&key, &wanted, &round.observed);
         status::write(&self.context, cluster, PART, &facts, round.findings()).await?;
-        self.memory(&key, Memory::counted);
+        self.memory(&key, |memory| memory.counted(&round));
         let rest = wanted.watch.as_ref().map(|watch| heat::until_next(watch, now, Timestamp::now()));
         outcome(cluster, round, self.memory(&key, |memory| memory.idle()), rest)
     }

@@ -118,7 +118,7 @@ SELECT citus_add_rebalance_strategy('{NAME}', 'dialog_operator.shard_cost', 'dia
         text
     }
 
-    /// What [`SEEN`] says where it is so.
+    /// What `SEEN` says where it is so.
     #[must_use]
     pub fn description(&self) -> String {
         let names =

@@ -89,6 +89,7 @@ impl Operator {
                 before: last.as_deref(),
                 paused: self.paused,
                 deferred: &self.memory.deferred(),
+                failed_moves: &self.memory.failed_moves(),
                 stalls: &stalls,
                 held: self.memory.held.clone(),
                 heat: self.heat.as_ref(),
@@ -98,6 +99,7 @@ impl Operator {
         )
         .await;
         self.memory.remember(&mut round);
+        self.memory.counted(&round);
         self.entered.extend(self.memory.watch.entered());
         for (step, error) in &round.partly {
             self.memory.postpone(step, error);
@@ -157,7 +159,6 @@ impl Operator {
         let plan = self.memory.held.clone();
         let Results { done, failed, .. } = self.memory.take_results();
         self.memory.told();
-        self.memory.counted();
         for step in self.jobs.begun() {
             let place = self.memory.begin(&step, plan.as_ref());
             self.begun.push((step, place));

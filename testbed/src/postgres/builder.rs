@@ -71,7 +71,7 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Keeps the data on a volume of its own of this many bytes; ask [`volumes_available`] first.
+    /// Keeps the data on a volume of its own of this many bytes; ask [`volumes_available`](super::volumes_available) first.
     pub fn volume(mut self, bytes: u64) -> Self {
         self.volume = Some(bytes);
         self

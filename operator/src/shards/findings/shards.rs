@@ -339,6 +339,11 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Find
         // That ends by itself.
         return finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"));
     }
+    // One that is tried again may fail once more: only one that is made says that they leave.
+    let leaves = |step: &Step| matches!(step, Step::MoveShard { from, .. } if surplus.contains(from));
+    if let Some((step, failure)) = world.observed.failed_moves.iter().find(|(step, _)| leaves(step)) {
+        return finding(true, failure.reason, format!("{message}; could not {step}: {}", failure.message));
+    }
     finding(false, "Draining", message)
 }
 

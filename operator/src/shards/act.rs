@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::heat::{self, actions, pins};
-use super::observed::End;
+use super::observed::{End, Stall};
 use super::sessions::{Door, Sessions};
 use super::step::{API_ROLE, Beside, Distribution, OPERATOR_ROLE, Step};
 use super::strategy;
@@ -41,6 +41,9 @@ pub enum Error {
     /// Citus did what it could; the rest has to wait for something else.
     #[error("{0}")]
     Left(String),
+    /// It did not get on, and was cancelled for it.
+    #[error("it {}; it was cancelled, and is tried again", .0.what())]
+    Stalled(Stall),
     /// Other sessions are about what is left, so that nobody knows whether it has to wait.
     #[error("{0}")]
     Kept(String),
@@ -53,6 +56,7 @@ impl Error {
         match self {
             Self::Unreachable(_) => "NodeUnreachable",
             Self::Left(_) | Self::Kept(_) => CLEANUP_BLOCKED,
+            Self::Stalled(stall) => stall.kind.reason(),
             Self::Database(_) | Self::Moved(_) => "StepFailed",
         }
     }

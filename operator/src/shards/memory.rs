@@ -14,7 +14,7 @@ use super::heat::actions::Act;
 use super::jobs::Jobs;
 use super::lock::Holder;
 use super::observe::Sizes;
-use super::observed::{Dropped, Observed, RunningMove};
+use super::observed::{Dropped, Observed, RunningMove, Stall};
 use super::rebalance::MovePlan;
 use super::round::{Carried, Failure, Round};
 use super::sessions::Sessions;
@@ -22,6 +22,7 @@ use super::status::Pace;
 use super::step::Step;
 use super::supervise::{Splits, Watch};
 use crate::condition::{Finding, Holds};
+use crate::pg::{self, Limits};
 
 /// How often shards are measured.
 const MEASURE: Duration = Duration::from_mins(1);
@@ -74,6 +75,8 @@ pub struct Memory {
     uncounted: Vec<Step>,
     /// The steps that take long and failed, until they are tried again.
     failures: BTreeMap<Step, Setback>,
+    /// The sessions that were cancelled as they did not get on, by name, and why they did not: until their steps have ended.
+    cancelled: BTreeMap<String, Stall>,
     /// When a move was made last.
     moved: Option<Instant>,
     /// Of the steps of a plan that were begun and have not ended, which of which plan each is.
@@ -147,6 +150,7 @@ impl Memory {
         let mut results = Results::default();
         for (step, ended, lasted) in self.jobs.ended() {
             self.locked = None;
+            let stall = self.cancelled.remove(&Limits::long(&step.purpose()).application);
             match ended {
                 Ok(Carried::Out) => {
                     self.made(&step);
@@ -158,6 +162,7 @@ impl Memory {
                     self.locked = Some((step, holder));
                 }
                 Err(error) => {
+                    let error = why(error, stall);
                     let failures = self.put_off(&step, &error);
                     results.failed.push((step, error, failures));
                 }
@@ -300,9 +305,11 @@ impl Memory {
         self.watch.look(round.observed.catalog.as_ref(), now);
         self.splits.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
-            if let Step::CancelMove { pid, .. } = step {
+            if let Step::CancelMove { pid, application, .. } = step {
                 self.watch.ended(*pid, now);
                 self.splits.ended(*pid, now);
+                let stall = round.observed.stalls.iter().find(|stall| stall.pid == *pid);
+                self.cancelled.extend(stall.map(|stall| (application.clone(), stall.clone())));
             }
         }
         // One that is tried again just now is of interest, too: it may fail once more.
@@ -315,6 +322,16 @@ impl Memory {
             self.unmeasured = moves.unmeasured.iter().any(|group| round.observed.facts(*group).is_some());
             self.overtaken.clone_from(&moves.overtaken);
         }
+    }
+}
+
+/// Why a step has ended that failed with `error`, if it was cancelled since `stall`: what the server says of a cancelled statement
+/// is not what kept it.
+fn why(error: act::Error, stall: Option<Stall>) -> act::Error {
+    let is_end = |error: &pg::Error| error.is_cancelled() || error.is_out_of_reach();
+    match (stall, error) {
+        (Some(stall), act::Error::Database(error)) if is_end(&error) => act::Error::Stalled(stall),
+        (_, error) => error,
     }
 }
 

@@ -353,6 +353,20 @@ impl Stall {
     pub fn operation(&self) -> Operation {
         Operation { pid: self.pid, application: self.application.clone() }
     }
+
+    /// What it does not do, and why, as the rest of a sentence about it.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let Self { seconds, cause, .. } = self;
+        match self.kind {
+            StallKind::SlotLost => format!("cannot end any more: {cause}"),
+            StallKind::DiskFilling => format!("cannot go on: {cause}"),
+            _ if self.blocks_writers => format!(
+                "has kept all who write to its shard group waiting for {seconds} s, since it waits itself: {cause}"
+            ),
+            _ => format!("has made no progress for {seconds} s: {cause}"),
+        }
+    }
 }
 
 /// What keeps a move.

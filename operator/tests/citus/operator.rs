@@ -38,6 +38,8 @@ pub struct Operator {
     pub done: Vec<Step>,
     /// What was begun and failed, in order.
     pub failed: Vec<Step>,
+    /// Why the last of them failed, for programs and for people.
+    pub failure: Option<(&'static str, String)>,
     /// Whether nothing may be begun.
     pub paused: bool,
     /// What is known of load.
@@ -59,6 +61,7 @@ impl Default for Operator {
             jobs: memory.jobs.clone(),
             done,
             failed,
+            failure: None,
             paused: false,
             heat: None,
             present: None,
@@ -166,6 +169,7 @@ impl Operator {
         self.done.extend(done.into_iter().map(|(step, _)| step));
         for (step, error, _) in failed {
             println!("could not {step}: {error}");
+            self.failure = Some((error.reason(), error.to_string()));
             self.failed.push(step);
         }
     }

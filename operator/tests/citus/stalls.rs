@@ -241,7 +241,8 @@ impl Scene {
         }
     }
 
-    /// Makes rounds until the move has ended without success, because it was cancelled.
+    /// Makes rounds until the move has ended without success, because it was cancelled. While it waits to be tried again, what is
+    /// said is what kept it.
     async fn until_cancelled(&mut self) -> Result<()> {
         let (started, before) = (Instant::now(), self.operator.failed.len());
         while self.operator.failed.len() == before {
@@ -250,6 +251,18 @@ impl Scene {
         }
         let is_end = |step: &Step| matches!(step, Step::CancelMove { .. });
         ensure!(self.operator.done.iter().any(is_end), "{:?}", self.operator.done);
+        let (reason, message) = self.operator.failure.clone().context("nothing is said of it")?;
+        ensure!(
+            reason != "StepFailed" && message.ends_with("it was cancelled, and is tried again"),
+            "{message}"
+        );
+        let round = self.operator.round(&self.world, &self.wanted).await?;
+        let known = round
+            .observed
+            .failed_moves
+            .iter()
+            .any(|(_, failure)| (failure.reason, &failure.message) == (reason, &message));
+        ensure!(known, "{:?}, not {message}", round.observed.failed_moves);
         Ok(())
     }
 

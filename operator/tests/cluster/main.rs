@@ -13,5 +13,6 @@ mod deletion;
 mod forward;
 mod load;
 mod parameters;
+mod results;
 mod streams;
 mod writer;

@@ -174,15 +174,12 @@ fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
     // By the time that it is said, it may have ended.
     let of_a_split = |stall: &&Stall| stall.operation().split().is_some();
     let stall = world.observed.stalls.iter().find(of_a_split);
-    if let Some(Stall { pid, seconds, blocks_writers, cause, .. }) = stall {
-        let what = if *blocks_writers {
-            format!("has kept all who write to its shard waiting for {seconds} s, since it waits itself")
-        } else {
-            format!("has made no progress for {seconds} s")
-        };
+    if let Some(stall) = stall {
         let message = format!(
-            "{}; its split (pid {pid} on the coordinator) {what}: {cause}; it is ended, and tried again",
-            open.why
+            "{}; its split (pid {} on the coordinator) {}; it is ended, and tried again",
+            open.why,
+            stall.pid,
+            stall.what()
         );
         return Some(("SplitStalled", message));
     }

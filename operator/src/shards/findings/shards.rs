@@ -7,7 +7,7 @@ use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED, first_of};
 use crate::names::Group;
 use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
-use crate::shards::observed::{Catalog, Foreign, Stall, StallKind};
+use crate::shards::observed::{Catalog, Foreign, Stall};
 use crate::shards::plan::{Cramped, Draft, Moves, UPDATED_FIRST, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
@@ -176,20 +176,11 @@ fn foreign(catalog: &Catalog) -> Option<Finding> {
 }
 
 /// What is said of a move that does not get on.
-fn stalled(Stall { application, pid, seconds, blocks_writers, kind, cause, .. }: &Stall) -> Finding {
-    let what = match kind {
-        StallKind::SlotLost => "cannot end any more".to_owned(),
-        StallKind::DiskFilling => "cannot go on".to_owned(),
-        _ if *blocks_writers => {
-            format!(
-                "has kept all who write to its shard group waiting for {seconds} s, since it waits itself"
-            )
-        }
-        _ => format!("has made no progress for {seconds} s"),
-    };
-    let message = format!(
-        "{application} (pid {pid} on the coordinator) {what}: {cause}; it is cancelled and planned again"
-    );
+fn stalled(stall: &Stall) -> Finding {
+    let Stall { application, pid, kind, .. } = stall;
+    let what = stall.what();
+    let message =
+        format!("{application} (pid {pid} on the coordinator) {what}; it is cancelled and planned again");
     Finding::new(BALANCED, Holds::False, kind.reason(), message)
 }
 

@@ -1,14 +1,13 @@
 //! More workers, and fewer again, while people write.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use dialog_bench::beside;
 use dialog_bench::machine::{self, Processors};
 use dialog_bench::sustained::Peak;
-use dialog_bench::table::{Limit, Page, Row};
+use dialog_bench::table::{Limit, Row};
 use dialog_operator::names::{CLUSTER_LABEL, GROUP_LABEL, Group};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -18,6 +17,7 @@ use serde_json::json;
 
 use crate::bed::{Bed, CLUSTER, holds};
 use crate::load::{self, Population};
+use crate::results::{self, Table};
 
 /// How long the count may take to come true.
 const TO_SCALE: Duration = Duration::from_mins(10);
@@ -25,8 +25,6 @@ const TO_SCALE: Duration = Duration::from_mins(10);
 const PEOPLE: Population = Population { users: 20_000, dialogs: 20_000, messages: 5 };
 /// A messenger's mix, as people write.
 const MIX: [&str; 3] = ["--lists=0.8", "--skew=zipf:1", "--connections=32"];
-/// Names the folder of the repository in which the table is written.
-const RESULTS: &str = "DIALOG_SCALING_RESULTS";
 /// What a cluster has unless it is told otherwise.
 const SHARDS: usize = 48;
 /// Loads, as shares of the peak: the first one, or all where the table is written.
@@ -80,7 +78,7 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
     let peak = peak.await?;
 
     let mut rows = vec![peak.row()];
-    let measured = if std::env::var_os(RESULTS).is_some() { SHARES.len() } else { 1 };
+    let measured = if results::are_written() { SHARES.len() } else { 1 };
     let mut old = BTreeMap::new();
     for share in &SHARES[..measured] {
         let rate = arriving(share * peak.sustained);
@@ -119,7 +117,20 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
         first.iter().filter(|(pod, at)| last.get(*pod) != Some(at)).map(|(pod, _)| pod).collect();
     ensure!(restarted.is_empty(), "{restarted:?} were started again: {first:?}, and then {last:?}");
     bed.ready().await?;
-    publish(&bed, messages, &busy, &rows).await?;
+    let size =
+        bed.sql(Group::Coordinator, "SELECT pg_size_pretty(citus_total_relation_size('messages'))").await?;
+    let table = Table {
+        title: "Growing and shrinking on Kubernetes",
+        test: ("scaling", &format!("DIALOG_SCALING_MESSAGES={messages} ")),
+        note: &format!(
+            "A coordinator and 2 to 4 workers with {SHARDS} shards in a cluster of kind, with {size} of messages. dialog-api may use \
+             {SERVICE} of a processor, and that is what limits the peak. All pods, the load's too, share the processors. \
+             [What is measured](../docs/rebalancing.md#measured)."
+        ),
+        file: "RESULTS-scaling.md",
+        busy: &busy,
+    };
+    table.publish(&bed, &rows).await?;
     bed.done();
     Ok(())
 }
@@ -127,29 +138,6 @@ async fn two_four_two_four_workers_lose_nothing_that_was_acknowledged() -> Resul
 /// The flag for a load of so many arrivals a second.
 fn arriving(rate: f64) -> String {
     format!("--rate={rate:.0}")
-}
-
-/// Prints the table, and writes it into the folder of the repository that [`RESULTS`] names.
-async fn publish(bed: &Bed, messages: u32, busy: &str, rows: &[Row]) -> Result<()> {
-    let versions = bed.sql(Group::Coordinator, machine::VERSIONS).await?;
-    let (postgresql, citus) = versions.split_once('|').context("two versions")?;
-    let size =
-        bed.sql(Group::Coordinator, "SELECT pg_size_pretty(citus_total_relation_size('messages'))").await?;
-    let page = Page {
-        title: "Growing and shrinking on Kubernetes",
-        command: &format!(
-            "DIALOG_SCALING_MESSAGES={messages} {RESULTS}=bench cargo xtask test --tier cluster --only scaling"
-        ),
-        machine: &machine::describe_with(postgresql, Some(citus), busy)?,
-        note: &format!(
-            "A coordinator and 2 to 4 workers with {SHARDS} shards in a cluster of kind, with {size} of messages. dialog-api may use \
-             {SERVICE} of a processor, and that is what limits the peak. All pods, the load's too, share the processors. \
-             [What is measured](../docs/rebalancing.md#measured)."
-        ),
-        rows,
-    };
-    let folder = std::env::var_os(RESULTS);
-    page.publish(folder.as_ref().map(Path::new), "RESULTS-scaling.md")
 }
 
 /// Asks for `count` workers as people do, and waits until they hold the shards and nobody else is left: how long that took, and

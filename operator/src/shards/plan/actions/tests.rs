@@ -419,7 +419,10 @@ fn a_split_waits_for_the_moves_under_way_and_no_other_begins() {
         ("SplitStalled", format!("{split} has {what}: somebody writes; it is ended, and tried again"))
     };
     assert_eq!(stall(false), said("made no progress for 6 s"));
-    assert_eq!(stall(true), said("kept all who write to its shard waiting for 6 s, since it waits itself"));
+    assert_eq!(
+        stall(true),
+        said("kept all who write to its shard group waiting for 6 s, since it waits itself")
+    );
 }
 
 #[test]

@@ -247,6 +247,7 @@ impl Reconciler for Controller {
             most: MOST_STEPS,
             paused: cluster.spec.paused,
             deferred: &self.memory(&key, |memory| memory.deferred()),
+            failed_moves: &self.memory(&key, |memory| memory.failed_moves()),
             stalls: &self.stalls(&key, &sessions, wanted.rebalance.stall_timeout).await,
             held: before.clone(),
             shown: cluster.status.as_ref().and_then(|status| status.plan.as_ref()),

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::heat::Heat;
 use super::heat::actions::Kept;
 use super::rebalance::{HashRange, MovePlan};
+use super::round::Failure;
 use super::step::Step;
 use super::strategy;
 use super::topology::Topology;
@@ -37,6 +38,8 @@ pub struct Observed {
     pub away: BTreeMap<Group, BTreeMap<i64, i64>>,
     /// Moves without progress for longer than is allowed, each with what was found out about it.
     pub stalls: Vec<Stall>,
+    /// Moves that have failed since one was made, the last one first, and why: put off, or being tried again.
+    pub failed_moves: Vec<(Step, Failure)>,
     /// The plan that is being carried out, as it was made. What is left of it goes on as long as the world allows.
     pub held: Option<MovePlan>,
     /// The plan that the status shows: what an operator that is started anew carries on with.

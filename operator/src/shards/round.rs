@@ -49,6 +49,8 @@ pub struct Brief<'a> {
     pub paused: bool,
     /// Steps that take long and failed lately, and why: the others go first.
     pub deferred: &'a [(Step, Failure)],
+    /// Moves that have failed since one was made, the last one first, and why.
+    pub failed_moves: &'a [(Step, Failure)],
     /// Moves without progress for longer than is allowed.
     pub stalls: &'a [Stall],
     /// The plan that is being carried out.
@@ -356,6 +358,7 @@ async fn look(
 /// Adds what is not asked of the servers.
 fn remember(observed: &mut Observed, brief: &Brief<'_>, existing: BTreeSet<Group>) {
     observed.existing = existing;
+    observed.failed_moves = brief.failed_moves.to_vec();
     observed.stalls = brief.stalls.to_vec();
     observed.held.clone_from(&brief.held);
     observed.shown = brief.shown.cloned();

@@ -89,6 +89,7 @@ impl Operator {
                 before: last.as_deref(),
                 paused: self.paused,
                 deferred: &self.memory.deferred(),
+                failed_moves: &self.memory.failed_moves(),
                 stalls: &stalls,
                 held: self.memory.held.clone(),
                 heat: self.heat.as_ref(),

@@ -274,6 +274,7 @@ pub fn brief<'a>(
         most,
         paused: false,
         deferred: &[],
+        failed_moves: &[],
         stalls: &[],
         held: None,
         shown: None,

@@ -70,6 +70,8 @@ impl Handover {
             most: 1,
             paused: false,
             deferred: &self.deferred,
+            // What is said of them is for who writes conditions.
+            failed_moves: &[],
             stalls: &[],
             held: self.held.clone(),
             shown: None,

@@ -6,7 +6,7 @@ use super::moves::two_workers;
 use super::{catalog, topology, wanted};
 use crate::condition::SCALE_IN_BLOCKED;
 use crate::names::Group;
-use crate::shards::observed::{End, Foreign, Node, Observed, Stall, StallKind};
+use crate::shards::observed::{End, Foreign, Node, Observed, Operation, Stall, StallKind};
 use crate::shards::plan::plan;
 use crate::shards::round::tests::of;
 use crate::shards::round::{Failure, Round};
@@ -75,6 +75,30 @@ fn a_move_that_fails_keeps_who_is_to_leave() {
     let failure = Failure { reason: "StepFailed", message: "permission denied".to_owned() };
     round.deferred = vec![(step, failure)];
     assert_eq!(say(&round), ("True", "StepFailed"));
+}
+
+/// An attempt may take longer than the pause after it: who waits for this to last hears of it all the same.
+#[test]
+fn a_move_that_has_failed_keeps_who_is_to_leave_while_it_is_tried_again() {
+    let mut observed = two_workers();
+    catalog(&mut observed).members[2].should_have_shards = false;
+    let round = of(&wanted(), &observed);
+    let [step @ Step::MoveShard { shard_id, from, to }] = &round.plan.steps[..] else {
+        panic!("{:?}", round.plan.steps)
+    };
+    let application = Operation::name_of(*shard_id, *from, *to);
+    catalog(&mut observed).operations = vec![Operation { pid: 7, application }];
+    assert_eq!(blocked(&observed).1, "Draining", "it is tried for the first time");
+    let failure = Failure { reason: "StepFailed", message: "permission denied".to_owned() };
+    observed.failed_moves = vec![(step.clone(), failure.clone())];
+    let (holds, reason, message) = blocked(&observed);
+    assert_eq!((holds, reason), ("True", "StepFailed"), "{message}");
+    assert!(message.contains("worker-1 leave") && message.contains("permission denied"), "{message}");
+
+    // One between those that stay is nothing to them.
+    let other = Step::MoveShard { shard_id: *shard_id, from: Group::Worker(0), to: Group::Coordinator };
+    observed.failed_moves = vec![(other, failure)];
+    assert_eq!(blocked(&observed).1, "Draining");
 }
 
 #[test]

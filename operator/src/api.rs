@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -374,6 +374,9 @@ pub struct DialogClusterStatus {
     /// Since when no move or split of a shard begins, because a server is about to be restarted, or was just now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_moves: Option<MicroTime>,
+    /// When that ends, unless the update goes on before: absent while it is known what it does next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_moves_until: Option<Time>,
     /// What is still under way since then; absent until it is known, and where nothing is held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_moves: Option<HeldMovesStatus>,

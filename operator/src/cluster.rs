@@ -40,7 +40,7 @@ pub mod target;
 
 use certificates::Certificates;
 use observe::{Observed, observe};
-use rollout::Step;
+use rollout::{Hold, Step};
 use target::{Refusal, Target};
 
 /// While something happens by itself.
@@ -162,22 +162,39 @@ impl Controller {
         let (mut status, findings) =
             report::report(cluster, &target, &observed, &certificates, &problems, &step, now);
         // Nothing is restarted of what is paused.
-        let hold = || act::hold(&target, &observed, cluster.status.as_ref(), &step, now);
-        status.hold_moves = (!cluster.spec.paused).then(hold).flatten();
+        if !cluster.spec.paused
+            && let Some(Hold { since, until }) =
+                act::hold(&target, &observed, cluster.status.as_ref(), &step, now)
+        {
+            (status.hold_moves, status.hold_moves_until) = (Some(since), until);
+        }
+        let is_held = status.hold_moves.is_some();
         self.report(cluster, (status, findings)).await?;
-        Ok(match (failure, problems.first(), step) {
-            (Some(error), ..) => Err(error),
-            _ if cluster.spec.paused => Ok(Outcome::Done),
-            (None, None, Step::Helpless { pod, .. }) => Ok(Outcome::Wait(LATER, pod)),
-            (None, None, Step::Nothing) if is_behind => {
-                Ok(Outcome::Wait(LATER, "Patroni looks again what a restart is needed for".to_owned()))
-            }
-            (None, None, Step::Nothing) => Ok(Outcome::Done),
-            (None, None, step) => Ok(Outcome::Wait(SOON, step.describe().unwrap_or_default())),
-            (None, Some(problem), _) => {
-                Ok(Outcome::Wait(if problem.passes { SOON } else { LATER }, problem.message.clone()))
-            }
+        Ok(match failure {
+            Some(error) => Err(error),
+            None if cluster.spec.paused => Ok(Outcome::Done),
+            None => Ok(outcome(problems.first(), step, is_held, is_behind)),
         })
+    }
+}
+
+/// When to look again at a cluster where nothing has failed; moves of shards may be held meanwhile, or a server be behind what is
+/// declared.
+fn outcome(problem: Option<&problems::Problem>, step: Step, is_held: bool, is_behind: bool) -> Outcome {
+    match (problem, step) {
+        (None, Step::Helpless { pod, .. }) => Outcome::Wait(LATER, pod),
+        // Nobody else would end that in time.
+        (None, Step::Nothing) if is_held => {
+            Outcome::Wait(SOON, "moves of shards are held until an update is known to be over".to_owned())
+        }
+        (None, Step::Nothing) if is_behind => {
+            Outcome::Wait(LATER, "Patroni looks again what a restart is needed for".to_owned())
+        }
+        (None, Step::Nothing) => Outcome::Done,
+        (None, step) => Outcome::Wait(SOON, step.describe().unwrap_or_default()),
+        (Some(problem), _) => {
+            Outcome::Wait(if problem.passes { SOON } else { LATER }, problem.message.clone())
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -17,7 +16,7 @@ use super::instance::Instance;
 use super::observe::{Observed, ObservedGroup};
 use super::patroni::client::{Address, Client};
 use super::patroni::config;
-use super::rollout::{self, Step};
+use super::rollout::{self, Hold, Step};
 use super::target::Target;
 use crate::api::DialogClusterStatus;
 use crate::condition::CLUSTER_MANAGER;
@@ -45,7 +44,7 @@ pub fn next(
     rollout::next(&groups(target, observed), rollout::busy(status, now).as_ref(), now)
 }
 
-/// Since when no shard may begin to move for the sake of the `step` that is under way; `None` where any may.
+/// Whether no shard may begin to move for the sake of the `step` that is under way, and until when; `None` where any may.
 #[must_use]
 pub fn hold(
     target: &Target,
@@ -53,10 +52,8 @@ pub fn hold(
     status: Option<&DialogClusterStatus>,
     step: &Step,
     now: Timestamp,
-) -> Option<MicroTime> {
-    let since = status.and_then(|status| status.hold_moves.clone());
-    let holds = rollout::holds(step, &groups(target, observed), since.is_some(), now);
-    holds.then(|| since.unwrap_or(MicroTime(now)))
+) -> Option<Hold> {
+    Hold::next(Hold::of(status), step, &groups(target, observed), now)
 }
 
 /// The groups, each with the instances that are asked for.
@@ -95,7 +92,7 @@ pub async fn act(
         let outdated = observed.groups.get(group).is_some_and(|group| group.is_outdated(from));
         return match switched {
             // A standby that has come back catches up first, or else writes would be lost or wait for it.
-            Ok(Err(refusal)) => Ok(Step::Wait(format!("{to} to be able to take over: {refusal}"))),
+            Ok(Err(refusal)) => Ok(Step::CatchUp { to: to.clone(), refusal: refusal.to_string() }),
             // It is to be restarted anyway, and hands over when it is stopped.
             Err(error) if outdated => {
                 warn!(%error, "cannot switch over first");

@@ -16,7 +16,7 @@ use crate::status::Part;
 /// The part of the status that this controller owns.
 pub const PART: Part = Part {
     manager: CLUSTER_MANAGER,
-    fields: &["observedGeneration", "phase", "workers", "selector", "url", "holdMoves"],
+    fields: &["observedGeneration", "phase", "workers", "selector", "url", "holdMoves", "holdMovesUntil"],
     conditions: &[READY, PROGRESSING, CERTIFICATES_VALID],
 };
 
@@ -58,7 +58,9 @@ pub fn report(
             Finding::new(PROGRESSING, false, "RestartDidNotHelp", step_text)
         }
         // While a cluster is made, every part of it waits for others: what it waits for says more.
-        (Some(_), Some(problem)) if matches!(step, Step::Wait(_)) && !served(cluster) => {
+        (Some(_), Some(problem))
+            if matches!(step, Step::Wait(_) | Step::CatchUp { .. }) && !served(cluster) =>
+        {
             Finding::new(PROGRESSING, true, problem.reason, problem.message.clone())
         }
         (Some(text), _) if matches!(step, Step::ScaleIn(_)) => {

@@ -15,12 +15,14 @@ use crate::api::DialogClusterStatus;
 use crate::condition::{self, BALANCED, Holds, WAL_LEVEL_LOGICAL};
 use crate::names::Group;
 
+mod hold;
+
+pub use hold::Hold;
+
 /// An instance that is out of date and not ready for this long is taken for stuck.
 const STUCK: Duration = Duration::from_mins(2);
 /// How long an update waits for what moves to be known where nobody can say it.
 const UNANSWERED: Duration = Duration::from_mins(10);
-/// How long after the start or the end of a server moves are still held back for what follows it.
-const RESTARTED: Duration = Duration::from_mins(3);
 
 /// Parameters that a standby must not have smaller than its primary: lowering them begins with the primary.
 const PRIMARY_FIRST: [&str; 5] = [
@@ -38,6 +40,13 @@ pub enum Step {
     Nothing,
     /// Something is out of date, and this has to be ready first.
     Wait(String),
+    /// A primary is out of date, and Patroni does not let the standby take over yet: it lags.
+    CatchUp {
+        /// The standby's pod.
+        to: String,
+        /// What Patroni said.
+        refusal: String,
+    },
     /// A server is out of date, and moves or splits of shards need its group, or may: a restart would undo what was copied.
     AfterMoves {
         /// The group.
@@ -88,6 +97,9 @@ impl Step {
         match self {
             Self::Nothing => None,
             Self::Wait(what) => Some(format!("an update waits for {what}")),
+            Self::CatchUp { to, refusal } => {
+                Some(format!("an update waits for {to} to be able to take over: {refusal}"))
+            }
             Self::AfterMoves { group, .. } => Some(format!(
                 "an update goes on with {group} once no move or split of a shard is under way that needs it; no other begins \
                  before"
@@ -133,40 +145,6 @@ pub fn busy(status: Option<&DialogClusterStatus>, now: Timestamp) -> Option<BTre
 pub fn is_behind(status: Option<&DialogClusterStatus>) -> bool {
     let found = status.and_then(|status| condition::find(&status.conditions, WAL_LEVEL_LOGICAL));
     found.is_some_and(|found| found.status == Holds::False.as_str())
-}
-
-/// Whether no move or split of a shard may begin while `step` is under way: a server is about to be restarted. Where that was so
-/// (`held`), it goes on for a time until the server is back and the next one follows, but not for as long as an update may wait for
-/// something else: shards may have to move meanwhile.
-#[must_use]
-pub fn holds(
-    step: &Step,
-    groups: &BTreeMap<Group, (&ObservedGroup, i32)>,
-    held: bool,
-    now: Timestamp,
-) -> bool {
-    let instances = || groups.values().flat_map(|(group, _)| &group.instances);
-    let lately = |instance: &&Instance| {
-        let Instance { created, started, stopped, .. } = instance;
-        let recent = |at: &Timestamp| now.duration_since(*at).unsigned_abs() < RESTARTED;
-        instance.is_terminating && instance.is_ready
-            || [created, started, stopped].into_iter().flatten().any(recent)
-    };
-    let is_short = |group: &ObservedGroup| {
-        group.is_initialized()
-            && i32::try_from(group.instances.len()).is_ok_and(|there| there < group.replicas)
-    };
-    let is_away = |instance: &&Instance| !instance.is_ready || instance.is_terminating;
-    match step {
-        Step::Replace { .. } | Step::SwitchOver { .. } | Step::Restart { .. } | Step::AfterMoves { .. } => {
-            true
-        }
-        Step::Wait(_) => {
-            held && (instances().any(|one| lately(&one)) || groups.values().any(|(group, _)| is_short(group)))
-        }
-        Step::Nothing | Step::ScaleIn(_) => held && instances().any(|one| is_away(&one) && lately(&one)),
-        Step::Helpless { .. } => false,
-    }
 }
 
 /// The next step for groups, each with the instances that are asked for; nothing that works is touched in groups that are

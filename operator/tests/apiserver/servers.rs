@@ -22,6 +22,8 @@ pub struct Servers<'a> {
     made: BTreeSet<String>,
     /// The pods that were deleted and made anew, in order.
     pub replaced: Vec<String>,
+    /// Whether pods that are missing are made.
+    pub make: bool,
     /// Whether pods that are made get ready.
     pub get_ready: bool,
 }
@@ -29,7 +31,7 @@ pub struct Servers<'a> {
 impl<'a> Servers<'a> {
     /// None yet.
     pub fn of(bed: &'a Bed) -> Self {
-        Self { bed, made: BTreeSet::new(), replaced: Vec::new(), get_ready: true }
+        Self { bed, made: BTreeSet::new(), replaced: Vec::new(), make: true, get_ready: true }
     }
 
     /// Says which template each StatefulSet has now, makes the pods that are missing, and has those that are there get ready.
@@ -49,6 +51,9 @@ impl<'a> Servers<'a> {
                 if self.get_ready && !is_ready(&pod) {
                     get_ready(&pods, &name).await?;
                 }
+                continue;
+            }
+            if !self.make {
                 continue;
             }
             self.lead(group, &name).await?;

@@ -8,7 +8,7 @@ use dialog_operator::cluster::report;
 use dialog_operator::condition::{self, AFTER_MOVES, CLUSTER_MANAGER, PROGRESSING};
 use dialog_operator::{shards, status};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use serde_json::{Value, json};
@@ -111,6 +111,25 @@ impl<'a> Update<'a> {
         Ok(())
     }
 
+    /// Waits until it is said when they may begin again.
+    async fn until_in_doubt(&mut self) -> Result<Time> {
+        eventually("the end is known", async || {
+            self.servers.go_on().await?;
+            Ok(status_of(self.bed).await?.hold_moves_until)
+        })
+        .await
+    }
+
+    /// Waits until moves may begin although the update is not over.
+    async fn until_meanwhile(&mut self) -> Result<()> {
+        let limit = Duration::try_from(AWAY)? + Duration::from_mins(1);
+        testbed::wait::eventually("moves may begin meanwhile", limit, async || {
+            self.servers.go_on().await?;
+            Ok(status_of(self.bed).await?.hold_moves.is_none().then_some(()))
+        })
+        .await
+    }
+
     /// Waits until moves may begin again.
     async fn until_over(mut self) -> Result<()> {
         eventually("moves may begin again", async || {
@@ -176,12 +195,7 @@ async fn a_server_that_does_not_come_back_holds_moves_for_minutes_only() -> Resu
     update.until_replaced(1).await?;
     let pods: Api<Pod> = Api::namespaced(bed.client.clone(), &bed.namespace);
     let made = pods.get(ORDER[0]).await?.metadata.creation_timestamp.context("since when is it there?")?;
-    let limit = Duration::try_from(AWAY)? + Duration::from_mins(1);
-    testbed::wait::eventually("moves may begin meanwhile", limit, async || {
-        update.servers.go_on().await?;
-        Ok(status_of(&bed).await?.hold_moves.is_none().then_some(()))
-    })
-    .await?;
+    update.until_meanwhile().await?;
     let held = Timestamp::now().duration_since(made.0);
     ensure!(held >= AWAY, "after {held}");
 
@@ -190,6 +204,61 @@ async fn a_server_that_does_not_come_back_holds_moves_for_minutes_only() -> Resu
     update.since = self::held(&mut update.servers, &bed).await?;
     ensure!(update.since > since, "{:?} and {since:?}", update.since);
     update.stays("worker-1").await?;
+    let since = update.since.clone();
+    update.answer(&since, &[]).await?;
+    update.until_replaced(3).await?;
+    update.until_over().await
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_created_holds_moves_for_minutes_only() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("not-created").await?;
+    let mut update = Update::begin(&bed).await?;
+    let since = update.since.clone();
+    update.servers.make = false;
+    update.answer(&since, &[]).await?;
+    let until = update.until_in_doubt().await?;
+    let left = until.0.duration_since(Timestamp::now());
+    ensure!(left > SignedDuration::ZERO && left <= AWAY, "for {left}");
+    looks(&bed, 2).await?;
+    let status = status_of(&bed).await?;
+    ensure!(status.hold_moves.as_ref() == Some(&since), "{status:?}");
+    ensure!(status.hold_moves_until.as_ref() == Some(&until), "{status:?}");
+
+    update.until_meanwhile().await?;
+    ensure!(Timestamp::now() >= until.0, "before {until:?}");
+    looks(&bed, 2).await?;
+    let status = status_of(&bed).await?;
+    ensure!(status.hold_moves.is_none() && status.hold_moves_until.is_none(), "{status:?}");
+
+    // It can be after all. What has begun meanwhile is asked for anew.
+    update.servers.make = true;
+    update.since = held(&mut update.servers, &bed).await?;
+    ensure!(update.since > since, "{:?} and {since:?}", update.since);
+    update.stays("worker-1").await?;
+    let since = update.since.clone();
+    update.answer(&since, &[]).await?;
+    update.until_replaced(3).await?;
+    update.until_over().await
+}
+
+/// Until the StatefulSets' controller has seen a template, nobody knows which servers are out of date.
+#[tokio::test]
+async fn a_look_that_lacks_what_groups_say_lets_no_move_begin() -> Result<()> {
+    needs_apiserver!();
+    let bed = Bed::new("in-doubt").await?;
+    let mut update = Update::begin(&bed).await?;
+    bed.apply("chat", &spec(3)).await?;
+    eventually("it is in doubt", async || {
+        let status = status_of(&bed).await?;
+        ensure!(status.hold_moves.as_ref() == Some(&update.since), "since {:?}", status.hold_moves);
+        Ok(status.hold_moves_until)
+    })
+    .await?;
+    update.stays("worker-0").await?;
+    let status = status_of(&bed).await?;
+    ensure!(status.hold_moves_until.is_none(), "it is known again: {:?}", status.hold_moves_until);
     let since = update.since.clone();
     update.answer(&since, &[]).await?;
     update.until_replaced(3).await?;

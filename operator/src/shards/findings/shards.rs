@@ -330,10 +330,8 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Find
         // That ends by itself.
         return finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"));
     }
-    // One that is tried again may fail once more: only one that is made says that they leave.
-    let leaves = |step: &Step| matches!(step, Step::MoveShard { from, .. } if surplus.contains(from));
-    if let Some((step, failure)) = world.observed.failed_moves.iter().find(|(step, _)| leaves(step)) {
-        return finding(true, failure.reason, format!("{message}; could not {step}: {}", failure.message));
+    if let Some((reason, why)) = failed_last(world, &surplus) {
+        return finding(true, reason, format!("{message}; {why}"));
     }
     finding(false, "Draining", message)
 }
@@ -349,6 +347,14 @@ fn kept_by_others(world: &World<'_>) -> Option<(&'static str, String)> {
     let stalled = world.observed.stalls.first().map(stalled);
     let found = stalled.or_else(|| foreign(world.catalog()?))?;
     Some((found.reason, found.message))
+}
+
+/// What failed last of the moves from those that leave. One that is tried again may fail once more: only one that is made says that
+/// they leave.
+fn failed_last(world: &World<'_>, surplus: &BTreeSet<Group>) -> Option<(&'static str, String)> {
+    let leaves = |step: &Step| matches!(step, Step::MoveShard { from, .. } if surplus.contains(from));
+    let (step, failure) = world.observed.failed_moves.iter().find(|(step, _)| leaves(step))?;
+    Some((failure.reason, format!("could not {step}: {}", failure.message)))
 }
 
 /// What is said of a node that only waits for what Citus was asked to take away there and could not.

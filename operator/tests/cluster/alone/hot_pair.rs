@@ -1,12 +1,13 @@
 //! One pair floods a worker that others use, who notice, until it has a worker of its own.
 
+mod table;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_bench::machine;
 use dialog_bench::report::Report;
-use dialog_bench::table::{Limit, Row};
 use dialog_operator::api::DialogCluster;
 use dialog_operator::heat::Action;
 use dialog_operator::names::Group;
@@ -14,10 +15,10 @@ use dialog_operator::simulate::{Scenario, simulate};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
-use super::flood::{Flood, SESSIONS, isolation};
+use self::table::{Measured, WAIT};
+use super::flood::{Flood, isolation};
 use crate::bed::{Bed, CLUSTER};
 use crate::load::{self, Population, RETRIES};
-use crate::results::Table;
 
 const PEOPLE: Population = Population { users: 5_000, dialogs: 5_000, messages: 5 };
 const MIX: [&str; 3] = ["--lists=0.5", "--skew=uniform", "--connections=16"];
@@ -44,8 +45,6 @@ const GAP: Duration = Duration::from_secs(2);
 /// The longest time, in milliseconds, that sends to a shard group that is not cut may wait while the pair is isolated. What is
 /// asked of the product is half of it: here all nodes, the service and the load share the processors of one machine, often two.
 const LONGEST_WAIT: f64 = 2.0 * WAIT;
-/// What is asked of the product, in milliseconds.
-const WAIT: f64 = 500.0;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<()> {
@@ -55,18 +54,7 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     }
     let busy = machine::load_average()?;
     let bed = Bed::new("hot-pair").await?;
-    bed.create(3, |spec| {
-        spec["workers"]["resources"]["limits"] = json!({"cpu": "300m"});
-        spec["sharding"] = json!({"hotTenants": {
-            "mode": "Isolate",
-            "sharePercent": 40,
-            "minQueries": 200,
-            "consecutivePeriods": PERIODS,
-            "dedicatedWorkers": 1,
-            "statistics": {"period": format!("{}s", PERIOD.as_secs())},
-        }});
-    })
-    .await?;
+    create(&bed).await?;
     bed.ready().await?;
     PEOPLE.write(&bed).await?;
     let peak = PEOPLE.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
@@ -128,95 +116,42 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     }
     flood.end(&bed).await?;
     let flooded = pair.flooded(&bed).await?;
-    bed.say(format!("the pair, of whom {} attempts were refused: {flooded:?}", flooded.refused));
-    ensure!(
-        flooded.written == flooded.acknowledged,
-        "messages of the pair were lost or doubled: {flooded:?}"
-    );
-    ensure!(
-        load::hardly_any(flooded.failed, flooded.written),
-        "messages of the pair were refused for good: {flooded:?}"
-    );
-    ensure!(flooded.gap <= GAP, "the pair itself could not write: {flooded:?}");
     bed.say(format!(
         "the others' sends on {}: p50 {suffering:.1} x and p99 {most:.1} x of before, {was:?}, then p99 {relieved:.2?} x",
         pair.node
     ));
     replay(&bed, &pair.dialog)?;
-    let audit = during.audit.as_ref().context("the ledger was not compared with the shards")?;
-    let periods = found.as_secs_f64() / PERIOD.as_secs_f64();
-    let last = relieved.last().copied().context("nothing was measured after it")?;
-    let share = |part: u64| part as f64 / flooded.written as f64;
-    let rows = [
-        Row::ratio(
-            "periods from the begin of the flood to the decision",
-            isolation,
-            periods,
-            Limit::AtMost(f64::from(PERIODS + 1)),
-        ),
-        Row::ratio(
-            "median of others' sends on that worker during the flood, against before",
-            format!("{:.1} ms before, on {}", was.p50, pair.node),
-            suffering,
-            Limit::AtLeast(SUFFERING),
-        ),
-        Row::ratio(
-            "p99 of others' sends on that worker while the flood goes on elsewhere, against before",
-            format!(
-                "{:.1} ms before; minute by minute {relieved:.2?} x, during the flood {most:.2} x",
-                was.p99
-            ),
-            last,
-            Limit::AtMost(RELIEVED),
-        ),
-        Row::ratio(
-            "messages not as acknowledged",
-            format!(
-                "{} of the pair, and {} of others, of which {} are lost and {} doubled",
-                flooded.written, audit.acknowledged, audit.lost, audit.doubled
-            ),
-            (flooded.written.abs_diff(flooded.acknowledged) + audit.lost + audit.doubled + audit.strange)
-                as f64,
-            Limit::AtMost(0.0),
-        ),
-        Row::ratio(
-            "share of the pair's messages that were refused for good",
-            format!(
-                "{} attempts were refused, {} for good, of {}",
-                flooded.refused, flooded.failed, flooded.written
-            ),
-            share(flooded.failed),
-            Limit::AtMost(0.0001),
-        ),
-        Row::ratio(
-            "longest time without a message of the pair, in s",
-            "of whichever of its sessions",
-            flooded.gap.as_secs_f64(),
-            Limit::AtMost(GAP.as_secs_f64()),
-        ),
-        Row::ratio(
-            "longest wait of sends to any other shard group, in ms",
-            format!("of {} shard groups; 0 requests failed or found no room", others().count()),
-            waited,
-            Limit::AtMost(WAIT),
-        ),
-    ];
-    let table = Table {
-        title: "A pair that floods its worker, on Kubernetes",
-        test: ("hot_pair", ""),
-        note: &format!(
-            "Three workers of 0.3 processors each, one of them dedicated, in a cluster of kind; periods of {} s, of which {PERIODS} count. \
-             {SESSIONS} sessions write into one dialog without a pause while people send and list at {:.0} % of the peak. All pods, the \
-             load's too, share the processors. [What is measured](../docs/hot-tenants.md#what-the-others-notice).",
-            PERIOD.as_secs(),
-            SHARE * 100.0
-        ),
-        file: "RESULTS-hot-pair.md",
-        busy: &busy,
+    let measured = Measured {
+        node: &pair.node,
+        found,
+        isolation,
+        was: &was,
+        suffering,
+        most,
+        relieved: &relieved,
+        during: &during,
+        waited: (waited, others().count()),
+        flooded: &flooded,
     };
-    table.publish(&bed, &rows).await?;
+    measured.publish(&bed, &busy).await?;
     bed.done();
     Ok(())
+}
+
+/// Creates the cluster: workers that are easily too much for one pair, one of them kept for such.
+async fn create(bed: &Bed) -> Result<()> {
+    bed.create(3, |spec| {
+        spec["workers"]["resources"]["limits"] = json!({"cpu": "300m"});
+        spec["sharding"] = json!({"hotTenants": {
+            "mode": "Isolate",
+            "sharePercent": 40,
+            "minQueries": 200,
+            "consecutivePeriods": PERIODS,
+            "dedicatedWorkers": 1,
+            "statistics": {"period": format!("{}s", PERIOD.as_secs())},
+        }});
+    })
+    .await
 }
 
 /// Has the operator's pod write down what it has recorded, and makes sure that the simulation decides the same by it.
@@ -309,7 +244,8 @@ impl Pair {
         Flood::begin(bed, write).await
     }
 
-    /// What their flood has written, once it has ended.
+    /// What their flood has written, once it has ended: an error if any of it was lost or doubled, or refused for good, or kept for
+    /// too long.
     async fn flooded(&self, bed: &Bed) -> Result<Flooded> {
         // Each session counts from 1 without leaving one out: what it wrote last is how many it wrote.
         let written = format!(
@@ -328,6 +264,17 @@ impl Pair {
         let [written, acknowledged, gap, refused, failed] = numbers[..] else {
             bail!("{flooded} are no five numbers");
         };
-        Ok(Flooded { written, acknowledged, gap: Duration::from_millis(gap), refused, failed })
+        let flooded = Flooded { written, acknowledged, gap: Duration::from_millis(gap), refused, failed };
+        bed.say(format!("the pair, of whom {} attempts were refused: {flooded:?}", flooded.refused));
+        ensure!(
+            flooded.written == flooded.acknowledged,
+            "messages of the pair were lost or doubled: {flooded:?}"
+        );
+        ensure!(
+            load::hardly_any(flooded.failed, flooded.written),
+            "messages of the pair were refused for good: {flooded:?}"
+        );
+        ensure!(flooded.gap <= GAP, "the pair itself could not write: {flooded:?}");
+        Ok(flooded)
     }
 }

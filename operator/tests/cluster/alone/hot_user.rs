@@ -172,8 +172,8 @@ async fn written(bed: &Bed, person: &str) -> Result<()> {
     let each = "SELECT result FROM run_command_on_shards('messages', $$SELECT count(*) FROM %s WHERE starts_with(text, 'flood ')$$)";
     let each = bed.sql(Group::Coordinator, each).await?;
     let each: Vec<f64> = each.lines().map(str::parse).collect::<Result<_, _>>()?;
-    let (mean, most) =
-        (each.iter().sum::<f64>() / each.len() as f64, each.iter().copied().fold(0.0, f64::max));
+    let shards = f64::from(u32::try_from(each.len())?);
+    let (mean, most) = (each.iter().sum::<f64>() / shards, each.iter().copied().fold(0.0, f64::max));
     bed.say(format!(
         "{written} messages in {dialogs} dialogs: {mean:.1} in each of {} shards, {most} at most",
         each.len()

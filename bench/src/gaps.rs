@@ -1,5 +1,7 @@
 //! The longest time in which nothing was acknowledged.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::Entry;
@@ -21,54 +23,78 @@ pub struct Gap {
 #[must_use]
 #[allow(clippy::cast_precision_loss, reason = "microseconds far below 2^53")]
 pub fn longest<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Gap {
-    let mut acknowledged: Vec<(u64, u64)> = entries
-        .clone()
-        .filter(|entry| entry.code.is_success())
-        .map(|entry| (entry.finished, entry.intended))
-        .collect();
-    acknowledged.sort_unstable();
-    let mut failed: Vec<u64> =
-        entries.clone().filter(|entry| !entry.code.is_success()).map(|entry| entry.intended).collect();
-    failed.sort_unstable();
-    let Some(first) = entries.clone().map(|entry| entry.intended).min() else { return Gap::default() };
-    // The end counts as the last moment when something was asked for or answered.
-    let last = entries.map(|entry| if entry.code.is_success() { entry.finished } else { entry.intended });
-    let last = last.max().unwrap_or(first);
-
-    let waits = waits(&acknowledged, &failed, first, last);
-    let moments = std::iter::once(first)
-        .chain(acknowledged.iter().map(|(finished, _)| *finished))
-        .chain(std::iter::once(last));
-    let gaps = moments.clone().zip(moments.skip(1));
+    let Some(sends) = Sends::of(entries) else { return Gap::default() };
+    let waits = sends.waits().into_iter().map(|wait| wait.end - wait.start);
+    let gaps = sends.gaps();
     let (began, ended) =
-        gaps.max_by_key(|(began, ended)| ended.saturating_sub(*began)).unwrap_or((first, last));
+        gaps.max_by_key(|(began, ended)| ended.saturating_sub(*began)).unwrap_or((sends.first, sends.last));
     Gap {
         longest_gap_ms: ended.saturating_sub(began) as f64 / 1e3,
         gap_began_s: began as f64 / 1e6,
-        longest_wait_ms: waits as f64 / 1e3,
+        longest_wait_ms: waits.max().unwrap_or_default() as f64 / 1e3,
     }
 }
 
-/// For each gap: from its begin, or the due time of the oldest send that was waiting in it if that is later, to
-/// its end; the longest of them.
-fn waits(acknowledged: &[(u64, u64)], failed: &[u64], first: u64, last: u64) -> u64 {
-    // The oldest due time among this and all later acknowledgements: who was waiting before it.
-    let mut oldest = vec![u64::MAX; acknowledged.len() + 1];
-    for (place, (_, intended)) in acknowledged.iter().enumerate().rev() {
-        oldest[place] = oldest[place + 1].min(*intended);
+/// The parts of all gaps of these sends during which one was waiting for its answer, in order and in microseconds after the
+/// start of the run.
+#[must_use]
+pub fn waits<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Vec<Range<u64>> {
+    Sends::of(entries).map_or_else(Vec::new, |sends| sends.waits())
+}
+
+/// Sends, by what became of them.
+struct Sends {
+    /// When each was acknowledged, and when it was due; in order.
+    acknowledged: Vec<(u64, u64)>,
+    /// When those were due that failed; in order.
+    failed: Vec<u64>,
+    /// When the first one was due.
+    first: u64,
+    /// The last moment when something was asked for or answered.
+    last: u64,
+}
+
+impl Sends {
+    /// `None` if there are none.
+    fn of<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Option<Self> {
+        let mut acknowledged: Vec<(u64, u64)> = entries
+            .clone()
+            .filter(|entry| entry.code.is_success())
+            .map(|entry| (entry.finished, entry.intended))
+            .collect();
+        acknowledged.sort_unstable();
+        let mut failed: Vec<u64> =
+            entries.clone().filter(|entry| !entry.code.is_success()).map(|entry| entry.intended).collect();
+        failed.sort_unstable();
+        let first = entries.clone().map(|entry| entry.intended).min()?;
+        let last = entries.map(|entry| if entry.code.is_success() { entry.finished } else { entry.intended });
+        let last = last.max().unwrap_or(first);
+        Some(Self { acknowledged, failed, first, last })
     }
-    let mut began = first;
-    let ends = acknowledged.iter().map(|(finished, _)| *finished).chain(std::iter::once(last));
-    let mut longest = 0;
-    for (ended, oldest) in ends.zip(oldest) {
-        // A send that failed was waited for from when it was due; one that was due before the gap had had
-        // its chance.
-        let failed = failed.get(failed.partition_point(|intended| *intended < began)).copied();
-        let since = began.max(oldest.min(failed.unwrap_or(u64::MAX)));
-        longest = longest.max(ended.saturating_sub(since));
-        began = ended;
+
+    /// The begin and the end of each gap.
+    fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
+        let moments = std::iter::once(self.first)
+            .chain(self.acknowledged.iter().map(|(finished, _)| *finished))
+            .chain(std::iter::once(self.last));
+        moments.clone().zip(moments.skip(1))
     }
-    longest
+
+    /// For each gap: from its begin, or the due time of the oldest send that was waiting in it if that is later, to its end.
+    fn waits(&self) -> Vec<Range<u64>> {
+        // The oldest due time among this and all later acknowledgements: who was waiting before it.
+        let mut oldest = vec![u64::MAX; self.acknowledged.len() + 1];
+        for (place, (_, intended)) in self.acknowledged.iter().enumerate().rev() {
+            oldest[place] = oldest[place + 1].min(*intended);
+        }
+        let wait = |((began, ended), oldest): ((u64, u64), u64)| {
+            // A send that failed was waited for from when it was due; one that was due before the gap had had
+            // its chance.
+            let failed = self.failed.get(self.failed.partition_point(|intended| *intended < began)).copied();
+            began.max(oldest.min(failed.unwrap_or(u64::MAX)))..ended
+        };
+        self.gaps().zip(oldest).map(wait).filter(|wait| !wait.is_empty()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +137,15 @@ mod tests {
     fn nothing_acknowledged_at_all_is_one_gap() {
         assert_eq!(of(&[entry(100, 200, 503), entry(700, 800, 503)]), (600, 100, 600));
         assert_eq!(of(&[]), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_wait_begins_when_the_first_who_waits_is_due() {
+        let entries = [entry(0, 10, 200), entry(2_000, 2_010, 200), entry(2_005, 2_400, 200)];
+        assert_eq!(waits(entries.iter()), [0..10, 2_000..2_010, 2_010..2_400]);
+        // What failed was waited for until the next answer, though it came to none.
+        let entries = [entry(0, 10, 200), entry(100, 900, 503), entry(300, 400, 200)];
+        assert_eq!(waits(entries.iter()), [0..10, 100..400]);
     }
 
     proptest! {

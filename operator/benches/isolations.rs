@@ -21,7 +21,7 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::durable;
 
-use crate::in_a_row::{Isolation, LIMIT, Stretch, Waits, isolate};
+use crate::in_a_row::{Isolation, LIMIT, Stretch, Wait, Waits, Way, isolate};
 use crate::isolation::{left_over, with_mode};
 use crate::sends::{Ledger, Load, Sends};
 use crate::world::{World, wanted};
@@ -124,7 +124,6 @@ fn rows(isolations: &[Isolation], before: &Waits, ledger: &Ledger, left: &[Strin
     let ended = isolations.last().map_or(0, |one| one.stretch.ended);
     let seconds = (began..ended.saturating_sub(SECOND)).step_by(1_000_000);
     let fewest = seconds.map(|began| rate(ledger, began, began + SECOND)).fold(f64::INFINITY, f64::min);
-    let waits: Vec<Waits> = isolations.iter().map(|one| Waits::during(&one.stretch, ledger)).collect();
     let audit = &ledger.audit;
     let mut rows = vec![
         Row::ratio(
@@ -166,23 +165,11 @@ fn rows(isolations: &[Isolation], before: &Waits, ledger: &Ledger, left: &[Strin
         ),
     ];
     for (whose, of, limit) in [
-        ("the dialog that is isolated", (|waits: &Waits| waits.own) as fn(&Waits) -> Duration, 2000.0),
+        ("the dialog that is isolated", (|waits: &Waits| waits.own) as fn(&Waits) -> Wait, 2000.0),
         ("the others of its shard", |waits| waits.beside, 2000.0),
         ("any other shard group", |waits| waits.others, 500.0),
     ] {
-        let milliseconds = |wait: Duration| wait.as_secs_f64() * 1e3;
-        let longest = waits.iter().map(|waits| milliseconds(of(waits)));
-        rows.push(Row::ratio(
-            format!("longest wait for an acknowledgement, {whose}, in ms"),
-            format!(
-                "median of all isolations {:.0} ms; {:.0} ms in the {} s before",
-                table::median(longest.clone()),
-                milliseconds(of(before)),
-                BEFORE.as_secs()
-            ),
-            longest.fold(f64::NAN, f64::max),
-            Limit::AtMost(limit),
-        ));
+        rows.extend(longest_waits(whose, of, Limit::AtMost(limit), isolations, before, ledger));
     }
     rows.push(Row::ratio(
         "an isolation, from the decision until the shards are spread again, in seconds",
@@ -190,6 +177,41 @@ fn rows(isolations: &[Isolation], before: &Waits, ledger: &Ledger, left: &[Strin
         table::median(lengths),
         Limit::None,
     ));
+    rows
+}
+
+/// How long somebody waited: in all isolations, and in what was cut and moved in each way, with what the longest was in.
+fn longest_waits(
+    whose: &str,
+    of: fn(&Waits) -> Wait,
+    limit: Limit,
+    isolations: &[Isolation],
+    before: &Waits,
+    ledger: &Ledger,
+) -> Vec<Row> {
+    let milliseconds = |wait: Wait| wait.lasted.as_secs_f64() * 1e3;
+    let row = |when: &str, waits: &[(&Isolation, Wait)], more: &str| {
+        let what = format!("longest wait for an acknowledgement, {whose}{when}, in ms");
+        let Some((longest, wait)) = waits.iter().max_by_key(|(_, wait)| *wait) else {
+            return Row::not_measured(what, "there was none");
+        };
+        let median = table::median(waits.iter().map(|(_, wait)| milliseconds(*wait)));
+        let figures =
+            format!("the longest {}; median of {} {median:.0} ms{more}", longest.amid(*wait), waits.len());
+        Row::ratio(what, figures, milliseconds(*wait), limit)
+    };
+    let all: Vec<(&Isolation, Wait)> =
+        isolations.iter().map(|one| (one, of(&Waits::during(&one.stretch, ledger)))).collect();
+    let calm = format!("; {:.0} ms in the {} s before", milliseconds(of(before)), BEFORE.as_secs());
+    let mut rows = vec![row("", &all, &calm)];
+    for way in [Way::Quick, Way::Online, Way::Move] {
+        let mut waits = Vec::new();
+        for one in isolations {
+            let of_way = one.long.iter().filter(|long| long.way == way);
+            waits.extend(of_way.map(|long| (one, of(&Waits::amid(&one.stretch, long, ledger)))));
+        }
+        rows.push(row(&format!(", during {way}"), &waits, ""));
+    }
     rows
 }
 
@@ -214,6 +236,7 @@ async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row])
         "A coordinator and {WORKERS} workers with {shards} shards on this machine, with fsync and TLS, and {dialogs} dialogs with \
          {MESSAGES} messages each. Messages come {rate} times a second whatever becomes of them, by dialog-api's own database client \
          and statement, without its HTTP; one in {ONE_IN} goes to the dialog that is isolated next. \
+         A wait is that of one shard group's sends; phases are those that the operator's looks saw in it, or last before. \
          [What is done](../docs/hot-tenants.md#what-is-done). Servers, client and operator share the processors."
     );
     let page =

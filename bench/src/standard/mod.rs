@@ -15,7 +15,6 @@ mod pgbench;
 mod plain;
 mod service;
 mod streams;
-mod watching;
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
@@ -84,8 +83,6 @@ enum Section {
     Streams,
     /// Keeping inboxes in the message's transaction against after it
     Inbox,
-    /// Counting what tenants do, by which hot ones are found, against not
-    Watching,
 }
 
 /// How much is measured.
@@ -226,7 +223,6 @@ async fn measure(
             Section::Moves => rows.extend(moves::rows(bench, api).await?),
             Section::Streams => rows.push(streams::row(bench).await?),
             Section::Inbox => rows.extend(inbox::rows(&pgbench)?),
-            Section::Watching => rows.extend(watching::rows(bench, api).await?),
         }
     }
     Ok((rows, report))

@@ -39,6 +39,19 @@ const TEXT: usize = 100;
 /// Any key that is long enough: 32 bytes in base64.
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n";
 
+/// What is asked for in a load.
+#[derive(Clone, Copy, Debug)]
+pub struct Requests {
+    /// The share of lists, from 0 to 1; the others are sends.
+    pub lists: f64,
+    /// How they are spread over the dialogs.
+    pub skew: Skew,
+    /// Arrivals per second; as fast as the answers come if absent.
+    pub rate: Option<f64>,
+    /// The part at the begin that counts in no total.
+    pub warmup: Duration,
+}
+
 /// What a load has met with.
 pub struct Loaded {
     pub report: Report,
@@ -56,8 +69,10 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `program` as in a cluster: with the certificate of dialog-api.
+    /// Starts `program` as in a cluster: with the certificate of dialog-api. Its path is one in the repository if it is not
+    /// absolute: cargo runs benches in the folder of their package, and who calls them is in the one above.
     pub fn start(world: &World, program: &Path) -> Result<Self> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(program);
         let folder = tempfile::tempdir().context("temporary directory")?;
         fs::write(folder.path().join("key"), KEY).context("write a key for tokens")?;
         let arguments = world.database(folder.path())?;
@@ -66,7 +81,7 @@ impl Service {
         let address =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?.local_addr()?;
         let log = File::create(folder.path().join("log")).context("make a log")?;
-        let process = Command::new(program)
+        let process = Command::new(&program)
             .arg(format!("--listen={address}"))
             .args(arguments.flags())
             .arg(format!("--token-key-file={}", folder.path().join("key").display()))
@@ -109,13 +124,14 @@ impl Service {
         Ok(())
     }
 
-    /// Sends and lists for some time or until `ended`, at a rate or as fast as the answers come; with the ledger.
+    /// Sends and lists for some time after the warm-up, or until `ended`; with the ledger.
     pub async fn load(
         &self,
-        rate: Option<f64>,
+        requests: Requests,
         duration: Duration,
         ended: &Arc<AtomicBool>,
     ) -> Result<Loaded> {
+        let Requests { lists, skew, rate, warmup } = requests;
         let pace = match rate {
             None => Pace::Closed,
             Some(rate) => {
@@ -129,14 +145,14 @@ impl Service {
             token_key: self.folder.path().join("key"),
             settings: Settings {
                 pace,
-                duration,
+                duration: warmup + duration,
                 connections: CONNECTIONS,
                 timeout: Duration::from_secs(10),
                 retries: RETRIES,
             },
-            warmup: Duration::ZERO,
-            skew: Skew::Uniform,
-            lists: 0.8,
+            warmup,
+            skew,
+            lists,
             text: TEXT,
             client_ids: true,
             seed: 1,

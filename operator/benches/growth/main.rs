@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use dialog_bench::table::{Limit, Page, Row};
+use dialog_bench::workload::Skew;
 use dialog_bench::{beside, machine};
 use dialog_operator::names::Group;
 use dialog_operator::shards::rebalance::MovePlan;
@@ -26,7 +27,7 @@ use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use testbed::postgres::durable;
 
-use crate::load::{Loaded, Service};
+use crate::load::{Loaded, Requests, Service};
 use crate::operator::Operator;
 use crate::world::{World, closed, eventually, wanted};
 
@@ -46,6 +47,8 @@ const LIMIT: Duration = Duration::from_hours(1);
 /// Shares of the peak that the load has, one after the other: what is asked for, and half of it. Servers, service and load
 /// share the processors, which the first leaves little of for moves.
 const SHARES: [f64; 2] = [0.6, 0.3];
+/// Both kinds, as fast as the answers come.
+const MIXED: Requests = Requests { lists: 0.8, skew: Skew::Uniform, rate: None, warmup: Duration::ZERO };
 /// Bytes of a message of a hundred characters in its table and indexes.
 const MESSAGE: u64 = 288;
 /// Messages in each dialog before the load.
@@ -89,7 +92,7 @@ async fn main() -> Result<()> {
         println!("SKIPPED growth: --dialog-api is missing");
         return Ok(());
     };
-    Box::pin(measure(&arguments, &in_repository(program))).await
+    Box::pin(measure(&arguments, program)).await
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of some minutes")]
@@ -120,7 +123,7 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
 
     say("the peak");
     let length = Duration::from_secs(arguments.seconds);
-    let peak = service.load(None, length, &Arc::default()).await?.report;
+    let peak = service.load(MIXED, length, &Arc::default()).await?.report;
     let peak = peak.sends.per_second + peak.lists.per_second;
     let mut first = None;
     for share in SHARES {
@@ -132,7 +135,7 @@ async fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     spread::two_five(&mut world, arguments, &mut rows).await?;
     // More servers on the same processors: what of the latency is theirs, and not that of moves.
     say("the load on 5 workers at rest");
-    let spread_out = service.load(Some(SHARES[0] * peak), length, &Arc::default()).await?;
+    let spread_out = service.load(at(SHARES[0] * peak), length, &Arc::default()).await?;
     let at_rest = of_peak("on 5 workers at rest", SHARES[0]);
     rows.extend(load::compare(&before, &spread_out, Limit::None).map(|row| row.of(&at_rest)));
     publish(&world, arguments, &busy, &rows).await
@@ -150,7 +153,7 @@ async fn under_load(
 ) -> Result<Loaded> {
     let rate = share * peak;
     say(&of_peak("before", share));
-    let before = service.load(Some(rate), Duration::from_secs(arguments.seconds), &Arc::default()).await?;
+    let before = service.load(at(rate), Duration::from_secs(arguments.seconds), &Arc::default()).await?;
     say(&of_peak("2 -> 4 -> 2", share));
     for number in [2, 3] {
         world.add_with(Group::Worker(number), durable)?;
@@ -170,7 +173,7 @@ async fn under_load(
         let changes = changes.into_iter().collect::<Result<Vec<_>>>()?;
         anyhow::Ok((changes, began.elapsed()))
     };
-    let (during, changes) = futures::join!(service.load(Some(rate), LIMIT, &ended), changes);
+    let (during, changes) = futures::join!(service.load(at(rate), LIMIT, &ended), changes);
     let (mut during, (changes, took)) = (during?, changes?);
     let moves: usize = changes.iter().map(|(_, change, _)| change.made.len()).sum();
     let failures: usize = changes.iter().map(|(_, change, _)| change.failed).sum();
@@ -195,14 +198,14 @@ async fn under_load(
     Ok(before)
 }
 
+/// Both kinds, so many a second.
+fn at(rate: f64) -> Requests {
+    Requests { rate: Some(rate), ..MIXED }
+}
+
 /// What is measured under a load of this share of the peak.
 fn of_peak(what: &str, share: f64) -> String {
     format!("{what}, load at {:.0} % of the peak", share * 100.0)
-}
-
-/// Where a path is: cargo runs this in the folder of the package, and who calls it is in the one above.
-fn in_repository(path: &Path) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
 /// Prints the table, and writes it where that was asked for.

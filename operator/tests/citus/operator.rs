@@ -50,6 +50,8 @@ pub struct Operator {
     pub begun: Vec<(Step, Option<Place>)>,
     /// The phases of moves that take long, in order.
     pub entered: Vec<Entered>,
+    /// The phases in which looks saw what was cut or moved, and when, in order.
+    pub phases: Vec<(Instant, String)>,
     memory: Memory,
 }
 
@@ -67,6 +69,7 @@ impl Default for Operator {
             present: None,
             begun: Vec::new(),
             entered: Vec::new(),
+            phases: Vec::new(),
             memory,
         }
     }
@@ -101,6 +104,12 @@ impl Operator {
             &sessions,
         )
         .await;
+        if let Some(catalog) = &round.observed.catalog {
+            let splits = catalog.splits.iter().map(|split| split.phase);
+            let moves = catalog.progress.iter().map(|progress| progress.phase.as_str());
+            let seen = Instant::now();
+            self.phases.extend(splits.chain(moves).map(|phase| (seen, phase.to_owned())));
+        }
         self.memory.remember(&mut round);
         self.memory.counted(&round);
         self.entered.extend(self.memory.watch.entered());

@@ -11,7 +11,7 @@ use dialog_operator::shards::rebalance::HashRange;
 use jiff::Timestamp;
 
 use crate::heat::{MANY, Operator, PERIOD, start, watched};
-use crate::in_a_row::{Isolation, Stretch, Waits, isolate};
+use crate::in_a_row::{Stretch, Waits, Way, isolate};
 use crate::isolation::{assert_nothing_is_left, covering, serving, with_mode};
 use crate::needs_citus;
 use crate::sends::{Ledger, Load, Sends};
@@ -119,10 +119,10 @@ async fn a_dialog_that_takes_its_worker_gets_its_own_and_nobody_loses_a_message(
     let ledger = sends.end().await?;
     let (by_itself, waits) = assert_whole(&ledger, &before, &[acting])?;
     ensure!(ledger.failed() == 0, "{} messages were not acknowledged", ledger.failed());
-    let own = waits.own.max(waits.beside);
-    ensure!(own <= allowed(OWN_GAP, by_itself.own), "its own shard group stood still for {own:?}");
-    let others = waits.others;
-    ensure!(others <= allowed(OTHER_GAP, by_itself.others), "others stood still for {others:?}");
+    let own = waits.own.max(waits.beside).lasted;
+    ensure!(own <= allowed(OWN_GAP, by_itself.own.lasted), "its own shard group stood still for {own:?}");
+    let others = waits.others.lasted;
+    ensure!(others <= allowed(OTHER_GAP, by_itself.others.lasted), "others stood still for {others:?}");
     assert_nothing_is_left(&world, 3).await
 }
 
@@ -150,11 +150,18 @@ async fn isolations_in_a_row_under_writes_never_hang_and_leave_nothing() -> Resu
     tokio::time::sleep(BEFORE).await;
     let before = before.end(&sends);
     let isolations = isolate(&world, &wanted, &sends, ISOLATIONS).await?;
-    for Isolation { hung, attempts, .. } in &isolations {
-        ensure!(hung.is_none(), "after {attempts} attempts: {hung:?}");
+    for (one, way) in isolations.iter().zip([Way::Quick, Way::Online].into_iter().cycle()) {
+        ensure!(one.hung.is_none(), "after {} attempts: {:?}", one.attempts, one.hung);
+        ensure!(one.long.first().is_some_and(|long| long.way == way), "not by {way} first: {:?}", one.long);
     }
-    let acting: Vec<Stretch> = isolations.into_iter().map(|one| one.stretch).collect();
+    let acting: Vec<Stretch> = isolations.iter().map(|one| one.stretch.clone()).collect();
     let ledger = sends.end().await?;
+    for one in &isolations {
+        let others = Waits::during(&one.stretch, &ledger).others;
+        println!("others waited for {:?} {}", others.lasted, one.amid(others));
+        let by_step = one.long.iter().map(|long| Waits::amid(&one.stretch, long, &ledger).others);
+        ensure!(by_step.max() <= Some(others), "a part had a longer wait than all of it");
+    }
     assert_whole(&ledger, &before, &acting)?;
     ensure!(ledger.failed() == 0, "{} messages were not acknowledged", ledger.failed());
     assert_nothing_is_left(&world, 3).await

@@ -29,6 +29,7 @@ mod isolation;
 mod journey;
 mod killed;
 mod killer;
+mod lacks;
 mod large;
 mod leftovers;
 mod moves;

@@ -238,6 +238,8 @@ fn judge(before: &State, standing: Standing, seen: &Seen<'_>) -> Judged {
     // One that is pinned is not among the busiest for ever, and is not quiet for that.
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
+    let was_hot = decided_from.hot.iter().chain(&real.hot).map(|(tenant, streak)| (*tenant, streak.node));
+    period::add_silent(&mut period, seen, &was_hot.collect());
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= standing.open;
     if seen.watch.policy.strategy == Strategy::ByLoad && !period.underway {

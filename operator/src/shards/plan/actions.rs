@@ -247,7 +247,7 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
                 Some(decided) if decided != Some(to) => {
                     return dropped("spec.sharding.pins says otherwise by now");
                 }
-                None if act.is_by_hand() && !decisions.unknown => {
+                None if act.is_by_hand() && !decisions.may_mean(tenant) => {
                     return dropped("spec.sharding.pins does not have it any more");
                 }
                 _ => {}

@@ -50,10 +50,10 @@ fn gone(world: &World<'_>, decisions: &Decisions<'_>, pin: &KeptPin) -> Option<S
         (Some(Decided { to: None, .. }), _) => {
             Some("spec.sharding.pins has it as one like the others".to_owned())
         }
-        (None, Author::Spec) if !decisions.unknown => {
+        (None, Author::Spec) if !decisions.may_mean(pin.tenant) => {
             Some("spec.sharding.pins does not have it any more".to_owned())
         }
-        (None, Author::Policy) if world.wanted.watch.is_none() && !decisions.unknown => {
+        (None, Author::Policy) if world.wanted.watch.is_none() && !decisions.may_mean(pin.tenant) => {
             Some("spec.sharding.hotTenants.mode is Off".to_owned())
         }
         _ => None,

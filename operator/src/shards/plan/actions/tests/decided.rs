@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::PinSpec;
-use crate::shards::observed::{Hashes, Name};
+use crate::shards::observed::{Hashes, Name, Spread};
 
 /// Somebody has decided about the tenant.
 fn decided(worker: Option<i32>) -> Wanted {
@@ -78,6 +78,55 @@ fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
     let (moves, reason) = steps(&large, &decided(Some(2)));
     assert!(moves.iter().all(|step| step.kind() == "MoveShard"), "{moves:?}");
     assert_eq!(reason, "PinNotPossible");
+}
+
+#[test]
+fn an_entry_of_no_group_keeps_nobody_pinned_but_whom_it_may_mean() {
+    let typo = PinSpec { group: "dialgo".to_owned(), tenant: "seven".to_owned(), worker: Some(0) };
+    let wrong = Wanted { pins: vec![typo.clone()], ..wanted(3) };
+    let off = Wanted { watch: None, ..wrong.clone() };
+    let pinned = |author| {
+        let mut observed = observed();
+        cut_out(&mut observed, 1);
+        observed.kept.pins = vec![KeptPin { author, ..pin(Group::Worker(0)) }];
+        observed
+    };
+    let removes = |observed: &Observed, wanted: &Wanted| {
+        let is_removed = |step: &Step| matches!(step, Step::RemovePin { tenant: TENANT, .. });
+        steps(observed, wanted).0.iter().any(is_removed)
+    };
+    let [by_hand, by_policy] = [Author::Spec, Author::Policy].map(pinned);
+    assert!(removes(&by_hand, &wrong) && removes(&by_hand, &off) && removes(&by_policy, &off));
+    assert!(!removes(&by_policy, &wrong), "nobody has said anything of it");
+    let asked = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let dropped = |observed: &Observed, wanted: &Wanted| {
+        let is_dropped = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Dropped, .. });
+        steps(observed, wanted).0.iter().any(is_dropped)
+    };
+    assert!(dropped(&with(vec![asked.clone()]), &wrong));
+
+    // The tables of its own group may not have been read, nor those of any.
+    for read in [vec![2], Vec::new()] {
+        let without = |mut observed: Observed| {
+            observed.tables.retain(|_, table| {
+                matches!(table.spread, Spread::Hash { colocation_id, .. } if read.contains(&colocation_id))
+            });
+            observed
+        };
+        let entry =
+            Wanted { pins: vec![PinSpec { group: "dialog".to_owned(), ..typo.clone() }], ..wanted(3) };
+        assert!(!removes(&without(by_hand.clone()), &entry), "{read:?}");
+        assert!(!removes(&without(by_policy.clone()), &Wanted { watch: None, ..entry.clone() }), "{read:?}");
+        assert!(!dropped(&without(with(vec![asked.clone()])), &entry), "{read:?}");
+        assert!(removes(&without(by_hand.clone()), &wanted(3)), "there is no entry");
+    }
+    // Of one whose hash nobody knows yet the group is known: it is nobody else's.
+    let other = PinSpec { group: "user".to_owned(), ..typo };
+    let unhashed = |group: &str| Wanted {
+        pins: vec![PinSpec { group: group.to_owned(), ..other.clone() }],
+        ..wanted(3)
+    };
+    assert!(removes(&by_hand, &unhashed("user")) && !removes(&by_hand, &unhashed("dialog")));
 }
 
 #[test]

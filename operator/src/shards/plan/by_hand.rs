@@ -3,6 +3,7 @@
 use jiff::SignedDuration;
 
 use super::Draft;
+use super::actions::is_urgent;
 use crate::heat::{Action, QUICK_BYTES, Tenant};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
@@ -28,6 +29,9 @@ pub(super) fn plan(world: &World<'_>, layout: &Layout, written: &[Pin], draft: &
     for decided in &decisions.known {
         match begin(world, layout, written, decided) {
             Ok(None) => {}
+            Ok(Some(step)) if open.is_none() && is_urgent(world) => {
+                draft.wait(format!("a hot tenant comes first; then: {step}"));
+            }
             Ok(Some(step)) if open.is_none() => {
                 draft.step(step);
                 return;

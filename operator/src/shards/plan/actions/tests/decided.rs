@@ -167,6 +167,46 @@ fn what_waits_for_an_hour_is_given_up_in_every_mode() {
 }
 
 #[test]
+fn what_somebody_asks_for_makes_way_for_who_harms_others_until_it_has_begun() {
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let waiting = |act: Option<&Act>, urgent| {
+        let mut observed = named(with(act.cloned().into_iter().collect()));
+        facts(&mut observed, Group::Worker(0)).resources.as_mut().unwrap().free_bytes = 0;
+        facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 20);
+        observed.heat = Some(Heat { urgent, ..Heat::default() });
+        observed
+    };
+    let planned = |observed: &Observed, wanted: &Wanted| steps(observed, wanted).0;
+    let dropped = [Step::EndAction { id: 5, outcome: Outcome::Dropped, note: Some(URGENT.to_owned()) }];
+    assert_eq!(planned(&waiting(Some(&by_hand), true), &decided(Some(0))), dropped);
+    assert_eq!(planned(&waiting(Some(&by_hand), false), &decided(Some(0))), []);
+    let observing = Wanted { watch: None, ..decided(Some(0)) };
+    let ends = |step: &Step| matches!(step, Step::EndAction { .. });
+    assert!(
+        !planned(&waiting(Some(&by_hand), true), &observing).iter().any(ends),
+        "nobody would be isolated"
+    );
+    let begun =
+        Act { begun: Some(by_hand.decided), note: Some("lock timeout".to_owned()), ..by_hand.clone() };
+    assert_eq!(planned(&waiting(Some(&begun), true), &decided(Some(0))), []);
+
+    // It is not asked for again before that is done, nor is anything else.
+    let ended = "2026-01-05T09:10:00Z".parse().unwrap();
+    let over = Act { ended: Some(ended), begun: Some(ended), outcome: Some(Outcome::Dropped), ..by_hand };
+    for (now, urgent, begins) in [
+        ("2026-01-05T09:19:00Z", false, false),
+        ("2026-01-05T09:21:00Z", true, false),
+        ("2026-01-05T09:21:00Z", false, true),
+    ] {
+        let mut observed = waiting(Some(&over), urgent);
+        observed.kept.now = Some(now.parse().unwrap());
+        let steps = planned(&observed, &decided(Some(0)));
+        let is_begun = steps.iter().any(|step| matches!(step, Step::BeginIsolation { .. }));
+        assert_eq!((is_begun, steps.len()), (begins, usize::from(begins)), "{now}, {urgent}: {steps:?}");
+    }
+}
+
+#[test]
 fn what_has_waited_for_others_alone_begins_however_long_that_took() {
     let late = |act: Act, now: &str| {
         let mut observed = with(vec![act]);

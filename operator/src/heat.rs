@@ -141,8 +141,8 @@ pub struct Period {
     pub length: SignedDuration,
     /// The nodes; one whose figures are missing is [`Role::Unavailable`].
     pub nodes: BTreeMap<Group, NodeLoad>,
-    /// The tenants that were seen, and of those with a pinned shard all that the servers list. Those of equal hash count as
-    /// one.
+    /// The tenants that were seen, of those with a pinned shard all that the servers list, and of those that were hot also
+    /// who did nothing, as far as that is known. Those of equal hash count as one.
     pub tenants: Vec<TenantLoad>,
     /// The tenants with a shard of their own, and where it belongs.
     pub pins: Vec<Pin>,

@@ -123,10 +123,12 @@ fn choose(
         streak.is_some_and(|streak| streak.periods >= policy.consecutive_periods.max(1))
     };
     let mut isolations = Vec::new();
-    let free = |seen: &&Seen| !period.held.contains(&seen.load.tenant);
-    for Seen { load, .. } in hot.iter().filter(lasting).filter(free) {
+    for Seen { load, .. } in hot.iter().filter(lasting) {
         let attempt = if own.contains(&load.tenant) {
+            // Whoever pinned it: what harms others is said of it all the same.
             stays(period, load).map(|()| None)
+        } else if period.held.contains(&load.tenant) {
+            continue;
         } else {
             isolate(policy, period, load).map(Some)
         };

@@ -12,16 +12,25 @@ use proptest::test_runner::TestRunner;
 use super::fixture::{MINUTE, load, node, period, policy, run};
 use super::*;
 
+mod rows;
+
+use rows::{in_a_row, most_of, without_a_break};
+
 fn role() -> impl Values<Value = Role> {
     prop_oneof![
         8 => Just(Role::Shared), 2 => Just(Role::Dedicated), 1 => Just(Role::Draining), 1 => Just(Role::Unavailable)
     ]
 }
 
+/// The most queries of a tenant that a list may have left out.
+fn left_out() -> impl Values<Value = u64> {
+    prop_oneof![3 => Just(0_u64), 1 => 0..200_u64]
+}
+
 /// Some hours, with tenants that get hot, cool down and waver; an isolated tenant is where it was sent.
 fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
     let minute = (
-        prop::collection::vec((role(), 0..100_u64, prop_oneof![3 => Just(0_u64), 1 => 0..200_u64]), 4),
+        prop::collection::vec((role(), 0..100_u64, left_out(), left_out()), 4),
         prop::collection::vec((0..12_i32, 0..4_u32, 0..60_u64), 0..6),
         prop_oneof![9 => Just(1_i64), 1 => -5..10_i64],
         (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
@@ -50,7 +59,11 @@ fn hours() -> impl Values<Value = (Policy, Vec<Period>)> {
                 let (underway, splits_held) = held_up;
                 let nodes: Vec<NodeLoad> = nodes
                     .into_iter()
-                    .map(|(role, percent, unlisted)| NodeLoad { unlisted, ..node(role, percent) })
+                    .map(|(role, percent, unlisted, dropped)| NodeLoad {
+                        unlisted,
+                        unseen: unlisted.max(dropped),
+                        ..node(role, percent)
+                    })
                     .collect();
                 let mut seen = BTreeSet::new();
                 let tenants: Vec<TenantLoad> = tenants
@@ -164,27 +177,6 @@ fn live(policy: &Policy, periods: &[Period]) -> Vec<Answer> {
     periods.iter().map(step).collect()
 }
 
-/// The last of these answers and those before it whose periods end no further apart than that, the last first. Of several
-/// periods that end at once only the first counts.
-fn in_a_row(answers: &[Answer], most: SignedDuration) -> Vec<&Answer> {
-    let mut row: Vec<&Answer> = Vec::new();
-    for answer in answers.iter().rev() {
-        let Some(last) = row.last_mut() else {
-            row.push(answer);
-            continue;
-        };
-        let apart = last.period.end.duration_since(answer.period.end);
-        if apart.is_zero() {
-            *last = answer;
-        } else if apart.is_positive() && apart <= most {
-            row.push(answer);
-        } else {
-            break;
-        }
-    }
-    row
-}
-
 /// Has a tenant do so many percent more of what a node can do, if it does anything.
 fn raise(period: &mut Period, tenant: Tenant, percent: u64) {
     let Some(its) = period.tenants.iter_mut().find(|load| load.tenant == tenant) else { return };
@@ -232,23 +224,6 @@ fn there_is_everything_in_random_hours() {
         "a new target",
     ] {
         assert!(found.contains(kind), "no {kind}: {found:?}");
-    }
-}
-
-/// The most queries that a pinned tenant can have done in a period, where that is less than what counts as quiet or is
-/// counted; `None` where nobody knows.
-fn most_of(period: &Period, tenant: Tenant) -> Option<u64> {
-    let listed = period.tenants.iter().filter(|load| load.tenant == tenant);
-    // Before it was pinned it was busy, or it would not have been.
-    let pin = period.pins.iter().find(|pin| Tenant::from(*pin) == tenant);
-    let node = pin.map(|pin| period.nodes[&pin.node]);
-    if node.is_some_and(|node| node.role == Role::Unavailable) {
-        return None;
-    }
-    match (listed.map(|load| load.queries).max(), node) {
-        (Some(counted), _) => Some(counted),
-        (None, Some(node)) => (node.unlisted < policy().min_queries).then_some(node.unlisted),
-        (None, None) => Some(0),
     }
 }
 
@@ -318,7 +293,7 @@ proptest! {
                     prop_assert!(matches!(period.nodes[&to].role, Role::Shared | Role::Dedicated));
                     let hot = |answer: &&&Answer| answer.decision.hot.iter().any(|hot| hot.tenant == tenant);
                     prop_assert!(hot(&&row[0]), "it is not hot any more");
-                    let times = row.iter().filter(hot).count();
+                    let times = without_a_break(&policy, &row, tenant);
                     prop_assert!(times >= lasting, "{} times", times);
                 }
                 Action::Spread { from, to } => {

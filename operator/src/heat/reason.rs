@@ -22,8 +22,9 @@ pub enum Reason {
     TooHot,
     /// The same of one that is pinned beside others: it stays there until somebody says otherwise.
     #[error(
-        "it is more than any worker can do, and pinned beside others: pin it by spec.sharding.pins to a dedicated worker \
-         (hotTenants.dedicatedWorkers) that is kept for nobody, give the workers more CPU, or read from standbys"
+        "it is more than any worker can do, and pinned beside others: have spec.sharding.pins name a dedicated worker \
+         (hotTenants.dedicatedWorkers) for it that is kept for nobody, in the place of the one that it may name now, give the \
+         workers more CPU, or read from standbys"
     )]
     TooHotHere,
     /// The same of one that is pinned where it harms nobody.

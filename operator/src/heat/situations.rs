@@ -368,6 +368,9 @@ fn a_list_that_is_too_short_does_not_acquit_whom_it_leaves_out() {
     assert!(first((2..4).map(left_out(5_000)).collect()));
     // Whoever is left out of a list that goes down to few queries has no more than these.
     assert!(!first((2..4).map(left_out(99)).collect()));
+    // Nor who is on it with nothing.
+    let silent = |minute| Period { tenants: vec![load(7, 0, 0)], ..left_out(5_000)(minute) };
+    assert!(!first((2..4).map(silent).collect()));
     // Nor is anybody blamed for ever.
     assert!(!first((2..6).map(left_out(5_000)).collect()));
 }

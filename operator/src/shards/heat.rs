@@ -47,6 +47,8 @@ const AT_ONCE: usize = 16;
 const SHOWN_SIZES: usize = 64;
 /// How long after the end of a period its figures are read: clocks differ a little.
 const SETTLED: SignedDuration = SignedDuration::from_secs(1);
+/// So many periods whoever looked last may be ahead of who looks now.
+const AHEAD: i32 = 2;
 
 /// What is known of load: of the last period that was looked at, and what follows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -136,7 +138,16 @@ impl Heat {
     /// Whether there is a whole period at `now` that was not looked at.
     #[must_use]
     pub fn is_due(&self, watch: &Watch, now: Timestamp) -> bool {
-        self.end != last_end(watch, now)
+        last_end(watch, now).is_none_or(|end| !self.has_seen(watch.period, end))
+    }
+
+    /// Whether the period that ends at `end` was looked at, or one a little later, by somebody whose clock is ahead: what the
+    /// servers show is of that one. A clock that was set back by more begins anew.
+    fn has_seen(&self, length: SignedDuration, end: Timestamp) -> bool {
+        self.end.is_some_and(|seen| {
+            let ahead = seen.duration_since(end);
+            !ahead.is_negative() && ahead <= length.saturating_mul(AHEAD)
+        })
     }
 }
 
@@ -172,7 +183,7 @@ pub async fn look(
     let Some(end) = last_end(watch, now).filter(|_| kept) else { return Ok(None) };
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let before = store::read(&session).await?;
-    if before.heat.end == Some(end) {
+    if before.heat.has_seen(watch.period, end) {
         return Ok(Some(before.heat));
     }
     let layout = layout(world);
@@ -195,7 +206,7 @@ pub async fn look(
     let seen = Seen { world, watch, end, layout: &layout, readings: &readings, large, fillers, empty };
     let stored = store::exchange(
         &session,
-        end,
+        (watch.period, end),
         |state, standing| judge(state, standing, &seen),
         &period::sizes(&seen),
     )
@@ -238,6 +249,8 @@ fn judge(before: &State, standing: Standing, seen: &Seen<'_>) -> Judged {
     // One that is pinned is not among the busiest for ever, and is not quiet for that.
     let kept: Vec<Tenant> = remembered.chain(seen.layout.pins.iter().map(Tenant::from)).collect();
     let (mut period, marks, mut names) = period::period(seen, &before.marks, &kept);
+    let was_hot = decided_from.hot.iter().chain(&real.hot).map(|(tenant, streak)| (*tenant, streak.node));
+    period::add_silent(&mut period, seen, &was_hot.collect());
     let loads = load::loads(&before.heat.loads, seen, &period, &before.marks);
     period.underway |= standing.open;
     if seen.watch.policy.strategy == Strategy::ByLoad && !period.underway {
@@ -359,7 +372,13 @@ mod tests {
         let seen = Heat { end: Some(at("2026-01-05T09:01:00Z")), ..Heat::default() };
         assert!(!seen.is_due(&watch, at("2026-01-05T09:01:59Z")));
         assert!(seen.is_due(&watch, at("2026-01-05T09:02:01Z")));
+        // Whoever looked last may have a clock that is ahead: that period is over already.
+        for behind in ["2026-01-05T09:00:59Z", "2026-01-05T08:59:01Z"] {
+            assert!(!seen.is_due(&watch, at(behind)), "{behind}");
+        }
         // A clock that was set back has periods of its own.
-        assert!(seen.is_due(&watch, at("2026-01-05T08:01:59Z")));
+        for back in ["2026-01-05T08:59:00Z", "2026-01-05T08:01:59Z"] {
+            assert!(seen.is_due(&watch, at(back)), "{back}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use dialog_operator::shards::world::World as Sight;
 use jiff::{SignedDuration, Timestamp};
 use testbed::postgres::Shutdown;
 
-use crate::heat::{Crowd, MANY, Operator, millicores_of_the_spammer, spammer, start, uuid, watched};
+use crate::heat::{Crowd, MANY, Operator, PERIOD, millicores_of_the_spammer, spammer, start, uuid, watched};
 use crate::isolation::{assert_nothing_is_left, covering, hash, with_mode};
 use crate::needs_citus;
 use crate::world::World;
@@ -95,6 +95,9 @@ async fn a_worker_that_is_away_and_a_clock_that_jumps_neither_accuse_nor_have_an
 
     // Hot again for a period; then the clock jumps, forth and back. Nothing is decided for that.
     let heat = hot(&operator, heat).await?;
+    // One that is a little behind shows no period that was not looked at.
+    let behind = look_at(&operator, SignedDuration::from_secs(-PERIOD)).await?;
+    assert_eq!((behind.end, behind.hot.len()), (heat.end, heat.hot.len()), "{behind:?}");
     if heat.last.is_none() {
         for off in [SignedDuration::from_hours(1), SignedDuration::ZERO, SignedDuration::from_hours(-1)] {
             let jumped = look_at(&operator, off).await?;

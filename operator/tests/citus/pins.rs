@@ -306,6 +306,12 @@ async fn what_somebody_has_decided_about_a_dialog_is_done_in_every_mode_and_take
     assert_eq!(kinds(&world, &like_others).await?, ["RemovePin", "DropStrategy"]);
     assert_eq!(last(&world, &like_others).await?, done("Release", Outcome::Done));
     kinds(&world, &on(second)).await?;
+    // Somebody has misspelled another entry.
+    let misspelled = PinSpec { group: "dialgo".to_owned(), ..entry(&dialog, Some(0)) };
+    let misspelled = Wanted { pins: vec![misspelled], ..observing.clone() };
+    assert!(kinds(&world, &misspelled).await?.contains(&"RemovePin"));
+    assert_eq!(world.round_of(&misspelled, 0).await?.observed.kept.pins.len(), 0);
+    kinds(&world, &on(second)).await?;
     assert_eq!(kinds(&world, &observing).await?, ["RemovePin", "DropStrategy"]);
     assert_eq!(default_strategy(&world).await?, "by_disk_size");
 
@@ -313,6 +319,7 @@ async fn what_somebody_has_decided_about_a_dialog_is_done_in_every_mode_and_take
     let isolating = Wanted { rebalance: observing.rebalance.clone(), ..isolating(3) };
     for other in [
         Wanted { watch: None, ..isolating.clone() },
+        Wanted { watch: None, pins: misspelled.pins, ..isolating.clone() },
         Wanted { pins: like_others.pins.clone(), ..isolating.clone() },
     ] {
         decide(&world, isolation(&world, hash).await?).await?;

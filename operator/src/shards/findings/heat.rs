@@ -20,8 +20,8 @@ const NOTICED: &str = "Noticed";
 /// The condition `HotTenant`: true is what is to be looked at. What somebody has decided about tenants and is not possible may
 /// last: it hides nothing that harms others, and is told beside it.
 pub(super) fn hot_tenant(world: &World<'_>, draft: &Draft) -> Finding {
-    if let Some((reason, message)) = acting(world, draft) {
-        return Finding::new(HOT_TENANT, true, reason, message);
+    if let Some((act, (reason, message))) = acting(world, draft) {
+        return Finding::new(HOT_TENANT, true, reason, format!("{message}{}", also_hot(world, act)));
     }
     let load = of_load(world);
     let Some(problem) = draft.problems.first() else { return load };
@@ -52,10 +52,6 @@ fn of_load(world: &World<'_>) -> Finding {
     if let Some(failure) = &heat.failure {
         return finding(Holds::Unknown, "NotObserved", failure.clone());
     }
-    let name = |hot: &HotTenant| {
-        let HotTenant { group, tenant, share_percent, share_of, node, .. } = hot;
-        format!("{group} {tenant} ({share_percent} % of the {share_of} of {node})")
-    };
     // Nothing is left to do about those that are pinned; where they are too much for their worker, that is refused.
     let (pinned, others): (Vec<&HotTenant>, Vec<&HotTenant>) = heat.hot.iter().partition(|hot| hot.pinned);
     let names: Vec<String> = others.iter().copied().map(name).collect();
@@ -135,6 +131,25 @@ fn of_load(world: &World<'_>) -> Finding {
     }
 }
 
+/// A hot tenant with its figures.
+fn name(hot: &HotTenant) -> String {
+    let HotTenant { group, tenant, share_percent, share_of, node, .. } = hot;
+    format!("{group} {tenant} ({share_percent} % of the {share_of} of {node})")
+}
+
+/// Who is hot besides whom something is done about, to be said after that; empty if nobody is.
+fn also_hot(world: &World<'_>, act: &Act) -> String {
+    let own = act.action.tenant().map(|tenant| world.called(tenant));
+    let is_own = |hot: &HotTenant| {
+        own.as_ref().is_some_and(|own| own.group == hot.group && own.tenant() == hot.tenant)
+    };
+    let heat =
+        world.observed.heat.as_ref().filter(|heat| world.wanted.watch.is_some() && heat.failure.is_none());
+    let others = heat.iter().flat_map(|heat| &heat.hot).filter(|hot| !hot.pinned && !is_own(hot));
+    let names: Vec<String> = others.map(name).collect();
+    if names.is_empty() { String::new() } else { format!("; hot: {}", names.join(", ")) }
+}
+
 /// Nobody is known to be hot: who of the nodes with shards told nothing of the last period is named.
 fn nobody(world: &World<'_>, heat: &Heat) -> Finding {
     let nodes = heat.nodes.iter().filter(|(_, node)| node.role == Role::Unavailable);
@@ -167,9 +182,14 @@ fn under_way(catalog: &Catalog) -> Option<String> {
     own.or_else(|| catalog.foreign.first().map(Foreign::to_string))
 }
 
-/// What is being done, and what it waits for.
-fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
+/// What is being done, and what it waits for: the reason and the message.
+fn acting<'a>(world: &World<'a>, draft: &Draft) -> Option<(&'a Act, (&'static str, String))> {
     let open = world.observed.kept.open()?;
+    Some((open, progress(world, draft, open)))
+}
+
+/// How far something is, or what it waits for: the reason and the message.
+fn progress(world: &World<'_>, draft: &Draft, open: &Act) -> (&'static str, String) {
     let splits = || world.catalog().into_iter().flat_map(|catalog| &catalog.splits);
     // By the time that it is said, it may have ended.
     let of_a_split = |stall: &&Stall| stall.operation().split().is_some();
@@ -181,17 +201,17 @@ fn acting(world: &World<'_>, draft: &Draft) -> Option<(&'static str, String)> {
             stall.pid,
             stall.what()
         );
-        return Some(("SplitStalled", message));
+        return ("SplitStalled", message);
     }
     let ends = draft.steps.iter().any(|step| matches!(step, Step::EndAction { .. }));
     if let Some(unended) = world.observed.unended.as_ref().filter(|_| ends) {
-        return Some((act::CLEANUP_BLOCKED, unended.clone()));
+        return (act::CLEANUP_BLOCKED, unended.clone());
     }
     let kept = draft.action_waits.clone();
     // What nothing at all was planned for waits for the same as everything else.
     let all = || (draft.steps.is_empty() && !draft.waits.is_empty()).then(|| first_of(&draft.waits));
     match kept.or_else(all).filter(|_| splits().next().is_none()) {
-        Some(reason) => Some(("ActionWaits", format!("{}; it waits: {reason}", open.why))),
-        None => Some(("Acting", open.why.clone())),
+        Some(reason) => ("ActionWaits", format!("{}; it waits: {reason}", open.why)),
+        None => ("Acting", open.why.clone()),
     }
 }

@@ -35,7 +35,8 @@ impl Figures {
         let seconds = u64::try_from(period.length.as_secs()).unwrap_or(1).max(1);
         let sum = |of: fn(&TenantLoad) -> u64| {
             let tenant = action.tenant()?;
-            let mut loads = period.tenants.iter().filter(|load| load.tenant == tenant).peekable();
+            let listed = |load: &&TenantLoad| load.tenant == tenant && load.queries > 0;
+            let mut loads = period.tenants.iter().filter(listed).peekable();
             // Who is on no list may be missing from one.
             if loads.peek().is_none() && !is_listed_if_active(period, tenant) {
                 return None;
@@ -176,6 +177,8 @@ mod tests {
         assert_eq!(rate(&short), Some(0));
         short.nodes.get_mut(&Group::Worker(0)).unwrap().unlisted = 40;
         assert_eq!(rate(&short), None);
+        short.tenants = period(Some(0)).tenants;
+        assert_eq!(rate(&short), None, "that it was silent is known but for so many queries");
         let mut silent = period(None);
         *silent.nodes.get_mut(&Group::Worker(1)).unwrap() =
             NodeLoad { role: Role::Unavailable, cpu: 0, cpu_limit: 0, ..node(0) };

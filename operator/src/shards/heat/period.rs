@@ -185,6 +185,37 @@ pub(super) fn period(
     (period, marks, Names(names))
 }
 
+/// Adds a load of nothing for each of those that were hot, and where, that did nothing in the period: whoever is missing from
+/// it may as well have been left out.
+///
+/// All that the servers list of these was kept, and whoever is listed has queries. A server drops the lowest scores only: where
+/// it has dropped nobody with as many queries as a hot tenant has, it lists whom it had seen hot, if that did anything.
+pub(super) fn add_silent(period: &mut Period, seen: &Seen<'_>, was_hot: &BTreeMap<Tenant, Group>) {
+    let shards = by_hash(&seen.layout.groups);
+    let listed: BTreeSet<Tenant> = period.tenants.iter().map(|load| load.tenant).collect();
+    let lists_all = |group: &Group| {
+        let known = period.nodes.get(group).is_some_and(|node| node.role != Role::Unavailable);
+        let reading = seen.readings.get(group).filter(|_| known);
+        reading.is_some_and(|reading| reading.unlisted < seen.watch.policy.min_queries)
+    };
+    let missing = was_hot.iter().filter(|(tenant, _)| !listed.contains(tenant));
+    let silent = missing.filter_map(|(tenant, node)| {
+        let shard = shard_of(&shards, *tenant)?;
+        // It may have been moved in the period.
+        [node, &shard.node].into_iter().all(lists_all).then_some(TenantLoad {
+            tenant: *tenant,
+            node: shard.node,
+            queries: 0,
+            writes: 0,
+            cpu: 0,
+            shard_bytes: shard.bytes,
+            alone: shard.range.min == shard.range.max,
+        })
+    });
+    let silent: Vec<TenantLoad> = silent.collect();
+    period.tenants.extend(silent);
+}
+
 /// Whether shards are being moved, split or made, by anybody.
 pub(in crate::shards) fn is_underway(world: &World<'_>) -> bool {
     world.catalog().is_none_or(|catalog| !catalog.operations.is_empty() || !catalog.foreign.is_empty())

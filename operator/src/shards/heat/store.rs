@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::types::{Json, Type};
 
 use super::actions::{self, Begun, Standing};
@@ -104,18 +104,18 @@ pub(super) struct Judged {
 }
 
 /// Replaces what is stored by what `judge` makes of it, and records the period; or does nothing if another operator has
-/// seen it before. What is shown then. `judge` is told how what was decided earlier stands. The caller rolls back
+/// seen it before, or a later one. What is shown then. A period is told by its length and its end. `judge` is told how what was decided earlier stands. The caller rolls back
 /// after an error.
 pub(super) async fn exchange(
     session: &Session,
-    end: Timestamp,
+    (length, end): (SignedDuration, Timestamp),
     judge: impl Fn(&State, Standing) -> Judged,
     sizes: &[Size],
 ) -> Result<Heat, pg::Error> {
     session.run("BEGIN").await?;
     let rows = session.query("SELECT state FROM dialog_operator.heat FOR UPDATE", &[]).await?;
     let before = rows.first().map(state).unwrap_or_default();
-    if before.heat.end == Some(end) {
+    if before.heat.has_seen(length, end) {
         session.run("COMMIT").await?;
         return Ok(before.heat);
     }

@@ -148,7 +148,7 @@ pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
 
 /// Whether moves keep a tenant from being isolated: then no other begins, so that it is decided after the next period. What
 /// somebody else moves goes on anyway, and where nobody can look nothing would be decided.
-fn is_urgent(world: &World<'_>) -> bool {
+pub(super) fn is_urgent(world: &World<'_>) -> bool {
     let acts = world.wanted.watch.is_some_and(|watch| watch.policy.mode == Mode::Isolate);
     let alone = world.catalog().is_some_and(|catalog| catalog.foreign.is_empty());
     let heat = world.observed.heat.as_ref().filter(|heat| heat.failure.is_none());
@@ -247,7 +247,7 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
                 Some(decided) if decided != Some(to) => {
                     return dropped("spec.sharding.pins says otherwise by now");
                 }
-                None if act.is_by_hand() && !decisions.unknown => {
+                None if act.is_by_hand() && !decisions.may_mean(tenant) => {
                     return dropped("spec.sharding.pins does not have it any more");
                 }
                 _ => {}
@@ -263,6 +263,10 @@ fn left(world: &World<'_>, layout: &Layout, written: &[Pin], act: &Act, moves: &
                 return dropped("it could not begin in time, and the tenant is not hot any more");
             }
             if shard.range.min != shard.range.max {
+                // What lacks something would keep everybody else waiting for an hour.
+                if act.is_by_hand() && act.begun.is_none() && is_urgent(world) {
+                    return dropped(URGENT);
+                }
                 return if allowed {
                     isolate(world, layout, act, shard, (tenant.hash, to, rest))
                 } else {

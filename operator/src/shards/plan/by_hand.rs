@@ -3,6 +3,7 @@
 use jiff::SignedDuration;
 
 use super::Draft;
+use super::actions::is_urgent;
 use crate::heat::{Action, QUICK_BYTES, Tenant};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
@@ -28,6 +29,9 @@ pub(super) fn plan(world: &World<'_>, layout: &Layout, written: &[Pin], draft: &
     for decided in &decisions.known {
         match begin(world, layout, written, decided) {
             Ok(None) => {}
+            Ok(Some(step)) if open.is_none() && is_urgent(world) => {
+                draft.wait(format!("a hot tenant comes first; then: {step}"));
+            }
             Ok(Some(step)) if open.is_none() => {
                 draft.step(step);
                 return;
@@ -50,10 +54,10 @@ fn gone(world: &World<'_>, decisions: &Decisions<'_>, pin: &KeptPin) -> Option<S
         (Some(Decided { to: None, .. }), _) => {
             Some("spec.sharding.pins has it as one like the others".to_owned())
         }
-        (None, Author::Spec) if !decisions.unknown => {
+        (None, Author::Spec) if !decisions.may_mean(pin.tenant) => {
             Some("spec.sharding.pins does not have it any more".to_owned())
         }
-        (None, Author::Policy) if world.wanted.watch.is_none() && !decisions.unknown => {
+        (None, Author::Policy) if world.wanted.watch.is_none() && !decisions.may_mean(pin.tenant) => {
             Some("spec.sharding.hotTenants.mode is Off".to_owned())
         }
         _ => None,

@@ -1,5 +1,7 @@
 //! What somebody has decided about tenants, in the place of the policy.
 
+use std::collections::BTreeSet;
+
 use super::World;
 use crate::api::PinSpec;
 use crate::heat::Tenant;
@@ -15,8 +17,10 @@ pub struct Decisions<'a> {
     pub known: Vec<Decided<'a>>,
     /// Why others mean nobody, and what to do.
     pub problems: Vec<String>,
-    /// Whether the entries that are left may mean somebody.
-    pub unknown: bool,
+    /// The colocation groups of entries of which nobody knows the hash yet.
+    unhashed: BTreeSet<i32>,
+    /// The colocation groups that are known to be of other groups of tables, if nobody knows which is that of some entry.
+    not_theirs: Option<BTreeSet<i32>>,
 }
 
 /// What the resource says of one tenant.
@@ -36,6 +40,13 @@ impl Decisions<'_> {
     pub fn about(&self, tenant: Tenant) -> Option<&Decided<'_>> {
         self.known.iter().find(|decided| decided.tenant == tenant)
     }
+
+    /// Whether one of the entries that are not known to mean somebody may mean a tenant.
+    #[must_use]
+    pub fn may_mean(&self, tenant: Tenant) -> bool {
+        let id = tenant.colocation_id;
+        self.unhashed.contains(&id) || self.not_theirs.as_ref().is_some_and(|others| !others.contains(&id))
+    }
 }
 
 impl<'a> World<'a> {
@@ -46,7 +57,7 @@ impl<'a> World<'a> {
         for entry in &self.wanted.pins {
             let PinSpec { group, tenant, worker } = entry;
             let Some((colocation_id, type_name)) = self.colocation(group) else {
-                decisions.unknown = true;
+                decisions.not_theirs.get_or_insert_with(|| self.colocations());
                 decisions.problems.push(format!(
                     "spec.sharding.pins: no table of the group {group} is distributed yet, or there is none"
                 ));
@@ -62,7 +73,9 @@ impl<'a> World<'a> {
                 Some(Err(why)) => {
                     decisions.problems.push(format!("spec.sharding.pins: {group} {tenant} is nobody: {why}"));
                 }
-                None => decisions.unknown = true,
+                None => {
+                    decisions.unhashed.insert(colocation_id);
+                }
             }
         }
         decisions
@@ -82,6 +95,13 @@ impl<'a> World<'a> {
             key: decided().or_else(pinned).or_else(acted),
             hash: tenant.hash,
         }
+    }
+
+    /// The colocation groups of the groups of tables, as far as they are known.
+    fn colocations(&self) -> BTreeSet<i32> {
+        let groups: BTreeSet<&str> =
+            self.wanted.tables.iter().filter_map(|table| table.group.as_deref()).collect();
+        groups.into_iter().filter_map(|group| Some(self.colocation(group)?.0)).collect()
     }
 
     /// The colocation group of a group of tables, and the type of its distribution column.

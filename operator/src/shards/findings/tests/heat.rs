@@ -247,3 +247,37 @@ fn what_has_failed_hides_nobody_who_is_hot() {
         ("ActionFailed", format!("{who}; it was to be; it could not be done: no answer"))
     );
 }
+
+#[test]
+fn what_is_waited_for_hides_nobody_who_is_hot() {
+    let spec = json!({"workers": {"count": 1}, "sharding": {"hotTenants": {"mode": "Isolate"}}});
+    let wanted = Wanted::from(&serde_json::from_value::<DialogClusterSpec>(spec).unwrap());
+    let say = |tenant: &str, heat: Heat| {
+        let open = json!({
+            "id": 1, "decided": at(0), "begun": null, "ended": null, "tenant": tenant, "asked_by": "spec",
+            "why": "it is asked for", "attempts": 0, "outcome": null, "note": null, "before": null, "after": null,
+            "action": {
+                "kind": "Isolate", "tenant": {"colocationId": 1, "hash": 4750}, "from": "worker-0", "to": "worker-1",
+                "rest": null,
+            },
+        });
+        let mut observed = Observed { heat: Some(heat), ..at_rest() };
+        observed.kept.acts = vec![serde_json::from_value(open).unwrap()];
+        catalog(&mut observed).foreign =
+            vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
+        let findings = plan(&wanted, &topology(), &observed).findings;
+        let finding = findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        assert_eq!(finding.reason, "ActionWaits", "{}", finding.message);
+        assert!(finding.message.starts_with("it is asked for; it waits: "), "{}", finding.message);
+        finding.message
+    };
+    let two = || Heat { hot: vec![isolated(), hot(5).hot.remove(0)], ..hot(5) };
+    let who = "; hot: dialog 7 (52 % of the writes of worker-0)";
+    assert!(say("6", two()).ends_with(who), "{}", say("6", two()));
+    // Whom it is about is said; and what is not known now, is not.
+    for heat in
+        [(two(), "7"), (Heat { failure: Some("no answer".to_owned()), ..two() }, "6"), (Heat::default(), "6")]
+    {
+        assert!(!say(heat.1, heat.0.clone()).contains("hot:"), "{heat:?}");
+    }
+}

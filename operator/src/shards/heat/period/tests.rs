@@ -311,3 +311,81 @@ fn what_was_dropped_before_it_began_keeps_nobody_waiting() {
     // It is decided anew when it has been hot for long enough again.
     assert_eq!(begun(true), (vec![3, 6, 9], None));
 }
+
+#[test]
+fn periods_of_silence_are_a_break_and_those_that_a_server_cannot_tell_of_are_none() {
+    let mut spec = limited();
+    spec["sharding"] = json!({"hotTenants": {"mode": "Isolate"}});
+    let mut scene = Scene::new(&spec);
+    for node in scene.layout.nodes.values_mut() {
+        node.free_bytes = None;
+    }
+    // Twelve others are busy all the time, of whom a period has ten.
+    let others = || (1..13).map(|hash| counted(hash, "other", 2_000, 0, 300_000));
+    let begun = |is_hot: fn(i64) -> bool, unlisted: u64| {
+        let (mut state, mut periods) = (State::default(), Vec::new());
+        for minute in 0..20 {
+            let (second, passed) = (minute * 60, u64::try_from(minute).unwrap());
+            let hot = is_hot(minute).then(|| counted(250, "b", 30_000, 0, 3_000_000));
+            let tenants = others().chain(hot).collect();
+            let busy =
+                Reading { tenants, unlisted, ..reading(second, passed * 60_000, 0, passed * 9_000_000) };
+            let readings = [(Group::Worker(0), busy), (Group::Worker(1), reading(second, 0, 0, 0))];
+            let judged = scene.judge(&state, second, &readings.into());
+            assert!(minute == 0 || judged.period.nodes[&Group::Worker(0)].unseen >= 2_000);
+            if judged.begun.is_some() {
+                return Some((minute, periods));
+            }
+            periods.extend(judged.state.history.hot.get(&tenant(250)).map(|streak| streak.periods));
+            state = judged.state;
+        }
+        None
+    };
+    assert_eq!(begun(|minute| minute > 0, 0), Some((3, vec![1, 2])));
+    let now_and_then: fn(i64) -> bool = |minute| minute % 4 == 1;
+    assert_eq!(begun(now_and_then, 0), None);
+    assert_eq!(begun(now_and_then, 99), None, "it had no more queries than quiet ones have");
+    // A server that drops busy ones neither accuses nor acquits.
+    assert_eq!(begun(now_and_then, 5_000), Some((9, vec![1, 1, 1, 1, 2, 2, 2, 2])));
+}
+
+#[test]
+fn who_is_silent_is_known_only_from_who_lists_it() {
+    let scene = Scene::new(&limited());
+    let step = |second: i64| {
+        let passed = u64::try_from(second).unwrap();
+        reading(second, passed * 1_000, 0, passed * 100_000)
+    };
+    let readings = |second, tenants: &[Usage]| {
+        [0, 1].map(|number| (Group::Worker(number), Reading { tenants: tenants.to_vec(), ..step(second) }))
+    };
+    let before = scene.judge(&State::default(), 0, &readings(0, &[]).into());
+    // What is hot where its shard was: that has been moved to the other worker since.
+    let was_hot = BTreeMap::from([(tenant(150), Group::Worker(0)), (tenant(250), Group::Worker(0))]);
+    let silent = |of: &[(Group, Reading)]| {
+        let readings: BTreeMap<Group, Reading> = of.iter().cloned().collect();
+        let world = World { wanted: &scene.wanted, topology: &scene.topology, observed: &scene.observed };
+        let seen = Seen {
+            world: &world,
+            watch: scene.wanted.watch.as_ref().unwrap(),
+            end: at(60),
+            layout: &scene.layout,
+            readings: &readings,
+            large: Vec::new(),
+            fillers: Names::default(),
+            empty: Vec::new(),
+        };
+        let (mut period, ..) = period(&seen, &before.state.marks, &[]);
+        add_silent(&mut period, &seen, &was_hot);
+        period.tenants.iter().map(|load| (load.tenant.hash, load.node, load.queries)).collect::<Vec<_>>()
+    };
+    let [first, second] = readings(60, &[]);
+    let both = [(150, Group::Worker(1), 0), (250, Group::Worker(0), 0)];
+    assert_eq!(silent(&[first.clone(), second.clone()]), both);
+    assert_eq!(silent(std::slice::from_ref(&first)), both[1..], "where the other is now nobody knows");
+    assert_eq!(silent(std::slice::from_ref(&second)), []);
+    let dropping = (second.0, Reading { unlisted: 100, ..second.1.clone() });
+    assert_eq!(silent(&[first.clone(), dropping]), both[1..]);
+    let listed = Reading { tenants: vec![counted(250, "b", 7, 0, 0)], ..first.1 };
+    assert_eq!(silent(&[(first.0, listed), second]), [(250, Group::Worker(0), 7), both[0]]);
+}

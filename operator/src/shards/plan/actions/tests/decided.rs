@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::PinSpec;
-use crate::shards::observed::{Hashes, Name};
+use crate::shards::observed::{Hashes, Name, Spread};
 
 /// Somebody has decided about the tenant.
 fn decided(worker: Option<i32>) -> Wanted {
@@ -81,6 +81,55 @@ fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
 }
 
 #[test]
+fn an_entry_of_no_group_keeps_nobody_pinned_but_whom_it_may_mean() {
+    let typo = PinSpec { group: "dialgo".to_owned(), tenant: "seven".to_owned(), worker: Some(0) };
+    let wrong = Wanted { pins: vec![typo.clone()], ..wanted(3) };
+    let off = Wanted { watch: None, ..wrong.clone() };
+    let pinned = |author| {
+        let mut observed = observed();
+        cut_out(&mut observed, 1);
+        observed.kept.pins = vec![KeptPin { author, ..pin(Group::Worker(0)) }];
+        observed
+    };
+    let removes = |observed: &Observed, wanted: &Wanted| {
+        let is_removed = |step: &Step| matches!(step, Step::RemovePin { tenant: TENANT, .. });
+        steps(observed, wanted).0.iter().any(is_removed)
+    };
+    let [by_hand, by_policy] = [Author::Spec, Author::Policy].map(pinned);
+    assert!(removes(&by_hand, &wrong) && removes(&by_hand, &off) && removes(&by_policy, &off));
+    assert!(!removes(&by_policy, &wrong), "nobody has said anything of it");
+    let asked = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let dropped = |observed: &Observed, wanted: &Wanted| {
+        let is_dropped = |step: &Step| matches!(step, Step::EndAction { outcome: Outcome::Dropped, .. });
+        steps(observed, wanted).0.iter().any(is_dropped)
+    };
+    assert!(dropped(&with(vec![asked.clone()]), &wrong));
+
+    // The tables of its own group may not have been read, nor those of any.
+    for read in [vec![2], Vec::new()] {
+        let without = |mut observed: Observed| {
+            observed.tables.retain(|_, table| {
+                matches!(table.spread, Spread::Hash { colocation_id, .. } if read.contains(&colocation_id))
+            });
+            observed
+        };
+        let entry =
+            Wanted { pins: vec![PinSpec { group: "dialog".to_owned(), ..typo.clone() }], ..wanted(3) };
+        assert!(!removes(&without(by_hand.clone()), &entry), "{read:?}");
+        assert!(!removes(&without(by_policy.clone()), &Wanted { watch: None, ..entry.clone() }), "{read:?}");
+        assert!(!dropped(&without(with(vec![asked.clone()])), &entry), "{read:?}");
+        assert!(removes(&without(by_hand.clone()), &wanted(3)), "there is no entry");
+    }
+    // Of one whose hash nobody knows yet the group is known: it is nobody else's.
+    let other = PinSpec { group: "user".to_owned(), ..typo };
+    let unhashed = |group: &str| Wanted {
+        pins: vec![PinSpec { group: group.to_owned(), ..other.clone() }],
+        ..wanted(3)
+    };
+    assert!(removes(&by_hand, &unhashed("user")) && !removes(&by_hand, &unhashed("dialog")));
+}
+
+#[test]
 fn what_waits_for_an_hour_is_given_up_in_every_mode() {
     let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
     let mut waiting = named(with(vec![by_hand]));
@@ -115,6 +164,46 @@ fn what_waits_for_an_hour_is_given_up_in_every_mode() {
     // While shards move it may be these that it waits for.
     catalog(&mut waiting).foreign = vec![Foreign::Job { id: 4, description: "Rebalance all".to_owned() }];
     assert!(!given_up(&waiting, &off));
+}
+
+#[test]
+fn what_somebody_asks_for_makes_way_for_who_harms_others_until_it_has_begun() {
+    let by_hand = Act { asked_by: Author::Spec.name().to_owned(), ..isolation(TENANT.hash) };
+    let waiting = |act: Option<&Act>, urgent| {
+        let mut observed = named(with(act.cloned().into_iter().collect()));
+        facts(&mut observed, Group::Worker(0)).resources.as_mut().unwrap().free_bytes = 0;
+        facts(&mut observed, Group::Worker(2)).sizes.as_mut().unwrap().insert(1047, 1 << 20);
+        observed.heat = Some(Heat { urgent, ..Heat::default() });
+        observed
+    };
+    let planned = |observed: &Observed, wanted: &Wanted| steps(observed, wanted).0;
+    let dropped = [Step::EndAction { id: 5, outcome: Outcome::Dropped, note: Some(URGENT.to_owned()) }];
+    assert_eq!(planned(&waiting(Some(&by_hand), true), &decided(Some(0))), dropped);
+    assert_eq!(planned(&waiting(Some(&by_hand), false), &decided(Some(0))), []);
+    let observing = Wanted { watch: None, ..decided(Some(0)) };
+    let ends = |step: &Step| matches!(step, Step::EndAction { .. });
+    assert!(
+        !planned(&waiting(Some(&by_hand), true), &observing).iter().any(ends),
+        "nobody would be isolated"
+    );
+    let begun =
+        Act { begun: Some(by_hand.decided), note: Some("lock timeout".to_owned()), ..by_hand.clone() };
+    assert_eq!(planned(&waiting(Some(&begun), true), &decided(Some(0))), []);
+
+    // It is not asked for again before that is done, nor is anything else.
+    let ended = "2026-01-05T09:10:00Z".parse().unwrap();
+    let over = Act { ended: Some(ended), begun: Some(ended), outcome: Some(Outcome::Dropped), ..by_hand };
+    for (now, urgent, begins) in [
+        ("2026-01-05T09:19:00Z", false, false),
+        ("2026-01-05T09:21:00Z", true, false),
+        ("2026-01-05T09:21:00Z", false, true),
+    ] {
+        let mut observed = waiting(Some(&over), urgent);
+        observed.kept.now = Some(now.parse().unwrap());
+        let steps = planned(&observed, &decided(Some(0)));
+        let is_begun = steps.iter().any(|step| matches!(step, Step::BeginIsolation { .. }));
+        assert_eq!((is_begun, steps.len()), (begins, usize::from(begins)), "{now}, {urgent}: {steps:?}");
+    }
 }
 
 #[test]

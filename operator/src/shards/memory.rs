@@ -19,7 +19,7 @@ use super::round::{Carried, Failure, Round};
 use super::sessions::Sessions;
 use super::status::Pace;
 use super::step::Step;
-use super::supervise::{Splits, Watch};
+use super::supervise::{Splits, Spreads, Watch};
 use crate::condition::{Finding, Holds};
 
 /// How often shards are measured.
@@ -79,6 +79,8 @@ pub struct Memory {
     pub watch: Watch,
     /// How far the splits were.
     pub splits: Splits,
+    /// How far the steps that spread tables were.
+    pub spreads: Spreads,
     /// How fast they are.
     pub(super) pace: Pace,
     /// What was seen last: the sizes in it count until they are measured again.
@@ -268,10 +270,12 @@ impl Memory {
         }
         self.watch.look(round.observed.catalog.as_ref(), now);
         self.splits.look(round.observed.catalog.as_ref(), now);
+        self.spreads.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
             if let Step::CancelMove { pid, .. } = step {
                 self.watch.ended(*pid, now);
                 self.splits.ended(*pid, now);
+                self.spreads.ended(*pid, now);
             }
         }
         // One that is tried again just now is of interest, too: it may fail once more.

@@ -7,8 +7,8 @@ use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED, first_of};
 use crate::names::Group;
 use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
-use crate::shards::observed::{Catalog, Foreign, Stall, StallKind};
-use crate::shards::plan::{Cramped, Draft, Moves, UPDATED_FIRST, obstacle};
+use crate::shards::observed::{Catalog, Foreign, Operation, Stall};
+use crate::shards::plan::{Cramped, Draft, Moves, Report, UPDATED_FIRST, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
 use crate::shards::strategy::{NAME, Seen};
@@ -175,22 +175,9 @@ fn foreign(catalog: &Catalog) -> Option<Finding> {
     Some(Finding::new(BALANCED, Holds::False, reason, format!("the operator waits: {foreign}")))
 }
 
-/// What is said of a move that does not get on.
-fn stalled(Stall { application, pid, seconds, blocks_writers, kind, cause, .. }: &Stall) -> Finding {
-    let what = match kind {
-        StallKind::SlotLost => "cannot end any more".to_owned(),
-        StallKind::DiskFilling => "cannot go on".to_owned(),
-        _ if *blocks_writers => {
-            format!(
-                "has kept all who write to its shard group waiting for {seconds} s, since it waits itself"
-            )
-        }
-        _ => format!("has made no progress for {seconds} s"),
-    };
-    let message = format!(
-        "{application} (pid {pid} on the coordinator) {what}: {cause}; it is cancelled and planned again"
-    );
-    Finding::new(BALANCED, Holds::False, kind.reason(), message)
+/// What is said of what does not get on: no shard moves before it has ended.
+fn stalled(stall: &Stall) -> Finding {
+    Finding::new(BALANCED, Holds::False, stall.reason(), stall.to_string())
 }
 
 /// What is said of a shard group that finds no place.
@@ -238,7 +225,7 @@ fn not_weighed(moves: &Moves) -> Option<Finding> {
     (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
-pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Finding {
+pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables: &Report) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     let surplus = world.surplus();
@@ -332,8 +319,15 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Find
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
-    if let Some((reason, why)) = kept_by_others(world) {
+    if let Some((reason, why)) = kept_by_others(world, tables) {
         return finding(true, reason, format!("{message}; {why}"));
+    }
+    let mut running = world.catalog().into_iter().flat_map(|catalog| &catalog.operations);
+    if let Some(Operation { pid, application }) = running.find(|operation| operation.spreads()) {
+        // That ends by itself, or it is cancelled.
+        let message =
+            format!("{message}; {application} (pid {pid} on the coordinator) comes to its end first");
+        return finding(false, "Draining", message);
     }
     if world.wanted.rebalance.hold && shards > 0 {
         // That ends by itself.
@@ -348,11 +342,12 @@ fn staying_away(world: &World<'_>, surplus: &BTreeSet<Group>) -> Option<String> 
     staying.find_map(|group| world.server(group).err().filter(|_| world.member(group).is_some()))
 }
 
-/// Why no shard moves, where it is none of those that are to move: a move that does not get on, or somebody else's.
-fn kept_by_others(world: &World<'_>) -> Option<(&'static str, String)> {
+/// Why no shard moves, where it is none of those that are to move: something that does not get on, somebody else's move, or reference
+/// tables that cannot be copied.
+fn kept_by_others(world: &World<'_>, tables: &Report) -> Option<(&'static str, String)> {
     let stalled = world.observed.stalls.first().map(stalled);
-    let found = stalled.or_else(|| foreign(world.catalog()?))?;
-    Some((found.reason, found.message))
+    let found = stalled.or_else(|| foreign(world.catalog()?)).map(|found| (found.reason, found.message));
+    found.or_else(|| tables.uncopied.as_ref().map(|problem| (problem.reason, problem.message.clone())))
 }
 
 /// What is said of a node that only waits for what Citus was asked to take away there and could not.

@@ -322,12 +322,8 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
     if let Some((reason, why)) = kept_by_others(world, tables) {
         return finding(true, reason, format!("{message}; {why}"));
     }
-    let mut running = world.catalog().into_iter().flat_map(|catalog| &catalog.operations);
-    if let Some(Operation { pid, application }) = running.find(|operation| operation.spreads()) {
-        // That ends by itself, or it is cancelled.
-        let message =
-            format!("{message}; {application} (pid {pid} on the coordinator) comes to its end first");
-        return finding(false, "Draining", message);
+    if let Some(first) = comes_first(world) {
+        return finding(false, "Draining", format!("{message}; {first}"));
     }
     if world.wanted.rebalance.hold && shards > 0 {
         // That ends by itself.
@@ -348,6 +344,13 @@ fn kept_by_others(world: &World<'_>, tables: &Report) -> Option<(&'static str, S
     let stalled = world.observed.stalls.first().map(stalled);
     let found = stalled.or_else(|| foreign(world.catalog()?)).map(|found| (found.reason, found.message));
     found.or_else(|| tables.uncopied.as_ref().map(|problem| (problem.reason, problem.message.clone())))
+}
+
+/// What is said while a table is being spread: that ends by itself, or it is cancelled.
+fn comes_first(world: &World<'_>) -> Option<String> {
+    let mut operations = world.catalog()?.operations.iter();
+    let Operation { pid, application } = operations.find(|operation| operation.spreads())?;
+    Some(format!("{application} (pid {pid} on the coordinator) comes to its end first"))
 }
 
 /// What is said of a node that only waits for what Citus was asked to take away there and could not.

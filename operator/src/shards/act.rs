@@ -56,7 +56,7 @@ impl Error {
         match self {
             Self::Unreachable(_) => "NodeUnreachable",
             Self::Left(_) | Self::Kept(_) => CLEANUP_BLOCKED,
-            Self::Stalled(stall) => stall.kind.reason(),
+            Self::Stalled(stall) => stall.reason(),
             Self::Database(_) | Self::Moved(_) => "StepFailed",
         }
     }

@@ -19,7 +19,7 @@ use tracing::debug;
 use super::heat;
 use super::jobs::{Existing, Job, Present, Wake};
 use super::memory::{Memory, Results};
-use super::observe::{Sizes, splits, stall};
+use super::observe::{Sizes, splits, spreads, stall};
 use super::observed::Stall;
 use super::rebalance::MovePlan;
 use super::round::{Brief, Handover, round};
@@ -135,7 +135,7 @@ impl Controller {
         Arc::new(move || context.wake(key.clone()))
     }
 
-    /// The moves and splits without progress for too long, and what keeps them.
+    /// What has made no progress for too long, and what keeps it: moves, splits, and steps that spread tables.
     async fn stalls(
         &self,
         key: &ObjectRef<DialogCluster>,
@@ -150,6 +150,10 @@ impl Controller {
         let stalled = self.memory(key, |memory| memory.splits.stalled(limit));
         for stalled in stalled {
             stalls.extend(splits::diagnose(sessions, &stalled).await);
+        }
+        let stalled = self.memory(key, |memory| memory.spreads.stalled(limit));
+        for stalled in stalled {
+            stalls.extend(spreads::diagnose(sessions, &stalled).await);
         }
         stalls
     }

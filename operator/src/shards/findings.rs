@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::observed::{Operation, RunningMove};
+use super::observed::Stall;
 use super::plan::{Draft, Moves, Report};
 use super::settings;
 use super::step::Step;
@@ -27,7 +27,7 @@ pub(super) fn of(world: &World<'_>, tables: &Report, moves: Option<&Moves>, draf
         parameters::applied(world),
         schema_distributed(world, tables, draft),
         shards::balanced(world, moves, draft),
-        shards::scale_in_blocked(world, moves),
+        shards::scale_in_blocked(world, moves, tables),
         heat::hot_tenant(world, draft),
     ]
 }
@@ -254,14 +254,16 @@ fn schema_distributed(world: &World<'_>, tables: &Report, draft: &Draft) -> Find
         }
         Support::Citus => {}
     }
+    let of_tables = |stall: &&Stall| stall.operation().spreads();
+    if let Some(stall) = world.observed.stalls.iter().find(of_tables) {
+        return finding(Holds::False, stall.reason(), stall.to_string());
+    }
     if let [first, ..] = tables.problems.as_slice() {
         let each: Vec<&str> = tables.problems.iter().map(|problem| problem.message.as_str()).collect();
         return finding(Holds::False, first.reason, each.join("; "));
     }
     let mut running = world.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
-    let distributes =
-        |operation: &&Operation| RunningMove::of(operation).is_none() && operation.split().is_none();
-    if let Some(operation) = running.find(distributes) {
+    if let Some(operation) = running.find(|operation| operation.spreads()) {
         let message = format!("{} (pid {} on the coordinator)", operation.application, operation.pid);
         return finding(Holds::False, "Distributing", message);
     }

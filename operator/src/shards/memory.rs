@@ -20,7 +20,7 @@ use super::round::{Carried, Failure, Round};
 use super::sessions::Sessions;
 use super::status::Pace;
 use super::step::Step;
-use super::supervise::{Splits, Watch};
+use super::supervise::{Splits, Spreads, Watch};
 use crate::condition::{Finding, Holds};
 use crate::pg::{self, Limits};
 
@@ -85,6 +85,8 @@ pub struct Memory {
     pub watch: Watch,
     /// How far the splits were.
     pub splits: Splits,
+    /// How far the steps that spread tables were.
+    pub spreads: Spreads,
     /// How fast they are.
     pub(super) pace: Pace,
     /// What was seen last: the sizes in it count until they are measured again.
@@ -304,10 +306,12 @@ impl Memory {
         }
         self.watch.look(round.observed.catalog.as_ref(), now);
         self.splits.look(round.observed.catalog.as_ref(), now);
+        self.spreads.look(round.observed.catalog.as_ref(), now);
         for step in &round.performed {
             if let Step::CancelMove { pid, application, .. } = step {
                 self.watch.ended(*pid, now);
                 self.splits.ended(*pid, now);
+                self.spreads.ended(*pid, now);
                 let stall = round.observed.stalls.iter().find(|stall| stall.pid == *pid);
                 self.cancelled.extend(stall.map(|stall| (application.clone(), stall.clone())));
             }

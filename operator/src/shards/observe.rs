@@ -26,6 +26,7 @@ mod orphans;
 mod parameters;
 mod slots;
 pub mod splits;
+pub mod spreads;
 pub mod stall;
 
 /// Servers that are asked at the same time: as many as a cluster can have workers, so that those that give no answer cost one
@@ -81,6 +82,7 @@ pub async fn observe(
         catalog.rooms = moves.iter().flat_map(|running| rooms(*running, &observed.nodes)).collect();
         catalog.lost_slots = slots::lost(sessions, catalog).await;
         catalog.splits = splits::running(sessions, catalog).await;
+        catalog.spreads = spreads::running(sessions, catalog).await;
         orphans::confirm(sessions, &mut observed).await;
     }
     observed

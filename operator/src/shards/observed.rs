@@ -16,10 +16,11 @@ use crate::names::Group;
 use crate::pg::Endpoint;
 
 mod moves;
+mod words;
 
 pub use moves::{
     Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, Room,
-    RunningMove, RunningSplit, Transaction, end_of_prepared,
+    RunningMove, RunningSplit, RunningSpread, Transaction, end_of_prepared,
 };
 
 /// The cluster as its servers describe it.
@@ -251,6 +252,8 @@ pub struct Catalog {
     /// The nodes that have a copy of each reference table, by Citus' group numbers: whether the policy names the table or not,
     /// no shard moves while an active node has none.
     pub copies: BTreeMap<String, BTreeSet<i32>>,
+    /// Those of them that logical replication cannot follow: Citus copies none while one of these lacks a copy.
+    pub uncopyable: BTreeSet<String>,
     /// Tables that are placed on workers without being cut by a hash, by Citus' number of the node: nobody moves these.
     pub immovable: BTreeMap<i32, Vec<String>>,
     /// How far the moves are; empty while none is running.
@@ -263,6 +266,8 @@ pub struct Catalog {
     pub lost_slots: Vec<LostSlot>,
     /// The splits that are running, and how far they are.
     pub splits: Vec<RunningSplit>,
+    /// The steps that spread tables and are running, and how far they are.
+    pub spreads: Vec<RunningSpread>,
     /// What Citus' own rebalancer goes by.
     pub strategies: strategy::Seen,
 }
@@ -327,8 +332,8 @@ pub struct Placement {
     pub shards: i64,
 }
 
-/// A move or a split that does not get on: without progress for longer than is allowed, in the way of writers for longer than
-/// they are to wait, or so that it cannot end any more.
+/// What does not get on, a move, a split, or a step that spreads a table: without progress for longer than is allowed, in the way of
+/// writers for longer than they are to wait, or so that it cannot end any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
     /// The server process on the coordinator.
@@ -352,20 +357,6 @@ impl Stall {
     #[must_use]
     pub fn operation(&self) -> Operation {
         Operation { pid: self.pid, application: self.application.clone() }
-    }
-
-    /// What it does not do, and why, as the rest of a sentence about it.
-    #[must_use]
-    pub fn what(&self) -> String {
-        let Self { seconds, cause, .. } = self;
-        match self.kind {
-            StallKind::SlotLost => format!("cannot end any more: {cause}"),
-            StallKind::DiskFilling => format!("cannot go on: {cause}"),
-            _ if self.blocks_writers => format!(
-                "has kept all who write to its shard group waiting for {seconds} s, since it waits itself: {cause}"
-            ),
-            _ => format!("has made no progress for {seconds} s: {cause}"),
-        }
     }
 }
 
@@ -395,7 +386,7 @@ pub enum StallKind {
 impl StallKind {
     /// The reason, for programs.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    fn reason(self) -> &'static str {
         match self {
             Self::Blocked => "MoveBlocked",
             Self::NoWorker => "NoReplicationWorker",

@@ -1,9 +1,10 @@
-//! What has to be so before a shard moves: a pure function, with a reason and a remedy for each thing that is not.
+//! What has to be so before a shard moves, or reference tables are copied: a pure function, with a reason and a remedy for each thing that is not.
 
 use std::collections::BTreeSet;
 
+use crate::condition::first_of;
 use crate::names::Group;
-use crate::shards::observed::{Change, Facts, Transaction, end_of_prepared};
+use crate::shards::observed::{Change, Facts, Member, Transaction, end_of_prepared};
 use crate::shards::rebalance::Move;
 use crate::shards::settings;
 use crate::shards::world::World;
@@ -15,7 +16,7 @@ const OWNERS: i64 = 2;
 /// before, where nothing else is held up.
 const OLD_TRANSACTION: i64 = 60;
 
-/// Something that is not as a move needs it.
+/// Something that is not as a move or a copy needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// For programs.
@@ -76,14 +77,61 @@ pub fn checks(world: &World<'_>, next: &Move) -> Vec<Check> {
         }
     }
     match world.server(next.from) {
-        Ok(facts) => source(world, next.from, facts, owners, &mut fail),
+        Ok(facts) => source(world, next.from, facts, Needs { what: MOVE, owners }, &mut fail),
         Err(why) => fail("NodeUnreachable", why),
     }
     match world.server(next.to) {
-        Ok(facts) => target(next.to, facts, owners, &mut fail),
+        Ok(facts) => target(next.to, facts, Needs { what: MOVE, owners }, &mut fail),
         Err(why) => fail("NodeUnreachable", why),
     }
     checks
+}
+
+/// What stands in the way of copying the reference tables to the active nodes that lack them.
+#[must_use]
+pub fn copies(world: &World<'_>) -> Vec<Check> {
+    let Some(catalog) = world.catalog() else { return Vec::new() };
+    let has_all = |member: &&Member| catalog.copies.values().all(|nodes| nodes.contains(&member.group_id));
+    let (sources, targets): (Vec<&Member>, Vec<&Member>) =
+        catalog.members.iter().filter(|member| member.active).partition(has_all);
+    // As Citus chooses.
+    let source_of_all = sources.into_iter().min_by_key(|member| &member.endpoint);
+    let group = |member: &Member| world.topology.group(&member.endpoint);
+    let targets: Vec<Group> = targets.into_iter().filter_map(group).collect();
+    let mut checks = Vec::new();
+    let mut fail = |reason, message| checks.push(Check { reason, message });
+    if !catalog.uncopyable.is_empty() {
+        let tables = catalog.uncopyable.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let nodes = targets.iter().map(Group::to_string).collect::<Vec<_>>();
+        let message = format!(
+            "logical replication cannot follow {tables}: give each a primary key or a REPLICA IDENTITY, and none may be \
+             UNLOGGED; until then no reference table is copied to {}, and no shard moves",
+            first_of(&nodes)
+        );
+        fail("NoReplicaIdentity", message);
+    }
+    let needs = Needs { what: "a copy of reference tables", owners: OWNERS };
+    if let Some(group) = source_of_all.and_then(group)
+        && let Some(facts) = world.observed.facts(group)
+    {
+        source(world, group, facts, needs, &mut fail);
+    }
+    for group in targets {
+        if let Some(facts) = world.observed.facts(group) {
+            target(group, facts, needs, &mut fail);
+        }
+    }
+    checks
+}
+
+/// What a move is called.
+const MOVE: &str = "a move";
+
+/// What is to be done, and for how many owners of tables.
+#[derive(Clone, Copy)]
+struct Needs {
+    what: &'static str,
+    owners: i64,
 }
 
 /// Whether what is changed is part of what moves.
@@ -95,13 +143,13 @@ fn source(
     world: &World<'_>,
     group: Group,
     facts: &Facts,
-    owners: i64,
+    Needs { what, owners }: Needs,
     fail: &mut impl FnMut(&'static str, String),
 ) {
     let Some(resources) = &facts.resources else { return };
     if resources.free_slots < owners {
         let message = format!(
-            "{group} has {} replication slots free and a move needs {owners}: drop slots that nobody uses \
+            "{group} has {} replication slots free and {what} needs {owners}: drop slots that nobody uses \
              (pg_replication_slots, pg_drop_replication_slot)",
             resources.free_slots
         );
@@ -109,21 +157,29 @@ fn source(
     }
     if resources.free_senders < owners {
         let message = format!(
-            "{group} has {} WAL senders free and a move needs {owners}: see pg_stat_replication for who has them, \
+            "{group} has {} WAL senders free and {what} needs {owners}: see pg_stat_replication for who has them, \
              and end what is not needed",
             resources.free_senders
         );
         fail("NoWalSender", message);
     }
-    let old = |writer: &&Transaction| writer.seconds > OLD_TRANSACTION && !is_of_a_move(world, writer);
-    if let Some(writer) = resources.writers.iter().find(old) {
-        let (who, remedy) = owner(world, writer);
-        let seconds = writer.seconds;
-        let message = format!(
-            "{who} on {group} has written and is open for {seconds} s, and a move waits for it: {remedy}"
-        );
-        fail("LongTransaction", message);
+    if let Some(Check { reason, message }) = old_writer(world, group, what) {
+        fail(reason, message);
     }
+}
+
+/// A transaction on `group`'s server that has written and has been open for long: `what` copies from there waits for it.
+#[must_use]
+pub fn old_writer(world: &World<'_>, group: Group, what: &str) -> Option<Check> {
+    let resources = world.observed.facts(group)?.resources.as_ref()?;
+    let old = |writer: &&Transaction| writer.seconds > OLD_TRANSACTION && !is_of_a_move(world, writer);
+    let writer = resources.writers.iter().find(old)?;
+    let (who, remedy) = owner(world, writer);
+    let seconds = writer.seconds;
+    let message = format!(
+        "{who} on {group} has written and is open for {seconds} s, and {what} waits for it: {remedy}"
+    );
+    Some(Check { reason: "LongTransaction", message })
 }
 
 /// Whose transaction it is, and how it is ended without loss.
@@ -165,11 +221,16 @@ fn is_of_a_move(world: &World<'_>, writer: &Transaction) -> bool {
     gpid(&writer.name).is_some_and(of)
 }
 
-fn target(group: Group, facts: &Facts, owners: i64, fail: &mut impl FnMut(&'static str, String)) {
+fn target(
+    group: Group,
+    facts: &Facts,
+    Needs { what, owners }: Needs,
+    fail: &mut impl FnMut(&'static str, String),
+) {
     let Some(resources) = &facts.resources else { return };
     if resources.free_appliers < owners {
         let message = format!(
-            "{group} has {} logical replication workers free and a move needs {owners}: see pg_stat_subscription for \
+            "{group} has {} logical replication workers free and {what} needs {owners}: see pg_stat_subscription for \
              who has them, and drop subscriptions that are not needed",
             resources.free_appliers
         );
@@ -177,7 +238,7 @@ fn target(group: Group, facts: &Facts, owners: i64, fail: &mut impl FnMut(&'stat
     }
     if resources.free_workers < owners {
         let message = format!(
-            "{group} has {} background workers free and a move needs {owners}: see pg_stat_activity for who has them, \
+            "{group} has {} background workers free and {what} needs {owners}: see pg_stat_activity for who has them, \
              and end what is not needed",
             resources.free_workers
         );

@@ -196,7 +196,7 @@ pub enum Step {
         /// Why it was not done.
         note: Option<String>,
     },
-    /// End a move or a split that does not get on; a move is planned again.
+    /// End what does not get on: a move, a split, or a step that spreads tables. All but a split are planned again.
     CancelMove {
         /// The server process on the coordinator.
         pid: i32,

@@ -9,10 +9,12 @@ use crate::names::Group;
 
 mod phases;
 mod splits;
+mod spreads;
 
 use phases::Phases;
 pub use phases::{Entered, TOLD_AFTER};
 pub use splits::{Splits, StalledSplit};
+pub use spreads::{Spreads, StalledSpread};
 
 /// How long a move may keep writers of its shard group waiting: what it does then takes less than a second, and whatever it
 /// waits for itself, they wait for, too.

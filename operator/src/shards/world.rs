@@ -62,12 +62,14 @@ impl<'a> World<'a> {
             owners: BTreeMap::new(),
             unfollowable: BTreeMap::new(),
             copies: BTreeMap::new(),
+            uncopyable: BTreeSet::new(),
             immovable: BTreeMap::new(),
             progress: Vec::new(),
             building: BTreeSet::new(),
             rooms: Vec::new(),
             lost_slots: Vec::new(),
             splits: Vec::new(),
+            spreads: Vec::new(),
             strategies: Seen { default: None, own: None },
         };
         let fresh = || {

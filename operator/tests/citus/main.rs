@@ -11,6 +11,7 @@ mod alone;
 mod astray;
 mod by_load;
 mod comparison;
+mod copies;
 mod crashes;
 mod detour;
 mod drift;

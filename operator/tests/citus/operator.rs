@@ -10,7 +10,7 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs, Present};
 use dialog_operator::shards::memory::{Memory, Place, Results};
-use dialog_operator::shards::observe::{splits, stall};
+use dialog_operator::shards::observe::{splits, spreads, stall};
 use dialog_operator::shards::round::{Brief, Handover, Round, round};
 use dialog_operator::shards::sessions::Sessions;
 use dialog_operator::shards::step::Step;
@@ -86,6 +86,9 @@ impl Operator {
         }
         for stalled in self.memory.splits.stalled(wanted.rebalance.stall_timeout) {
             stalls.extend(splits::diagnose(&sessions, &stalled).await);
+        }
+        for stalled in self.memory.spreads.stalled(wanted.rebalance.stall_timeout) {
+            stalls.extend(spreads::diagnose(&sessions, &stalled).await);
         }
         let groups = world.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };

@@ -253,6 +253,11 @@ impl World {
         self.servers[&group].connect(DATABASE).await
     }
 
+    /// The superuser in another database of `group`'s server.
+    pub async fn ask_elsewhere(&self, group: Group) -> Result<Client> {
+        self.servers[&group].connect("postgres").await
+    }
+
     /// One number.
     pub async fn number(&self, group: Group, statement: &str) -> Result<i64> {
         Ok(self.ask(group, statement).await?[0].get(0))

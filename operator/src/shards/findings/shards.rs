@@ -7,8 +7,8 @@ use crate::condition::{BALANCED, Finding, Holds, SCALE_IN_BLOCKED, first_of};
 use crate::names::Group;
 use crate::shards::act::CLEANUP_BLOCKED;
 use crate::shards::heat::ENOUGH;
-use crate::shards::observed::{Catalog, Foreign, Stall};
-use crate::shards::plan::{Cramped, Draft, Moves, UPDATED_FIRST, obstacle};
+use crate::shards::observed::{Catalog, Foreign, Operation, Stall};
+use crate::shards::plan::{Cramped, Draft, Moves, Report, UPDATED_FIRST, obstacle};
 use crate::shards::rebalance::Cause;
 use crate::shards::step::Step;
 use crate::shards::strategy::{NAME, Seen};
@@ -175,13 +175,9 @@ fn foreign(catalog: &Catalog) -> Option<Finding> {
     Some(Finding::new(BALANCED, Holds::False, reason, format!("the operator waits: {foreign}")))
 }
 
-/// What is said of a move that does not get on.
+/// What is said of what does not get on: no shard moves before it has ended.
 fn stalled(stall: &Stall) -> Finding {
-    let Stall { application, pid, kind, .. } = stall;
-    let what = stall.what();
-    let message =
-        format!("{application} (pid {pid} on the coordinator) {what}; it is cancelled and planned again");
-    Finding::new(BALANCED, Holds::False, kind.reason(), message)
+    Finding::new(BALANCED, Holds::False, stall.reason(), stall.to_string())
 }
 
 /// What is said of a shard group that finds no place.
@@ -229,7 +225,7 @@ fn not_weighed(moves: &Moves) -> Option<Finding> {
     (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
-pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Finding {
+pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables: &Report) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     let surplus = world.surplus();
@@ -318,19 +314,32 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>) -> Find
         );
         return finding(false, "Removing", message);
     }
-    if let Some(message) = kept_by_objects(world, &registered) {
+    draining(world, tables, &surplus, &registered)
+}
+
+/// What is said of workers that leave and that nothing of their own keeps.
+fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, registered: &[Group]) -> Finding {
+    let finding =
+        |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
+    if let Some(message) = kept_by_objects(world, registered) {
         return finding(true, CLEANUP_BLOCKED, message);
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
-    let message = format!("{} leave; shards still to be moved from there: {shards}", list(&registered));
-    if let Some((reason, why)) = kept_by_others(world) {
+    let message = format!(
+        "{} leave; shards still to be moved from there: {shards}",
+        first_of(&registered.iter().map(Group::to_string).collect::<Vec<_>>())
+    );
+    if let Some((reason, why)) = kept_by_others(world, tables) {
         return finding(true, reason, format!("{message}; {why}"));
+    }
+    if let Some(first) = comes_first(world) {
+        return finding(false, "Draining", format!("{message}; {first}"));
     }
     if world.wanted.rebalance.hold && shards > 0 {
         // That ends by itself.
         return finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"));
     }
-    if let Some((reason, why)) = failed_last(world, &surplus) {
+    if let Some((reason, why)) = failed_last(world, surplus) {
         return finding(true, reason, format!("{message}; {why}"));
     }
     finding(false, "Draining", message)
@@ -342,11 +351,19 @@ fn staying_away(world: &World<'_>, surplus: &BTreeSet<Group>) -> Option<String> 
     staying.find_map(|group| world.server(group).err().filter(|_| world.member(group).is_some()))
 }
 
-/// Why no shard moves, where it is none of those that are to move: a move that does not get on, or somebody else's.
-fn kept_by_others(world: &World<'_>) -> Option<(&'static str, String)> {
+/// Why no shard moves, where it is none of those that are to move: something that does not get on, somebody else's move, or reference
+/// tables that cannot be copied.
+fn kept_by_others(world: &World<'_>, tables: &Report) -> Option<(&'static str, String)> {
     let stalled = world.observed.stalls.first().map(stalled);
-    let found = stalled.or_else(|| foreign(world.catalog()?))?;
-    Some((found.reason, found.message))
+    let found = stalled.or_else(|| foreign(world.catalog()?)).map(|found| (found.reason, found.message));
+    found.or_else(|| tables.uncopied.as_ref().map(|problem| (problem.reason, problem.message.clone())))
+}
+
+/// What is said while a table is being spread: that ends by itself, or it is cancelled.
+fn comes_first(world: &World<'_>) -> Option<String> {
+    let mut operations = world.catalog()?.operations.iter();
+    let Operation { pid, application } = operations.find(|operation| operation.spreads())?;
+    Some(format!("{application} (pid {pid} on the coordinator) comes to its end first"))
 }
 
 /// What failed last of the moves from those that leave. One that is tried again may fail once more: only one that is made says that

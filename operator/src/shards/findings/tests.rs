@@ -20,6 +20,7 @@ use crate::shards::rebalance::HashRange;
 use crate::shards::topology::Topology;
 use crate::shards::wanted::Wanted;
 
+mod copies;
 mod heat;
 mod held;
 mod leaving;

@@ -26,6 +26,13 @@ pub(in crate::shards) const LOCKED: &str = "
 pub(in crate::shards) const WRITES: &str =
     "locktype = 'advisory' AND objsubid IN (4, 8) AND mode = 'ExclusiveLock'";
 
+/// Whether logical replication cannot follow the table of a row of `pg_class`.
+const UNFOLLOWABLE: &str = "(relpersistence <> 'p' OR NOT CASE relreplident
+    WHEN 'f' THEN true
+    WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
+    WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
+    ELSE false END)";
+
 /// What Citus' catalogs say beside nodes and placements, and what is written down in the operator's `own_tables`.
 pub(super) async fn read(
     session: &Session,
@@ -88,11 +95,7 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
             &format!("SELECT node_group_id, count(*), NULL FROM pg_dist_cleanup GROUP BY 1
              UNION ALL
              SELECT colocationid, NULL, relname::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE partmethod = 'h' AND (relpersistence <> 'p' OR NOT CASE relreplident
-                        WHEN 'f' THEN true
-                        WHEN 'd' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)
-                        WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisreplident)
-                        ELSE false END)
+             WHERE partmethod = 'h' AND {UNFOLLOWABLE}
              UNION ALL
              SELECT DISTINCT groupid, -1, relname::text FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
              JOIN pg_dist_partition USING (logicalrelid) JOIN pg_class ON pg_class.oid = logicalrelid
@@ -100,6 +103,9 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
              UNION ALL
              SELECT groupid, -4, logicalrelid::regclass::text FROM pg_dist_partition JOIN pg_dist_shard USING (logicalrelid)
              JOIN pg_dist_placement USING (shardid) WHERE partmethod = 'n' AND repmodel = 't'
+             UNION ALL
+             SELECT NULL, -6, logicalrelid::regclass::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
+             WHERE partmethod = 'n' AND repmodel = 't' AND {UNFOLLOWABLE}
              UNION ALL
              SELECT colocationid, -5, count(DISTINCT relowner)::text FROM pg_dist_partition JOIN pg_class ON pg_class.oid = logicalrelid
              WHERE partmethod = 'h' GROUP BY 1
@@ -118,6 +124,7 @@ async fn obstacles(session: &Session, own_tables: bool, catalog: &mut Catalog) -
                 written =
                     row.get::<_, Option<String>>(2).map_or_else(Kept::default, |text| Kept::parse(&text));
             }
+            Some(-6) => drop(catalog.uncopyable.insert(row.get(2))),
             Some(-5) => {
                 let owners: &str = row.get(2);
                 catalog.owners.insert(row.get(0), owners.parse().unwrap_or_default());

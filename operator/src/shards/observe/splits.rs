@@ -1,4 +1,5 @@
-//! Reads how far splits are, of which Citus itself shows nothing, and finds out what one waits for that does not get on.
+//! Reads how far splits are, and steps that spread tables, of which Citus itself shows nothing, and finds out what one waits for
+//! that does not get on.
 
 use tokio_postgres::types::Type;
 
@@ -8,37 +9,37 @@ use crate::names::Group;
 use crate::pg;
 use crate::shards::act::split::BLOCKING;
 use crate::shards::observed::{Catalog, RunningSplit, Stall, StallKind};
-use crate::shards::sessions::{Door, Sessions};
+use crate::shards::sessions::Sessions;
 use crate::shards::supervise::StalledSplit;
 
-/// What one server shows of a split: what is copied, what is followed, what is built, and whether a session of the split
-/// waits for a lock. `$1` and `$2` are as [`stall::ask`] has them, and `$3` the numbers of the split's operations: what other
-/// splits have left may fail, or get on, and is no matter of this one.
+/// What one server shows of a split or a step that spreads tables: what is copied, what is followed, what is built, and whether a
+/// session of it waits for a lock. `$1` and `$2` are as [`stall::ask`] has them, and `$3` the numbers of its operations: what
+/// others have left may fail, or get on, and is no matter of this one.
 const SHOWN: &str = "
     SELECT concat_ws(' ', copies, follows, builds, slots), copies IS NOT NULL, follows IS NOT NULL, builds IS NOT NULL,
            (SELECT coalesce(sum(apply_error_count + sync_error_count), 0)::int8 FROM pg_stat_subscription_stats
-            WHERE starts_with(subname, 'citus_shard_split_') AND substring(subname FROM '_([0-9]+)$') = ANY ($3)),
+            WHERE subname ~ '^citus_shard_(move|split)_' AND substring(subname FROM '_([0-9]+)$') = ANY ($3)),
            EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
-                   AND (pid = $1 OR application_name LIKE 'citus_internal gpid=%' || $2))
+                   AND (pid = $1 OR application_name LIKE ANY (ARRAY['citus_internal gpid=%' || $2, 'citus_rebalancer gpid=%' || $2])))
     FROM (SELECT
         (SELECT string_agg(pid || '=' || bytes_processed, ',' ORDER BY pid) FROM pg_stat_progress_copy) AS copies,
         (SELECT string_agg(subname || '=' || coalesce(latest_end_lsn::text, ''), ',' ORDER BY subname)
          FROM pg_stat_subscription
-         WHERE starts_with(subname, 'citus_shard_split_') AND substring(subname FROM '_([0-9]+)$') = ANY ($3)) AS follows,
+         WHERE subname ~ '^citus_shard_(move|split)_' AND substring(subname FROM '_([0-9]+)$') = ANY ($3)) AS follows,
         (SELECT string_agg(pid || '=' || phase || blocks_done || tuples_done, ',' ORDER BY pid)
          FROM pg_stat_progress_create_index) AS builds,
         (SELECT string_agg(slot_name || '=' || active, ',' ORDER BY slot_name)
          FROM pg_replication_slots
-         WHERE starts_with(slot_name, 'citus_shard_split_') AND substring(slot_name FROM '_([0-9]+)$') = ANY ($3)) AS slots)
+         WHERE slot_name ~ '^citus_shard_(move|split)_' AND substring(slot_name FROM '_([0-9]+)$') = ANY ($3)) AS slots)
         AS shown";
 
-/// What one server shows of a split.
+/// What one server shows of a split, or of a step that spreads tables.
 #[derive(Default)]
-struct Shown {
-    progress: String,
+pub(super) struct Shown {
+    pub(super) progress: String,
     phase: Phase,
     errors: i64,
-    waits: bool,
+    pub(super) waits: bool,
 }
 
 /// What a split is doing on a server. Of several what comes last here counts: while anything is still copied nothing else
@@ -84,32 +85,40 @@ pub(super) async fn running(sessions: &Sessions, catalog: &Catalog) -> Vec<Runni
     running
 }
 
-/// What the coordinator shows of a split.
-struct Begun {
+/// What the coordinator shows of a split, or of a step that spreads tables.
+pub(super) struct Begun {
     /// When its statement began.
-    since: jiff::Timestamp,
+    pub(super) since: jiff::Timestamp,
     /// The numbers of its operations. There is none until Citus begins to make anything for it.
-    operations: Vec<String>,
+    pub(super) operations: Vec<String>,
     /// Whether it copies while writers wait.
     blocking: bool,
 }
 
-/// What the coordinator shows of the split of its process `pid`.
-async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<Begun>, pg::Error> {
-    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+/// What the coordinator shows of what its process `pid` is about. Reference tables are copied by a session that Citus opens there
+/// for it.
+pub(super) async fn begun(sessions: &Sessions, pid: i32) -> Result<Option<Begun>, pg::Error> {
     let statement = format!(
-        "SELECT query_start, ARRAY (SELECT operation_id FROM ({LOCKED}) AS locked WHERE pid = $1)::text[],
+        "SELECT query_start,
+                ARRAY (SELECT operation_id FROM ({LOCKED}) AS locked JOIN pg_stat_activity AS its USING (pid)
+                       WHERE pid = $1 OR its.application_name LIKE 'citus_rebalancer gpid=%' || $2)::text[],
                 position('{BLOCKING}' IN query) > 0
          FROM pg_stat_activity WHERE pid = $1"
     );
-    let rows = session.query(&statement, &[(&pid, Type::INT4)]).await?;
+    let rows = stall::ask(sessions, Group::Coordinator, pid, &statement, &[]).await?;
     Ok(rows.first().and_then(|row| {
         let since = row.get::<_, Option<_>>(0)?;
         Some(Begun { since, operations: row.get(1), blocking: row.get(2) })
     }))
 }
 
-async fn of(sessions: &Sessions, group: Group, pid: i32, operations: &[String]) -> Result<Shown, pg::Error> {
+/// What `group`'s server shows of what the coordinator's process `pid` is about.
+pub(super) async fn of(
+    sessions: &Sessions,
+    group: Group,
+    pid: i32,
+    operations: &[String],
+) -> Result<Shown, pg::Error> {
     let row = stall::ask(sessions, group, pid, SHOWN, &[(&operations, Type::TEXT_ARRAY)]).await?;
     let Some(row) = row.first() else { return Ok(Shown::default()) };
     let phases = [Phase::CopyingData, Phase::CatchingUp, Phase::CreatingConstraints];
@@ -134,8 +143,8 @@ impl Phase {
     }
 }
 
-/// What is said where nothing is known to keep a split.
-const NOTHING_KNOWN: &str = "nothing that is known keeps it: look at the logs of its nodes";
+/// What is said where nothing is known to keep it.
+pub(super) const NOTHING_KNOWN: &str = "nothing that is known keeps it: look at the logs of its nodes";
 
 /// What keeps `stalled`, with the process to look at; `None` if it is at work all the same.
 pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Stall> {
@@ -164,22 +173,29 @@ pub async fn diagnose(sessions: &Sessions, stalled: &StalledSplit) -> Option<Sta
     })
 }
 
-/// Who keeps the split, on whatever server: its parts go to several, and a lock of the catalogs is one of all of them.
+/// Who keeps the split, or `None` while it builds an index.
 async fn cause(sessions: &Sessions, stalled: &StalledSplit) -> Option<Cause> {
     let RunningSplit { pid, nodes, .. } = &stalled.running;
+    Some(kept(sessions, nodes, *pid).await?.unwrap_or_else(|| (StallKind::Unknown, NOTHING_KNOWN.to_owned())))
+}
+
+/// Who keeps what the coordinator's process `pid` is about, on whatever server of `nodes`: its parts go to several, and a lock of
+/// the catalogs is one of all of them. `None` while it builds an index, `Some(None)` where nobody keeps it.
+#[allow(clippy::option_option, reason = "that nobody keeps it is an answer, and that it is at work another")]
+pub(super) async fn kept(sessions: &Sessions, nodes: &[Group], pid: i32) -> Option<Option<Cause>> {
     let (mut away, mut builds, mut blocker) = (None, false, None);
     for group in nodes {
-        match stall::blocked(sessions, *group, *pid).await {
-            Ok(None) => builds |= stall::builds_index(sessions, *group, *pid).await.unwrap_or(false),
+        match stall::blocked(sessions, *group, pid).await {
+            Ok(None) => builds |= stall::builds_index(sessions, *group, pid).await.unwrap_or(false),
             Ok(found) => blocker = Blocker::worse(blocker, found),
             Err(error) => away = away.or(Some(stall::unasked(*group, &error))),
         }
     }
     if let Some(blocker) = blocker {
-        return Some((StallKind::Blocked, blocker.message));
+        return Some(Some((StallKind::Blocked, blocker.message)));
     }
     if away.is_none() && builds {
         return None;
     }
-    Some(away.unwrap_or_else(|| (StallKind::Unknown, NOTHING_KNOWN.to_owned())))
+    Some(away)
 }

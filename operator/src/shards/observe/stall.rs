@@ -13,9 +13,10 @@ use crate::shards::observed::{Operation, Room, RunningMove, Stall, StallKind, en
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::supervise::Stalled;
 
-/// Which sessions are of a move or a split, on one server: `$1` is its process on the coordinator where the server is the
+/// Which sessions are of a move, a split, or a step that spreads a table, on one server: `$1` is its process on the coordinator where the server is the
 /// coordinator, `$2` what ends the names of its sessions elsewhere.
-const OURS: &str = "(waiting.pid = $1 OR waiting.application_name LIKE 'citus_internal gpid=%' || $2
+const OURS: &str = "(waiting.pid = $1
+       OR waiting.application_name LIKE ANY (ARRAY['citus_internal gpid=%' || $2, 'citus_rebalancer gpid=%' || $2])
        OR waiting.application_name LIKE ANY ('{citus_shard_move_%,citus_shard_split_%}')
        OR waiting.backend_type = 'logical replication worker'
        OR (waiting.backend_type = 'walsender' AND waiting.state = 'active'))";
@@ -318,10 +319,9 @@ async fn replication(
 ) -> Result<Option<Cause>, Cause> {
     // A disk that is full is the cause of what else there is.
     for group in [from, to] {
-        let free = free_bytes(sessions, group).await.map_err(|error| unasked(group, &error))?;
-        if free < FULL {
-            let message = format!("the disk of {group} is full: {free} bytes are free; make room there");
-            return Ok(Some((StallKind::DiskFull, message)));
+        let found = full(sessions, group).await.map_err(|error| unasked(group, &error))?;
+        if found.is_some() {
+            return Ok(found);
         }
     }
     if !["", "Setting Up", "Completed"].contains(&phase) {
@@ -331,6 +331,13 @@ async fn replication(
         }
     }
     subscription(sessions, to).await.map_err(|error| unasked(to, &error))
+}
+
+/// Whether a disk is full, if one is.
+pub(super) async fn full(sessions: &Sessions, group: Group) -> Result<Option<Cause>, pg::Error> {
+    let free = free_bytes(sessions, group).await?;
+    let message = || format!("the disk of {group} is full: {free} bytes are free; make room there");
+    Ok((free < FULL).then(|| (StallKind::DiskFull, message())))
 }
 
 async fn free_bytes(sessions: &Sessions, group: Group) -> Result<i64, pg::Error> {
@@ -346,7 +353,7 @@ async fn slots(sessions: &Sessions, from: Group) -> Result<i64, pg::Error> {
 }
 
 /// What is wrong with the subscriptions of the move on its target.
-async fn subscription(sessions: &Sessions, to: Group) -> Result<Option<Cause>, pg::Error> {
+pub(super) async fn subscription(sessions: &Sessions, to: Group) -> Result<Option<Cause>, pg::Error> {
     let target = sessions.session(to, Door::Dialog).await?;
     let rows = target
         .query(

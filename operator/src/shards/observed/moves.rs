@@ -31,6 +31,27 @@ impl Operation {
         let (shard_id, from) = purpose.strip_prefix(Split::PURPOSE)?.split_once(' ')?;
         Some((shard_id.parse().ok()?, Group::parse(from)?))
     }
+
+    /// Whether it spreads a table, or copies the reference tables: all that takes long and neither moves nor splits shards does.
+    #[must_use]
+    pub fn spreads(&self) -> bool {
+        RunningMove::of(self).is_none() && self.split().is_none()
+    }
+}
+
+/// A step that spreads a table, or copies the reference tables, and is running. Citus itself shows nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningSpread {
+    /// Its session on the coordinator.
+    pub operation: Operation,
+    /// When its statement began.
+    pub since: Timestamp,
+    /// The nodes that may have a part in it.
+    pub nodes: Vec<Group>,
+    /// What each of these shows of it: any change is progress.
+    pub progress: Vec<String>,
+    /// One of its sessions waits for a lock. What is copied or followed meanwhile is by others.
+    pub waits: bool,
 }
 
 /// A split that is running, and how far it is. Citus itself shows nothing of splits.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::Draft;
 use crate::api::{Table as Policy, TableKind};
 use crate::names::Group;
-use crate::shards::observed::{Spread, Table};
+use crate::shards::observed::{Operation, Spread, Table};
+use crate::shards::preflight::{self, Check};
 use crate::shards::settings;
 use crate::shards::step::{Beside, Distribution, Step};
 use crate::shards::world::World;
@@ -19,6 +20,8 @@ pub struct Report {
     pub pending: Vec<String>,
     /// Tables that cannot be spread as the policy says.
     pub problems: Vec<Problem>,
+    /// Why the reference tables are not copied to nodes that lack them: no shard moves before. Also among the problems.
+    pub uncopied: Option<Problem>,
 }
 
 /// Why a table is not spread as the policy says.
@@ -48,6 +51,12 @@ pub(super) fn plan(world: &World<'_>, complete: bool, draft: &mut Draft) -> Repo
         // Citus moves no shard before: a move would copy them, and keep their writers waiting for it.
         draft.hold_moves = true;
         draft.wait(format!("no shard moves before this is done: {}", Step::ReplicateReferenceTables));
+    }
+    if let Some(Problem { message, .. }) = &report.uncopied {
+        // Nor is any other table spread: Citus would begin with the copies.
+        steps.clear();
+        draft.hold_moves = true;
+        draft.wait(message.clone());
     }
     let moving = world.catalog().map_or(0, |catalog| catalog.moves().count());
     match steps.first() {
@@ -93,10 +102,22 @@ fn decide(world: &World<'_>) -> (Report, Vec<Step>) {
         }
     }
     if copies_are_missing(world) {
-        // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it.
-        steps.insert(0, Step::ReplicateReferenceTables);
+        match preflight::copies(world).into_iter().next().filter(|_| !is_spreading(world)) {
+            // Citus makes up for missing copies before it spreads any other table: in the step that has the time for it.
+            None => steps.insert(0, Step::ReplicateReferenceTables),
+            Some(Check { reason, message }) => {
+                let problem = Problem { reason, message };
+                report.problems.insert(0, problem.clone());
+                report.uncopied = Some(problem);
+            }
+        }
     }
     (report, steps)
+}
+
+/// Whether a table is being spread, or reference tables are being copied: what has to be so before they begin is no matter then.
+fn is_spreading(world: &World<'_>) -> bool {
+    world.catalog().is_some_and(|catalog| catalog.operations.iter().any(Operation::spreads))
 }
 
 /// The table beside which `step` puts another.
@@ -155,6 +176,11 @@ fn reference(policy: &Policy, table: &Table) -> Result<Option<Step>, Problem> {
     ordinary(policy, table)?;
     match &table.spread {
         Spread::Reference => Ok(None),
+        Spread::PlainEmpty | Spread::PlainWithRows if !table.replica_identity => {
+            let message = "it has no primary key, so that it could not be copied to workers that come later, and these would get no \
+                           shards; add a primary key or a REPLICA IDENTITY by a migration";
+            Err(problem("NoReplicaIdentity", policy, message))
+        }
         // There is no other way to make one than the one that holds writers up while it copies.
         Spread::PlainEmpty | Spread::PlainWithRows => Ok(Some(Step::CreateReferenceTable {
             table: policy.name.clone(),
@@ -256,6 +282,10 @@ fn adoptable(
         let message = "it holds rows and has no primary key, so that changes made during the copy would be lost; add a \
                        primary key or a REPLICA IDENTITY by a migration";
         return Err(problem("NoReplicaIdentity", policy, message));
+    }
+    let old_writer = preflight::old_writer(world, Group::Coordinator, "the copy of its rows");
+    if let Some(Check { reason, message }) = old_writer.filter(|_| !is_spreading(world)) {
+        return Err(problem(reason, policy, message));
     }
     let unmet = world.observed.facts(Group::Coordinator).and_then(|facts| {
         [settings::WAL_LEVEL, settings::OUTPUT_PLUGINS]

@@ -54,7 +54,7 @@ fn a_message_names_three_workers_and_counts_the_others() {
     catalog(&mut not_joined).placements = at_rest().catalog.unwrap().placements;
     let mut not_measured = each(|facts| facts.sizes = None);
     facts(&mut not_measured, Group::Coordinator).sizes = None;
-    let cases = [
+    let cases = vec![
         (BALANCED, MOST_WORKERS, at_rest(), "WorkersMissing"),
         (METADATA_SYNCED, MOST_WORKERS, not_joined, "NotRegistered"),
         (METADATA_SYNCED, MOST_WORKERS, each_member(|member| member.active = false), "NotActive"),

@@ -33,7 +33,8 @@ pub struct RebalanceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub windows: Vec<RebalanceWindow>,
-    /// How long a move may make no progress before it is cancelled and planned again, for example `10m`.
+    /// How long a move, a split or a copy of a reference table may make no progress before it is cancelled and planned again, for
+    /// example `10m`.
     #[serde(default = "defaults::stall_timeout")]
     #[schemars(length(min = 2, max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
     #[x_kube(validation = Rule::new("duration(self) >= duration('30s') && duration(self) <= duration('24h')")

@@ -80,6 +80,9 @@ impl fmt::Display for Login {
     }
 }
 
+/// Bytes that a server keeps of a session's name: `NAMEDATALEN - 1`.
+const LONGEST_NAME: usize = 63;
+
 /// How long one session may take over one statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -102,14 +105,13 @@ impl Limits {
         }
     }
 
-    /// For one statement that moves data, and is to be recognised by `purpose` should the operator end before it does.
+    /// For one statement that moves data, and is to be recognised by `purpose` should the operator end before it does: by as much of
+    /// it as the server keeps of a name.
     #[must_use]
     pub fn long(purpose: &str) -> Self {
-        Self {
-            application: format!("{APPLICATION}: {purpose}"),
-            statement: None,
-            lock: Duration::from_mins(1),
-        }
+        let mut application = format!("{APPLICATION}: {purpose}");
+        application.truncate(application.floor_char_boundary(LONGEST_NAME));
+        Self { application, statement: None, lock: Duration::from_mins(1) }
     }
 
     /// As command-line options of the session's server process.
@@ -379,6 +381,11 @@ mod tests {
         assert_eq!(long.application, "dialog-operator: distribute messages");
         assert!(long.options().contains("-c statement_timeout=0 "));
         assert!(Limits::short().options().contains("-c statement_timeout=15000 "));
+        // As the server shows it, which cuts what is longer, and never within a character.
+        let long = Limits::long("distribute messages by dialog_id into 48 shards, while it is written to");
+        assert_eq!(long.application, "dialog-operator: distribute messages by dialog_id into 48 shard");
+        let long = Limits::long(&"ä".repeat(40));
+        assert_eq!(long.application, format!("dialog-operator: {}", "ä".repeat(23)));
     }
 
     #[test]

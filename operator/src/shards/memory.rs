@@ -312,7 +312,9 @@ impl Memory {
                 self.watch.ended(*pid, now);
                 self.splits.ended(*pid, now);
                 self.spreads.ended(*pid, now);
-                let stall = round.observed.stalls.iter().find(|stall| stall.pid == *pid);
+                // Nobody waits here for the end of what an earlier operator has begun.
+                let own = |stall: &&Stall| stall.pid == *pid && self.jobs.is_own(&stall.operation());
+                let stall = round.observed.stalls.iter().find(own);
                 self.cancelled.extend(stall.map(|stall| (application.clone(), stall.clone())));
             }
         }

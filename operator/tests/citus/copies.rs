@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use dialog_operator::condition::{BALANCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use dialog_operator::names::Group;
+use dialog_operator::shards::observed::Operation;
 use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use tokio_postgres::Client;
@@ -75,8 +76,8 @@ async fn a_copy_that_waits_for_a_forgotten_transaction_is_named_and_cancelled_an
         "INSERT INTO countries VALUES ('de'), ('fr')",
     ])
     .await?;
-    let (source, client, pid) = forgotten(&world).await?;
     world.add(Group::Worker(1))?;
+    let (source, client, pid) = forgotten(&world).await?;
     let mut wanted = few_shards(2);
     wanted.rebalance.stall_timeout = STALL;
     let mut operator = Operator::default();
@@ -84,8 +85,9 @@ async fn a_copy_that_waits_for_a_forgotten_transaction_is_named_and_cancelled_an
     // Whoever lowers the count again is told what the worker waits for.
     let copying = |step: &Step| *step == Step::ReplicateReferenceTables;
     eventually("the copy is begun", async || {
-        operator.round(&world, &wanted).await?;
-        Ok(operator.jobs.has(&Step::ReplicateReferenceTables))
+        let round = operator.round(&world, &wanted).await?;
+        let mut operations = round.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
+        Ok(operator.jobs.has(&Step::ReplicateReferenceTables) && operations.any(Operation::spreads))
     })
     .await?;
     let mut fewer = wanted.clone();
@@ -126,7 +128,8 @@ async fn a_copy_that_waits_for_a_forgotten_transaction_is_named_and_cancelled_an
     assert!(message.contains("a copy of reference tables waits for it: let it end"), "{message}");
     let (_, message) = until_said(&world, &mut operator, &wanted, BALANCED, "Waiting").await?;
     assert!(message.contains("a copy of reference tables waits for it"), "{message}");
-    assert!(operator.jobs.is_idle(), "{:?}", operator.jobs.under_way());
+    // One that was found to be needless may be just about to end.
+    eventually("nothing is under way", async || Ok(operator.jobs.is_idle())).await?;
 
     client.batch_execute("ROLLBACK").await?;
     operator.settle(&world, &wanted, TO_REST).await?;
@@ -144,8 +147,8 @@ async fn who_leaves_before_the_copies_are_made_goes_while_the_transaction_is_ope
         "SELECT create_reference_table('countries')",
     ])
     .await?;
-    let (_, client, _) = forgotten(&world).await?;
     world.add(Group::Worker(1))?;
+    let (_, client, _) = forgotten(&world).await?;
     let (mut wanted, mut operator) = (few_shards(2), Operator::default());
     wanted.rebalance.stall_timeout = STALL;
     until_said(&world, &mut operator, &wanted, SCHEMA_DISTRIBUTED, "CopyBlocked").await?;

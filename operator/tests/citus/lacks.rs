@@ -24,19 +24,6 @@ async fn slots_and_old_transactions_are_named_and_waited_for() -> Result<()> {
     let source = Group::Worker(0);
     let world = with_an_empty_worker().await?;
     store_messages(&world, 1, "'text'").await?;
-    // Three who write and do not end, each in another way: from now on they grow old.
-    let through = world.ask_client(Group::Coordinator).await?;
-    through.batch_execute("BEGIN; UPDATE public.messages SET text = 'open'").await?;
-    let origin: i32 = through.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-    let local = world.ask_client(source).await?;
-    local
-        .batch_execute("SET citus.enable_ddl_propagation = off; BEGIN; CREATE TABLE public.local ()")
-        .await?;
-    let pid: i32 = local.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-    let prepared = world.ask_client(source).await?;
-    let forgotten = "SET citus.enable_ddl_propagation = off; BEGIN; CREATE TABLE public.prepared ()";
-    prepared.batch_execute(&format!("{forgotten}; PREPARE TRANSACTION 'forgotten'")).await?;
-
     let take = "SELECT pg_create_physical_replication_slot('idle_' || number) FROM generate_series(2, (
                     SELECT current_setting('max_replication_slots')::int - count(*)::int FROM pg_replication_slots)) AS number";
     world.ask(source, take).await?;
@@ -49,6 +36,19 @@ async fn slots_and_old_transactions_are_named_and_waited_for() -> Result<()> {
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 'idle_%'";
     world.ask(source, drop).await?;
     assert_eq!(lacking(&world, "NoReplicationSlot").await?, "");
+
+    // Three who write and do not end, each in another way: from now on they grow old.
+    let through = world.ask_client(Group::Coordinator).await?;
+    through.batch_execute("BEGIN; UPDATE public.messages SET text = 'open'").await?;
+    let origin: i32 = through.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let local = world.ask_client(source).await?;
+    local
+        .batch_execute("SET citus.enable_ddl_propagation = off; BEGIN; CREATE TABLE public.local ()")
+        .await?;
+    let pid: i32 = local.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let prepared = world.ask_client(source).await?;
+    let forgotten = "SET citus.enable_ddl_propagation = off; BEGIN; CREATE TABLE public.prepared ()";
+    prepared.batch_execute(&format!("{forgotten}; PREPARE TRANSACTION 'forgotten'")).await?;
 
     assert_eq!(lacking(&world, "LongTransaction").await?, "", "none is a minute old");
     for (who, remedy) in [

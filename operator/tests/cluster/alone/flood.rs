@@ -29,7 +29,8 @@ impl Flood {
                 .args(["--namespace", bed.names.namespace(), "exec", &pod, "--"])
                 .args(["psql", "-XAtq", "-U", "postgres", "-d", DATABASE, "-c", &flood])
                 .stdout(Stdio::null())
-                .stderr(Stdio::null())
+                // Who cannot write any more says why.
+                .stderr(Stdio::inherit())
                 .spawn()
                 .context("cannot run kubectl")
         });

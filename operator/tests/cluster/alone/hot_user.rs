@@ -37,6 +37,8 @@ async fn who_writes_to_everybody_is_spread_by_dialog_and_isolated_as_a_user() ->
             "sharePercent": 40,
             "minQueries": 200,
             "consecutivePeriods": PERIODS,
+            // One that has nothing to do can bear whoever the machine lets write as much as that.
+            "dedicatedWorkers": 1,
             "statistics": {"period": "10s"},
         }});
     })

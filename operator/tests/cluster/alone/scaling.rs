@@ -40,6 +40,8 @@ const SERVER: &str = "120m";
 /// due waits for its turn as well.
 const LONGEST_WAIT: f64 = 30_000.0;
 
+/// Until all workers say how much they hold: one that is busy may be too slow once.
+const TO_SAY: Duration = Duration::from_mins(1);
 /// How much more than the mean the fullest worker may hold.
 const UNEVEN: Limit = Limit::AtMost(0.1);
 /// The bytes of each worker that holds any of the messages, a line for each; 0 of one that does not say.
@@ -168,9 +170,7 @@ async fn scale(bed: &Bed, count: usize) -> Result<[Row; 2]> {
     let found = shards_of_messages(bed).await?.replace('\n', "/");
     let figures = format!("from `kubectl scale` until the shards are at {found} and nobody else is left");
     let seconds = Row::ratio("seconds", figures, took, Limit::None);
-    let bytes = bed.sql(Group::Coordinator, BYTES).await?;
-    let bytes: Vec<f64> =
-        bytes.lines().map(str::parse).collect::<Result<_, _>>().context("bytes of workers")?;
+    let bytes = bytes(bed).await?;
     let mean = bytes.iter().sum::<f64>() / f64::from(u32::try_from(bytes.len())?);
     let megabytes: Vec<String> = bytes.iter().map(|bytes| format!("{:.0}", bytes / 1e6)).collect();
     let spread = Row::ratio(
@@ -180,6 +180,20 @@ async fn scale(bed: &Bed, count: usize) -> Result<[Row; 2]> {
         UNEVEN,
     );
     Ok([seconds, spread])
+}
+
+/// How many bytes each worker holds that holds any of the messages, once all of them say.
+async fn bytes(bed: &Bed) -> Result<Vec<f64>> {
+    let read = async || {
+        let said = bed.sql(Group::Coordinator, BYTES).await?;
+        said.lines().map(str::parse).collect::<Result<Vec<f64>, _>>().context("bytes of workers")
+    };
+    bed.eventually("each worker says how much it holds", TO_SAY, || async {
+        let bytes = read().await?;
+        Ok(bytes.contains(&0.0).then(|| format!("{bytes:?}")))
+    })
+    .await?;
+    read().await
 }
 
 /// How many shards of the messages each worker holds that holds any, a line for each.

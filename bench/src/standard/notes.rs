@@ -64,7 +64,7 @@ less than it and are shorter; they are stated, and the limits need not hold for 
 
 What the operator does has tables of its own: [growing and shrinking](RESULTS-growth.md), [the same on
 Kubernetes](RESULTS-scaling.md), [planning](RESULTS-planning.md),
-[isolations](RESULTS-isolations.md), [deciding](RESULTS-deciding.md).
+[isolations](RESULTS-isolations.md), [a flood on Kubernetes](RESULTS-hot-pair.md), [watching](RESULTS-watching.md), [deciding](RESULTS-deciding.md).
 ",
         date = Timestamp::now().strftime("%Y-%m-%d"),
         machine = machine::describe(&bench.stand.coordinator().connect("dialog").await?, busy).await?,

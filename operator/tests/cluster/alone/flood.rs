@@ -1,15 +1,39 @@
-//! Sessions that write without a pause.
+//! Sessions that write without a pause, and the cluster in which they do.
 
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dialog_operator::api::{ActionStatus, DialogCluster};
 use dialog_operator::names::{DATABASE, Group};
+use serde_json::json;
 
 use crate::bed::{Bed, kubectl_command};
 
 /// Sessions that flood at the same time.
 pub(super) const SESSIONS: usize = 4;
+
+/// How long the servers count.
+pub(super) const PERIOD: Duration = Duration::from_secs(10);
+/// Periods that somebody has to be hot.
+pub(super) const PERIODS: u32 = 2;
+
+/// Creates the cluster: workers that are easily too much for those who flood one, and one of them that is kept for such, so that it
+/// can bear whoever the machine lets write as much as that.
+pub(super) async fn create(bed: &Bed) -> Result<()> {
+    bed.create(3, |spec| {
+        spec["workers"]["resources"]["limits"] = json!({"cpu": "300m"});
+        spec["sharding"] = json!({"hotTenants": {
+            "mode": "Isolate",
+            "sharePercent": 40,
+            "minQueries": 200,
+            "consecutivePeriods": PERIODS,
+            "dedicatedWorkers": 1,
+            "statistics": {"period": format!("{}s", PERIOD.as_secs())},
+        }});
+    })
+    .await
+}
 
 /// Sessions on the coordinator that write without a pause. dialog-api would let nobody do that: it takes 50 messages a second from
 /// one user to another, and 100 to all.

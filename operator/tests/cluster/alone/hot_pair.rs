@@ -13,10 +13,9 @@ use dialog_operator::heat::Action;
 use dialog_operator::names::Group;
 use dialog_operator::simulate::{Scenario, simulate};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
 
 use self::table::{Measured, WAIT};
-use super::flood::{Flood, isolation};
+use super::flood::{self, Flood, PERIOD, PERIODS, isolation};
 use crate::bed::{Bed, CLUSTER};
 use crate::load::{self, Population, RETRIES};
 
@@ -25,10 +24,6 @@ const MIX: [&str; 3] = ["--lists=0.5", "--skew=uniform", "--connections=16"];
 /// Of the peak: a worker that may use no more than its part of a processor, in each tenth of a second, keeps people waiting
 /// long before it is busy all the time.
 const SHARE: f64 = 0.25;
-/// How long the servers count.
-const PERIOD: Duration = Duration::from_secs(10);
-/// Periods that the pair has to be hot.
-const PERIODS: u32 = 2;
 /// What it takes until all sessions flood.
 const A_LOOK: Duration = Duration::from_secs(3);
 /// From the flood until it is somewhere else: two periods that count, one that does not, and the split.
@@ -54,7 +49,7 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     }
     let busy = machine::load_average()?;
     let bed = Bed::new("hot-pair").await?;
-    create(&bed).await?;
+    flood::create(&bed).await?;
     bed.ready().await?;
     PEOPLE.write(&bed).await?;
     let peak = PEOPLE.run(&bed, &[&MIX[..], &["--duration=12s"]].concat()).await?;
@@ -136,22 +131,6 @@ async fn others_on_the_worker_of_a_pair_that_floods_it_are_relieved() -> Result<
     measured.publish(&bed, &busy).await?;
     bed.done();
     Ok(())
-}
-
-/// Creates the cluster: workers that are easily too much for one pair, one of them kept for such.
-async fn create(bed: &Bed) -> Result<()> {
-    bed.create(3, |spec| {
-        spec["workers"]["resources"]["limits"] = json!({"cpu": "300m"});
-        spec["sharding"] = json!({"hotTenants": {
-            "mode": "Isolate",
-            "sharePercent": 40,
-            "minQueries": 200,
-            "consecutivePeriods": PERIODS,
-            "dedicatedWorkers": 1,
-            "statistics": {"period": format!("{}s", PERIOD.as_secs())},
-        }});
-    })
-    .await
 }
 
 /// Has the operator's pod write down what it has recorded, and makes sure that the simulation decides the same by it.

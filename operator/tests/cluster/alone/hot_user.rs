@@ -5,17 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use dialog_operator::api::DialogCluster;
 use dialog_operator::names::Group;
-use serde_json::json;
 
-use super::flood::{Flood, SESSIONS, isolation};
+use super::flood::{self, Flood, SESSIONS, isolation};
 use crate::bed::{Bed, CLUSTER};
 use crate::load::Population;
 
 const PEOPLE: Population = Population { users: 5_000, dialogs: 5_000, messages: 5 };
 /// Whom the person writes to, one after the other.
 const PEERS: usize = 100_000;
-/// Periods that the person has to be hot.
-const PERIODS: u32 = 2;
 /// From the flood until the person has a shard of its own: two periods of ten seconds that count, one that does not, and the split.
 const TO_ACT: Duration = Duration::from_mins(3);
 /// Until the figures after it are known: a whole period.
@@ -30,25 +27,13 @@ async fn who_writes_to_everybody_is_spread_by_dialog_and_isolated_as_a_user() ->
         return Ok(());
     }
     let bed = Bed::new("hot-user").await?;
-    bed.create(3, |spec| {
-        spec["workers"]["resources"]["limits"] = json!({"cpu": "300m"});
-        spec["sharding"] = json!({"hotTenants": {
-            "mode": "Isolate",
-            "sharePercent": 40,
-            "minQueries": 200,
-            "consecutivePeriods": PERIODS,
-            // One that has nothing to do can bear whoever the machine lets write as much as that.
-            "dedicatedWorkers": 1,
-            "statistics": {"period": "10s"},
-        }});
-    })
-    .await?;
+    flood::create(&bed).await?;
     bed.ready().await?;
     PEOPLE.write(&bed).await?;
 
     let person = bed.sql(Group::Coordinator, "SELECT user_id FROM users LIMIT 1").await?;
     let before = owner(&bed, &person).await?;
-    let (begun, flood) = (Instant::now(), flood(&bed, &person).await?);
+    let (begun, flood) = (Instant::now(), begin(&bed, &person).await?);
     let isolated = |cluster: &DialogCluster| isolation(cluster, &person);
     bed.until("the person isolated", TO_ACT, |cluster| isolated(cluster).is_some()).await?;
     bed.say(format!("isolated {:.1} s after the flood began", begun.elapsed().as_secs_f64()));
@@ -98,7 +83,7 @@ async fn who_writes_to_everybody_is_spread_by_dialog_and_isolated_as_a_user() ->
 }
 
 /// Has the person write to one peer after the other, as dialog-api does it: a message, and then both inboxes.
-async fn flood(bed: &Bed, person: &str) -> Result<Flood> {
+async fn begin(bed: &Bed, person: &str) -> Result<Flood> {
     let each = PEERS / SESSIONS;
     let inbox = |user: &str, peer: &str| {
         again(&format!(

@@ -7,8 +7,8 @@ use dialog_bench::report::Report;
 use dialog_bench::stats::Latency;
 use dialog_bench::table::{Limit, Row};
 
-use super::super::flood::SESSIONS;
-use super::{Flooded, GAP, PERIOD, PERIODS, RELIEVED, SHARE, SUFFERING};
+use super::super::flood::{PERIOD, PERIODS, SESSIONS};
+use super::{Flooded, GAP, RELIEVED, SHARE, SUFFERING};
 use crate::bed::Bed;
 use crate::results::Table;
 

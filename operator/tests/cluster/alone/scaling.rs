@@ -149,21 +149,24 @@ async fn scale(bed: &Bed, count: usize) -> Result<[Row; 2]> {
     bed.kubectl(&["scale", "dlg", CLUSTER, &format!("--replicas={count}")])?;
     let shares = vec![(SHARDS / count).to_string(); count];
     bed.eventually(&format!("{count} workers hold the shards"), TO_SCALE, || async {
+        let labels = ListParams::default().labels(&format!("{CLUSTER_LABEL}={CLUSTER}"));
+        let sets = bed.all::<StatefulSet>().list(&labels).await?.items.len();
+        let balanced = bed.all().get(CLUSTER).await.map(|cluster| holds(&cluster, "Balanced") == "True")?;
+        // Programs in pods take the processors from what is measured: they are asked last.
+        if sets != count + 1 || !balanced {
+            return Ok(Some(format!("{sets} StatefulSets, Balanced {balanced}")));
+        }
         let rows = match shards_of_messages(bed).await {
             Ok(rows) => rows,
             Err(error) => return Ok(Some(format!("{error:#}"))),
         };
-        let labels = ListParams::default().labels(&format!("{CLUSTER_LABEL}={CLUSTER}"));
-        let sets = bed.all::<StatefulSet>().list(&labels).await?.items.len();
-        let balanced = bed.all().get(CLUSTER).await.map(|cluster| holds(&cluster, "Balanced") == "True")?;
         // The sizes count, and they waver: one shard more or less is even.
         let even = rows.lines().count() == count
             && rows.lines().zip(&shares).all(|(found, share)| {
                 let number = |text: &str| text.parse::<i64>().unwrap_or(i64::MIN);
                 number(found).abs_diff(number(share)) <= 1
             });
-        Ok((!(balanced && even && sets == count + 1))
-            .then(|| format!("shards {rows:?}, {sets} StatefulSets, Balanced {balanced}")))
+        Ok((!even).then(|| format!("shards {rows:?}")))
     })
     .await?;
     let took = began.elapsed().as_secs_f64();
@@ -198,8 +201,9 @@ async fn bytes(bed: &Bed) -> Result<Vec<f64>> {
 
 /// How many shards of the messages each worker holds that holds any, a line for each.
 async fn shards_of_messages(bed: &Bed) -> Result<String> {
-    let counted =
-        "SELECT count(*) FROM citus_shards WHERE table_name = 'public.messages'::regclass GROUP BY nodename";
+    // The view `citus_shards` would measure all of them.
+    let counted = "SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard USING (shardid)
+                   WHERE logicalrelid = 'public.messages'::regclass GROUP BY groupid";
     bed.sql(Group::Coordinator, counted).await
 }
 

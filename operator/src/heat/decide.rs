@@ -124,11 +124,11 @@ fn choose(
     };
     let mut isolations = Vec::new();
     for Seen { load, .. } in hot.iter().filter(lasting) {
+        // Whoever pinned it, or does not want it pinned: what harms others is said of it all the same.
         let attempt = if own.contains(&load.tenant) {
-            // Whoever pinned it: what harms others is said of it all the same.
             stays(period, load).map(|()| None)
         } else if period.held.contains(&load.tenant) {
-            continue;
+            if bearable(period, load) { Ok(None) } else { Err(Reason::TooHot) }
         } else {
             isolate(policy, period, load).map(Some)
         };

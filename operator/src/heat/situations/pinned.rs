@@ -132,10 +132,9 @@ fn whom_somebody_has_decided_about_is_left_alone() {
 #[test]
 fn what_no_worker_can_bear_is_said_of_a_pin_by_hand_as_of_any_other() {
     let nodes = |role| [node(Role::Shared, 20), node(role, 95), node(Role::Dedicated, 1)];
-    let by_hand = |role, percent, beside: &[i32]| {
-        let home = Group::Worker(1);
-        let pins: Vec<Pin> = beside.iter().chain(&[7]).map(|number| tenant(*number).pin(home)).collect();
-        let own = TenantLoad { alone: true, ..load(7, 1, percent) };
+    let by_hand = |role, percent, pinned: &[i32]| {
+        let pins: Vec<Pin> = pinned.iter().map(|number| tenant(*number).pin(Group::Worker(1))).collect();
+        let own = TenantLoad { alone: pinned.contains(&7), ..load(7, 1, percent) };
         let hours = (0..5).map(|minute| Period {
             pins: pins.clone(),
             held: vec![tenant(7)],
@@ -148,11 +147,14 @@ fn what_no_worker_can_bear_is_said_of_a_pin_by_hand_as_of_any_other() {
     let here = vec![refused(7, Reason::TooHotHere)];
     let alone = vec![refused(7, Reason::TooHotAlone)];
     let lasts = |said: Vec<Refused>| [vec![], vec![], said.clone(), said.clone(), said];
-    assert_eq!(by_hand(Role::Shared, 90, &[]), lasts(here.clone()));
-    assert_eq!(by_hand(Role::Dedicated, 90, &[8]), lasts(here));
-    assert_eq!(by_hand(Role::Dedicated, 90, &[]), lasts(alone));
-    // What its worker can bear is nobody's business.
-    assert_eq!(by_hand(Role::Dedicated, 79, &[]), lasts(Vec::new()));
+    assert_eq!(by_hand(Role::Shared, 90, &[7]), lasts(here.clone()));
+    assert_eq!(by_hand(Role::Dedicated, 90, &[8, 7]), lasts(here));
+    assert_eq!(by_hand(Role::Dedicated, 90, &[7]), lasts(alone));
+    // Who is not to be pinned stays where it is, whoever is harmed, though there is a worker that is kept free.
+    assert_eq!(by_hand(Role::Shared, 90, &[]), lasts(vec![refused(7, Reason::TooHot)]));
+    // What a worker can bear is nobody's business.
+    assert_eq!(by_hand(Role::Dedicated, 79, &[7]), lasts(Vec::new()));
+    assert_eq!(by_hand(Role::Shared, 79, &[]), lasts(Vec::new()));
 }
 
 #[test]

@@ -95,10 +95,12 @@ impl Controller {
         retire::forget(&self.context, target, observed).await?;
         let objects = build::build(target, certificates);
         Box::pin(apply::apply(&self.context.client, target, objects)).await?;
-        let step = act::act(&self.context, target, observed, certificates, step, is_behind, now).await?;
-        // Nothing else is held up by a group that cannot leave yet.
+        let acted = act::act(&self.context, target, observed, certificates, step, is_behind, now).await;
+        // Nothing is held up by a group that cannot leave yet, nor one that leaves by a server that takes no orders.
         let topology = Topology::of_services(&target.names);
-        match retire::step(&self.context, target, observed, topology).await? {
+        let stay = retire::step(&self.context, target, observed, topology).await;
+        let step = acted?;
+        match stay? {
             stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::ScaleIn(format!(
                 "workers that are not asked for any more are emptied and leave ({}); see the condition ScaleInBlocked and \
                  status.rebalance",

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use futures::stream::{self, StreamExt};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
@@ -20,9 +21,12 @@ use crate::condition::CLUSTER_MANAGER;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{Group, Names};
-use crate::shards::retire::retire;
+use crate::shards::retire::{retire, stays};
 use crate::shards::sessions::Sessions;
 use crate::shards::topology::Topology;
+
+/// Groups whose databases are asked at the same time.
+const PARALLEL: usize = 16;
 
 /// What is done next to take away what is left of a group that is not asked for, once it holds nothing: each is safe
 /// to repeat.
@@ -108,12 +112,19 @@ pub async fn step(
     }
     let identity = identity(secret).map_err(|source| Error::Identity { secret: name, source })?;
     let sessions = Sessions::new(topology, identity);
+    // The highest leaves first. All are asked side by side: one that does not answer takes seconds.
+    let asked: Vec<(Group, Option<String>)> = stream::iter(surplus.into_iter().rev())
+        .map(async |group| (group, stays(&sessions, group, observed.may_have_database(group)).await))
+        .buffered(PARALLEL)
+        .collect()
+        .await;
     let mut stay = Vec::new();
-    // The highest leaves first.
-    for group in surplus.into_iter().rev() {
-        let delete = async || remove(context, names, observed, group).await;
-        let kept = retire(&sessions, group, observed.may_have_database(group), delete).await?;
-        stay.extend(kept.map(|why| format!("{group} stays: {why}")));
+    for (group, mut why) in asked {
+        if why.is_none() {
+            let delete = async || remove(context, names, observed, group).await;
+            why = retire(&sessions, group, observed.may_have_database(group), delete).await?;
+        }
+        stay.extend(why.map(|why| format!("{group} stays: {why}")));
     }
     Ok(stay)
 }

@@ -9,10 +9,17 @@ use super::sessions::{Door, Sessions};
 use crate::names::{DATABASE, Group};
 use crate::pg;
 
+/// Why `group` has to stay, whoever has the topology lock: who stays for a reason of its own is told that, and not who has the lock,
+/// which comes and goes with each move; and nobody waits for the lock because of it. `None` where it may go, or nobody knows.
+///
+/// `has_database` is whether the group's volumes may hold a database; such a server has to say itself that it stores no shard.
+pub async fn stays(sessions: &Sessions, group: Group, has_database: bool) -> Option<String> {
+    obstacle(sessions, group, has_database).await.ok().flatten()
+}
+
 /// Deletes what `delete` deletes if nothing is lost with `group`; otherwise says why it has to stay.
 ///
-/// `has_database` is whether the group's volumes may hold a database; such a server has to say itself that it stores no
-/// shard. The topology lock is held throughout, so nothing comes to the group meanwhile.
+/// `has_database` is as with [`stays`]. The topology lock is held throughout, so nothing comes to the group meanwhile.
 ///
 /// # Errors
 /// When `delete` fails. A database that cannot be asked is a reason to stay.
@@ -22,11 +29,6 @@ pub async fn retire<E>(
     has_database: bool,
     delete: impl AsyncFnOnce() -> Result<(), E>,
 ) -> Result<Option<String>, E> {
-    // Who has to stay for a reason of its own is told that, and not who has the lock, which comes and goes with each move;
-    // and nobody waits for the lock because of it.
-    if let Ok(Some(stay)) = obstacle(sessions, group, has_database).await {
-        return Ok(Some(stay));
-    }
     let locked = async {
         let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
         Ok::<_, pg::Error>((lock::try_acquire(&session).await?, session))

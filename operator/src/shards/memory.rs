@@ -201,7 +201,7 @@ impl Memory {
     }
 
     /// Whether it is time to measure shards again.
-    pub(super) fn sizes(&self) -> Sizes {
+    pub fn sizes(&self) -> Sizes {
         if !self.unmeasured && self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
             Sizes::Skip
         } else {
@@ -210,7 +210,7 @@ impl Memory {
     }
 
     /// Remembers that shards were measured, if there were any: until then the next round asks again.
-    pub(super) fn measured(&mut self, observed: &Observed) {
+    pub fn measured(&mut self, observed: &Observed) {
         let any = observed.catalog.as_ref().is_some_and(|catalog| !catalog.placements.is_empty());
         self.measured = any.then(Instant::now);
     }

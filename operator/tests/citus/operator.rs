@@ -10,7 +10,7 @@ use dialog_operator::names::Group;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::jobs::{Existing, Job, Jobs, Present};
 use dialog_operator::shards::memory::{Memory, Place, Results};
-use dialog_operator::shards::observe::{splits, spreads, stall};
+use dialog_operator::shards::observe::{Sizes, splits, spreads, stall};
 use dialog_operator::shards::round::{Brief, Handover, Round, round};
 use dialog_operator::shards::sessions::Sessions;
 use dialog_operator::shards::step::Step;
@@ -42,6 +42,8 @@ pub struct Operator {
     pub failure: Option<(&'static str, String)>,
     /// Whether nothing may be begun.
     pub paused: bool,
+    /// Whether shards are measured as rarely as the controller does it, and not in every round, which spares a test the wait.
+    pub measures_rarely: bool,
     /// What is known of load.
     pub heat: Option<Heat>,
     /// Tells what is asked for before a step begins; `None` where it is what the last round was given.
@@ -65,6 +67,7 @@ impl Default for Operator {
             failed,
             failure: None,
             paused: false,
+            measures_rarely: false,
             heat: None,
             present: None,
             begun: Vec::new(),
@@ -93,8 +96,10 @@ impl Operator {
         let groups = world.existing();
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(groups.clone())) };
         let last = self.memory.last.clone();
+        let sizes = if self.measures_rarely { self.memory.sizes() } else { Sizes::Measure };
         let mut round = round(
             &Brief {
+                sizes,
                 before: last.as_deref(),
                 paused: self.paused,
                 deferred: &self.memory.deferred(),
@@ -112,6 +117,9 @@ impl Operator {
             let moves = catalog.progress.iter().map(|progress| progress.phase.as_str());
             let seen = Instant::now();
             self.phases.extend(splits.chain(moves).map(|phase| (seen, phase.to_owned())));
+        }
+        if sizes == Sizes::Measure {
+            self.memory.measured(&round.observed);
         }
         self.memory.remember(&mut round);
         self.memory.counted(&round);

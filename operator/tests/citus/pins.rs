@@ -236,6 +236,47 @@ async fn a_dedicated_worker_holds_what_is_pinned_to_it_and_nothing_else() -> Res
     Ok(())
 }
 
+#[tokio::test]
+async fn a_pin_to_a_worker_that_has_left_is_written_to_another_and_its_shard_stays_there() -> Result<()> {
+    needs_citus!();
+    let world = World::start(3)?;
+    let three = with_mode(gated(3, closed()), Mode::Isolate);
+    world.serve(&three).await?;
+    let hash = 4711;
+    let action = isolation(&world, hash).await?;
+    decide(&world, action).await?;
+    let two = Wanted { workers: 2, ..three.clone() };
+    world.settle(&three).await?;
+    world.settle(&two).await?;
+
+    // An older copy of the table: the worker that it names is gone, with its row in the catalogs.
+    let gone = world.topology().endpoint(Group::Worker(2)).context("it has an address")?.clone();
+    let registered = format!("SELECT count(*) FROM pg_dist_node WHERE nodeport = {}", gone.port);
+    assert_eq!(world.number(Group::Coordinator, &registered).await?, 0);
+    let restored = format!(
+        "UPDATE dialog_operator.pins SET nodename = '{}', nodeport = {} WHERE hash = {hash} RETURNING 1",
+        gone.host, gone.port
+    );
+    assert_eq!(world.ask(Group::Coordinator, &restored).await?.len(), 1);
+    assert_eq!(kinds(&world, &two).await?.first(), Some(&"Retarget"));
+    let pin = "SELECT nodeport FROM dialog_operator.pins";
+    let port: i32 = world.ask(Group::Coordinator, pin).await?[0].get(0);
+    let placed = covering(&world, hash).await?;
+    let home = world.topology().endpoint(placed.node).context("it has an address")?.port;
+    assert!(port == i32::from(home) && port != i32::from(gone.port), "pinned to {port}, and is on {home}");
+    let acts = world.round_of(&two, 0).await?.observed.kept.acts;
+    let act = acts.last().context("nothing was written down")?;
+    assert_eq!((act.action.kind(), act.outcome), ("Retarget", Some(Outcome::Done)), "{act:?}");
+    let allowed = format!(
+        "SELECT array_agg(nodeport) FROM pg_dist_node WHERE groupid > 0 AND dialog_operator.shard_allowed({}, nodeid)",
+        placed.shard_id
+    );
+    assert_eq!(world.ask(Group::Coordinator, &allowed).await?[0].get::<_, Vec<i32>>(0), [port]);
+    rebalance_by_hand(&world).await?;
+    assert_eq!(covering(&world, hash).await?.node, placed.node);
+    assert_nothing_is_left(&world, 2).await
+}
+
 /// An entry of `spec.sharding.pins`.
 fn entry(tenant: &str, worker: Option<i32>) -> PinSpec {
     PinSpec { group: "dialog".to_owned(), tenant: tenant.to_owned(), worker }

@@ -109,7 +109,15 @@ fn of_load(world: &World<'_>) -> Finding {
     if names.is_empty() {
         return nobody(world, heat);
     }
-    let lasts = others.iter().any(|hot| hot.periods >= lasting);
+    let mut lasting_ones = others.iter().filter(|hot| hot.periods >= lasting).peekable();
+    let lasts = lasting_ones.peek().is_some();
+    if lasts && lasting_ones.all(|hot| is_left_alone(world, hot)) {
+        let message = format!(
+            "{who}; nothing follows, as spec.sharding.pins has it be one like the others, without a worker: take the entry away, or \
+             name a worker there"
+        );
+        return finding(Holds::True, "LeftAlone", message);
+    }
     if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
         let message = format!("{who}; nothing is begun while shards are moved or split: {moving}");
         return finding(Holds::True, "ShardsMoving", message);
@@ -129,6 +137,13 @@ fn of_load(world: &World<'_>) -> Finding {
         }
         (None, None) => finding(Holds::True, NOTICED, who),
     }
+}
+
+/// Whether somebody wants a tenant to be one like the others, however hot.
+fn is_left_alone(world: &World<'_>, hot: &HotTenant) -> bool {
+    world.wanted.pins.iter().any(|entry| {
+        entry.worker.is_none() && entry.group == hot.group && entry.tenant.eq_ignore_ascii_case(&hot.tenant)
+    })
 }
 
 /// A hot tenant with its figures.

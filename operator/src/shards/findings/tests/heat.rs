@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, ShareOf};
+use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, PinSpec, ShareOf};
 use crate::condition::HOT_TENANT;
 use crate::heat::{NodeLoad, Reason};
 use crate::shards::heat::Refusal;
@@ -133,6 +133,27 @@ fn who_told_nothing_is_not_said_to_have_nobody_hot() {
     // Who is known to be hot is told whatever others do not tell.
     let heat = Heat { hot: hot(2).hot, ..seen(0, Role::Unavailable) };
     assert_eq!(say(heat).1, "Noticed");
+}
+
+#[test]
+fn whom_somebody_leaves_alone_waits_for_nothing() {
+    let say = |heat: Heat, worker| {
+        let entry = PinSpec { group: "dialog".to_owned(), tenant: "7".to_owned(), worker };
+        let mut observed = at_rest();
+        observed.heat = Some(heat);
+        let wanted = Wanted { pins: vec![entry], ..wanted() };
+        let plan = plan(&wanted, &topology(), &observed);
+        let found = plan.findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        (found.reason, found.message)
+    };
+    // What was decided about others is not about it.
+    let (reason, message) = say(Heat { last: Some(decided(8)), ..hot(3) }, None);
+    assert!(reason == "LeftAlone" && message.contains("spec.sharding.pins"), "{reason}: {message}");
+    assert_eq!(say(hot(2), None).0, "Noticed");
+    assert_ne!(say(hot(3), Some(1)).0, "LeftAlone");
+    let mut two = hot(3);
+    two.hot.push(HotTenant { tenant: "9".to_owned(), ..two.hot[0].clone() });
+    assert_ne!(say(two, None).0, "LeftAlone", "something may follow for the other");
 }
 
 #[test]

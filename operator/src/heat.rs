@@ -152,6 +152,10 @@ pub struct Period {
     /// Of the pinned tenants that were quiet so far, those that have no row any more.
     #[serde(default)]
     pub empty: Vec<Tenant>,
+    /// Pinned tenants with a shard group of their own, and how many statements can have used that at most, by its server's
+    /// counters of its tables, where these tell: whomever the server lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uses: Vec<(Tenant, u64)>,
     /// The shard groups above [`Policy::max_shard_bytes`].
     pub large: Vec<LargeShard>,
     /// Shard groups in the cluster.

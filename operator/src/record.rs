@@ -167,6 +167,7 @@ mod tests {
             pins: Vec::new(),
             held: Vec::new(),
             empty: Vec::new(),
+            uses: Vec::new(),
             large: Vec::new(),
             shard_groups: 48,
             underway: false,

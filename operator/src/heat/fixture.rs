@@ -62,6 +62,7 @@ pub(super) fn period(minute: i64, nodes: &[NodeLoad], tenants: &[TenantLoad]) ->
         pins: Vec::new(),
         held: Vec::new(),
         empty: Vec::new(),
+        uses: Vec::new(),
         large: Vec::new(),
         shard_groups: 48,
         underway: false,

@@ -156,6 +156,7 @@ pub(super) fn few(policy: &Policy, history: &History, period: &Period) -> Period
         pins: period.pins.clone(),
         held: period.held.clone(),
         empty: period.empty.clone(),
+        uses: period.uses.clone(),
         large: period.large.clone(),
         shard_groups: period.shard_groups,
         underway: period.underway,
@@ -263,7 +264,7 @@ fn unseen(policy: &Policy, history: &History, period: &Period) -> Vec<(Tenant, S
 pub(super) enum Untold {
     /// Its node does not answer.
     Silent,
-    /// Its node's list may have left out so much of it that it was busy.
+    /// Its node's list may have left out so much of it that it was busy, and its shards do not tell.
     Unlisted,
 }
 
@@ -288,8 +289,10 @@ pub(super) fn rest(
         }
     }
     pinned.retain(|tenant, _| !active.contains(tenant));
+    let uses: BTreeMap<Tenant, u64> = period.uses.iter().copied().collect();
     let most = |node: &NodeLoad, tenant: &Tenant| {
-        node.unlisted.saturating_add(listed.get(tenant).copied().unwrap_or(0))
+        let by_list = node.unlisted.saturating_add(listed.get(tenant).copied().unwrap_or(0));
+        uses.get(tenant).map_or(by_list, |uses| by_list.min(*uses))
     };
     let told = |tenant: &Tenant, group: &Group| match period.nodes.get(group) {
         None => Some(Untold::Silent),

@@ -186,6 +186,7 @@ impl World {
             pins: self.pins.clone(),
             held: Vec::new(),
             empty: Vec::new(),
+            uses: Vec::new(),
             large: Vec::new(),
             shard_groups: self.shards.all.len(),
             underway: self.job.is_some(),

@@ -1,5 +1,7 @@
 //! A dialog that has been quiet for as long as the policy says is one like the others again.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use dialog_operator::heat::{Action, Mode};
 use dialog_operator::names::Group;
@@ -10,8 +12,8 @@ use dialog_operator::shards::step::Step;
 use dialog_operator::shards::wanted::Wanted;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::heat::{MANY, Operator, millicores_of_the_spammer, spammer, start, uuid, watched};
-use crate::isolation::{assert_nothing_is_left, covering, hash, with_mode};
+use crate::heat::{Crowd, MANY, Operator, millicores_of_the_spammer, spammer, start, uuid, watched};
+use crate::isolation::{assert_nothing_is_left, covering, decide, hash, isolation, with_mode};
 use crate::needs_citus;
 use crate::world::World;
 
@@ -113,4 +115,45 @@ async fn a_dialog_that_is_quiet_for_long_enough_is_released_and_its_shard_moves_
     let rows = world.number(Group::Coordinator, "SELECT count(*) FROM public.messages").await?;
     assert_eq!(rows, written);
     assert_nothing_is_left(&world, 3).await
+}
+
+#[tokio::test]
+async fn a_dialog_is_known_to_be_quiet_though_its_worker_lists_only_those_who_are_busy() -> Result<()> {
+    needs_citus!();
+    // A place for each of six, where hundreds are busy.
+    let mut wanted = with_mode(watched(3, MANY), Mode::Isolate);
+    let world = start(3, &wanted, 2).await?;
+    let policy = &mut wanted.watch.as_mut().context("nobody is to look")?.policy;
+    (policy.cooldown, policy.release_after) = (SignedDuration::ZERO, QUIET);
+    let enough = policy.min_queries;
+    world.settle(&wanted).await?;
+    let own = hash(&world, &uuid(0)).await?;
+    decide(&world, isolation(&world, own).await?).await?;
+    world.settle(&wanted).await?;
+    let placed = covering(&world, own).await?;
+    assert_eq!((pinned(&world, &wanted).await?, placed.range), (1, HashRange { min: own, max: own }));
+
+    let crowd = Crowd::start(&world, 2, (1..400).map(uuid).collect(), Duration::from_millis(2)).await?;
+    // While it does something it stays, listed or not.
+    let few = Crowd::start(&world, 1, vec![uuid(0)], Duration::from_millis(10)).await?;
+    let operator = Operator::new(&world, &wanted).await?;
+    let mut heat = operator.look(None).await?;
+    let busy_since = Timestamp::now();
+    while Timestamp::now().duration_since(busy_since) < QUIET * 2 {
+        heat = operator.look(Some(&heat)).await?;
+        assert_eq!(pinned(&world, &wanted).await?, 1, "{heat:?}");
+    }
+    few.end().await?;
+    let ended = Timestamp::now();
+    let mut full = 0;
+    while pinned(&world, &wanted).await? > 0 {
+        heat = operator.look(Some(&heat)).await?;
+        full += i32::from(heat.nodes[&placed.node].unlisted >= enough);
+        ensure!(Timestamp::now().duration_since(ended) < QUIET * 4, "never released: {heat:?}");
+    }
+    assert!(full >= 3, "its worker's list told of all: this shows nothing");
+    let quiet = heat.end.context("no period was seen")?.duration_since(ended);
+    assert!(quiet >= QUIET, "released after {quiet:?}");
+    crowd.end().await?;
+    Ok(())
 }

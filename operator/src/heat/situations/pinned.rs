@@ -96,6 +96,12 @@ fn whoever_is_missing_from_a_full_list_is_not_known_to_be_quiet() {
     let decisions = run(&policy, (0..100).map(|minute| listed(minute, 60, 40)));
     assert!(decisions.iter().all(|decision| decision.action.is_none() && decision.refused == unknown));
 
+    // What its own shards were used for is told by their server, whomever that lists.
+    let used = |minute, uses| Period { uses: vec![(tenant(7), uses)], ..pinned(minute, 5_000) };
+    assert_eq!(run(&policy, (0..11).map(|minute| used(minute, 99)))[10].action, release);
+    let decisions = run(&policy, (0..100).map(|minute| used(minute, 100)));
+    assert!(decisions.iter().all(|decision| decision.action.is_none() && decision.refused == unknown));
+
     // Nor does a node tell that does not answer; that is said elsewhere.
     let silent = |minute| {
         let mut period = pinned(minute, 0);

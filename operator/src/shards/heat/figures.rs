@@ -147,6 +147,7 @@ mod tests {
             held: Vec::new(),
             large: Vec::new(),
             empty: Vec::new(),
+            uses: Vec::new(),
             shard_groups: 2,
             underway: false,
             relief: Relief::Ready,

@@ -13,7 +13,7 @@ use crate::heat::{
 };
 use crate::names::Group;
 use crate::shards::observed::Spread;
-use crate::shards::rebalance::{Layout, Role, ShardGroup};
+use crate::shards::rebalance::{HashRange, Layout, Role, ShardGroup};
 use crate::shards::wanted::Watch;
 use crate::shards::world::World;
 
@@ -47,6 +47,9 @@ pub(super) struct Mark {
     /// See [`Reading::accesses`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) accesses: Option<BTreeMap<i64, u64>>,
+    /// See [`Reading::uses`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uses: Option<BTreeMap<i64, u64>>,
 }
 
 /// Bytes of a colocation group.
@@ -125,6 +128,7 @@ pub(super) fn period(
         pins: seen.layout.pins.clone(),
         held: seen.world.decisions().known.iter().map(|decided| decided.tenant).collect(),
         empty: seen.empty.clone(),
+        uses: Vec::new(),
         large: seen.large.clone(),
         shard_groups: seen.layout.groups.len(),
         underway: is_underway(seen.world),
@@ -152,6 +156,9 @@ pub(super) fn period(
         };
         load.role = node.role;
         load.free_bytes = node.free_bytes;
+        let between =
+            before.get(group).map(|before| Between { length: seen.watch.period, now: reading, before });
+        period.uses.extend(between.iter().flat_map(|between| between.uses(seen.layout, *group)));
         let (notable, dropped) = notable(&load, &reading.tenants, kept);
         load.unseen = dropped.max(reading.unlisted);
         let statements = load.queries.saturating_add(load.writes);
@@ -179,6 +186,7 @@ pub(super) fn period(
         started: reading.started,
         counters: reading.counters,
         accesses: reading.accesses.clone(),
+        uses: reading.uses.clone(),
     };
     let marks = seen.readings.iter().map(|(group, reading)| (*group, mark(reading))).collect();
     let names = keys.into_iter().map(|(tenant, (_, key))| (tenant, key.to_owned())).collect();
@@ -221,10 +229,42 @@ pub(in crate::shards) fn is_underway(world: &World<'_>) -> bool {
     world.catalog().is_none_or(|catalog| !catalog.operations.is_empty() || !catalog.foreign.is_empty())
 }
 
+/// Two readings of a server, one period after the other, or nearly so.
+struct Between<'a> {
+    length: SignedDuration,
+    now: &'a Reading,
+    before: &'a Mark,
+}
+
+impl Between<'_> {
+    /// What was counted between them, for as long as a period is: it is taken as even.
+    fn even(&self, counted: u64) -> u64 {
+        let millis = |time: SignedDuration| u128::try_from(time.as_millis()).unwrap_or(0);
+        let apart = millis(self.now.at.duration_since(self.before.at)).max(1);
+        u64::try_from(u128::from(counted) * millis(self.length) / apart).unwrap_or(u64::MAX)
+    }
+
+    /// How many statements can have used the shard group of each tenant that is pinned to `node`, and has one of its own there.
+    fn uses<'b>(&'b self, layout: &'b Layout, node: Group) -> impl Iterator<Item = (Tenant, u64)> + 'b {
+        let pinned = layout.pins.iter().filter(move |pin| pin.node == node);
+        pinned.filter_map(move |pin| {
+            let tenant = Tenant::from(pin);
+            let range = HashRange { min: tenant.hash, max: tenant.hash };
+            let own = |group: &&ShardGroup| {
+                (group.colocation_id, group.range, group.node) == (tenant.colocation_id, range, node)
+            };
+            let shard = layout.groups.iter().find(own)?.shard_id;
+            let (now, before) = (self.now.uses.as_ref()?, self.before.uses.as_ref()?);
+            // Somebody may have had the counters of one table begin anew.
+            let uses = now.get(&shard)?.checked_sub(*before.get(&shard)?)?;
+            Some((tenant, self.even(uses).max(uses)))
+        })
+    }
+}
+
 /// What a node did in the period; `None` if there is nothing to compare its reading with.
 ///
-/// Transactions stand for queries: one of many statements counts too little, which the sum of the tenants' mends. What
-/// was counted between two readings, which are not as far apart as a period is long, is taken as even.
+/// Transactions stand for queries: one of many statements counts too little, which the sum of the tenants' mends.
 fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) -> Option<NodeLoad> {
     let before = before.filter(|before| before.started == now.started)?;
     // They may have caught up with what they were since.
@@ -238,7 +278,8 @@ fn figures(watch: &Watch, group: Group, now: &Reading, before: Option<&Mark>) ->
         return None;
     }
     let (length, apart) = (u128::try_from(length).ok()?, u128::try_from(apart.as_millis()).ok()?);
-    let even = |counted: u64| u64::try_from(u128::from(counted) * length / apart.max(1)).unwrap_or(u64::MAX);
+    let between = Between { length: watch.period, now, before };
+    let even = |counted: u64| between.even(counted);
     let sum = |of: fn(&Counters) -> u64| {
         now.tenants.iter().map(|tenant| of(&tenant.counted)).fold(0, u64::saturating_add)
     };

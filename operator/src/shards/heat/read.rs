@@ -37,6 +37,9 @@ pub(super) struct Reading {
     /// Pages that were accessed for each shard group, by the lowest id among its shards, since the statistics began: for
     /// its tables and their indexes, in memory or not. `None` if nobody asked, or it could not be told.
     pub(super) accesses: Option<BTreeMap<i64, u64>>,
+    /// How many statements have used each shard group of a single hash at most, by the lowest id among its shards, since the
+    /// statistics began: scans of its tables and their indexes, and rows inserted. `None` if it could not be told.
+    pub(super) uses: Option<BTreeMap<i64, u64>>,
 }
 
 /// What a tenant did in the last whole period.
@@ -66,7 +69,8 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
         .await?;
     let counters =
         Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: spent.unwrap_or(0) };
-    let accesses = if by_shard { accesses(&session).await.ok() } else { None };
+    let accesses = if by_shard { each(&session, ACCESSES, "true").await.ok() } else { None };
+    let uses = each(&session, USES, "shardminvalue = shardmaxvalue").await.ok();
     let limit = number(row.get(4));
     // Whoever is not on the list may be left out however much it does.
     let unlisted = if row.get(5) { u64::MAX } else { unlisted(limit, scores) };
@@ -80,27 +84,32 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
         unlisted,
         limit,
         accesses,
+        uses,
     })
 }
 
-/// Pages that were accessed for each shard group that is placed here.
-async fn accesses(session: &Session) -> Result<BTreeMap<i64, u64>, pg::Error> {
+/// Pages of a shard, or of an index of it, that were accessed.
+const ACCESSES: &str = "pg_stat_get_blocks_fetched($)";
+/// Scans of a shard, or of an index of it, and rows inserted: no statement uses it without one of these.
+const USES: &str = "pg_stat_get_numscans($) + pg_stat_get_tuples_inserted($)";
+
+/// The sum of what `counts` for each of its shards and their indexes, for each shard group that is placed here and is `of` that
+/// kind.
+async fn each(session: &Session, counts: &str, of: &str) -> Result<BTreeMap<i64, u64>, pg::Error> {
+    let (of_shard, of_index) = (counts.replace('$', "shard"), counts.replace('$', "indexrelid"));
     // shard_name() leaves the schema `public` out, and this session would not look there.
-    let rows = session
-        .query(
-            "SELECT min(shardid), coalesce(sum(pg_stat_get_blocks_fetched(shard) + (
-                        SELECT coalesce(sum(pg_stat_get_blocks_fetched(indexrelid)), 0)
-                        FROM pg_index WHERE indrelid = shard)), 0)::int8
-             FROM (SELECT colocationid, shardminvalue, shardid, to_regclass(
-                              CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
-                              || shard_name(logicalrelid, shardid))::oid AS shard
-                   FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
-                   JOIN pg_class ON pg_class.oid = logicalrelid
-                   WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group)) AS shards
-             GROUP BY colocationid, shardminvalue",
-            &[],
-        )
-        .await?;
+    let statement = format!(
+        "SELECT min(shardid), coalesce(sum({of_shard} + (
+                    SELECT coalesce(sum({of_index}), 0) FROM pg_index WHERE indrelid = shard)), 0)::int8
+         FROM (SELECT colocationid, shardminvalue, shardid, to_regclass(
+                          CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
+                          || shard_name(logicalrelid, shardid))::oid AS shard
+               FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
+               JOIN pg_class ON pg_class.oid = logicalrelid
+               WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group) AND {of}) AS shards
+         GROUP BY colocationid, shardminvalue"
+    );
+    let rows = session.query(&statement, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), number(row.get(1)))).collect())
 }
 

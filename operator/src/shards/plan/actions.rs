@@ -65,6 +65,7 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
         pins: pins.clone(),
         held: Vec::new(),
         empty: Vec::new(),
+        uses: Vec::new(),
         large: Vec::new(),
         shard_groups: layout.groups.len(),
         underway: false,

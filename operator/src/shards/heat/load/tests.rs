@@ -93,6 +93,7 @@ impl Scene {
                 unlisted: 0,
                 limit: 10,
                 accesses: Some(accesses.collect()),
+                uses: None,
             };
             self.counted.insert(node, reading);
         }

@@ -36,6 +36,7 @@ fn reading(second: i64, queries: u64, writes: u64, cpu: u64) -> Reading {
         unlisted: 0,
         limit: 10,
         accesses: None,
+        uses: None,
     }
 }
 
@@ -310,6 +311,31 @@ fn what_was_dropped_before_it_began_keeps_nobody_waiting() {
     assert_eq!(begun(false), (vec![3], Some(at(63 * 60))));
     // It is decided anew when it has been hot for long enough again.
     assert_eq!(begun(true), (vec![3, 6, 9], None));
+}
+
+#[test]
+fn what_a_pinned_tenant_can_have_done_is_told_by_its_own_shards() {
+    let mut scene = Scene::new(&limited());
+    scene.layout.pins = vec![tenant(300).pin(Group::Worker(1)), tenant(7).pin(Group::Worker(0))];
+    let at = |second, uses: &[(i64, u64)]| {
+        let uses = Some(uses.iter().copied().collect());
+        let reading = |group| (group, Reading { uses: uses.clone(), ..reading(second, 0, 0, 0) });
+        [0, 1].map(Group::Worker).map(reading).into()
+    };
+    let uses = |scene: &Scene, before: &[(i64, u64)], second, now: &[(i64, u64)]| {
+        let (_, marks, _) = scene.period(&BTreeMap::new(), &at(-60, before), &[]);
+        scene.period(&marks, &at(second, now), &[]).0.uses
+    };
+    // The other is among the tenants of a shard.
+    assert_eq!(uses(&scene, &[(4, 1000)], 0, &[(4, 1040)]), [(tenant(300), 40)]);
+    // Readings that are closer together than a period is long, or further apart, tell no less.
+    assert_eq!(uses(&scene, &[(4, 1000)], -30, &[(4, 1040)]), [(tenant(300), 80)]);
+    assert_eq!(uses(&scene, &[(4, 1000)], 60, &[(4, 1040)]), [(tenant(300), 40)]);
+    // Where it was just moved to, where counters began anew, or where its shard is elsewhere, nobody knows.
+    assert_eq!(uses(&scene, &[], 0, &[(4, 40)]), []);
+    assert_eq!(uses(&scene, &[(4, 1000)], 0, &[(4, 40)]), []);
+    scene.layout.pins = vec![tenant(300).pin(Group::Worker(0))];
+    assert_eq!(uses(&scene, &[(4, 1000)], 0, &[(4, 1040)]), []);
 }
 
 #[test]

@@ -195,6 +195,7 @@ fn period(policy: &Policy, nodes: u32, tenants: u32, minute: i64) -> Period {
             .collect(),
         held: (1_000..1_008).map(tenant).collect(),
         empty: Vec::new(),
+        uses: Vec::new(),
         large: (0..LARGE)
             .map(|number| LargeShard {
                 colocation_id: 1,

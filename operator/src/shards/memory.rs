@@ -201,6 +201,7 @@ impl Memory {
     }
 
     /// Whether it is time to measure shards again.
+    #[must_use]
     pub fn sizes(&self) -> Sizes {
         if !self.unmeasured && self.measured.is_some_and(|instant| instant.elapsed() < MEASURE) {
             Sizes::Skip

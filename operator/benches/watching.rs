@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Prints a table. The operator's part is its own code but for what it asks of Kubernetes, at the pace that it has in a cluster. Its
-//! periods are a quarter of the default, so that there are some in a measurement; `--period 5 --strategy by-load` is the most that a
+//! periods are a quarter of the default, so that there are some in a measurement; `--period 5 --by-load` is the most that a
 //! resource may ask for.
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on ends the measurement")]
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use dialog_bench::machine;
 use dialog_bench::table::{Limit, Page, Row, median};
 use dialog_bench::workload::Skew;
@@ -81,9 +81,9 @@ struct Arguments {
     /// Seconds of a period; each measurement lasts for three of them and a quarter
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(5..=600))]
     period: u64,
-    /// By what is rebalanced: with `by-load` the operator also asks what is done for each shard
-    #[arg(long, value_enum, default_value_t = Strategy::BySize)]
-    strategy: Strategy,
+    /// Rebalance by load, not by size: the operator also asks what is done for each shard
+    #[arg(long)]
+    by_load: bool,
     /// The folder that RESULTS-watching.md is written to
     #[arg(long)]
     results: Option<PathBuf>,
@@ -92,12 +92,11 @@ struct Arguments {
     bench: bool,
 }
 
-/// `spec.sharding.rebalance.strategy`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Strategy {
-    BySize,
-    ByCount,
-    ByLoad,
+impl Arguments {
+    /// `spec.sharding.rebalance.strategy`.
+    fn strategy(&self) -> &'static str {
+        if self.by_load { "ByLoad" } else { "BySize" }
+    }
 }
 
 #[tokio::main]
@@ -165,7 +164,7 @@ impl Asked {
             "workers": {"count": WORKERS},
             "sharding": {
                 "shardCount": arguments.shards,
-                "rebalance": {"strategy": format!("{:?}", arguments.strategy)},
+                "rebalance": {"strategy": arguments.strategy()},
                 "hotTenants": {"mode": mode, "statistics": {"period": format!("{}s", arguments.period)}},
             },
         });
@@ -316,22 +315,22 @@ fn row(name: &str, watched: &[Met], unwatched: &[Met]) -> Row {
 
 /// Prints the table, and writes it where that was asked for.
 async fn publish(world: &World, arguments: &Arguments, busy: &str, rows: &[Row]) -> Result<()> {
-    let Arguments { dialogs, shards, rounds, period, strategy, .. } = arguments;
-    let by = strategy.to_possible_value().unwrap();
+    let Arguments { dialogs, shards, rounds, period, .. } = arguments;
+    let by_load = if arguments.by_load { " --by-load" } else { "" };
     let machine = machine::describe(&world.ask_client(Group::Coordinator).await?, busy).await?;
     let command = format!(
         "cargo bench -p dialog-operator --bench watching -- --dialog-api target/release/dialog-api --dialogs {dialogs} \
-         --shards {shards} --rounds {rounds} --period {period} --strategy {} --results bench",
-        by.get_name()
+         --shards {shards} --rounds {rounds} --period {period}{by_load} --results bench"
     );
     let note = format!(
         "A coordinator and {WORKERS} workers with {shards} shards on this machine, with fsync and TLS, {dialogs} dialogs with \
          {MESSAGES} messages each, and dialog-api, which is asked as fast as it answers. Medians of {rounds} rounds, in which both \
          take turns for three periods and a quarter, each after {} s of the same load. Watched: `hotTenants.mode` is `Observe`, all \
-         servers count, and the operator looks at each period of {period} s (`rebalance.strategy: {strategy:?}`). Not watched: \
+         servers count, and the operator looks at each period of {period} s (`rebalance.strategy: {}`). Not watched: \
          `Off`; it makes its rounds as it does then. [What is counted](../docs/hot-tenants.md#what-is-counted). Servers, service, \
          load and operator share the processors.",
-        WARMUP.as_secs()
+        WARMUP.as_secs(),
+        arguments.strategy()
     );
     let page = Page { title: "Watching load", command: &command, machine: &machine, note: &note, rows };
     page.publish(arguments.results.as_deref(), "RESULTS-watching.md")

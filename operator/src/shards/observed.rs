@@ -20,7 +20,7 @@ mod words;
 
 pub use moves::{
     Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, Room,
-    RunningMove, RunningSplit, RunningSpread, Transaction, end_of_prepared,
+    RunningMove, RunningSplit, RunningSpread, StoredShards, Transaction, end_of_prepared,
 };
 
 /// The cluster as its servers describe it.

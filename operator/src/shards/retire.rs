@@ -129,9 +129,8 @@ async fn holds_something(
         if number != 0 && registered.contains(&number) {
             return Ok(Some(format!("{group} is registered under another address")));
         }
-        let shards = stored_shards(&session).await?;
-        let remedy = "raise spec.workers.count, and see ScaleInBlocked and the table pg_dist_placement for where they belong";
-        Ok((shards > 0).then(|| format!("its server stores shards ({shards}): {remedy}")))
+        let stored = stored_shards(&session).await?;
+        Ok((stored.count > 0).then(|| stored.to_string()))
     };
     Ok(asked.await.unwrap_or_else(|error: pg::Error| Some(silent(&error))))
 }

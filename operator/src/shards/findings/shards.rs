@@ -324,6 +324,11 @@ fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, regis
     if let Some(message) = kept_by_objects(world, registered) {
         return finding(true, CLEANUP_BLOCKED, message);
     }
+    let stored: Vec<String> =
+        world.kept_by_tables().map(|(group, stored)| format!("{group} cannot leave: {stored}")).collect();
+    if !stored.is_empty() {
+        return finding(true, "LeftBehind", first_of(&stored));
+    }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!(
         "{} leave; shards still to be moved from there: {shards}",

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::moves::two_workers;
-use super::{catalog, topology, wanted};
+use super::{catalog, facts, ranges, topology, wanted};
 use crate::condition::SCALE_IN_BLOCKED;
 use crate::names::Group;
-use crate::shards::observed::{End, Foreign, Node, Observed, Operation, Stall, StallKind};
+use crate::shards::observed::{
+    Cleanup, End, Foreign, Node, Observed, Operation, Resources, Stall, StallKind, StoredShards,
+};
 use crate::shards::plan::plan;
 use crate::shards::round::tests::of;
 use crate::shards::round::{Failure, Round};
@@ -115,4 +117,39 @@ fn who_has_no_server_comes_back_with_a_larger_count() {
     // Where Kubernetes does not say who has a server, it is not said that somebody has none.
     observed.existing = BTreeSet::new();
     assert!(blocked(&observed).2.contains("bring it back"));
+}
+
+/// Two workers of which one was told to leave and holds nothing by the catalogs; on its server are so many tables that are
+/// named like shards.
+fn emptied(count: i64) -> Observed {
+    let mut observed = two_workers();
+    catalog(&mut observed).placements = [1, 2].into_iter().flat_map(|id| ranges(id, 1, 0..48)).collect();
+    catalog(&mut observed).members[2].should_have_shards = false;
+    let first = (0..count.min(StoredShards::NAMED)).map(|number| format!("public.messages_10200{number}"));
+    let stored_shards = Some(StoredShards { count, first: first.collect() });
+    facts(&mut observed, Group::Worker(1)).resources =
+        Some(Resources { stored_shards, ..Resources::default() });
+    observed
+}
+
+#[test]
+fn tables_of_which_nobody_has_a_note_keep_who_is_to_leave() {
+    let leaves = [Step::RemoveNode { group: Group::Worker(1) }];
+    assert_eq!(plan(&wanted(), &topology(), &emptied(0)).steps, leaves);
+
+    let mut observed = emptied(5);
+    let stays = plan(&wanted(), &topology(), &observed);
+    assert_eq!(stays.steps, []);
+    let [wait] = &stays.waits[..] else { panic!("{:?}", stays.waits) };
+    assert!(wait.starts_with("worker-1 stays: ") && wait.contains("(5): see"), "{wait}");
+    let (holds, reason, message) = blocked(&observed);
+    assert_eq!((holds, reason), ("True", "LeftBehind"), "{message}");
+    let said = "worker-1 cannot leave: its server stores tables that are named like shards and that Citus has no note of there \
+                (5): public.messages_102000; public.messages_102001; public.messages_102002; and 2 more. Look at them";
+    assert!(message.starts_with(said) && message.contains("DROP TABLE"), "{message}");
+
+    // What is noted is taken away.
+    catalog(&mut observed).cleanup = vec![Cleanup { group_id: 2, records: 5 }];
+    assert_eq!(blocked(&observed).1, "Draining");
+    assert_eq!(plan(&wanted(), &topology(), &observed).steps, [Step::CleanUp]);
 }

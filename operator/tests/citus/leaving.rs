@@ -1,0 +1,66 @@
+//! What keeps a worker that is to leave and that holds nothing by the catalogs.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dialog_operator::condition::SCALE_IN_BLOCKED;
+use dialog_operator::names::Group;
+use dialog_operator::shards::step::Step;
+
+use crate::needs_citus;
+use crate::operator::Operator;
+use crate::world::{World, condition, eventually, few_shards};
+
+/// Longest time that a dozen moves may take.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Makes a table on `group`'s server that is named like a shard which is somewhere else; its name.
+async fn stray(world: &World, group: Group, port: u16) -> Result<String> {
+    let elsewhere = format!(
+        "SELECT min(shardid) FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_node USING (groupid)
+         WHERE logicalrelid = 'public.messages'::regclass AND nodeport <> {port}"
+    );
+    let name = format!("public.messages_{}", world.number(Group::Coordinator, &elsewhere).await?);
+    let by_hand = world.ask_client(group).await?;
+    by_hand.batch_execute("SET citus.enable_manual_changes_to_shards = on").await?;
+    by_hand.batch_execute(&format!("CREATE TABLE {name} ()")).await?;
+    Ok(name)
+}
+
+/// Does what `message` says of the table `name` on `group`'s server.
+async fn remedy(world: &World, group: Group, message: &str, name: &str) -> Result<()> {
+    let setting = message.split_once("runs on that server ").context(message.to_owned())?.1;
+    let (setting, rest) = setting.split_once(", and ").context(message.to_owned())?;
+    ensure!(rest.starts_with("DROP TABLE for each"), "{message}");
+    let by_hand = world.ask_client(group).await?;
+    by_hand.batch_execute(setting).await?;
+    Ok(by_hand.batch_execute(&format!("DROP TABLE {name}")).await?)
+}
+
+#[tokio::test]
+async fn a_table_that_nobody_has_noted_keeps_its_worker_and_is_named() -> Result<()> {
+    needs_citus!();
+    let leaver = Group::Worker(1);
+    let mut world = World::start(2)?;
+    world.serve(&few_shards(2)).await?;
+    let port = world.server(leaver).port();
+    let name = stray(&world, leaver, port).await?;
+    let (mut operator, one) = (Operator::default(), few_shards(1));
+    let mut message = String::new();
+    eventually("the worker is kept by its table", async || {
+        let round = operator.round(&world, &one).await?;
+        ensure!(!round.is_settled(), "nobody looks any more: {:?}", condition(&round, SCALE_IN_BLOCKED));
+        let (status, reason, said) = condition(&round, SCALE_IN_BLOCKED);
+        message = said;
+        Ok((status, reason) == ("True", "LeftBehind"))
+    })
+    .await?;
+    assert!(message.starts_with("worker-1 cannot leave: ") && message.contains(&name), "{message}");
+    let removal = Step::RemoveNode { group: leaver };
+    assert!(!operator.done.contains(&removal), "{:?}", operator.done);
+
+    remedy(&world, leaver, &message, &name).await?;
+    operator.settle(&world, &one, LIMIT).await?;
+    assert_eq!(operator.done.last(), Some(&removal));
+    Ok(())
+}

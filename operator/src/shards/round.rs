@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream;
 
 use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
-use super::observe::{Sizes, names, observe};
+use super::observe::{AT_ONCE, Sizes, names, observe};
 use super::observed::{Dropped, Node, Observed, Stall};
 use super::plan::{Plan, held_by_others, plan};
 use super::rebalance::{Cause, MovePlan};
+use super::retire::{Stay, stays};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
@@ -161,7 +164,11 @@ impl Round {
 
 /// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
 pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
-    let observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
+    let mut observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
+    // Who does not answer takes seconds, and what is under way is not to wait for that.
+    if observed.catalog.as_ref().is_some_and(|catalog| catalog.operations.is_empty()) {
+        observed.staying = staying(brief.wanted, sessions, &observed).await;
+    }
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     let mut round = Round {
         observed,
@@ -344,6 +351,7 @@ async fn look(
     if let Some(before) = before {
         observed.keep_sizes(before);
         observed.keep_uncleaned(before);
+        observed.staying.clone_from(&before.staying);
     }
     let known = before.map(|before| &before.hashes);
     observed.hashes = names::hashes(sessions, brief.wanted, &observed, known).await;
@@ -353,6 +361,18 @@ async fn look(
     let held_up = held_by_others(&world);
     observed.keep_held_up(before, held_up);
     observed
+}
+
+/// Asks the servers that are not asked for and not registered why they have to stay, as is done before they are deleted: nobody
+/// else looks at them.
+async fn staying(wanted: &Wanted, sessions: &Sessions, observed: &Observed) -> BTreeMap<Group, Stay> {
+    let world = World { wanted, topology: sessions.topology(), observed };
+    stream::iter(world.leftover_servers())
+        .map(async |group| Some((group, stays(sessions, group, true).await?)))
+        .buffer_unordered(AT_ONCE)
+        .filter_map(async |stay| stay)
+        .collect()
+        .await
 }
 
 /// Adds what is not asked of the servers.

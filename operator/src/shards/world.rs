@@ -98,6 +98,12 @@ impl<'a> World<'a> {
         self.groups().into_iter().chain(self.observed.existing.iter().copied()).filter(beyond).collect()
     }
 
+    /// Workers beyond the count that have servers and are not registered.
+    #[must_use]
+    pub fn leftover_servers(&self) -> Vec<Group> {
+        self.surplus().into_iter().filter(|group| self.member(*group).is_none()).collect()
+    }
+
     /// The row of `group` in `pg_dist_node`.
     #[must_use]
     pub fn member(&self, group: Group) -> Option<&'a Member> {

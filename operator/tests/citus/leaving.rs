@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::SCALE_IN_BLOCKED;
 use dialog_operator::names::Group;
 use dialog_operator::shards::step::Step;
+use testbed::postgres::Shutdown;
 
 use crate::needs_citus;
 use crate::operator::Operator;
@@ -62,5 +63,54 @@ async fn a_table_that_nobody_has_noted_keeps_its_worker_and_is_named() -> Result
     remedy(&world, leaver, &message, &name).await?;
     operator.settle(&world, &one, LIMIT).await?;
     assert_eq!(operator.done.last(), Some(&removal));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_registered_no_more_is_asked_why_it_stays() -> Result<()> {
+    needs_citus!();
+    let leaver = Group::Worker(1);
+    let mut world = World::start(2)?;
+    world.serve(&few_shards(2)).await?;
+    let port = world.server(leaver).port();
+    let one = few_shards(1);
+    world.settle(&one).await?;
+    let mut operator = Operator::default();
+    let said = async |operator: &mut Operator, world: &World| -> Result<_> {
+        Ok(condition(&operator.round(world, &one).await?, SCALE_IN_BLOCKED))
+    };
+    let (status, reason, message) = said(&mut operator, &world).await?;
+    assert_eq!((status, reason), ("False", "Removing"), "{message}");
+
+    world.server(leaver).stop(Shutdown::Immediate)?;
+    let (status, reason, message) = said(&mut operator, &world).await?;
+    assert_eq!((status, reason), ("True", "NodeUnreachable"), "{message}");
+    assert!(message.starts_with("worker-1 stays: worker-1 does not answer"), "{message}");
+    world.server(leaver).start()?;
+
+    let name = stray(&world, leaver, port).await?;
+    let (status, reason, message) = said(&mut operator, &world).await?;
+    assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
+    assert!(message.starts_with("worker-1 stays: ") && message.contains(&name), "{message}");
+
+    // Nothing that is under way waits for its answer.
+    let long = world.ask_client(Group::Coordinator).await?;
+    long.batch_execute("SET application_name = 'dialog-operator: distribute nothing'").await?;
+    let token = long.cancel_token();
+    let sleep = tokio::spawn(async move { long.batch_execute("SELECT pg_sleep(3600)").await });
+    let active = "SELECT count(*) FROM pg_stat_activity
+                  WHERE application_name = 'dialog-operator: distribute nothing' AND state = 'active'";
+    eventually(
+        "an operation is under way",
+        async || Ok(world.number(Group::Coordinator, active).await? == 1),
+    )
+    .await?;
+    remedy(&world, leaver, &message, &name).await?;
+    let (status, reason, message) = said(&mut operator, &world).await?;
+    assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
+    token.cancel_query(tokio_postgres::NoTls).await?;
+    ensure!(sleep.await?.is_err(), "it was not cancelled");
+    let (status, reason, message) = said(&mut operator, &world).await?;
+    assert_eq!((status, reason), ("False", "Removing"), "{message}");
     Ok(())
 }

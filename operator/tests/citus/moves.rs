@@ -291,7 +291,7 @@ async fn a_group_is_deleted_only_when_its_own_server_says_that_it_holds_nothing(
             Ok::<_, anyhow::Error>(())
         };
         let sessions = world.sessions()?;
-        let early = stays(&sessions, Group::Worker(1), true).await;
+        let early = stays(&sessions, Group::Worker(1), true).await.map(|stay| stay.message);
         let late = retire(&sessions, Group::Worker(1), true, delete).await?;
         // What stays for a reason of its own is told so without the lock.
         let by_lock = late.as_ref().is_some_and(|why| why.contains("topology lock"));

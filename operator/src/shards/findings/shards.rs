@@ -10,6 +10,7 @@ use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Catalog, Foreign, Operation, Stall};
 use crate::shards::plan::{Cramped, Draft, Moves, Report, UPDATED_FIRST, obstacle};
 use crate::shards::rebalance::Cause;
+use crate::shards::retire::LEFT_BEHIND;
 use crate::shards::step::Step;
 use crate::shards::strategy::{NAME, Seen};
 use crate::shards::wanted::Gate;
@@ -294,8 +295,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
     if let Some(check) = moves.and_then(|moves| moves.checks.first()) {
         return finding(true, check.reason, check.message.clone());
     }
-    let unregistered: Vec<Group> =
-        surplus.iter().copied().filter(|group| world.member(*group).is_none()).collect();
+    let unregistered = world.leftover_servers();
     let out_of_reach = world.shards_out_of_reach();
     if !unregistered.is_empty() && out_of_reach > 0 {
         let message = format!(
@@ -305,6 +305,9 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
             list(&unregistered)
         );
         return finding(true, "NotRegistered", message);
+    }
+    if let Some((reason, message)) = kept_by_servers(world, &unregistered) {
+        return finding(true, reason, message);
     }
     if registered.is_empty() {
         let message = format!(
@@ -327,7 +330,7 @@ fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, regis
     let stored: Vec<String> =
         world.kept_by_tables().map(|(group, stored)| format!("{group} cannot leave: {stored}")).collect();
     if !stored.is_empty() {
-        return finding(true, "LeftBehind", first_of(&stored));
+        return finding(true, LEFT_BEHIND, first_of(&stored));
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!(
@@ -348,6 +351,16 @@ fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, regis
         return finding(true, reason, format!("{message}; {why}"));
     }
     finding(false, "Draining", message)
+}
+
+/// Why servers stay that nobody has registered, where that does not pass by itself.
+fn kept_by_servers(world: &World<'_>, unregistered: &[Group]) -> Option<(&'static str, String)> {
+    let stay = |group: &Group| {
+        let stay = world.observed.staying.get(group)?;
+        Some((stay.reason?, format!("{group} stays: {stay}")))
+    };
+    let (reasons, each): (Vec<_>, Vec<_>) = unregistered.iter().filter_map(stay).unzip();
+    Some((*reasons.first()?, first_of(&each)))
 }
 
 /// A node that stays, is registered and does not answer.

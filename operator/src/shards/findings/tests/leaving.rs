@@ -10,6 +10,7 @@ use crate::shards::observed::{
     Cleanup, End, Foreign, Node, Observed, Operation, Resources, Stall, StallKind, StoredShards,
 };
 use crate::shards::plan::plan;
+use crate::shards::retire::Stay;
 use crate::shards::round::tests::of;
 use crate::shards::round::{Failure, Round};
 use crate::shards::step::Step;
@@ -152,4 +153,25 @@ fn tables_of_which_nobody_has_a_note_keep_who_is_to_leave() {
     catalog(&mut observed).cleanup = vec![Cleanup { group_id: 2, records: 5 }];
     assert_eq!(blocked(&observed).1, "Draining");
     assert_eq!(plan(&wanted(), &topology(), &observed).steps, [Step::CleanUp]);
+}
+
+#[test]
+fn what_a_server_says_that_nobody_has_registered_is_said_unless_it_passes() {
+    let mut observed = two_workers();
+    catalog(&mut observed).placements = [1, 2].into_iter().flat_map(|id| ranges(id, 1, 0..48)).collect();
+    catalog(&mut observed).members.pop();
+    assert_eq!(blocked(&observed).1, "Removing");
+    let mut say = |reason, message: &str| {
+        let stay = Stay { reason, message: message.to_owned() };
+        observed.staying = [(Group::Worker(1), stay)].into();
+        blocked(&observed)
+    };
+    let (holds, reason, _) = say(None, "the server that answers is a standby");
+    assert_eq!((holds, reason), ("False", "Removing"));
+    let (holds, reason, message) = say(Some("NodeUnreachable"), "worker-1 does not answer: bring it back");
+    assert_eq!((holds, reason), ("True", "NodeUnreachable"), "{message}");
+    assert_eq!(message, "worker-1 stays: worker-1 does not answer: bring it back");
+    // Its StatefulSet is deleted.
+    observed.existing.remove(&Group::Worker(1));
+    assert_eq!(blocked(&observed).1, "NothingToRemove");
 }

@@ -116,12 +116,17 @@ impl Round {
         self.plan.moves.as_ref()?.held()
     }
 
+    /// Whether workers are to leave of which nothing worse is known than that they have not yet.
+    fn is_draining(&self) -> bool {
+        let leaves = |finding: &Finding| finding.kind == SCALE_IN_BLOCKED && finding.reason == "Draining";
+        self.plan.findings.iter().any(leaves)
+    }
+
     /// Whether `step` takes a shard from a worker that is to leave, of which nothing worse is known than that it still has some.
     fn drains(&self, step: &Step) -> bool {
-        let leaves = |finding: &Finding| finding.kind == SCALE_IN_BLOCKED && finding.reason == "Draining";
         let moves = self.plan.moves.iter().flat_map(|moves| &moves.plan.moves);
         let mut moves = moves.filter(|next| next.cause == Cause::Drain && next.from != Group::Coordinator);
-        self.plan.findings.iter().any(leaves)
+        self.is_draining()
             && moves.any(|next| matches!(step, Step::MoveShard { shard_id, from, .. } if (*shard_id, *from) == (next.shard_id, next.from)))
     }
 
@@ -129,17 +134,25 @@ impl Round {
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = self.plan.findings.clone();
-        let mut say = |kind: &'static str, reason, message: String, anyway: bool| {
+        // A failure is what is meant by blocked; a wait that ends by itself is not.
+        let mut say = |kind: &'static str, reason, message: String, anyway: bool, blocks: bool| {
             for finding in findings.iter_mut().filter(|finding| finding.kind == kind) {
                 if anyway || finding.holds != Holds::True {
-                    // A failure is what is meant by blocked; a wait is not.
-                    let holds = kind == SCALE_IN_BLOCKED && anyway;
+                    let holds = kind == SCALE_IN_BLOCKED && blocks;
                     *finding = Finding::new(kind, holds, reason, message.clone());
                 }
             }
         };
         if let Some((step, holder)) = &self.held {
-            say(step.condition(), "TopologyLocked", format!("waiting to {step}: {holder}"), false);
+            let message = format!("waiting to {step}: {holder}");
+            let blocks = holder.is_forgetful();
+            let mut operations = self.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
+            let gets_on = operations.any(|operation| operation.pid == holder.pid);
+            if self.is_draining() && !gets_on {
+                // Whoever waits for it, nobody leaves before it is free.
+                say(SCALE_IN_BLOCKED, "TopologyLocked", message.clone(), false, blocks);
+            }
+            say(step.condition(), "TopologyLocked", message, false, blocks);
         }
         // The first failure is the one that the others may follow from.
         let still = self.deferred.iter().filter(|(step, _)| self.plan.steps.contains(step));
@@ -154,9 +167,9 @@ impl Round {
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
             let message = format!("could not {step}: {message}");
             if self.drains(step) {
-                say(SCALE_IN_BLOCKED, reason, message.clone(), true);
+                say(SCALE_IN_BLOCKED, reason, message.clone(), true, true);
             }
-            say(step.condition(), reason, message, true);
+            say(step.condition(), reason, message, true, true);
         }
         findings
     }

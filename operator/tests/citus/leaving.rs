@@ -114,3 +114,24 @@ async fn a_server_that_is_registered_no_more_is_asked_why_it_stays() -> Result<(
     assert_eq!((status, reason), ("False", "Removing"), "{message}");
     Ok(())
 }
+
+#[tokio::test]
+async fn who_holds_the_topology_lock_is_named_where_a_worker_leaves() -> Result<()> {
+    needs_citus!();
+    let world = World::start(2)?;
+    world.serve(&few_shards(2)).await?;
+    let keys = dialog_api::migrations::TOPOLOGY_LOCK;
+    let other = world.ask_client(Group::Coordinator).await?;
+    other.batch_execute(&format!("SELECT pg_advisory_lock({}, {})", keys.0, keys.1)).await?;
+    let one = few_shards(1);
+    let (status, reason, message) = condition(&world.round(&one).await?, SCALE_IN_BLOCKED);
+    assert_eq!((status, reason), ("False", "TopologyLocked"), "{message}");
+    assert!(
+        message.contains("keep new shards off worker-1: the topology lock is held by testbed"),
+        "{message}"
+    );
+    other.batch_execute(&format!("SELECT pg_advisory_unlock({}, {})", keys.0, keys.1)).await?;
+    world.settle(&one).await?;
+    assert_eq!(condition(&world.round(&one).await?, SCALE_IN_BLOCKED).1, "Removing");
+    Ok(())
+}

@@ -226,7 +226,12 @@ fn not_weighed(moves: &Moves) -> Option<Finding> {
     (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
-pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables: &Report) -> Finding {
+pub(super) fn scale_in_blocked(
+    world: &World<'_>,
+    moves: Option<&Moves>,
+    tables: &Report,
+    draft: &Draft,
+) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     let surplus = world.surplus();
@@ -317,11 +322,17 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
         );
         return finding(false, "Removing", message);
     }
-    draining(world, tables, &surplus, &registered)
+    draining(world, tables, draft, &surplus, &registered)
 }
 
 /// What is said of workers that leave and that nothing of their own keeps.
-fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, registered: &[Group]) -> Finding {
+fn draining(
+    world: &World<'_>,
+    tables: &Report,
+    draft: &Draft,
+    surplus: &BTreeSet<Group>,
+    registered: &[Group],
+) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     if let Some(message) = kept_by_objects(world, registered) {
@@ -343,14 +354,27 @@ fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, regis
     if let Some(first) = comes_first(world) {
         return finding(false, "Draining", format!("{message}; {first}"));
     }
-    if world.wanted.rebalance.hold && shards > 0 {
+    if world.wanted.rebalance.hold && (shards > 0 || draft.steps.is_empty()) {
         // That ends by itself.
         return finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"));
     }
     if let Some((reason, why)) = failed_last(world, surplus) {
         return finding(true, reason, format!("{message}; {why}"));
     }
+    if let Some(waits) = waits_for_others(world, draft) {
+        return finding(
+            true,
+            "Waiting",
+            format!("{message}; nothing can be done before this has changed: {waits}"),
+        );
+    }
     finding(false, "Draining", message)
+}
+
+/// What is waited for where nothing is done, and nothing is under way that will have ended.
+fn waits_for_others(world: &World<'_>, draft: &Draft) -> Option<String> {
+    let rests = draft.steps.is_empty() && world.catalog()?.operations.is_empty();
+    (rests && !draft.waits.is_empty()).then(|| first_of(&draft.waits))
 }
 
 /// Why servers stay that nobody has registered, where that does not pass by itself.

@@ -5,14 +5,14 @@ use kube::{Api, Client, Config};
 
 use crate::api::{DialogCluster, PlanStatus};
 use crate::cli::{Output, Plan};
-use crate::condition::{self, BALANCED};
+use crate::condition::{self, BALANCED, SCALE_IN_BLOCKED};
 
 /// What to print, and whether there is anything to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Printed {
     /// The text, with a line break at its end.
     pub text: String,
-    /// Whether shards are to be moved or are moving, or are not where they belong.
+    /// Whether shards are to be moved or are moving, or are not where they belong, or workers cannot leave that are not asked for.
     pub to_do: bool,
 }
 
@@ -53,11 +53,13 @@ pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed>
         );
     }
     let plan = status.and_then(|status| status.plan.clone());
+    let blocked = status.and_then(|status| condition::find(&status.conditions, SCALE_IN_BLOCKED));
+    let blocked = blocked.filter(|blocked| blocked.status == condition::Holds::True.as_str());
     let even = balanced.status == condition::Holds::True.as_str();
     if plan.is_none() && balanced.status == condition::Holds::Unknown.as_str() {
         bail!("not known: {} ({})", balanced.message, balanced.reason);
     }
-    let to_do = plan.is_some() || !even;
+    let to_do = plan.is_some() || !even || blocked.is_some();
     let text = match output {
         Output::Json => {
             let asked = &cluster.spec.sharding.rebalance;
@@ -73,9 +75,10 @@ pub fn print(cluster: &DialogCluster, output: Output) -> anyhow::Result<Printed>
             format!("{}\n", serde_json::to_string_pretty(&plan.unwrap_or(none))?)
         }
         Output::Table => {
-            let none = if even { "nothing to move\n" } else { "no moves are planned\n" };
+            let none = if to_do { "no moves are planned\n" } else { "nothing to move\n" };
             let table = plan.map_or_else(|| none.to_owned(), |plan| plan.to_string());
-            format!("{table}{}: {}\n", balanced.reason, balanced.message)
+            let said = [Some(balanced), blocked].into_iter().flatten();
+            said.fold(table, |text, said| format!("{text}{}: {}\n", said.reason, said.message))
         }
     };
     Ok(Printed { text, to_do })
@@ -173,6 +176,27 @@ mod tests {
             cluster.metadata.generation = Some(2);
             let error = print(&cluster, Output::Table).unwrap_err().to_string();
             assert!(error.contains("the spec has changed (generation 2)"), "{error}");
+        }
+    }
+
+    #[test]
+    fn there_is_something_to_do_while_workers_cannot_leave() {
+        let mut cluster = cluster(None, Some((Holds::True, "Balanced", "even")));
+        for (holds, reason, to_do, text) in [
+            (Holds::False, "Draining", false, "nothing to move\nBalanced: even\n"),
+            (
+                Holds::True,
+                "LeftBehind",
+                true,
+                "no moves are planned\nBalanced: even\nLeftBehind: look at them\n",
+            ),
+        ] {
+            let blocked = Finding::new(SCALE_IN_BLOCKED, holds, reason, "look at them");
+            let conditions = &mut cluster.status.as_mut().unwrap().conditions;
+            conditions.truncate(1);
+            conditions.push(blocked.into_condition(&[], Some(1), Timestamp::UNIX_EPOCH));
+            let printed = print(&cluster, Output::Table).unwrap();
+            assert_eq!((printed.text.as_str(), printed.to_do), (text, to_do));
         }
     }
 

@@ -7,7 +7,7 @@ use dialog_operator::names::Group;
 use dialog_operator::pg::Endpoint;
 use dialog_operator::shards::heat::Heat;
 use dialog_operator::shards::observed::{
-    Catalog, Citus, Facts, Member, Node, Observed, Placement, Resources, Role, Spread, Table,
+    Catalog, Citus, Facts, Member, Node, Observed, Placement, Resources, Role, Spread, StoredShards, Table,
 };
 use dialog_operator::shards::plan::{Moves, Plan, plan};
 use dialog_operator::shards::rebalance::{HashRange, Strategy};
@@ -229,7 +229,10 @@ fn facts(group: Group, sizes: BTreeMap<i64, i64>) -> Facts {
             free_senders: 32,
             free_appliers: 16,
             free_workers: 32,
-            stored_shards: i64::try_from(sizes.len()).ok(),
+            stored_shards: Some(StoredShards {
+                count: i64::try_from(sizes.len()).unwrap_or(i64::MAX),
+                first: Vec::new(),
+            }),
             ..Resources::default()
         }),
         sizes: Some(sizes),

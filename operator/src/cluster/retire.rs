@@ -114,7 +114,10 @@ pub async fn step(
     let sessions = Sessions::new(topology, identity);
     // The highest leaves first. All are asked side by side: one that does not answer takes seconds.
     let asked: Vec<(Group, Option<String>)> = stream::iter(surplus.into_iter().rev())
-        .map(async |group| (group, stays(&sessions, group, observed.may_have_database(group)).await))
+        .map(async |group| {
+            let stay = stays(&sessions, group, observed.may_have_database(group)).await;
+            (group, stay.map(|stay| stay.message))
+        })
         .buffered(PARALLEL)
         .collect()
         .await;

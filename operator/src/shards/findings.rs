@@ -27,7 +27,7 @@ pub(super) fn of(world: &World<'_>, tables: &Report, moves: Option<&Moves>, draf
         parameters::applied(world),
         schema_distributed(world, tables, draft),
         shards::balanced(world, moves, draft),
-        shards::scale_in_blocked(world, moves, tables),
+        shards::scale_in_blocked(world, moves, tables, draft),
         heat::hot_tenant(world, draft),
     ]
 }

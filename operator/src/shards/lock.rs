@@ -20,15 +20,36 @@ pub struct Holder {
     pub application: String,
     /// The server process on the coordinator.
     pub pid: i32,
-    /// Since when it has nothing to do, in UTC; `None` while it is at work.
-    pub idle_since: Option<String>,
+    /// How long it has had nothing to do; `None` while it is at work.
+    pub idle: Option<Idle>,
+}
+
+/// How long a session has had nothing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// Since when, in UTC.
+    pub since: String,
+    /// For how long, in seconds.
+    pub seconds: i64,
+}
+
+/// Seconds after which a session that has nothing to do will not give back the lock by itself: who looks around between two
+/// changes is done sooner.
+const FORGOTTEN: i64 = 60;
+
+impl Holder {
+    /// Whether it seems to have forgotten that it has the lock.
+    #[must_use]
+    pub fn is_forgetful(&self) -> bool {
+        self.idle.as_ref().is_some_and(|idle| idle.seconds >= FORGOTTEN)
+    }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { application, pid, idle_since } = self;
+        let Self { application, pid, idle } = self;
         write!(f, "the topology lock is held by {application} (pid {pid} on the coordinator)")?;
-        let Some(since) = idle_since else { return Ok(()) };
+        let Some(Idle { since, .. }) = idle else { return Ok(()) };
         write!(
             f,
             ", which has been idle since {since}: if its client is gone, SELECT pg_terminate_backend({pid}) there gives the lock \
@@ -62,7 +83,8 @@ async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, p
         .query(
             "SELECT pid, application_name,
                     CASE WHEN starts_with(state, 'idle')
-                         THEN to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') END
+                         THEN to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') END,
+                    extract(epoch FROM clock_timestamp() - state_change)::int8
              FROM pg_stat_activity JOIN pg_locks USING (pid)
              WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::int4::oid
                AND objid = $2::int4::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
@@ -71,8 +93,12 @@ async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, p
         .await?;
     // It may have been given back between the two statements; then nobody can be named, and trying again is right.
     Ok(Some(rows.first().map_or_else(
-        || Holder { application: "a session that has just ended".to_owned(), pid: 0, idle_since: None },
-        |row| Holder { pid: row.get(0), application: row.get(1), idle_since: row.get(2) },
+        || Holder { application: "a session that has just ended".to_owned(), pid: 0, idle: None },
+        |row| {
+            let since: Option<String> = row.get(2);
+            let idle = since.map(|since| Idle { since, seconds: row.get(3) });
+            Holder { pid: row.get(0), application: row.get(1), idle }
+        },
     )))
 }
 

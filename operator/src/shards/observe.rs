@@ -31,7 +31,7 @@ pub mod stall;
 
 /// Servers that are asked at the same time: as many as a cluster can have workers, so that those that give no answer cost one
 /// time-out together.
-const AT_ONCE: usize = 100;
+pub(super) const AT_ONCE: usize = 100;
 
 /// Whether to ask for what costs the servers more than a look at a catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::heat::Heat;
 use super::heat::actions::Kept;
 use super::rebalance::{HashRange, MovePlan};
+use super::retire::Stay;
 use super::round::Failure;
 use super::step::Step;
 use super::strategy;
@@ -20,7 +21,7 @@ mod words;
 
 pub use moves::{
     Change, Cleanup, Foreign, LostSlot, Operation, Orphan, OrphanKind, Progress, Resources, Room,
-    RunningMove, RunningSplit, RunningSpread, Transaction, end_of_prepared,
+    RunningMove, RunningSplit, RunningSpread, StoredShards, Transaction, end_of_prepared,
 };
 
 /// The cluster as its servers describe it.
@@ -35,6 +36,8 @@ pub struct Observed {
     /// The groups that have servers in Kubernetes, asked for or not, registered or not. One that is being deleted is not
     /// among them.
     pub existing: BTreeSet<Group>,
+    /// Why those of them stay that are not asked for and not registered, by their own servers' word.
+    pub staying: BTreeMap<Group, Stay>,
     /// The last sizes of shard groups on servers that do not answer now: who is away for a moment is not empty.
     pub away: BTreeMap<Group, BTreeMap<i64, i64>>,
     /// Moves without progress for longer than is allowed, each with what was found out about it.

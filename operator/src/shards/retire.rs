@@ -1,6 +1,8 @@
 //! Whether a group's servers and volumes may be deleted: asked of the databases themselves, under the topology lock,
 //! immediately before.
 
+use std::fmt;
+
 use tokio_postgres::types::Type;
 
 use super::lock;
@@ -9,11 +11,38 @@ use super::sessions::{Door, Sessions};
 use crate::names::{DATABASE, Group};
 use crate::pg;
 
+/// Why a group's servers and volumes have to stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// For programs; `None` where it passes by itself.
+    pub reason: Option<&'static str>,
+    /// For people: what keeps them, and what to do.
+    pub message: String,
+}
+
+impl Stay {
+    /// Until somebody does something.
+    fn lasting(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason: Some(reason), message: message.into() }
+    }
+
+    /// For a while.
+    fn passing(message: impl Into<String>) -> Self {
+        Self { reason: None, message: message.into() }
+    }
+}
+
+impl fmt::Display for Stay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// Why `group` has to stay, whoever has the topology lock: who stays for a reason of its own is told that, and not who has the lock,
 /// which comes and goes with each move; and nobody waits for the lock because of it. `None` where it may go, or nobody knows.
 ///
 /// `has_database` is whether the group's volumes may hold a database; such a server has to say itself that it stores no shard.
-pub async fn stays(sessions: &Sessions, group: Group, has_database: bool) -> Option<String> {
+pub async fn stays(sessions: &Sessions, group: Group, has_database: bool) -> Option<Stay> {
     obstacle(sessions, group, has_database).await.ok().flatten()
 }
 
@@ -42,7 +71,7 @@ pub async fn retire<E>(
         // The lock went with the session if that broke meanwhile.
         Ok(None) if session.is_over() => Ok(Some("the coordinator has just ended the session".to_owned())),
         Ok(None) => delete().await.map(|()| None),
-        Ok(obstacle) => Ok(obstacle),
+        Ok(Some(stay)) => Ok(Some(stay.message)),
         Err(error) => Ok(Some(error.to_string())),
     };
     if lock::release(&session).await.is_err() {
@@ -51,25 +80,27 @@ pub async fn retire<E>(
     outcome
 }
 
+/// The reason where a server cannot say what it holds.
+const UNREACHABLE: &str = "NodeUnreachable";
+
+/// The reason where a server holds, or is, what the catalogs do not know at its address.
+pub(super) const LEFT_BEHIND: &str = "LeftBehind";
+
 /// Whether a server is a standby, to which a Service may lead for a moment, and whether it has Citus.
 const STATE: &str = "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')";
 
 /// Why `group` has to stay.
-async fn obstacle(
-    sessions: &Sessions,
-    group: Group,
-    has_database: bool,
-) -> Result<Option<String>, pg::Error> {
+async fn obstacle(sessions: &Sessions, group: Group, has_database: bool) -> Result<Option<Stay>, pg::Error> {
     let Some(endpoint) = sessions.topology().endpoint(group) else {
-        return Ok(Some(format!("{group} has no address")));
+        return Ok(Some(Stay::lasting(UNREACHABLE, format!("{group} has no address"))));
     };
     let coordinator = sessions.session(Group::Coordinator, Door::Dialog).await?;
     let row = coordinator.query_one(STATE, &[]).await?;
     if row.get(0) {
         // Its catalogs may be old, and a lock there keeps nobody out.
-        return Ok(Some(
-            "the coordinator that answers is a standby: wait for the failover to end".to_owned(),
-        ));
+        return Ok(Some(Stay::passing(
+            "the coordinator that answers is a standby: wait for the failover to end",
+        )));
     }
     let mut registered = Vec::new();
     if row.get(1) {
@@ -83,11 +114,11 @@ async fn obstacle(
             )
             .await?;
         if row.get(0) {
-            return Ok(Some(format!("{group} is still registered")));
+            return Ok(Some(Stay::passing(format!("{group} is still registered"))));
         }
         if row.get(1) {
             let message = "the catalogs place shards on a node that is not registered: nobody knows which server has them";
-            return Ok(Some(message.to_owned()));
+            return Ok(Some(Stay::lasting("NotRegistered", message)));
         }
         registered = row.get::<_, Option<_>>(2).unwrap_or_default();
     }
@@ -101,12 +132,13 @@ async fn holds_something(
     sessions: &Sessions,
     group: Group,
     registered: &[i32],
-) -> Result<Option<String>, pg::Error> {
+) -> Result<Option<Stay>, pg::Error> {
     let silent = |error: &pg::Error| {
-        format!(
+        let message = format!(
             "{group} does not answer, so nobody knows what it holds ({error}): bring it back, or, if it is known to be \
              empty, delete its StatefulSet and then its claims"
-        )
+        );
+        Stay::lasting(UNREACHABLE, message)
     };
     let session = match sessions.session(group, Door::Dialog).await {
         Ok(session) => session,
@@ -118,26 +150,29 @@ async fn holds_something(
     let asked = async {
         let row = session.query_one(STATE, &[]).await?;
         if row.get(0) {
-            return Ok(Some(format!(
+            return Ok(Some(Stay::passing(format!(
                 "the server of {group} that answers is a standby: wait for the failover to end"
-            )));
+            ))));
         }
         if !row.get::<_, bool>(1) {
             return Ok(None);
         }
         let number: i32 = session.query_one("SELECT groupid FROM pg_dist_local_group", &[]).await?.get(0);
         if number != 0 && registered.contains(&number) {
-            return Ok(Some(format!("{group} is registered under another address")));
+            let message = format!(
+                "{group} is registered under another address, as the node of group {number}: raise spec.workers.count, and its \
+                 address is corrected; then lower the count again"
+            );
+            return Ok(Some(Stay::lasting(LEFT_BEHIND, message)));
         }
-        let shards = stored_shards(&session).await?;
-        let remedy = "raise spec.workers.count, and see ScaleInBlocked and the table pg_dist_placement for where they belong";
-        Ok((shards > 0).then(|| format!("its server stores shards ({shards}): {remedy}")))
+        let stored = stored_shards(&session).await?;
+        Ok((stored.count > 0).then(|| Stay::lasting(LEFT_BEHIND, stored.to_string())))
     };
     Ok(asked.await.unwrap_or_else(|error: pg::Error| Some(silent(&error))))
 }
 
 /// A server that does not let the operator in: it is one that was never prepared only if it has no database of ours.
-async fn fresh(sessions: &Sessions, group: Group, refused: &pg::Error) -> Result<Option<String>, pg::Error> {
+async fn fresh(sessions: &Sessions, group: Group, refused: &pg::Error) -> Result<Option<Stay>, pg::Error> {
     let question = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
     let found = async {
         let session = sessions.session(group, Door::Bootstrap).await?;
@@ -145,6 +180,12 @@ async fn fresh(sessions: &Sessions, group: Group, refused: &pg::Error) -> Result
     };
     Ok(match found.await {
         Ok(false) => None,
-        Ok(true) | Err(_) => Some(format!("{group} does not let the operator in: {refused}")),
+        Ok(true) | Err(_) => Some(Stay::lasting(
+            UNREACHABLE,
+            format!(
+                "{group} does not let the operator in, so nobody knows what it holds ({refused}): see its log, or, if it is \
+                 known to be empty, delete its StatefulSet and then its claims"
+            ),
+        )),
     })
 }

@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream;
 
 use super::act::{self, perform};
 use super::heat::Heat;
 use super::lock::{self, Holder};
-use super::observe::{Sizes, names, observe};
+use super::observe::{AT_ONCE, Sizes, names, observe};
 use super::observed::{Dropped, Node, Observed, Stall};
 use super::plan::{Plan, held_by_others, plan};
 use super::rebalance::{Cause, MovePlan};
+use super::retire::{Stay, stays};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
@@ -113,12 +116,17 @@ impl Round {
         self.plan.moves.as_ref()?.held()
     }
 
+    /// Whether workers are to leave of which nothing worse is known than that they have not yet.
+    fn is_draining(&self) -> bool {
+        let leaves = |finding: &Finding| finding.kind == SCALE_IN_BLOCKED && finding.reason == "Draining";
+        self.plan.findings.iter().any(leaves)
+    }
+
     /// Whether `step` takes a shard from a worker that is to leave, of which nothing worse is known than that it still has some.
     fn drains(&self, step: &Step) -> bool {
-        let leaves = |finding: &Finding| finding.kind == SCALE_IN_BLOCKED && finding.reason == "Draining";
         let moves = self.plan.moves.iter().flat_map(|moves| &moves.plan.moves);
         let mut moves = moves.filter(|next| next.cause == Cause::Drain && next.from != Group::Coordinator);
-        self.plan.findings.iter().any(leaves)
+        self.is_draining()
             && moves.any(|next| matches!(step, Step::MoveShard { shard_id, from, .. } if (*shard_id, *from) == (next.shard_id, next.from)))
     }
 
@@ -126,17 +134,25 @@ impl Round {
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = self.plan.findings.clone();
-        let mut say = |kind: &'static str, reason, message: String, anyway: bool| {
+        // A failure is what is meant by blocked; a wait that ends by itself is not.
+        let mut say = |kind: &'static str, reason, message: String, anyway: bool, blocks: bool| {
             for finding in findings.iter_mut().filter(|finding| finding.kind == kind) {
                 if anyway || finding.holds != Holds::True {
-                    // A failure is what is meant by blocked; a wait is not.
-                    let holds = kind == SCALE_IN_BLOCKED && anyway;
+                    let holds = kind == SCALE_IN_BLOCKED && blocks;
                     *finding = Finding::new(kind, holds, reason, message.clone());
                 }
             }
         };
         if let Some((step, holder)) = &self.held {
-            say(step.condition(), "TopologyLocked", format!("waiting to {step}: {holder}"), false);
+            let message = format!("waiting to {step}: {holder}");
+            let blocks = holder.is_forgetful();
+            let mut operations = self.observed.catalog.iter().flat_map(|catalog| &catalog.operations);
+            let gets_on = operations.any(|operation| operation.pid == holder.pid);
+            if self.is_draining() && !gets_on {
+                // Whoever waits for it, nobody leaves before it is free.
+                say(SCALE_IN_BLOCKED, "TopologyLocked", message.clone(), false, blocks);
+            }
+            say(step.condition(), "TopologyLocked", message, false, blocks);
         }
         // The first failure is the one that the others may follow from.
         let still = self.deferred.iter().filter(|(step, _)| self.plan.steps.contains(step));
@@ -151,9 +167,9 @@ impl Round {
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
             let message = format!("could not {step}: {message}");
             if self.drains(step) {
-                say(SCALE_IN_BLOCKED, reason, message.clone(), true);
+                say(SCALE_IN_BLOCKED, reason, message.clone(), true, true);
             }
-            say(step.condition(), reason, message, true);
+            say(step.condition(), reason, message, true, true);
         }
         findings
     }
@@ -161,7 +177,11 @@ impl Round {
 
 /// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
 pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
-    let observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
+    let mut observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
+    // Who does not answer takes seconds, and what is under way is not to wait for that.
+    if observed.catalog.as_ref().is_some_and(|catalog| catalog.operations.is_empty()) {
+        observed.staying = staying(brief.wanted, sessions, &observed).await;
+    }
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     let mut round = Round {
         observed,
@@ -344,6 +364,7 @@ async fn look(
     if let Some(before) = before {
         observed.keep_sizes(before);
         observed.keep_uncleaned(before);
+        observed.staying.clone_from(&before.staying);
     }
     let known = before.map(|before| &before.hashes);
     observed.hashes = names::hashes(sessions, brief.wanted, &observed, known).await;
@@ -353,6 +374,18 @@ async fn look(
     let held_up = held_by_others(&world);
     observed.keep_held_up(before, held_up);
     observed
+}
+
+/// Asks the servers that are not asked for and not registered why they have to stay, as is done before they are deleted: nobody
+/// else looks at them.
+async fn staying(wanted: &Wanted, sessions: &Sessions, observed: &Observed) -> BTreeMap<Group, Stay> {
+    let world = World { wanted, topology: sessions.topology(), observed };
+    stream::iter(world.leftover_servers())
+        .map(async |group| Some((group, stays(sessions, group, true).await?)))
+        .buffer_unordered(AT_ONCE)
+        .filter_map(async |stay| stay)
+        .collect()
+        .await
 }
 
 /// Adds what is not asked of the servers.

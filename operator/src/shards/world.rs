@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::observed::{Catalog, Facts, Member, Node, Observed, Placement};
+use super::observed::{Catalog, Facts, Member, Node, Observed, Placement, StoredShards};
 use super::rebalance::Role;
 use super::strategy::Seen;
 use super::topology::Topology;
@@ -98,6 +98,12 @@ impl<'a> World<'a> {
         self.groups().into_iter().chain(self.observed.existing.iter().copied()).filter(beyond).collect()
     }
 
+    /// Workers beyond the count that have servers and are not registered.
+    #[must_use]
+    pub fn leftover_servers(&self) -> Vec<Group> {
+        self.surplus().into_iter().filter(|group| self.member(*group).is_none()).collect()
+    }
+
     /// The row of `group` in `pg_dist_node`.
     #[must_use]
     pub fn member(&self, group: Group) -> Option<&'a Member> {
@@ -145,6 +151,28 @@ impl<'a> World<'a> {
     pub fn immovable_on(&self, group: Group) -> &'a [String] {
         let (Some(member), Some(catalog)) = (self.member(group), self.catalog()) else { return &[] };
         catalog.immovable.get(&member.group_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether `group` is registered, holds nothing by the catalogs, and nothing comes to it: then it may be taken out of them
+    /// if its own server says the same.
+    #[must_use]
+    pub fn may_be_removed(&self, group: Group) -> bool {
+        let (Some(member), Some(catalog)) = (self.member(group), self.catalog()) else { return false };
+        // New shards may come at any moment to one that may hold them, unless it is away.
+        (!member.should_have_shards || self.server(group).is_err())
+            && self.shards_on(group) == 0
+            && self.immovable_on(group).is_empty()
+            && catalog.cleanup_of(member.group_id) == 0
+    }
+
+    /// The workers that are to leave and that nothing keeps but their own servers: these store tables that are named like
+    /// shards, of which the catalogs know nothing.
+    pub fn kept_by_tables(&self) -> impl Iterator<Item = (Group, &'a StoredShards)> {
+        let stored = |group: Group| {
+            let stored = self.observed.facts(group)?.resources.as_ref()?.stored_shards.as_ref()?;
+            (stored.count > 0 && self.may_be_removed(group)).then_some((group, stored))
+        };
+        self.surplus().into_iter().filter_map(stored)
     }
 
     /// Shards of distributed tables that the catalogs place on nodes that are not registered.

@@ -102,6 +102,8 @@ async fn a_change_waits_for_who_holds_the_topology_lock() -> Result<()> {
     let (step, holder) = round.held.as_ref().unwrap();
     assert_eq!(*step, Step::CreateExtension { group: Group::Coordinator });
     assert_eq!((holder.application.as_str(), holder.pid), ("dialog-api", pid));
+    let idle = holder.idle.as_ref().map(|idle| idle.seconds);
+    assert!(idle.is_some_and(|seconds| (0..600).contains(&seconds)), "{idle:?}");
     let (status, reason, message) = condition(&round, CITUS_AVAILABLE);
     assert_eq!((status, reason), ("False", "TopologyLocked"));
     assert!(message.contains(&format!("held by dialog-api (pid {pid}")), "{message}");

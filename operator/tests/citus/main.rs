@@ -32,6 +32,7 @@ mod killed;
 mod killer;
 mod lacks;
 mod large;
+mod leaving;
 mod leftovers;
 mod moves;
 mod operator;

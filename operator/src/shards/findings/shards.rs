@@ -10,6 +10,7 @@ use crate::shards::heat::ENOUGH;
 use crate::shards::observed::{Catalog, Foreign, Operation, Stall};
 use crate::shards::plan::{Cramped, Draft, Moves, Report, UPDATED_FIRST, obstacle};
 use crate::shards::rebalance::Cause;
+use crate::shards::retire::LEFT_BEHIND;
 use crate::shards::step::Step;
 use crate::shards::strategy::{NAME, Seen};
 use crate::shards::wanted::Gate;
@@ -225,7 +226,12 @@ fn not_weighed(moves: &Moves) -> Option<Finding> {
     (moves.unweighed > 0).then(|| Finding::new(BALANCED, Holds::Unknown, "LoadNotMeasured", message))
 }
 
-pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables: &Report) -> Finding {
+pub(super) fn scale_in_blocked(
+    world: &World<'_>,
+    moves: Option<&Moves>,
+    tables: &Report,
+    draft: &Draft,
+) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     let surplus = world.surplus();
@@ -294,8 +300,7 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
     if let Some(check) = moves.and_then(|moves| moves.checks.first()) {
         return finding(true, check.reason, check.message.clone());
     }
-    let unregistered: Vec<Group> =
-        surplus.iter().copied().filter(|group| world.member(*group).is_none()).collect();
+    let unregistered = world.leftover_servers();
     let out_of_reach = world.shards_out_of_reach();
     if !unregistered.is_empty() && out_of_reach > 0 {
         let message = format!(
@@ -306,6 +311,9 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
         );
         return finding(true, "NotRegistered", message);
     }
+    if let Some((reason, message)) = kept_by_servers(world, &unregistered) {
+        return finding(true, reason, message);
+    }
     if registered.is_empty() {
         let message = format!(
             "no shard is placed on {} any more; servers and volumes are deleted as soon as the servers say the same, and \
@@ -314,15 +322,26 @@ pub(super) fn scale_in_blocked(world: &World<'_>, moves: Option<&Moves>, tables:
         );
         return finding(false, "Removing", message);
     }
-    draining(world, tables, &surplus, &registered)
+    draining(world, tables, draft, &surplus, &registered)
 }
 
 /// What is said of workers that leave and that nothing of their own keeps.
-fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, registered: &[Group]) -> Finding {
+fn draining(
+    world: &World<'_>,
+    tables: &Report,
+    draft: &Draft,
+    surplus: &BTreeSet<Group>,
+    registered: &[Group],
+) -> Finding {
     let finding =
         |holds: bool, reason, message: String| Finding::new(SCALE_IN_BLOCKED, holds, reason, message);
     if let Some(message) = kept_by_objects(world, registered) {
         return finding(true, CLEANUP_BLOCKED, message);
+    }
+    let stored: Vec<String> =
+        world.kept_by_tables().map(|(group, stored)| format!("{group} cannot leave: {stored}")).collect();
+    if !stored.is_empty() {
+        return finding(true, LEFT_BEHIND, first_of(&stored));
     }
     let shards: i64 = registered.iter().map(|group| world.shards_on(*group)).sum();
     let message = format!(
@@ -335,14 +354,37 @@ fn draining(world: &World<'_>, tables: &Report, surplus: &BTreeSet<Group>, regis
     if let Some(first) = comes_first(world) {
         return finding(false, "Draining", format!("{message}; {first}"));
     }
-    if world.wanted.rebalance.hold && shards > 0 {
+    if world.wanted.rebalance.hold && (shards > 0 || draft.steps.is_empty()) {
         // That ends by itself.
         return finding(false, "Draining", format!("{message}; {UPDATED_FIRST}"));
     }
     if let Some((reason, why)) = failed_last(world, surplus) {
         return finding(true, reason, format!("{message}; {why}"));
     }
+    if let Some(waits) = waits_for_others(world, draft) {
+        return finding(
+            true,
+            "Waiting",
+            format!("{message}; nothing can be done before this has changed: {waits}"),
+        );
+    }
     finding(false, "Draining", message)
+}
+
+/// What is waited for where nothing is done, and nothing is under way that will have ended.
+fn waits_for_others(world: &World<'_>, draft: &Draft) -> Option<String> {
+    let rests = draft.steps.is_empty() && world.catalog()?.operations.is_empty();
+    (rests && !draft.waits.is_empty()).then(|| first_of(&draft.waits))
+}
+
+/// Why servers stay that nobody has registered, where that does not pass by itself.
+fn kept_by_servers(world: &World<'_>, unregistered: &[Group]) -> Option<(&'static str, String)> {
+    let stay = |group: &Group| {
+        let stay = world.observed.staying.get(group)?;
+        Some((stay.reason?, format!("{group} stays: {stay}")))
+    };
+    let (reasons, each): (Vec<_>, Vec<_>) = unregistered.iter().filter_map(stay).unzip();
+    Some((*reasons.first()?, first_of(&each)))
 }
 
 /// A node that stays, is registered and does not answer.

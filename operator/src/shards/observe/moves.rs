@@ -8,7 +8,7 @@ use crate::pg::{self, APPLICATION, Session};
 use crate::shards::heat::actions::{KEPT, Kept};
 use crate::shards::observe::orphans;
 use crate::shards::observed::{
-    Catalog, Change, Cleanup, Foreign, Operation, Orphan, Progress, Resources, Transaction,
+    Catalog, Change, Cleanup, Foreign, Operation, Orphan, Progress, Resources, StoredShards, Transaction,
 };
 use crate::shards::sessions::{Door, Sessions};
 use crate::shards::strategy::{self, Seen};
@@ -281,16 +281,18 @@ fn changes(row: &Row, first: usize) -> Vec<Change> {
 
 /// Shards of tables that are physically on this server, whatever the catalogs say; of tables that are copied whole to every
 /// node nothing is lost with one.
-pub(in crate::shards) async fn stored_shards(session: &Session) -> Result<i64, pg::Error> {
+pub(in crate::shards) async fn stored_shards(session: &Session) -> Result<StoredShards, pg::Error> {
     let row = session
         .query_one(
-            "SELECT count(*) FROM pg_dist_shard JOIN pg_dist_partition USING (logicalrelid)
-             JOIN pg_class ON pg_class.oid = logicalrelid
-             WHERE repmodel <> 't' AND to_regclass(
-                 CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
-                 || shard_name(logicalrelid, shardid)) IS NOT NULL",
-            &[],
+            "WITH named AS (
+                 SELECT CASE relnamespace WHEN 'public'::regnamespace THEN 'public.' ELSE '' END
+                        || shard_name(logicalrelid, shardid) AS name
+                 FROM pg_dist_shard JOIN pg_dist_partition USING (logicalrelid)
+                 JOIN pg_class ON pg_class.oid = logicalrelid WHERE repmodel <> 't'),
+             stored AS (SELECT name FROM named WHERE to_regclass(name) IS NOT NULL)
+             SELECT count(*), ARRAY (SELECT name FROM stored ORDER BY name LIMIT $1) FROM stored",
+            &[(&StoredShards::NAMED, Type::INT8)],
         )
         .await?;
-    Ok(row.get(0))
+    Ok(StoredShards { count: row.get(0), first: row.get(1) })
 }

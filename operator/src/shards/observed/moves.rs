@@ -311,7 +311,41 @@ pub struct Resources {
     /// Changes of distributed tables and of shards that are under way in sessions that began on this server.
     pub changes: Vec<Change>,
     /// Shards of distributed tables that are physically here; asked of nodes that are to leave only.
-    pub stored_shards: Option<i64>,
+    pub stored_shards: Option<StoredShards>,
+}
+
+/// Tables on a server that are named like shards of distributed tables, whatever the catalogs place there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredShards {
+    /// How many there are.
+    pub count: i64,
+    /// The first of them with their schemas, as they are written in SQL: no more than [`StoredShards::NAMED`].
+    pub first: Vec<String>,
+}
+
+impl StoredShards {
+    /// Tables that are named.
+    pub const NAMED: i64 = 3;
+}
+
+impl fmt::Display for StoredShards {
+    /// What is said of a server that stores them where the catalogs place nothing on it, and what to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, first } = self;
+        let listed = first.join("; ");
+        write!(
+            f,
+            "its server stores tables that are named like shards and that Citus has no note of there ({count}): {listed}"
+        )?;
+        let named = i64::try_from(first.len()).unwrap_or(i64::MAX);
+        if let more @ 1.. = count.saturating_sub(named) {
+            write!(f, "; and {more} more")?;
+        }
+        f.write_str(
+            ". Look at them: what they hold may be nowhere else. Whoever needs none of it runs on that server SET \
+             citus.enable_manual_changes_to_shards = on, and DROP TABLE for each: then it leaves",
+        )
+    }
 }
 
 /// A transaction of somebody.

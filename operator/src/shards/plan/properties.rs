@@ -113,6 +113,7 @@ prop_compose! {
         overrides in prop::collection::btree_set(prop_oneof![Just("wal_level"), Just("ssl")], 0..2),
         level in prop_oneof![4 => Just("logical"), 1 => Just("replica")],
         free in prop_oneof![3 => Just(1_i64 << 40), 1 => 0..1_i64 << 38],
+        unnoted in prop_oneof![4 => Just(0_i64), 1 => Just(2)],
     ) -> Server {
         let database_owner = owner.map(str::to_owned);
         let installed = installed.filter(|_| database_owner.is_some() && image.0.is_some()).map(str::to_owned);
@@ -121,7 +122,7 @@ prop_compose! {
         let overrides = overrides.into_iter().map(str::to_owned).collect();
         // A role that owns a database exists.
         let api = api.or_else(|| database_owner.as_ref().map(|_| Role { login: false, superuser: false }));
-        Server { up, free, facts: Facts { operator, api, database_owner, citus, settings, overrides, ..Facts::default() } }
+        Server { up, free, unnoted, facts: Facts { operator, api, database_owner, citus, settings, overrides, ..Facts::default() } }
     }
 }
 
@@ -240,7 +241,7 @@ fn shards(truth: &Truth) -> BTreeSet<i64> {
 fn without_obstacles(wanted: &Wanted, truth: &mut Truth) {
     for server in truth.servers.values_mut() {
         server.up = true;
-        server.free = 1 << 40;
+        (server.free, server.unnoted) = (1 << 40, 0);
         server.facts.citus.available = Some("13.2-1".to_owned());
         server.facts.citus.preloaded = true;
         server.facts.citus.installed = None;

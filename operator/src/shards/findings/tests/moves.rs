@@ -3,7 +3,9 @@
 use super::{at_rest, catalog, facts, ranges, topology, wanted};
 use crate::condition::{BALANCED, SCALE_IN_BLOCKED, SCHEMA_DISTRIBUTED};
 use crate::names::Group;
-use crate::shards::observed::{Change, Node, Observed, Operation, Progress, Resources, Transaction};
+use crate::shards::observed::{
+    Change, Node, Observed, Operation, Progress, Resources, StoredShards, Transaction,
+};
 use crate::shards::plan::plan;
 use crate::shards::rebalance::Strategy;
 use crate::shards::step::Step;
@@ -281,7 +283,8 @@ fn a_table_that_nothing_moves_keeps_its_own_worker_only() {
     let worker = facts(&mut three, Group::Worker(1)).clone();
     three.nodes.insert(Group::Worker(2), Node::Up(Box::new(worker)));
     facts(&mut three, Group::Worker(2)).sizes = Some([].into());
-    facts(&mut three, Group::Worker(2)).resources.as_mut().unwrap().stored_shards = Some(0);
+    facts(&mut three, Group::Worker(2)).resources.as_mut().unwrap().stored_shards =
+        Some(StoredShards::default());
     three.existing.insert(Group::Worker(2));
     let mut last = catalog(&mut three).members[2].clone();
     (last.group_id, last.node_id, last.should_have_shards) = (3, 4, false);

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::WHOLE;
 use crate::names::Group;
 use crate::shards::observed::{
-    Catalog, Cleanup, Facts, Member, Node, Observed, Operation, Placement, Resources, Role, Spread, Table,
+    Catalog, Cleanup, Facts, Member, Node, Observed, Operation, Placement, Resources, Role, Spread,
+    StoredShards, Table,
 };
 use crate::shards::rebalance::HashRange;
 use crate::shards::step::{API_ROLE, Beside, Distribution, Step};
@@ -39,6 +40,8 @@ pub(super) struct Server {
     pub(super) up: bool,
     /// Bytes free on its volume of a tebibyte.
     pub(super) free: i64,
+    /// Tables on it that are named like shards, and of which nobody has a note.
+    pub(super) unnoted: i64,
     pub(super) facts: Facts,
 }
 
@@ -102,7 +105,10 @@ impl Truth {
                 free_senders: 9,
                 free_appliers: 9,
                 free_workers: 9,
-                stored_shards: i64::try_from(here).ok(),
+                stored_shards: Some(StoredShards {
+                    count: i64::try_from(here).unwrap() + server.unnoted,
+                    first: Vec::new(),
+                }),
                 ..Resources::default()
             });
         }
@@ -144,6 +150,8 @@ impl Truth {
                     let group_id = self.member(*group).unwrap().group_id;
                     let held = self.placements().iter().filter(|at| at.group_id == group_id).count();
                     assert_eq!(held, 0, "{step}: it holds placements");
+                    let server = self.servers.get(group).filter(|server| server.up);
+                    assert!(server.is_none_or(|server| server.unnoted == 0), "{step}: it stores something");
                     let takes_part = |one: &Step| matches!(one, Step::MoveShard { from, to, .. } if from == group || to == group);
                     assert!(!self.running.iter().any(takes_part), "{step}: a shard is under way");
                 }

@@ -171,6 +171,9 @@ pub struct HotTenant {
     /// Whether it has a shard of its own, and is pinned to a worker.
     #[serde(default)]
     pub pinned: bool,
+    /// Whether `spec.sharding.pins` has it be one like the others, however hot: nothing follows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_alone: bool,
 }
 
 /// What a tenant takes a part of.

@@ -14,7 +14,7 @@ pub enum Reason {
     /// [`super::Policy::max_shard_groups`].
     #[error("there are as many shards as may be: every split costs connections and planning time")]
     TooManyShards,
-    /// It would be too much for every node, even one that did nothing else, and none is kept free for it.
+    /// It would be too much for every node, even one that did nothing else, and none is kept free for it, or nobody may move it.
     #[error(
         "it is more than any worker can do: give the workers more CPU, or read from standbys; only to be alone on a dedicated \
          worker (hotTenants.dedicatedWorkers) would keep it from harming others"
@@ -74,8 +74,9 @@ pub enum Reason {
     Crowded,
     /// A pinned tenant may be quiet, and nobody knows.
     #[error(
-        "whether it is quiet is not known, as it is not among the tenants that its worker counts, and these are busy: raise \
-         statistics.limit to have it released once it is"
+        "whether it is quiet is not known: it is not among the tenants that its worker counts, which are busy, and the counters of its \
+         own shard do not tell, as they began anew, are off (track_counts), or show as much as counts as busy; raise statistics.limit \
+         to have it released once it is"
     )]
     Unlisted,
 }

@@ -54,6 +54,8 @@ fn of_load(world: &World<'_>) -> Finding {
     }
     // Nothing is left to do about those that are pinned; where they are too much for their worker, that is refused.
     let (pinned, others): (Vec<&HotTenant>, Vec<&HotTenant>) = heat.hot.iter().partition(|hot| hot.pinned);
+    let (left_alone, others): (Vec<&HotTenant>, Vec<&HotTenant>) =
+        others.into_iter().partition(|hot| hot.left_alone);
     let names: Vec<String> = others.iter().copied().map(name).collect();
     let decided = heat.last.as_ref().filter(|_| heat.is_decided_now());
     let lasting = i32::try_from(watch.policy.consecutive_periods).unwrap_or(i32::MAX);
@@ -101,6 +103,15 @@ fn of_load(world: &World<'_>) -> Finding {
         );
         return finding(Holds::True, "WouldHaveActed", message);
     }
+    if names.is_empty() && !left_alone.is_empty() {
+        let left_alone: Vec<String> = left_alone.into_iter().map(name).collect();
+        let message = format!(
+            "hot: {}; nothing follows, as spec.sharding.pins has it be one like the others, without a worker: take the entry away, or \
+             name a worker there",
+            left_alone.join(", ")
+        );
+        return finding(Holds::True, "LeftAlone", message);
+    }
     if names.is_empty() && !pinned.is_empty() {
         let pinned: Vec<String> = pinned.into_iter().map(name).collect();
         let message = format!("pinned, with a shard of its own each: {}", pinned.join(", "));
@@ -109,15 +120,7 @@ fn of_load(world: &World<'_>) -> Finding {
     if names.is_empty() {
         return nobody(world, heat);
     }
-    let mut lasting_ones = others.iter().filter(|hot| hot.periods >= lasting).peekable();
-    let lasts = lasting_ones.peek().is_some();
-    if lasts && lasting_ones.all(|hot| is_left_alone(world, hot)) {
-        let message = format!(
-            "{who}; nothing follows, as spec.sharding.pins has it be one like the others, without a worker: take the entry away, or \
-             name a worker there"
-        );
-        return finding(Holds::True, "LeftAlone", message);
-    }
+    let lasts = others.iter().any(|hot| hot.periods >= lasting);
     if let Some(moving) = world.catalog().filter(|_| lasts && acts).and_then(under_way) {
         let message = format!("{who}; nothing is begun while shards are moved or split: {moving}");
         return finding(Holds::True, "ShardsMoving", message);
@@ -137,13 +140,6 @@ fn of_load(world: &World<'_>) -> Finding {
         }
         (None, None) => finding(Holds::True, NOTICED, who),
     }
-}
-
-/// Whether somebody wants a tenant to be one like the others, however hot.
-fn is_left_alone(world: &World<'_>, hot: &HotTenant) -> bool {
-    world.wanted.pins.iter().any(|entry| {
-        entry.worker.is_none() && entry.group == hot.group && entry.tenant.eq_ignore_ascii_case(&hot.tenant)
-    })
 }
 
 /// A hot tenant with its figures.

@@ -70,7 +70,9 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
     let counters =
         Counters { queries: number(row.get(2)), writes: number(row.get(3)), cpu: spent.unwrap_or(0) };
     let accesses = if by_shard { each(&session, ACCESSES, "true").await.ok() } else { None };
-    let uses = each(&session, USES, "shardminvalue = shardmaxvalue").await.ok();
+    // A server that does not count them says nothing.
+    let own = "shardminvalue = shardmaxvalue AND current_setting('track_counts')::bool";
+    let uses = each(&session, USES, own).await.ok();
     let limit = number(row.get(4));
     // Whoever is not on the list may be left out however much it does.
     let unlisted = if row.get(5) { u64::MAX } else { unlisted(limit, scores) };
@@ -90,7 +92,8 @@ pub(super) async fn read(sessions: &Sessions, group: Group, by_shard: bool) -> R
 
 /// Pages of a shard, or of an index of it, that were accessed.
 const ACCESSES: &str = "pg_stat_get_blocks_fetched($)";
-/// Scans of a shard, or of an index of it, and rows inserted: no statement uses it without one of these.
+/// Scans of a shard, or of an index of it, and rows inserted: no query of a messenger uses it without one of these (a sample of a
+/// table, rows by their place and TRUNCATE do). They are counted when their transaction ends.
 const USES: &str = "pg_stat_get_numscans($) + pg_stat_get_tuples_inserted($)";
 
 /// The sum of what `counts` for each of its shards and their indexes, for each shard group that is placed here and is `of` that
@@ -107,7 +110,7 @@ async fn each(session: &Session, counts: &str, of: &str) -> Result<BTreeMap<i64,
                FROM pg_dist_placement JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition USING (logicalrelid)
                JOIN pg_class ON pg_class.oid = logicalrelid
                WHERE partmethod = 'h' AND groupid = (SELECT groupid FROM pg_dist_local_group) AND {of}) AS shards
-         GROUP BY colocationid, shardminvalue"
+         GROUP BY colocationid, shardminvalue HAVING bool_and(shard IS NOT NULL)"
     );
     let rows = session.query(&statement, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), number(row.get(1)))).collect())

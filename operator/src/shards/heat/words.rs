@@ -145,6 +145,12 @@ impl Speaker<'_> {
             cpu_millicores: per_second(loads().map(|load| load.cpu / 1000).sum()),
             periods: i32::try_from(hot.periods).unwrap_or(i32::MAX),
             pinned: self.period.pins.iter().any(|pin| Tenant::from(pin) == hot.tenant),
+            left_alone: self
+                .seen
+                .world
+                .decisions()
+                .about(hot.tenant)
+                .is_some_and(|decided| decided.to.is_none()),
         }
     }
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, PinSpec, ShareOf};
+use crate::api::{DecisionStatus, HotTenant, LargeShardStatus, ShareOf};
 use crate::condition::HOT_TENANT;
 use crate::heat::{NodeLoad, Reason};
 use crate::shards::heat::Refusal;
@@ -28,6 +28,7 @@ fn hot(periods: i32) -> Heat {
         cpu_millicores: 310,
         periods,
         pinned: false,
+        left_alone: false,
     };
     Heat { end: Some(at(10)), hot: vec![tenant], ..Heat::default() }
 }
@@ -137,23 +138,26 @@ fn who_told_nothing_is_not_said_to_have_nobody_hot() {
 
 #[test]
 fn whom_somebody_leaves_alone_waits_for_nothing() {
-    let say = |heat: Heat, worker| {
-        let entry = PinSpec { group: "dialog".to_owned(), tenant: "7".to_owned(), worker };
-        let mut observed = at_rest();
-        observed.heat = Some(heat);
-        let wanted = Wanted { pins: vec![entry], ..wanted() };
-        let plan = plan(&wanted, &topology(), &observed);
-        let found = plan.findings.into_iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
-        (found.reason, found.message)
+    let say = |heat: Heat| say(HOT_TENANT, |observed| observed.heat = Some(heat));
+    let left = |periods| {
+        let mut heat = hot(periods);
+        heat.hot[0].left_alone = true;
+        heat
     };
-    // What was decided about others is not about it.
-    let (reason, message) = say(Heat { last: Some(decided(8)), ..hot(3) }, None);
-    assert!(reason == "LeftAlone" && message.contains("spec.sharding.pins"), "{reason}: {message}");
-    assert_eq!(say(hot(2), None).0, "Noticed");
-    assert_ne!(say(hot(3), Some(1)).0, "LeftAlone");
-    let mut two = hot(3);
-    two.hot.push(HotTenant { tenant: "9".to_owned(), ..two.hot[0].clone() });
-    assert_ne!(say(two, None).0, "LeftAlone", "something may follow for the other");
+    // What was decided about others is not about it, for however long it is hot.
+    for heat in [Heat { last: Some(decided(8)), ..left(3) }, left(2)] {
+        let (holds, reason, message) = say(heat);
+        assert_eq!((holds, reason), ("True", "LeftAlone"));
+        assert!(message.contains("dialog 7") && message.contains("spec.sharding.pins"), "{message}");
+    }
+    // What follows is said of the other alone.
+    let mut two = left(5);
+    two.hot.push(HotTenant { tenant: "9".to_owned(), left_alone: false, periods: 2, ..two.hot[0].clone() });
+    let (_, reason, message) = say(two);
+    assert!(reason == "Noticed" && message.starts_with("hot: dialog 9 "), "{message}");
+    let mut refused = left(5);
+    refused.refused = vec![Refusal { reason: Reason::TooHot, message: "it stays".to_owned() }];
+    assert_eq!(say(refused).1, "NothingHelps", "it is too much for any worker");
 }
 
 #[test]

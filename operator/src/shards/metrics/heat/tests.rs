@@ -85,6 +85,7 @@ fn what_is_over_is_not_shown() {
         cpu_millicores: 130,
         periods: 3,
         pinned: false,
+        left_alone: false,
     };
     let size = |group: &str, growth_per_hour| SizeStatus {
         group: group.to_owned(),

@@ -166,7 +166,8 @@ impl Round {
         let failures: Vec<_> = failed.chain(deferred).filter(|one| !is_seen(one)).collect();
         for (step, Failure { reason, message }) in failures.into_iter().rev() {
             let message = format!("could not {step}: {message}");
-            if self.drains(step) {
+            // What fails before everything else keeps all from beginning.
+            if self.drains(step) || self.is_draining() && !stands_apart(step) {
                 say(SCALE_IN_BLOCKED, reason, message.clone(), true, true);
             }
             say(step.condition(), reason, message, true, true);
@@ -327,14 +328,17 @@ fn carries_on(held: Option<&MovePlan>, plan: &Plan) -> bool {
 /// The next step that can be tried. Of one that is `paused` only those that end what is under way: nobody else would, and
 /// writers may wait for it.
 fn next(round: &Round, paused: bool) -> Option<Step> {
-    // Steps assume the earlier ones; only tables and moves do not depend on each other, nor anything on what is kept of
-    // load.
-    let apart = |step: &Step| [SCHEMA_DISTRIBUTED, BALANCED, HOT_TENANT].contains(&step.condition());
-    if !round.failed.iter().all(|(step, _)| apart(step)) {
+    if !round.failed.iter().all(|(step, _)| stands_apart(step)) {
         return None;
     }
     let may_be_done = |step: &Step| !paused || matches!(step, Step::CancelMove { .. });
     round.plan.steps.iter().find(|step| may_be_done(step) && !was_tried(round, step)).cloned()
+}
+
+/// Whether others can be done though a step has failed: they assume the earlier ones, but for tables and moves, which do not depend
+/// on each other, and nothing depends on what is kept of load.
+fn stands_apart(step: &Step) -> bool {
+    [SCHEMA_DISTRIBUTED, BALANCED, HOT_TENANT].contains(&step.condition())
 }
 
 fn was_tried(round: &Round, step: &Step) -> bool {

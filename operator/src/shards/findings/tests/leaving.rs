@@ -6,6 +6,7 @@ use super::moves::two_workers;
 use super::{catalog, facts, ranges, topology, wanted};
 use crate::condition::SCALE_IN_BLOCKED;
 use crate::names::Group;
+use crate::shards::act;
 use crate::shards::lock::{Holder, Idle};
 use crate::shards::observed::{
     Cleanup, End, Foreign, Node, Observed, Operation, Resources, Stall, StallKind, StoredShards,
@@ -211,6 +212,29 @@ fn what_others_keep_from_leaving_is_said_where_nothing_gets_on() {
     let found = findings.into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
     assert_eq!((found.holds.as_str(), found.reason), ("False", "Draining"), "{}", found.message);
     assert!(found.message.contains("updated first"), "{}", found.message);
+}
+
+#[test]
+fn a_step_that_comes_first_and_fails_keeps_who_is_to_leave() {
+    let mut observed = two_workers();
+    catalog(&mut observed).members[2].should_have_shards = true;
+    let mut round = of(&wanted(), &observed);
+    let say = |round: &Round| {
+        let found = round.findings().into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+        (found.holds.as_str(), found.reason, found.message)
+    };
+    let (holds, reason, message) = say(&round);
+    assert_eq!((holds, reason), ("False", "Draining"), "{message}");
+    let flag = Step::SetShouldHaveShards { group: Group::Worker(1), value: false };
+    assert_eq!(round.plan.steps.first(), Some(&flag));
+    let refused = || act::Error::Unreachable("refused".to_owned());
+    round.failed = vec![(flag.clone(), refused())];
+    let (holds, reason, message) = say(&round);
+    assert_eq!((holds, reason), ("True", refused().reason()));
+    assert_eq!(message, format!("could not {flag}: refused"));
+    // Nobody waits for what stands apart.
+    round.failed = vec![(Step::DropStrategy, refused())];
+    assert_eq!(say(&round).1, "Draining");
 }
 
 #[test]

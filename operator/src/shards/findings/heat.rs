@@ -104,13 +104,7 @@ fn of_load(world: &World<'_>) -> Finding {
         return finding(Holds::True, "WouldHaveActed", message);
     }
     if names.is_empty() && !left_alone.is_empty() {
-        let left_alone: Vec<String> = left_alone.into_iter().map(name).collect();
-        let message = format!(
-            "hot: {}; nothing follows, as spec.sharding.pins has it be one like the others, without a worker: take the entry away, or \
-             name a worker there",
-            left_alone.join(", ")
-        );
-        return finding(Holds::True, "LeftAlone", message);
+        return finding(Holds::True, "LeftAlone", nothing_follows(left_alone));
     }
     if names.is_empty() && !pinned.is_empty() {
         let pinned: Vec<String> = pinned.into_iter().map(name).collect();
@@ -140,6 +134,16 @@ fn of_load(world: &World<'_>) -> Finding {
         }
         (None, None) => finding(Holds::True, NOTICED, who),
     }
+}
+
+/// What is said of hot tenants that somebody wants to be like the others.
+fn nothing_follows(left_alone: Vec<&HotTenant>) -> String {
+    let names: Vec<String> = left_alone.into_iter().map(name).collect();
+    format!(
+        "hot: {}; nothing follows, as spec.sharding.pins has it be one like the others, without a worker: take the entry away, or name \
+         a worker there",
+        names.join(", ")
+    )
 }
 
 /// A hot tenant with its figures.

@@ -24,7 +24,7 @@ const OURS: &str = "(waiting.pid = $1
 /// Which session keeps these waiting: the oldest that does not wait itself, if there is one.
 const BLOCKED: &str = "
     SELECT waiting.pid, blocker.pid, blocker.application_name, blocker.state,
-           extract(epoch FROM clock_timestamp() - blocker.xact_start)::int8, left(blocker.query, 80),
+           (extract(epoch FROM clock_timestamp() - blocker.xact_start) * 1000)::int8, left(blocker.query, 80),
            blocker.wait_event_type IS NOT DISTINCT FROM 'Lock' AS waits,
            blocker.query ~* '^\\s*(alter|create|drop|truncate|reindex|cluster|vacuum|lock|comment|grant|revoke)\\M'
     FROM pg_stat_activity AS waiting
@@ -40,7 +40,7 @@ const OLDEST: &str = "ORDER BY waits, blocker.xact_start LIMIT 1";
 const BLOCKED_BY_PREPARED: &str = "
     SELECT waiting.pid, prepared.gid, prepared.owner::text, prepared.database::text,
            to_char(prepared.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
-           extract(epoch FROM clock_timestamp() - prepared.prepared)::int8
+           (extract(epoch FROM clock_timestamp() - prepared.prepared) * 1000)::int8
     FROM pg_stat_activity AS waiting
     JOIN pg_locks AS asked ON asked.pid = waiting.pid AND NOT asked.granted
     JOIN pg_locks AS held ON held.granted AND held.pid IS NULL
@@ -250,8 +250,8 @@ pub(super) async fn builds_index(sessions: &Sessions, target: Group, pid: i32) -
 pub(super) struct Blocker {
     /// It waits for somebody itself.
     waits: bool,
-    /// Its age.
-    seconds: i64,
+    /// Its age in milliseconds: two of one second are not equally old.
+    age: i64,
     /// Who it is, and what to do.
     pub(super) message: String,
 }
@@ -261,7 +261,7 @@ impl Blocker {
     /// within milliseconds, keep somebody of a move for a moment: the oldest keeps it for as long as it is kept. Who waits
     /// himself is kept by another, and that one is the cause of both.
     pub(super) fn worse(one: Option<Self>, other: Option<Self>) -> Option<Self> {
-        [one, other].into_iter().flatten().max_by_key(|blocker| (!blocker.waits, blocker.seconds))
+        [one, other].into_iter().flatten().max_by_key(|blocker| (!blocker.waits, blocker.age))
     }
 }
 
@@ -283,7 +283,8 @@ fn session(group: Group, row: &Row) -> Blocker {
     let (waiting, blocker): (i32, i32) = (row.get(0), row.get(1));
     let application: String = row.get::<_, Option<_>>(2).unwrap_or_default();
     let state: String = row.get::<_, Option<_>>(3).unwrap_or_default();
-    let seconds: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
+    let age: i64 = row.get::<_, Option<_>>(4).unwrap_or_default();
+    let seconds = age / 1000;
     let statement: String = row.get::<_, Option<_>>(5).unwrap_or_default();
     let kind = match (row.get::<_, Option<bool>>(7), state.as_str()) {
         (Some(true), _) => "a change of a table",
@@ -294,20 +295,21 @@ fn session(group: Group, row: &Row) -> Blocker {
         "on {group} its process {waiting} waits for {kind} of {application} (pid {blocker}, open for {seconds} s: \
              {statement}); let it end, or SELECT pg_terminate_backend({blocker}) there"
     );
-    Blocker { waits: row.get(6), seconds, message }
+    Blocker { waits: row.get(6), age, message }
 }
 
 /// What is said of a row of [`BLOCKED_BY_PREPARED`].
 fn prepared_transaction(group: Group, row: &Row) -> Blocker {
     let waiting: i32 = row.get(0);
     let [gid, owner, database, since]: [String; 4] = [row.get(1), row.get(2), row.get(3), row.get(4)];
-    let seconds: i64 = row.get(5);
+    let age: i64 = row.get(5);
+    let seconds = age / 1000;
     let message = format!(
         "on {group} its process {waiting} waits for a lock of the prepared transaction '{gid}' of {owner} in database \
          {database} (since {since}, {seconds} s): {}",
         end_of_prepared(&gid)
     );
-    Blocker { waits: false, seconds, message }
+    Blocker { waits: false, age, message }
 }
 
 /// What is wrong with the replication of the move; an error is what is said of a server that could not be asked.

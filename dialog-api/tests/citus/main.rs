@@ -29,7 +29,7 @@ use dialog_api::{
 };
 use futures::StreamExt as _;
 use testbed::postgres::{Server, Shutdown, citus_or_skip};
-use tokio_postgres::{AsyncMessage, Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 use uuid::Uuid;
 
 use crate::{
@@ -135,11 +135,16 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     let load = Load::start(&service, 8).await?;
     load.acknowledge(200).await?;
 
-    // A session of a worker dies without a word, and takes all others of the worker with it.
-    let postgres = cluster.workers[0].connect("postgres").await?;
-    let session = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'citus_internal%'
-                   ORDER BY state = 'active' DESC LIMIT 1";
-    let pid: i32 = postgres.query_one(session, &[]).await?.get(0);
+    // A session of a worker dies without a word in the midst of a statement, and takes all others of the worker with it.
+    let (holder, postgres) =
+        (cluster.workers[0].connect("dialog").await?, cluster.workers[0].connect("postgres").await?);
+    hold_all_messages(&holder).await?;
+    let pid: i32 = eventually("a statement under way at the worker", async || {
+        let waiting =
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'dialog-api' AND wait_event_type = 'Lock'";
+        Ok(postgres.query(waiting, &[]).await?.first().map(|row| row.get(0)))
+    })
+    .await?;
     assert!(Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status()?.success());
     load.acknowledge(200).await?;
     // What was under way there failed, which is a reason to look whether the shards are still where they were.
@@ -171,6 +176,21 @@ async fn a_worker_that_crashes_and_recovers() -> Result<()> {
     let only_503 = ledger.refused.keys().all(|status| *status == 503);
     assert!(only_503 && !ledger.refused.is_empty(), "{:?}\n{}", ledger.refused, service.log_text());
     ledger.check(&cluster.coordinator.connect("dialog").await?).await
+}
+
+/// Keeps all writers of messages waiting at one worker, for as long as this session lives.
+async fn hold_all_messages(worker: &Client) -> Result<()> {
+    let shards =
+        "SET citus.override_table_visibility TO off; SET citus.enable_manual_changes_to_shards TO on;
+                  SELECT format('LOCK TABLE %s IN EXCLUSIVE MODE', string_agg(oid::regclass::text, ', '))
+                  FROM pg_class WHERE relkind = 'r' AND relname ~ '^messages_[0-9]+$'";
+    let answer = worker.simple_query(shards).await?;
+    let lock = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    worker.batch_execute(&format!("BEGIN; {}", lock.context("no shard of messages here")?)).await?;
+    Ok(())
 }
 
 async fn shards_are_spread(sql: &Client, cluster: &Cluster) -> Result<()> {

@@ -99,6 +99,9 @@ impl Controller {
         // Nothing is held up by a group that cannot leave yet, nor one that leaves by a server that takes no orders.
         let topology = Topology::of_services(&target.names);
         let stay = retire::step(&self.context, target, observed, topology).await;
+        if let (Err(_), Err(error)) = (&acted, &stay) {
+            tracing::warn!(cluster = target.names.cluster(), namespace = target.names.namespace(), %error, "no group leaves now");
+        }
         let step = acted?;
         match stay? {
             stay if step == Step::Nothing && !stay.is_empty() => Ok(Step::ScaleIn(format!(

@@ -30,7 +30,7 @@ use super::topology::Topology;
 use super::wanted::Wanted;
 use crate::api::{DialogCluster, DialogClusterStatus};
 use crate::cluster::certificates::identity;
-use crate::cluster::report;
+use crate::cluster::{observe, report};
 use crate::condition::{Finding, Holds, SHARDS_MANAGER};
 use crate::context::Context;
 use crate::error::Error;
@@ -235,6 +235,9 @@ impl Reconciler for Controller {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.context.client, &names).await.unwrap_or_default() }.boxed()
         };
+        let ask_blank = || -> BoxFuture<'_, BTreeSet<Group>> {
+            async { blank(&self.context.client, &names).await.unwrap_or_default() }.boxed()
+        };
         let unchanged = self.unchanged(cluster);
         let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };
         let last = self.memory(&key, |memory| memory.last.clone());
@@ -246,6 +249,7 @@ impl Reconciler for Controller {
             wanted: &wanted,
             unchanged: &asks_the_same,
             existing: &ask,
+            blank: &ask_blank,
             sizes,
             before: last.as_deref(),
             most: MOST_STEPS,
@@ -329,4 +333,11 @@ async fn existing(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Err
         (names.group(group) == set.name_any() && set.metadata.deletion_timestamp.is_none()).then_some(group)
     };
     Ok(list.items.into_iter().filter_map(group).collect())
+}
+
+/// The groups whose volumes cannot hold a database.
+async fn blank(client: &Client, names: &Names) -> Result<BTreeSet<Group>, Error> {
+    let observed = observe::observe(client, names).await?;
+    let groups = observed.groups.keys().copied();
+    Ok(groups.filter(|group| !observed.may_have_database(*group)).collect())
 }

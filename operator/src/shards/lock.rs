@@ -13,6 +13,9 @@ use crate::pg::{self, Session};
 /// The two keys of the lock: `dial` in ASCII, and its number.
 pub const KEYS: (i32, i32) = (1_684_631_916, 1);
 
+/// The reason where somebody else has it.
+pub(super) const TOPOLOGY_LOCKED: &str = "TopologyLocked";
+
 /// Who holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -79,6 +82,16 @@ async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, p
     if session.query_one(statement, &keys).await?.get(0) {
         return Ok(None);
     }
+    // It may have been given back between the two statements; then nobody can be named, and trying again is right.
+    let ended = || Holder { application: "a session that has just ended".to_owned(), pid: 0, idle: None };
+    Ok(Some(holder(session).await?.unwrap_or_else(ended)))
+}
+
+/// Who has the lock, of several the one that has had nothing to do for the longest time.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn holder(session: &Session) -> Result<Option<Holder>, pg::Error> {
     let rows = session
         .query(
             "SELECT pid, application_name,
@@ -87,19 +100,16 @@ async fn acquire(session: &Session, statement: &str) -> Result<Option<Holder>, p
                     extract(epoch FROM clock_timestamp() - state_change)::int8
              FROM pg_stat_activity JOIN pg_locks USING (pid)
              WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::int4::oid
-               AND objid = $2::int4::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-            &keys,
+               AND objid = $2::int4::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+             ORDER BY NOT starts_with(state, 'idle'), state_change",
+            &[(&KEYS.0, Type::INT4), (&KEYS.1, Type::INT4)],
         )
         .await?;
-    // It may have been given back between the two statements; then nobody can be named, and trying again is right.
-    Ok(Some(rows.first().map_or_else(
-        || Holder { application: "a session that has just ended".to_owned(), pid: 0, idle: None },
-        |row| {
-            let since: Option<String> = row.get(2);
-            let idle = since.map(|since| Idle { since, seconds: row.get(3) });
-            Holder { pid: row.get(0), application: row.get(1), idle }
-        },
-    )))
+    Ok(rows.first().map(|row| {
+        let since: Option<String> = row.get(2);
+        let idle = since.map(|since| Idle { since, seconds: row.get(3) });
+        Holder { pid: row.get(0), application: row.get(1), idle }
+    }))
 }
 
 /// Gives back what `session` holds of the lock.

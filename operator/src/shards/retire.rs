@@ -1,15 +1,16 @@
 //! Whether a group's servers and volumes may be deleted: asked of the databases themselves, under the topology lock,
 //! immediately before.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use tokio_postgres::types::Type;
 
-use super::lock;
+use super::lock::{self, Holder, TOPOLOGY_LOCKED};
 use super::observe::moves::stored_shards;
 use super::sessions::{Door, Sessions};
 use crate::names::{DATABASE, Group};
-use crate::pg;
+use crate::pg::{self, Endpoint};
 
 /// Why a group's servers and volumes have to stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +39,23 @@ impl fmt::Display for Stay {
     }
 }
 
-/// Why `group` has to stay, whoever has the topology lock: who stays for a reason of its own is told that, and not who has the lock,
-/// which comes and goes with each move; and nobody waits for the lock because of it. `None` where it may go, or nobody knows.
+/// Why `group` has to stay, asked without the topology lock: who stays for a reason of its own is told that, and not who has the lock,
+/// which comes and goes with each move; and nobody waits for the lock because of it. One that somebody has forgotten to give back is a
+/// reason. `None` where it may go, or nobody knows.
 ///
 /// `has_database` is whether the group's volumes may hold a database; such a server has to say itself that it stores no shard.
 pub async fn stays(sessions: &Sessions, group: Group, has_database: bool) -> Option<Stay> {
-    obstacle(sessions, group, has_database).await.ok().flatten()
+    match obstacle(sessions, group, has_database).await {
+        Ok(None) => forgotten(sessions).await.ok().flatten(),
+        asked => asked.ok().flatten(),
+    }
+}
+
+/// Says who has the topology lock and has done nothing for so long that it will not give it back.
+async fn forgotten(sessions: &Sessions) -> Result<Option<Stay>, pg::Error> {
+    let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
+    let holder = lock::holder(&session).await?.filter(Holder::is_forgetful);
+    Ok(holder.map(|holder| Stay::lasting(TOPOLOGY_LOCKED, holder.to_string())))
 }
 
 /// Deletes what `delete` deletes if nothing is lost with `group`; otherwise says why it has to stay.
@@ -102,14 +114,13 @@ async fn obstacle(sessions: &Sessions, group: Group, has_database: bool) -> Resu
             "the coordinator that answers is a standby: wait for the failover to end",
         )));
     }
-    let mut registered = Vec::new();
+    let mut registered = BTreeMap::new();
     if row.get(1) {
         let port = i32::from(endpoint.port);
         let row = coordinator
             .query_one(
                 "SELECT EXISTS (SELECT FROM pg_dist_node WHERE nodename = $1 AND nodeport = $2),
-                        EXISTS (SELECT FROM pg_dist_placement WHERE groupid NOT IN (SELECT groupid FROM pg_dist_node)),
-                        (SELECT array_agg(groupid) FROM pg_dist_node)",
+                        EXISTS (SELECT FROM pg_dist_placement WHERE groupid NOT IN (SELECT groupid FROM pg_dist_node))",
                 &[(&endpoint.host, Type::TEXT), (&port, Type::INT4)],
             )
             .await?;
@@ -120,7 +131,11 @@ async fn obstacle(sessions: &Sessions, group: Group, has_database: bool) -> Resu
             let message = "the catalogs place shards on a node that is not registered: nobody knows which server has them";
             return Ok(Some(Stay::lasting("NotRegistered", message)));
         }
-        registered = row.get::<_, Option<_>>(2).unwrap_or_default();
+        let nodes = "SELECT groupid, nodename, nodeport FROM pg_dist_node";
+        for row in coordinator.query(nodes, &[]).await? {
+            let port = u16::try_from(row.get::<_, i32>(2)).unwrap_or_default();
+            registered.insert(row.get(0), Endpoint::new(row.get::<_, &str>(1), port));
+        }
     }
     // A coordinator that was made anew knows nothing of what the others hold.
     if has_database { holds_something(sessions, group, &registered).await } else { Ok(None) }
@@ -131,7 +146,7 @@ async fn obstacle(sessions: &Sessions, group: Group, has_database: bool) -> Resu
 async fn holds_something(
     sessions: &Sessions,
     group: Group,
-    registered: &[i32],
+    registered: &BTreeMap<i32, Endpoint>,
 ) -> Result<Option<Stay>, pg::Error> {
     let silent = |error: &pg::Error| {
         let message = format!(
@@ -158,11 +173,18 @@ async fn holds_something(
             return Ok(None);
         }
         let number: i32 = session.query_one("SELECT groupid FROM pg_dist_local_group", &[]).await?.get(0);
-        if number != 0 && registered.contains(&number) {
-            let message = format!(
-                "{group} is registered under another address, as the node of group {number}: raise spec.workers.count, and its \
-                 address is corrected; then lower the count again"
-            );
+        if let Some(address) = registered.get(&number).filter(|_| number != 0) {
+            let message = match sessions.topology().group(address) {
+                None => format!(
+                    "{group} is registered under another address, as the node of group {number}: raise spec.workers.count, \
+                     and its address is corrected; then lower the count again"
+                ),
+                Some(other) => format!(
+                    "{group} says that it is the node of group {number}, and so does the catalogs' {other} ({address}): one of \
+                     both is a copy of the other; if {other} is the one that serves, delete the StatefulSet of {group} and then \
+                     its claims"
+                ),
+            };
             return Ok(Some(Stay::lasting(LEFT_BEHIND, message)));
         }
         let stored = stored_shards(&session).await?;

@@ -3,18 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::stream;
 
 use super::act::{self, perform};
 use super::heat::Heat;
-use super::lock::{self, Holder};
-use super::observe::{AT_ONCE, Sizes, names, observe};
+use super::lock::{self, Holder, TOPOLOGY_LOCKED};
+use super::observe::{Sizes, names, observe};
 use super::observed::{Dropped, Node, Observed, Stall};
 use super::plan::{Plan, held_by_others, plan};
 use super::rebalance::{Cause, MovePlan};
-use super::retire::{Stay, stays};
 use super::sessions::{Door, Sessions};
 use super::step::{Hold, Step};
 use super::topology::Topology;
@@ -26,8 +23,10 @@ use crate::names::Group;
 use crate::pg::{self, Session};
 
 mod handover;
+mod staying;
 
 pub use handover::Handover;
+use staying::staying;
 
 /// How often the lock is taken in one round: again only where the session that held it broke.
 const ATTEMPTS: u32 = 3;
@@ -42,6 +41,9 @@ pub struct Brief<'a> {
     /// Tells the groups that have servers in Kubernetes now. It is asked again under the topology lock: a group that is
     /// being deleted must not be registered.
     pub existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+    /// Tells the groups whose volumes cannot hold a database, since none was ever made there; nobody while that cannot be told. It
+    /// is asked where servers are left over that nobody has registered.
+    pub blank: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
     /// Whether to measure shards.
     pub sizes: Sizes,
     /// What was seen before: the sizes in it count until they are measured again.
@@ -150,9 +152,9 @@ impl Round {
             let gets_on = operations.any(|operation| operation.pid == holder.pid);
             if self.is_draining() && !gets_on {
                 // Whoever waits for it, nobody leaves before it is free.
-                say(SCALE_IN_BLOCKED, "TopologyLocked", message.clone(), false, blocks);
+                say(SCALE_IN_BLOCKED, TOPOLOGY_LOCKED, message.clone(), false, blocks);
             }
-            say(step.condition(), "TopologyLocked", message, false, blocks);
+            say(step.condition(), TOPOLOGY_LOCKED, message, false, blocks);
         }
         // The first failure is the one that the others may follow from.
         let still = self.deferred.iter().filter(|(step, _)| self.plan.steps.contains(step));
@@ -179,10 +181,7 @@ impl Round {
 /// Observes, plans and acts until nothing more can be done now, or as many steps are done as may be.
 pub async fn round(brief: &Brief<'_>, sessions: &Sessions) -> Round {
     let mut observed = Box::pin(look(brief, brief.before, &BTreeMap::new(), sessions, brief.sizes)).await;
-    // Who does not answer takes seconds, and what is under way is not to wait for that.
-    if observed.catalog.as_ref().is_some_and(|catalog| catalog.operations.is_empty()) {
-        observed.staying = staying(brief.wanted, sessions, &observed).await;
-    }
+    observed.staying = staying(brief, sessions, &observed).await;
     let plan = plan(brief.wanted, sessions.topology(), &observed);
     let mut round = Round {
         observed,
@@ -378,18 +377,6 @@ async fn look(
     let held_up = held_by_others(&world);
     observed.keep_held_up(before, held_up);
     observed
-}
-
-/// Asks the servers that are not asked for and not registered why they have to stay, as is done before they are deleted: nobody
-/// else looks at them.
-async fn staying(wanted: &Wanted, sessions: &Sessions, observed: &Observed) -> BTreeMap<Group, Stay> {
-    let world = World { wanted, topology: sessions.topology(), observed };
-    stream::iter(world.leftover_servers())
-        .map(async |group| Some((group, stays(sessions, group, true).await?)))
-        .buffer_unordered(AT_ONCE)
-        .filter_map(async |stay| stay)
-        .collect()
-        .await
 }
 
 /// Adds what is not asked of the servers.

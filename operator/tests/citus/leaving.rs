@@ -1,16 +1,20 @@
 //! What keeps a worker that is to leave and that holds nothing by the catalogs.
 
+use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dialog_operator::condition::SCALE_IN_BLOCKED;
 use dialog_operator::names::Group;
+use dialog_operator::shards::round::{Brief, round};
 use dialog_operator::shards::step::Step;
+use futures::future::{BoxFuture, ready};
 use testbed::postgres::Shutdown;
 
 use crate::needs_citus;
 use crate::operator::Operator;
-use crate::world::{World, condition, eventually, few_shards};
+use crate::world::{World, brief, condition, eventually, few_shards};
 
 /// Longest time that a dozen moves may take.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -88,12 +92,23 @@ async fn a_server_that_is_registered_no_more_is_asked_why_it_stays() -> Result<(
     assert!(message.starts_with("worker-1 stays: worker-1 does not answer"), "{message}");
     world.server(leaver).start()?;
 
+    // It takes itself for another one.
+    let other =
+        world.number(Group::Coordinator, "SELECT min(groupid)::int8 FROM pg_dist_node WHERE groupid > 0");
+    let take = |number| format!("UPDATE pg_dist_local_group SET groupid = {number}");
+    let own = world.number(leaver, "SELECT groupid::int8 FROM pg_dist_local_group").await?;
+    world.ask(leaver, &take(other.await?)).await?;
+    let (status, reason, message) = said(&mut operator, &world).await?;
+    assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
+    assert!(message.contains("and so does the catalogs' worker-0 ("), "{message}");
+    world.ask(leaver, &take(own)).await?;
+
     let name = stray(&world, leaver, port).await?;
     let (status, reason, message) = said(&mut operator, &world).await?;
     assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
     assert!(message.starts_with("worker-1 stays: ") && message.contains(&name), "{message}");
 
-    // Nothing that is under way waits for its answer.
+    // What is under way does not wait long for its answer; until it answers, what it said last counts.
     let long = world.ask_client(Group::Coordinator).await?;
     long.batch_execute("SET application_name = 'dialog-operator: distribute nothing'").await?;
     let token = long.cancel_token();
@@ -106,12 +121,37 @@ async fn a_server_that_is_registered_no_more_is_asked_why_it_stays() -> Result<(
     )
     .await?;
     remedy(&world, leaver, &message, &name).await?;
+    let pid = world.server(leaver).pid().context("it runs")?.to_string();
+    let signal = |signal: &str| Command::new("kill").args(["-s", signal, &pid]).status();
+    assert!(signal("STOP")?.success());
     let (status, reason, message) = said(&mut operator, &world).await?;
     assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
-    token.cancel_query(tokio_postgres::NoTls).await?;
-    ensure!(sleep.await?.is_err(), "it was not cancelled");
+    assert!(signal("CONT")?.success());
     let (status, reason, message) = said(&mut operator, &world).await?;
     assert_eq!((status, reason), ("False", "Removing"), "{message}");
+    token.cancel_query(tokio_postgres::NoTls).await?;
+    ensure!(sleep.await?.is_err(), "it was not cancelled");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_never_had_a_database_keeps_nobody() -> Result<()> {
+    needs_citus!();
+    let leaver = Group::Worker(1);
+    let mut world = World::start(2)?;
+    world.serve(&few_shards(2)).await?;
+    let one = few_shards(1);
+    world.settle(&one).await?;
+    world.server(leaver).stop(Shutdown::Immediate)?;
+    let existing = world.existing();
+    for (blank, expected) in [(vec![], ("True", "NodeUnreachable")), (vec![leaver], ("False", "Removing"))] {
+        let blank: BTreeSet<Group> = blank.into_iter().collect();
+        let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
+        let blank = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(blank.clone())) };
+        let brief = Brief { blank: &blank, ..brief(&one, &ask) };
+        let (status, reason, message) = condition(&round(&brief, &world.sessions()?).await, SCALE_IN_BLOCKED);
+        assert_eq!((status, reason), expected, "{message}");
+    }
     Ok(())
 }
 
@@ -132,6 +172,20 @@ async fn who_holds_the_topology_lock_is_named_where_a_worker_leaves() -> Result<
     );
     other.batch_execute(&format!("SELECT pg_advisory_unlock({}, {})", keys.0, keys.1)).await?;
     world.settle(&one).await?;
+    assert_eq!(condition(&world.round(&one).await?, SCALE_IN_BLOCKED).1, "Removing");
+
+    // Nothing is left to be done here; what deletes its servers waits for the lock, too.
+    other.batch_execute(&format!("SELECT pg_advisory_lock({}, {})", keys.0, keys.1)).await?;
+    let mut message = String::new();
+    eventually("the lock is taken for forgotten", async || {
+        let (status, reason, said) = condition(&world.round(&one).await?, SCALE_IN_BLOCKED);
+        message = said;
+        Ok((status, reason) == ("True", "TopologyLocked"))
+    })
+    .await?;
+    assert!(message.starts_with("worker-1 stays: the topology lock is held by testbed"), "{message}");
+    assert!(message.contains("SELECT pg_terminate_backend("), "{message}");
+    other.batch_execute(&format!("SELECT pg_advisory_unlock({}, {})", keys.0, keys.1)).await?;
     assert_eq!(condition(&world.round(&one).await?, SCALE_IN_BLOCKED).1, "Removing");
     Ok(())
 }

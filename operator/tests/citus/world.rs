@@ -274,6 +274,7 @@ pub fn brief<'a>(
         wanted,
         unchanged: &|| Box::pin(ready(true)),
         existing,
+        blank: &|| Box::pin(ready(BTreeSet::new())),
         sizes,
         before: None,
         most,

@@ -65,6 +65,7 @@ impl Handover {
             // It is for one step. The next round replaces what is left here.
             unchanged: &|| Box::pin(ready(true)),
             existing,
+            blank: &|| Box::pin(ready(BTreeSet::new())),
             sizes: Sizes::Skip,
             before: Some(&self.before),
             most: 1,

@@ -260,6 +260,18 @@ fn a_topology_lock_that_somebody_has_forgotten_keeps_who_is_to_leave() {
             assert!(message.contains("held by psql (pid 7"), "{message}");
         }
     }
+    // Where nobody leaves it keeps nobody.
+    let mut asked = wanted();
+    asked.workers = 2;
+    let mut round = of(&asked, &observed);
+    let holder = Holder {
+        application: "psql".to_owned(),
+        pid: 7,
+        idle: Some(Idle { since: "2026-01-05T09:00:00Z".to_owned(), seconds: 60 }),
+    };
+    round.held = Some((Step::CreateOwnTables, holder));
+    let found = round.findings().into_iter().find(|finding| finding.kind == SCALE_IN_BLOCKED).unwrap();
+    assert_eq!(found.reason, "NothingToRemove", "{}", found.message);
     // A move of the operator's own holds it, too, and gets on.
     let mut two = wanted();
     two.rebalance.policy.max_parallel_moves = 2;

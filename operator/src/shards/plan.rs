@@ -15,6 +15,7 @@ mod actions;
 mod by_hand;
 mod membership;
 mod moves;
+mod pins;
 mod prepare;
 mod strategy;
 mod tables;

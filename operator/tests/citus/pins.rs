@@ -15,7 +15,7 @@ use crate::isolation::{
     assert_nothing_is_left, colocation, covering, decide, hash, isolating, isolation, with_mode,
 };
 use crate::needs_citus;
-use crate::world::{World, closed, condition, eventually, gated};
+use crate::world::{World, closed, condition, distributed, eventually, gated};
 
 /// Has Citus rebalance by hand, and waits for it; how many shard groups it has moved.
 async fn rebalance_by_hand(world: &World) -> Result<i64> {
@@ -388,4 +388,21 @@ async fn what_somebody_has_decided_about_a_dialog_is_done_in_every_mode_and_take
         assert!(message.contains(why), "{message}");
     }
     assert_nothing_is_left(&world, 3).await
+}
+
+#[tokio::test]
+async fn a_key_of_a_fixed_length_is_meant_as_a_whole() -> Result<()> {
+    needs_citus!();
+    let world = World::start(2)?;
+    let mut wanted = gated(2, closed());
+    world.serve(&wanted).await?;
+    world.api(Group::Coordinator).await?.run("CREATE TABLE rooms (room character(8) PRIMARY KEY)").await?;
+    wanted.tables.push(distributed("rooms", "room", "rooms"));
+    world.settle(&wanted).await?;
+    wanted.pins = vec![PinSpec { group: "rooms".to_owned(), ..entry("kitchen", Some(0)) }];
+    world.settle(&wanted).await?;
+    let hash = world.number(Group::Coordinator, "SELECT worker_hash('kitchen'::character(8))::int8").await?;
+    let pins = world.round_of(&wanted, 0).await?.observed.kept.pins;
+    assert_eq!(pins.iter().map(|pin| i64::from(pin.tenant.hash)).collect::<Vec<_>>(), [hash]);
+    Ok(())
 }

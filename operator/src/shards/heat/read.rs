@@ -189,7 +189,7 @@ async fn tenants(session: &Session) -> Result<(Vec<Usage>, Vec<u64>), pg::Error>
         .query(
             "SELECT colocation_id, tenant_attribute, query_count_in_last_period::int8,
                     greatest(query_count_in_last_period - read_count_in_last_period, 0)::int8,
-                    (cpu_usage_in_last_period * 1000000)::int8, format_type(distributioncolumntype, NULL),
+                    (cpu_usage_in_last_period * 1000000)::int8, format_type(distributioncolumntype, -1),
                     score, coalesce(distributioncolumntype <> 0 AND octet_length(tenant_attribute) <= $1, false)
              FROM citus_stat_tenants_local(true) LEFT JOIN pg_dist_colocation ON colocationid = colocation_id",
             &[(&LONGEST_KEY, Type::INT4)],
@@ -204,7 +204,7 @@ async fn tenants(session: &Session) -> Result<(Vec<Usage>, Vec<u64>), pg::Error>
     }
     let mut hashes: BTreeMap<(String, String), i32> = BTreeMap::new();
     for (name, keys) in by_type {
-        // The name of a type as the server writes it.
+        // The name of a type as the server writes it where none of its lengths is meant: `character` alone would cut the key.
         let statement = format!("SELECT key, worker_hash(key::{name}) FROM unnest($1) AS key");
         for row in session.query(&statement, &[(&keys, Type::TEXT_ARRAY)]).await? {
             hashes.insert((name.clone(), row.get(0)), row.get(1));

@@ -100,7 +100,7 @@ pub(super) async fn tables(
     };
     let statement = format!(
         "SELECT wanted.name, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition,
-                (SELECT format_type(atttypid, NULL) FROM pg_attribute
+                (SELECT format_type(atttypid, -1) FROM pg_attribute
                  WHERE attrelid = pg_class.oid AND attname = wanted.column AND attnum > 0 AND NOT attisdropped),
                 CASE relreplident
                     WHEN 'f' THEN true

@@ -54,7 +54,7 @@ pub(in crate::shards) fn types<'a>(wanted: &'a Wanted, observed: &'a Observed) -
 
 async fn ask(sessions: &Sessions, name: &Name) -> Result<i32, pg::Error> {
     let session = sessions.session(Group::Coordinator, Door::Dialog).await?;
-    // The name of a type as the server writes it.
+    // The name of a type as the server writes it where none of its lengths is meant: `character` alone would cut the key.
     let statement = format!("SELECT worker_hash($1::text::{})", name.type_name);
     Ok(session.query_one(&statement, &[(&name.tenant, Type::TEXT)]).await?.get(0))
 }

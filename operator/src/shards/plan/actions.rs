@@ -1,10 +1,9 @@
 //! What is next of an action that was decided, and where pinned shard groups belong.
 
-use std::collections::BTreeMap;
-
 use super::moves::{self, Moves, layout};
+use super::pins::{astray, written};
 use super::{Draft, by_hand};
-use crate::heat::{self, Action, Mode, NodeLoad, Period, QUICK_BYTES, Relief, Tenant, TenantLoad};
+use crate::heat::{Action, Mode, QUICK_BYTES, Relief, Tenant};
 use crate::names::Group;
 use crate::shards::heat::actions::{Act, Author, KeptPin, Outcome};
 use crate::shards::heat::{Heat, is_underway};
@@ -19,73 +18,6 @@ use crate::shards::world::World;
 const MOST_ATTEMPTS: i32 = 3;
 /// Why what keeps nobody from harming others is dropped.
 const URGENT: &str = "a tenant is hot, and comes first";
-
-/// Where shard groups of one hash belong: the pins that are written down, on other nodes where theirs leave or have left.
-/// One whose shard group covers other hashes as well has no meaning: its tables were distributed anew.
-pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
-    let mut pins = written(world);
-    // What is on its way is not to be taken for something to be spread.
-    if let Some(Act { action: Action::Isolate { tenant, to, .. }, .. }) = world.observed.kept.open()
-        && layout.nodes.get(to).is_some_and(|node| node.role != Role::Draining)
-        && !pins.iter().any(|pin| Tenant::from(pin) == *tenant)
-    {
-        pins.push(tenant.pin(*to));
-    }
-    if pins.is_empty() {
-        return pins;
-    }
-    let alone: BTreeMap<Tenant, &ShardGroup> = layout
-        .groups
-        .iter()
-        .filter(|group| group.range.min == group.range.max)
-        .map(|group| (Tenant { colocation_id: group.colocation_id, hash: group.range.min }, group))
-        .collect();
-    pins.retain(|pin| alone.contains_key(&pin.into()));
-    let heat = world.observed.heat.as_ref();
-    let nodes = layout.nodes.iter().map(|(group, node)| {
-        let known = heat.and_then(|heat| heat.nodes.get(group)).copied();
-        let load = known.unwrap_or_else(|| NodeLoad::unknown(node.role));
-        (*group, NodeLoad { role: node.role, free_bytes: node.free_bytes, ..load })
-    });
-    let spent: BTreeMap<Tenant, u64> = heat.iter().flat_map(|heat| heat.pinned.iter().copied()).collect();
-    let tenants = alone.iter().map(|(tenant, group)| TenantLoad {
-        tenant: *tenant,
-        node: group.node,
-        queries: 0,
-        writes: 0,
-        cpu: spent.get(tenant).copied().unwrap_or(0),
-        shard_bytes: group.bytes,
-        alone: true,
-    });
-    let period = Period {
-        end: jiff::Timestamp::UNIX_EPOCH,
-        length: jiff::SignedDuration::ZERO,
-        nodes: nodes.collect(),
-        tenants: tenants.collect(),
-        pins: pins.clone(),
-        held: Vec::new(),
-        empty: Vec::new(),
-        uses: Vec::new(),
-        large: Vec::new(),
-        shard_groups: layout.groups.len(),
-        underway: false,
-        relief: Relief::Ready,
-        splits_held: false,
-    };
-    // Who finds no place stays pinned to where it is, and the moves say so.
-    for retargeted in heat::retarget(&period, &mut Vec::new()) {
-        for pin in pins.iter_mut().filter(|pin| Tenant::from(&**pin) == Tenant::from(&retargeted)) {
-            pin.node = retargeted.node;
-        }
-    }
-    pins
-}
-
-/// The pins that are written down.
-fn written(world: &World<'_>) -> Vec<Pin> {
-    let pin = |kept: &KeptPin| Some(kept.tenant.pin(world.topology.group(&kept.endpoint)?));
-    world.observed.kept.pins.iter().filter_map(pin).collect()
-}
 
 /// Plans what is next.
 pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
@@ -110,7 +42,13 @@ pub(super) fn plan(world: &World<'_>, moves: &Moves, draft: &mut Draft) {
             draft.hold_moves = true;
         }
     }
-    let Some(act) = world.observed.kept.open() else { return };
+    let Some(act) = world.observed.kept.open() else {
+        for (pin, author) in astray(world, &layout) {
+            draft.step(Step::SetPin { pin, called: world.called((&pin).into()), author });
+            draft.hold_moves = true;
+        }
+        return;
+    };
     match next(world, &layout, &written, act, moves) {
         Next::End(outcome, note) => draft.step(Step::EndAction { id: act.id, outcome, note }),
         Next::Pin(pin) => {

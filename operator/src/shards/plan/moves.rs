@@ -143,7 +143,7 @@ pub(crate) fn layout(world: &World<'_>) -> Layout {
     };
     let mut layout =
         Layout { nodes: groups_of.values().filter_map(node).collect(), groups, pins: Vec::new() };
-    layout.pins = super::actions::pins(world, &layout);
+    layout.pins = super::pins::pins(world, &layout);
     layout
 }
 

@@ -34,10 +34,10 @@ pub struct Decided<'a> {
     pub to: Option<Group>,
 }
 
-impl Decisions<'_> {
+impl<'a> Decisions<'a> {
     /// What was decided about a tenant.
     #[must_use]
-    pub fn about(&self, tenant: Tenant) -> Option<&Decided<'_>> {
+    pub fn about(&self, tenant: Tenant) -> Option<&Decided<'a>> {
         self.known.iter().find(|decided| decided.tenant == tenant)
     }
 
@@ -68,7 +68,15 @@ impl<'a> World<'a> {
                 Some(Ok(hash)) => {
                     let to = worker.and_then(|worker| u32::try_from(worker).ok()).map(Group::Worker);
                     let tenant = Tenant { colocation_id, hash: *hash };
-                    decisions.known.push(Decided { entry, tenant, to });
+                    match decisions.about(tenant).copied() {
+                        None => decisions.known.push(Decided { entry, tenant, to }),
+                        Some(first) if first.to == to => {}
+                        Some(Decided { entry: first, .. }) => decisions.problems.push(format!(
+                            "spec.sharding.pins: {group} {} and {group} {} have one hash, and so one shard for ever: what the \
+                             first entry says is done; give both the same worker, or none",
+                            first.tenant, entry.tenant
+                        )),
+                    }
                 }
                 Some(Err(why)) => {
                     decisions.problems.push(format!("spec.sharding.pins: {group} {tenant} is nobody: {why}"));

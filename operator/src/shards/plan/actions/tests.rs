@@ -1,10 +1,12 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
 use super::*;
 use crate::api::{DialogClusterStatus, IsolatedTenant};
 use crate::condition::{BALANCED, HOT_TENANT};
+use crate::heat::NodeLoad;
+use crate::pg::Endpoint;
 use crate::shards::findings::tests::{at_rest, catalog, facts, ranges, topology};
 use crate::shards::heat::actions::{Kept, KeptPin};
 use crate::shards::heat::{ENOUGH, Heat};

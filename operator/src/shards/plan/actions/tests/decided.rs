@@ -17,6 +17,27 @@ fn named(observed: Observed) -> Observed {
 }
 
 #[test]
+fn of_two_entries_of_one_shard_the_first_is_done_and_both_are_named() {
+    let mut observed = named(observed());
+    let name = Name { type_name: "uuid".to_owned(), tenant: "twin".to_owned() };
+    observed.hashes.insert(name, Ok(TENANT.hash));
+    cut_out(&mut observed, 1);
+    observed.kept.pins = vec![KeptPin { author: Author::Spec, ..pin(Group::Worker(0)) }];
+    for (worker, reason) in [(Some(0), ""), (Some(1), "PinNotPossible"), (None, "PinNotPossible")] {
+        let mut wanted = decided(Some(0));
+        wanted.pins.push(PinSpec { group: "dialog".to_owned(), tenant: "twin".to_owned(), worker });
+        let plan = plan(&wanted, &topology(), &observed);
+        assert_eq!(plan.steps, [], "{worker:?}");
+        let finding = plan.findings.iter().find(|finding| finding.kind == HOT_TENANT).unwrap();
+        assert_eq!(finding.reason == "PinNotPossible", reason == "PinNotPossible", "{}", finding.message);
+        assert_eq!(
+            finding.message.contains("dialog seven and dialog twin have one hash"),
+            !reason.is_empty()
+        );
+    }
+}
+
+#[test]
 fn what_somebody_has_decided_is_begun_and_comes_before_the_policy() {
     let (begun, _) = steps(&named(observed()), &decided(Some(0)));
     let [Step::BeginIsolation { tenant, from, to, rest, .. }] = &begun[..] else { panic!("{begun:?}") };

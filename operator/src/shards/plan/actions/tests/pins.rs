@@ -23,6 +23,20 @@ fn a_tenant_is_pinned_and_stays_where_it_is_pinned() {
 }
 
 #[test]
+fn a_pin_at_an_address_of_another_cluster_means_where_its_shard_is() {
+    let mut observed = observed();
+    cut_out(&mut observed, 2);
+    let elsewhere = Endpoint::new("other-worker-0.ns.svc", 5432);
+    observed.kept.pins = vec![KeptPin { endpoint: elsewhere, ..pin(Group::Worker(0)) }];
+    let steps = planned(&observed, 3).steps;
+    let [Step::SetPin { pin: set, author: Author::Policy, .. }] = &steps[..] else { panic!("{steps:?}") };
+    assert_eq!(*set, TENANT.pin(Group::Worker(1)));
+    observed.kept.pins = vec![pin(Group::Worker(1))];
+    let steps = planned(&observed, 3).steps;
+    assert!(!steps.iter().any(|step| matches!(step, Step::SetPin { .. })), "{steps:?}");
+}
+
+#[test]
 fn pins_are_retargeted_before_their_node_is_drained() {
     let mut observed = observed();
     cut_out(&mut observed, 3);

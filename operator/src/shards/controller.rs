@@ -235,8 +235,8 @@ impl Reconciler for Controller {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> {
             async { existing(&self.context.client, &names).await.unwrap_or_default() }.boxed()
         };
-        let ask_blank = || -> BoxFuture<'_, BTreeSet<Group>> {
-            async { blank(&self.context.client, &names).await.unwrap_or_default() }.boxed()
+        let ask_blank = || -> BoxFuture<'_, Option<BTreeSet<Group>>> {
+            async { blank(&self.context.client, &names).await.ok() }.boxed()
         };
         let unchanged = self.unchanged(cluster);
         let asks_the_same = || -> BoxFuture<'_, bool> { unchanged() };

@@ -91,8 +91,18 @@ struct State {
     begun: Vec<Step>,
 }
 
+impl State {
+    /// The moves that are being carried out, or about to be.
+    fn moves(&self) -> usize {
+        let moves = |one: &&UnderWay| one.step.hold() == Hold::Shared && !one.over && !one.task.is_finished();
+        self.under_way.iter().filter(moves).count()
+    }
+}
+
 struct UnderWay {
     step: Step,
+    /// Whether it was carried out, and only what follows is still looked for.
+    over: bool,
     task: JoinHandle<(Ended, Duration)>,
 }
 
@@ -103,7 +113,8 @@ impl Jobs {
     }
 
     /// Begins steps, but for those that are under way: moves go together; anything else goes alone, and the lock sees to
-    /// it. One that has ended begins again only after its result was taken.
+    /// it. One that has ended begins again only after its result was taken. No more moves begin than may be made at the same time:
+    /// where two end together, neither may have seen what the other began.
     pub fn start(&self, steps: &[Step]) {
         self.go_on(steps, None);
     }
@@ -115,10 +126,11 @@ impl Jobs {
         let mut open = open;
         for step in steps {
             let under_way = state.under_way.iter().any(|one| one.step == *step);
-            if !under_way && !job.handover.puts_off(step) {
+            let is_full = step.hold() == Hold::Shared && state.moves() >= job.handover.parallel_moves();
+            if !under_way && !is_full && !job.handover.puts_off(step) {
                 let sessions = job.sessions(step, open.take());
                 let task = tokio::spawn(self.clone().run(job.clone(), sessions, step.clone()));
-                state.under_way.push(UnderWay { step: step.clone(), task });
+                state.under_way.push(UnderWay { step: step.clone(), over: false, task });
             }
         }
     }
@@ -135,6 +147,9 @@ impl Jobs {
                 None => Ok(Carried::Needless),
             };
             let lasted = begun.elapsed();
+            for one in self.state().under_way.iter_mut().filter(|one| one.step == step) {
+                one.over = true;
+            }
             if step.hold() == Hold::Shared && matches!(ended, Ok(Carried::Out)) {
                 // What was asked for may have changed while it was carried out.
                 let newest = self.state().job.clone();
@@ -277,6 +292,24 @@ mod tests {
         jobs.set(Some(job));
         jobs.start(std::slice::from_ref(&step));
         assert!(jobs.has(&step), "the round says that it may be tried again");
+    }
+
+    #[tokio::test]
+    async fn no_more_moves_begin_than_may_be_made_at_the_same_time() {
+        let (job, first) = job();
+        let Step::MoveShard { shard_id, from, to } = first else { panic!("{first}") };
+        let other = |more| Step::MoveShard { shard_id: shard_id + more, from, to };
+        let jobs = Jobs::default();
+        let most = job.handover.parallel_moves();
+        jobs.set(Some(job));
+        let all: Vec<Step> = (0..).map(other).take(most + 1).collect();
+        let (last, others) = all.split_last().unwrap();
+        jobs.start(others);
+        jobs.start(std::slice::from_ref(last));
+        assert!(others.iter().all(|step| jobs.has(step)) && !jobs.has(last));
+        ended(&jobs).await;
+        jobs.start(std::slice::from_ref(last));
+        assert!(jobs.has(last), "one has ended");
     }
 
     #[tokio::test]

@@ -41,9 +41,9 @@ pub struct Brief<'a> {
     /// Tells the groups that have servers in Kubernetes now. It is asked again under the topology lock: a group that is
     /// being deleted must not be registered.
     pub existing: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
-    /// Tells the groups whose volumes cannot hold a database, since none was ever made there; nobody while that cannot be told. It
+    /// Tells the groups whose volumes cannot hold a database, since none was ever made there; `None` while that cannot be told. It
     /// is asked where servers are left over that nobody has registered.
-    pub blank: &'a (dyn Fn() -> BoxFuture<'a, BTreeSet<Group>> + Send + Sync),
+    pub blank: &'a (dyn Fn() -> BoxFuture<'a, Option<BTreeSet<Group>>> + Send + Sync),
     /// Whether to measure shards.
     pub sizes: Sizes,
     /// What was seen before: the sizes in it count until they are measured again.

@@ -124,9 +124,10 @@ async fn a_server_that_is_registered_no_more_is_asked_why_it_stays() -> Result<(
     let pid = world.server(leaver).pid().context("it runs")?.to_string();
     let signal = |signal: &str| Command::new("kill").args(["-s", signal, &pid]).status();
     assert!(signal("STOP")?.success());
-    let (status, reason, message) = said(&mut operator, &world).await?;
-    assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
+    let last = said(&mut operator, &world).await;
     assert!(signal("CONT")?.success());
+    let (status, reason, message) = last?;
+    assert_eq!((status, reason), ("True", "LeftBehind"), "{message}");
     let (status, reason, message) = said(&mut operator, &world).await?;
     assert_eq!((status, reason), ("False", "Removing"), "{message}");
     token.cancel_query(tokio_postgres::NoTls).await?;
@@ -144,13 +145,20 @@ async fn a_server_that_never_had_a_database_keeps_nobody() -> Result<()> {
     world.settle(&one).await?;
     world.server(leaver).stop(Shutdown::Immediate)?;
     let existing = world.existing();
-    for (blank, expected) in [(vec![], ("True", "NodeUnreachable")), (vec![leaver], ("False", "Removing"))] {
-        let blank: BTreeSet<Group> = blank.into_iter().collect();
+    let mut before = None;
+    for (blank, expected) in [
+        (Some(BTreeSet::from([leaver])), ("False", "Removing")),
+        (Some(BTreeSet::new()), ("True", "NodeUnreachable")),
+        // Nobody can tell: what was known counts.
+        (None, ("True", "NodeUnreachable")),
+    ] {
         let ask = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(existing.clone())) };
-        let blank = || -> BoxFuture<'_, BTreeSet<Group>> { Box::pin(ready(blank.clone())) };
-        let brief = Brief { blank: &blank, ..brief(&one, &ask) };
-        let (status, reason, message) = condition(&round(&brief, &world.sessions()?).await, SCALE_IN_BLOCKED);
+        let blank = || -> BoxFuture<'_, Option<BTreeSet<Group>>> { Box::pin(ready(blank.clone())) };
+        let brief = Brief { blank: &blank, before: before.as_ref(), ..brief(&one, &ask) };
+        let round = round(&brief, &world.sessions()?).await;
+        let (status, reason, message) = condition(&round, SCALE_IN_BLOCKED);
         assert_eq!((status, reason), expected, "{message}");
+        before = Some(round.observed);
     }
     Ok(())
 }

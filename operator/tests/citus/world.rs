@@ -274,7 +274,7 @@ pub fn brief<'a>(
         wanted,
         unchanged: &|| Box::pin(ready(true)),
         existing,
-        blank: &|| Box::pin(ready(BTreeSet::new())),
+        blank: &|| Box::pin(ready(Some(BTreeSet::new()))),
         sizes,
         before: None,
         most,

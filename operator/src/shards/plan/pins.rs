@@ -18,6 +18,12 @@ pub(super) fn pins(world: &World<'_>, layout: &Layout) -> Vec<Pin> {
     {
         pins.push(tenant.pin(*to));
     }
+    // So they count before they are written anew: that waits for what is being done.
+    for (pin, _) in astray(world, layout) {
+        if !pins.iter().any(|known| Tenant::from(known) == Tenant::from(&pin)) {
+            pins.push(pin);
+        }
+    }
     if pins.is_empty() {
         return pins;
     }

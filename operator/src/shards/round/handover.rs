@@ -35,6 +35,12 @@ impl Handover {
         }
     }
 
+    /// How many moves may be made at the same time; at least one.
+    #[must_use]
+    pub fn parallel_moves(&self) -> usize {
+        self.wanted.rebalance.policy.max_parallel_moves.max(1) as usize
+    }
+
     /// Replaces what is asked for.
     pub fn ask_for(&mut self, wanted: Wanted) {
         self.wanted = wanted;
@@ -65,7 +71,7 @@ impl Handover {
             // It is for one step. The next round replaces what is left here.
             unchanged: &|| Box::pin(ready(true)),
             existing,
-            blank: &|| Box::pin(ready(BTreeSet::new())),
+            blank: &|| Box::pin(ready(None)),
             sizes: Sizes::Skip,
             before: Some(&self.before),
             most: 1,

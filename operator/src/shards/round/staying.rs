@@ -18,7 +18,7 @@ use crate::shards::world::World;
 const BRIEFLY: Duration = Duration::from_secs(1);
 
 /// Asks the servers that are not asked for and not registered why they have to stay, as is done before they are deleted: nobody
-/// else looks at them. What `observed` has of one that does not answer in time counts on.
+/// else looks at them. What `observed` has of one that does not answer in time counts on, and of all while Kubernetes does not answer.
 pub(super) async fn staying(
     brief: &Brief<'_>,
     sessions: &Sessions,
@@ -31,7 +31,8 @@ pub(super) async fn staying(
         return BTreeMap::new();
     }
     let patience = if catalog.operations.is_empty() { Duration::MAX } else { BRIEFLY };
-    let blank = (brief.blank)().await;
+    let blank = timeout(patience, (brief.blank)()).await.ok().flatten();
+    let Some(blank) = blank else { return observed.staying.clone() };
     stream::iter(leftover)
         .map(async |group| {
             let stay = timeout(patience, stays(sessions, group, !blank.contains(&group))).await;

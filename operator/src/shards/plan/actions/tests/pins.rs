@@ -37,6 +37,22 @@ fn a_pin_at_an_address_of_another_cluster_means_where_its_shard_is() {
 }
 
 #[test]
+fn a_pin_at_an_address_of_another_cluster_counts_while_something_else_is_done() {
+    let mut observed = with(vec![isolation(4000)]);
+    cut_out(&mut observed, 1);
+    let elsewhere = Endpoint::new("other-worker-0.ns.svc", 5432);
+    let unknown = KeptPin { endpoint: elsewhere, author: Author::Spec, ..pin(Group::Worker(0)) };
+    let wanted = Wanted { dedicated: 1, ..wanted(3) };
+    let leaves = |observed: &Observed| {
+        let moves = plan(&wanted, &topology(), observed).moves.unwrap();
+        moves.plan.moves.iter().any(|next| next.shard_id == 3001)
+    };
+    assert!(leaves(&observed), "a worker that holds pinned shards only has one that is pinned nowhere");
+    observed.kept.pins = vec![unknown];
+    assert!(!leaves(&observed));
+}
+
+#[test]
 fn pins_are_retargeted_before_their_node_is_drained() {
     let mut observed = observed();
     cut_out(&mut observed, 3);
